@@ -1,0 +1,177 @@
+"""The losses of HDKD as pure functions.
+
+Source: arXiv 2407.07516 and the published code (github omarsherif200/HDKD at f7c7dae). Shapes: B images, K classes,
+maps (B, C, H, W). The teacher's tensors are constants: take them without gradient.
+"""
+from typing import Dict, Optional, Sequence
+
+import torch
+import torch.nn.functional as F
+
+KD_KINDS = ('soft', 'hard', 'none')
+REDUCTIONS = ('mean', 'batchmean')
+
+
+def logit_distillation_loss(
+        student_logits: torch.Tensor,
+        teacher_logits: torch.Tensor,
+        kind: str = 'soft',
+        tau: float = 1.,
+        reduction: str = 'mean',
+) -> torch.Tensor:
+    """Distance of the student's distillation logits from the teacher's logits.
+
+    'soft': tau^2 * KL(p_t || p_s) with p = softmax(logits / tau). As published (and in DeiT) the sum over images and
+    classes is divided by B * K, `reduction='mean'`; 'batchmean' divides by B, as timm does, and is K times larger.
+    'hard': cross entropy with the teacher's argmax.
+
+    Args:
+        student_logits: Logits of the distillation head (B, K).
+        teacher_logits: Logits of the teacher (B, K).
+        kind: 'soft' or 'hard'.
+        tau: Temperature of the soft loss, above 0.
+        reduction: 'mean' or 'batchmean', for the soft loss.
+
+    Returns:
+        Scalar loss.
+
+    Raises:
+        ValueError: if the shapes differ, or if kind, tau or reduction is none of the above.
+    """
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f'Student and teacher logits differ in shape: {tuple(student_logits.shape)} and'
+            f' {tuple(teacher_logits.shape)}.')
+    if kind == 'hard':
+        return F.cross_entropy(student_logits, teacher_logits.argmax(dim=-1))
+    if kind != 'soft':
+        raise ValueError(f"kind must be 'soft' or 'hard', got {kind!r}.")
+    if not tau > 0:
+        raise ValueError(f'tau must be above 0, got {tau}.')
+    if reduction not in REDUCTIONS:
+        raise ValueError(f'reduction must be one of {REDUCTIONS}, got {reduction!r}.')
+    log_p_s = F.log_softmax(student_logits / tau, dim=-1)
+    log_p_t = F.log_softmax(teacher_logits / tau, dim=-1)
+    kl_sum = F.kl_div(log_p_s, log_p_t, reduction='sum', log_target=True)
+    return tau ** 2 * kl_sum / (student_logits.numel() if reduction == 'mean' else len(student_logits))
+
+
+def feature_distillation_losses(
+        student_maps: Sequence[torch.Tensor],
+        teacher_maps: Sequence[torch.Tensor],
+        stages: Optional[Sequence[int]] = None,
+) -> Dict[int, torch.Tensor]:
+    """Mean squared difference of the maps of each stage, unweighted.
+
+    Args:
+        student_maps: The student's map of each stage, (B, C, H, W).
+        teacher_maps: The teacher's, of the same shapes.
+        stages: Names of the stages in errors and results, from 1; 1, 2, ... if None.
+
+    Returns:
+        Stage -> scalar loss, in the order given.
+
+    Raises:
+        ValueError: if the numbers of maps differ, or the two shapes of a stage (which is named).
+    """
+    stages = list(range(1, len(student_maps) + 1)) if stages is None else list(stages)
+    if not len(stages) == len(student_maps) == len(teacher_maps):
+        raise ValueError(
+            f'{len(stages)} stages, {len(student_maps)} student maps and {len(teacher_maps)} teacher maps.')
+    losses = {}
+    for stage, s, t in zip(stages, student_maps, teacher_maps):
+        if s.shape != t.shape:
+            raise ValueError(
+                f"Stage {stage}: the student's map is {tuple(s.shape)}, the teacher's {tuple(t.shape)}; feature"
+                ' distillation needs equal shapes, choose other stages or another teacher.')
+        losses[stage] = F.mse_loss(s, t)
+    return losses
+
+
+def _weigh_stages(losses: Dict[int, torch.Tensor], stage_exponent: float) -> torch.Tensor:
+    return sum(i ** stage_exponent * loss for i, loss in enumerate(losses.values(), start=1))
+
+
+def feature_distillation_loss(
+        student_maps: Sequence[torch.Tensor],
+        teacher_maps: Sequence[torch.Tensor],
+        stage_exponent: float = 1.,
+) -> torch.Tensor:
+    """Sum over the chosen stages of i^stage_exponent * MSE, i = 1, 2, ... in the order listed.
+
+    The weight goes by place in the list, as published: a list that holds stage 3 alone weighs it by 1.
+
+    Args:
+        student_maps: The student's maps of the chosen stages, (B, C, H, W).
+        teacher_maps: The teacher's, of the same shapes.
+        stage_exponent: gamma; 0 weighs all stages alike.
+
+    Returns:
+        Scalar loss.
+
+    Raises:
+        ValueError: as `feature_distillation_losses`.
+    """
+    return _weigh_stages(feature_distillation_losses(student_maps, teacher_maps), stage_exponent)
+
+
+def hdkd_loss(
+        cls_logits: torch.Tensor,
+        dist_logits: Optional[torch.Tensor],
+        teacher_logits: Optional[torch.Tensor],
+        target: torch.Tensor,
+        student_maps: Sequence[torch.Tensor] = (),
+        teacher_maps: Sequence[torch.Tensor] = (),
+        *,
+        kind: str = 'soft',
+        alpha: float = 0.5,
+        tau: float = 1.,
+        feature_weight: float = 10.,
+        stages: Optional[Sequence[int]] = None,
+        stage_exponent: float = 1.,
+        reduction: str = 'mean',
+) -> Dict[str, torch.Tensor]:
+    """The loss of HDKD and all its parts.
+
+        logit = (1 - alpha) * cross_entropy(cls_logits, target) + alpha * logit_distillation_loss(dist_logits, ...)
+        loss = logit + feature_weight * feature
+
+    With kind 'none' the logit loss is the cross entropy alone, and the distillation head gets no gradient.
+
+    Args:
+        cls_logits: Logits of the student's class head (B, K).
+        dist_logits: Logits of its distillation head (B, K), not read with kind 'none'.
+        teacher_logits: Logits of the teacher (B, K), not read with kind 'none'.
+        target: Class indices (B,), or class probabilities (B, K).
+        student_maps: The student's maps of the chosen stages, (B, C, H, W); none for no feature loss.
+        teacher_maps: The teacher's, of the same shapes.
+        kind: 'soft', 'hard' or 'none'.
+        alpha: Weight of the distillation in the logit loss, 0 to 1.
+        tau: Temperature of the soft distillation.
+        feature_weight: lambda, weight of the feature loss.
+        stages: Names of the chosen stages for the parts and errors; 1, 2, ... if None.
+        stage_exponent: gamma, weighs the i-th chosen stage by i^gamma.
+        reduction: Of the soft distillation, 'mean' (published) or 'batchmean'.
+
+    Returns:
+        Scalars 'loss', 'ce_loss', 'logit_loss', and where they take part 'kd_loss', 'feature_loss' (weighted sum over
+        stages, before `feature_weight`) and 'feature_loss_<stage>' (unweighted).
+
+    Raises:
+        ValueError: if kind is none of the above, or as the functions above.
+    """
+    if kind not in KD_KINDS:
+        raise ValueError(f'kind must be one of {KD_KINDS}, got {kind!r}.')
+    parts = {'ce_loss': F.cross_entropy(cls_logits, target)}
+    if kind == 'none':
+        logit_loss = parts['ce_loss']
+    else:
+        parts['kd_loss'] = logit_distillation_loss(dist_logits, teacher_logits, kind, tau, reduction)
+        logit_loss = (1 - alpha) * parts['ce_loss'] + alpha * parts['kd_loss']
+    parts['logit_loss'] = loss = logit_loss
+    if len(student_maps) or len(teacher_maps):
+        losses = feature_distillation_losses(student_maps, teacher_maps, stages)
+        parts['feature_loss'] = _weigh_stages(losses, stage_exponent)
+        parts.update({f'feature_loss_{stage}': part for stage, part in losses.items()})
+        loss = logit_loss + feature_weight * parts['feature_loss']
+    return {'loss': loss, **parts}

@@ -1,0 +1,68 @@
+"""Fixtures that several test files share: tiny networks, the published code's tensors, small image folders."""
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+FIXTURES = Path(__file__).parent / 'fixtures'
+
+# the networks of the fixtures
+TINY = dict(img_size=32, num_classes=5, dims=(8, 16, 24))
+TINY_TEACHER = dict(TINY, depths=(2, 1, 2))
+TINY_STUDENT = dict(TINY, depths=(1, 2, 2, 2), embed_dim=32, num_heads=2, head_dim=8, mlp_ratio=2)
+
+
+def strip_prefix(tensors, prefix):
+    """The tensors whose name starts with the prefix, without it."""
+    return {name[len(prefix):]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def load_reference(name):
+    """Tensors and metadata of a fixture file."""
+    path = FIXTURES / f'{name}.safetensors'
+    with safe_open(path, 'pt') as file:
+        metadata = file.metadata() or {}
+    return load_file(path), metadata
+
+
+def parse_case(words):
+    """The settings of a loss case, 'kind=soft alpha=0.5 ... stages=[1, 2, 3]'."""
+    case = dict(re.findall(r'(\w+)=(\[.*?\]|\S+)', words))
+    return dict(
+        kind=case['kind'], alpha=float(case['alpha']), tau=float(case['tau']),
+        feature_weight=float(case['lambda']), stage_exponent=float(case['stage_exponent']),
+        stages=[int(digit) for digit in re.findall(r'\d+', case['stages'])])
+
+
+def write_images(folder, classes=('a', 'b', 'c'), number=6, size=40, mode='RGB', suffix='.png', seed=0):
+    """Images of noise around a brightness that tells the class, `folder/<class>/<i><suffix>`."""
+    rng = np.random.default_rng(seed)
+    for i, name in enumerate(classes):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for j in range(number):
+            pixels = rng.normal(40 + 80 * i, 20, (size, size, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).convert(mode).save(folder / name / f'{j}{suffix}')
+
+
+def pytest_report_header():
+    return f'timm {timm.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads'
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """An image folder of three classes, 8 training and 4 test images each."""
+    write_images(tmp_path / 'data' / 'train', number=8)
+    write_images(tmp_path / 'data' / 'test', number=4, seed=1)
+    return tmp_path / 'data'
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+    torch._dynamo.reset()
