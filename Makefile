@@ -1,0 +1,32 @@
+# make demo            train, distil and compare on phantom images that the project draws itself
+# make demo DATA=DIR   the same on DIR/train/<class>/*, DIR/test/<class>/*
+# make test            all tests
+# make lint            ruff
+# Each sets up .venv first where that is missing.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/installed
+	$(BIN)/hdkd demo $(if $(DATA),--data-dir "$(DATA)")
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+
+$(VENV)/installed: setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV)

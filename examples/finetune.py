@@ -1,0 +1,58 @@
+"""Fine-tune a student on other classes in plain PyTorch + timm.
+
+    python examples/finetune.py MODEL_FOLDER DATA_DIR [--epochs N] [--layer-decay D] [--out FOLDER]
+
+MODEL_FOLDER is a model folder, such as runs/<name>/student of `hdkd distill`; DATA_DIR holds train/<class>/* and
+test/<class>/*. New heads are made for the classes of DATA_DIR, earlier layers learn slower by the layer decay.
+"""
+import argparse
+
+import timm
+import torch
+from timm.optim import create_optimizer_v2
+from torch.nn import functional as F
+
+import hdkd_timm  # noqa: F401
+from hdkd_timm.checkpoint import save_model
+from hdkd_timm.data import create_datasets, create_split_loader
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument('model_folder')
+parser.add_argument('data_dir')
+parser.add_argument('--epochs', type=int, default=10)
+parser.add_argument('--batch-size', type=int, default=16)
+parser.add_argument('--lr', type=float, default=5e-4)
+parser.add_argument('--layer-decay', type=float, default=0.8)
+parser.add_argument('--workers', type=int, default=2)
+parser.add_argument('--out', help='model folder to write')
+args = parser.parse_args()
+
+device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+datasets, classes = create_datasets(args.data_dir)
+model = timm.create_model(f'local-dir:{args.model_folder}', pretrained=True, num_classes=len(classes)).to(device)
+data_config = timm.data.resolve_data_config(model=model)
+loaders = {
+    split: create_split_loader(
+        datasets[split], data_config, args.batch_size, is_training=split == 'train', num_workers=args.workers,
+        device=device, scale=(0.8, 1.), vflip=0.5)
+    for split in ('train', 'test')}
+
+optimizer = create_optimizer_v2(model, opt='adamw', lr=args.lr, weight_decay=0.05, layer_decay=args.layer_decay)
+lrs = [group['lr'] * group.get('lr_scale', 1.) for group in optimizer.param_groups]
+for epoch in range(args.epochs):
+    for group, lr in zip(optimizer.param_groups, lrs):
+        group['lr'] = lr * (1 - epoch / args.epochs)
+    model.train()
+    for images, targets in loaders['train']:
+        loss = F.cross_entropy(model(images), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    print(f'epoch {epoch + 1}/{args.epochs}  loss of the last batch {loss.item():.4f}')
+
+model.eval()
+with torch.inference_mode():
+    correct = sum((model(images).argmax(dim=1) == targets).sum().item() for images, targets in loaders['test'])
+print(f"test accuracy {correct / len(datasets['test']):.1%}")
+if args.out:
+    save_model(model, args.out, label_names=classes)

@@ -1,0 +1,286 @@
+"""Model folders (`config.json` + `model.safetensors`) and checkpoints of the published code.
+
+A folder is what `timm.create_model('local-dir:FOLDER', pretrained=True)` and the Hugging Face Hub take. It is written
+whole or not at all.
+"""
+import copy
+import json
+import math
+import os
+import pickle
+import shutil
+import tempfile
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+
+import safetensors
+import safetensors.torch
+import timm
+import torch
+from timm.data.loader import adapt_to_chs
+from timm.models import save_for_hf
+from timm.utils import unwrap_model
+from torch import nn
+
+from .models.hdkd import HDKDStudent, convert_state_dict
+
+PathLike = Union[str, Path]
+
+
+@contextmanager
+def new_folder(folder: PathLike) -> Iterator[Path]:
+    """A temporary folder beside `folder`, renamed to it at the end or removed on an error.
+
+    Raises:
+        FileExistsError: if `folder` exists and is not empty.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise FileExistsError(f"'{folder}' exists already: choose another folder, nothing is overwritten.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)  # mkdtemp's folders are for their owner alone
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def save_model(
+        model: nn.Module,
+        folder: PathLike,
+        label_names: Optional[Sequence[str]] = None,
+        model_args: Optional[Dict[str, Any]] = None,
+) -> None:
+    """Write a model folder that `timm.create_model('local-dir:FOLDER', pretrained=True)` loads.
+
+    Args:
+        model: A timm model.
+        folder: Where to write; must not exist or be empty.
+        label_names: Class names by index.
+        model_args: Arguments that the model was created with. timm records them itself since 1.0.31.
+
+    Raises:
+        FileExistsError: if the folder holds something.
+    """
+    model = copy.deepcopy(unwrap_model(model)).cpu().to(memory_format=torch.contiguous_format)
+    for key in ('mean', 'std'):  # of as many channels as the model takes
+        stats = adapt_to_chs(model.pretrained_cfg[key], model.in_chans)
+        model.pretrained_cfg = dict(model.pretrained_cfg, **{key: tuple(stats)})
+    model_config = {'label_names': list(label_names)} if label_names else {}
+    with new_folder(folder) as temporary:
+        save_for_hf(model, temporary, model_config=model_config, model_args=model_args, safe_serialization=True)
+        path = temporary / 'config.json'
+        config = json.loads(path.read_text())
+        # timm < 1.0.31 writes the source's metadata, not the model's
+        img_size = getattr(model, 'img_size', None) or config['pretrained_cfg']['input_size'][-2:]
+        config['pretrained_cfg'].update(
+            input_size=[model.in_chans, *(img_size if isinstance(img_size, (list, tuple)) else [img_size] * 2)],
+            num_classes=model.num_classes)
+        path.write_text(json.dumps(config, indent=2) + '\n')
+
+
+def read_checkpoint(path: PathLike) -> Dict[str, Any]:
+    """Read a checkpoint file, .safetensors or torch.save, without running any code that it holds.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file would execute code on loading, or is no checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"Checkpoint '{path}' does not exist, or is no file.")
+    try:
+        if path.suffix == '.safetensors':
+            return safetensors.torch.load_file(path)
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as e:
+        is_zip = zipfile.is_zipfile(path)
+        if not is_zip and path.read_bytes()[:1] != pickle.PROTO:
+            raise ValueError(f"'{path}' is no checkpoint: neither safetensors nor written by torch.save.") from e
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if is_zip else []
+        raise ValueError(
+            f"Refused '{path}': loading it would execute code, it holds {', '.join(names) or 'more than tensors'}."
+            ' Where you trust it, load it once with the code that wrote it and save its state dict,'
+            ' torch.save(model.state_dict(), FILE).') from e
+    except (RuntimeError, EOFError, KeyError, safetensors.SafetensorError) as e:
+        raise ValueError(f"'{path}' is no checkpoint, or it is damaged: {e}") from e
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"'{path}' holds a {type(checkpoint).__name__}, not a state dict.")
+    return checkpoint
+
+
+def _count(names: Sequence[str], prefix: str) -> int:
+    """How many numbered layers stand below `prefix`."""
+    return len({name[len(prefix):].split('.')[0] for name in names if name.startswith(prefix)})
+
+
+def recognize(
+        state_dict: Dict[str, torch.Tensor],
+        model_name: Optional[str] = None,
+        **model_kwargs: Any,
+) -> Tuple[str, Dict[str, Any]]:
+    """Name and arguments of the HDKD network that a state dict (with our names) belongs to.
+
+    Read off the keys and shapes, except for what these don't show: the stem's stride (2 unless an `_s4` model is
+    named), the number of heads (heads of 32 unless told) and an image size that is not square.
+
+    Args:
+        state_dict: As `convert_state_dict` returns it.
+        model_name: Model name, to choose among those that fit.
+        model_kwargs: Model arguments that win over what is read off.
+
+    Raises:
+        ValueError: if it is none of the networks, or not the one named.
+    """
+    names = list(state_dict)
+    if 'stages.0.0.conv.weight' not in state_dict or 'head.weight' not in state_dict:
+        raise ValueError(
+            f"Not a checkpoint of an HDKD network, it has no stage 1 and head (first keys: {', '.join(names[:4])}).")
+    student, distilled = 'cls_token' in state_dict, 'dist_token' in state_dict
+    if model_name is None:
+        model_name = ('hdkd_student' if distilled else 'hdkd_student_plain') if student else 'hdkd_teacher'
+    if not (timm.is_model(model_name) and model_name.startswith('hdkd_')):
+        raise ValueError(f"Unknown model '{model_name}', choose from {', '.join(timm.list_models('hdkd_*'))}.")
+    stem_stride = 4 if '_s4' in model_name else 2
+    args = dict(
+        num_classes=state_dict['head.weight'].shape[0],
+        in_chans=state_dict['stages.0.0.conv.weight'].shape[1],
+        depths=tuple(_count(names, f'stages.{i}.') for i in range(3)),
+        dims=(
+            state_dict['stages.0.0.conv.weight'].shape[0],
+            *(state_dict[f'stages.{i}.0.conv_pwl.weight'].shape[0] for i in (1, 2))),
+        attn='cbam' if any('.attn.channel.' in name for name in names) else 'se',
+    )
+    if student:
+        embed_dim, patch_dim = state_dict['patch_embed.proj.weight'].shape
+        patch_size = math.isqrt(patch_dim // args['dims'][-1])
+        num_patches = state_dict['pos_embed'].shape[1] - 1 - distilled
+        head_dim = model_kwargs.get('head_dim', 32)
+        args.update(
+            depths=(*args['depths'], _count(names, 'blocks.')),
+            embed_dim=embed_dim,
+            patch_size=patch_size,
+            num_heads=max(1, state_dict['blocks.0.attn.qkv.weight'].shape[0] // 3 // head_dim),
+            head_dim=head_dim,
+            mlp_ratio=state_dict['blocks.0.mlp.fc1.weight'].shape[0] / embed_dim,
+            img_size=math.isqrt(num_patches) * patch_size * stem_stride * 4,
+            distilled=distilled,
+        )
+    else:
+        args.update(hidden_size=state_dict['head_hidden.weight'].shape[0])
+    args.update(model_kwargs)
+
+    model = timm.create_model(model_name, device='meta')
+    if isinstance(model, HDKDStudent) != student or (student and model.distilled != distilled):
+        kind = f"student {'with' if distilled else 'without'} distillation token" if student else 'teacher'
+        raise ValueError(f"The checkpoint is that of a {kind}, not of '{model_name}'.")
+    return model_name, args
+
+
+def load_checkpoint(
+        path: PathLike,
+        model_name: Optional[str] = None,
+        **model_kwargs: Any,
+) -> Tuple[nn.Module, Dict[str, Any]]:
+    """The HDKD network of a checkpoint file, the published code's or ours, and the arguments that it is built with.
+
+    Args:
+        path: A state dict, bare or under 'state_dict' or 'model', with or without the prefix 'module.'.
+        model_name: Model name, where the keys leave a choice (`_s4`).
+        model_kwargs: Model arguments, where keys and shapes leave a choice (num_heads, head_dim, img_size).
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_checkpoint` and `recognize`; if keys are missing or left over, or
+            shapes differ (they are named).
+    """
+    state_dict = convert_state_dict(read_checkpoint(path))
+    tensors = {name: value for name, value in state_dict.items() if isinstance(value, torch.Tensor)}
+    try:
+        model_name, model_args = recognize(tensors, model_name, **model_kwargs)
+    except KeyError as e:
+        raise ValueError(f"'{path}' is no whole checkpoint of an HDKD network, it lacks {e}.") from e
+    model = timm.create_model(model_name, **model_args)
+    expected = model.state_dict()
+    problems = []
+    for what, keys in (
+            ('missing', sorted(set(expected) - set(state_dict))),
+            ('left over', sorted(set(state_dict) - set(expected))),
+            ('of another shape', sorted(
+                f'{k} {tuple(tensors[k].shape)} instead of {tuple(expected[k].shape)}'
+                for k in set(expected) & set(tensors) if tensors[k].shape != expected[k].shape)),
+    ):
+        if keys:
+            problems.append(f"{len(keys)} {what}: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}")
+    if problems:
+        raise ValueError(f"'{path}' does not fit {model_name} ({'; '.join(problems)}).")
+    model.load_state_dict(tensors)
+    return model, model_args
+
+
+def convert_checkpoint(
+        path: PathLike,
+        folder: PathLike,
+        model_name: Optional[str] = None,
+        label_names: Optional[Sequence[str]] = None,
+        **model_kwargs: Any,
+) -> Tuple[str, Dict[str, Any]]:
+    """Write the model folder of a checkpoint file, see `load_checkpoint` and `save_model`.
+
+    Returns:
+        Model name and arguments.
+
+    Raises:
+        FileNotFoundError, FileExistsError, ValueError: as these; if there are not as many label names as classes.
+    """
+    model, model_args = load_checkpoint(path, model_name, **model_kwargs)
+    if label_names and len(label_names) != model.num_classes:
+        raise ValueError(f'{len(label_names)} label names for the {model.num_classes} classes of the checkpoint.')
+    save_model(model, folder, label_names=label_names, model_args=model_args)
+    return model.pretrained_cfg['architecture'], model_args
+
+
+def load_teacher(path: PathLike, classes: List[str], in_chans: int = 3) -> Tuple[nn.Module, Dict[str, Any]]:
+    """A trained teacher from a model folder (any timm model) or a checkpoint file (an HDKD network).
+
+    Args:
+        path: Model folder or file.
+        classes: Class names of the data by index. A folder that names its classes must name the same in this order, of
+            others only the number can be compared.
+        in_chans: Image channels that the student takes.
+
+    Returns:
+        The model, and the arguments that it is built with.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is no such model, or if its classes or channels differ.
+    """
+    if Path(path).is_dir():
+        try:
+            model = timm.create_model(f'local-dir:{path}', pretrained=True)
+            model_args = json.loads((Path(path) / 'config.json').read_text()).get('model_args', {})
+        except (RuntimeError, FileNotFoundError) as e:
+            raise ValueError(f"'{path}' is no model folder (config.json and model.safetensors): {e}") from e
+        labels = list(model.pretrained_cfg.get('label_names') or [])
+    else:
+        model, model_args = load_checkpoint(path)
+        labels = []
+    if labels and labels != classes:
+        different = [name for name in labels if name not in classes] or [name for name in classes if name not in labels]
+        reason = f"class '{different[0]}' is not in both" if different else 'the order differs'
+        raise ValueError(
+            f"The classes of teacher '{path}' ({', '.join(labels)}) are not those of the data ({', '.join(classes)}):"
+            f' {reason}.')
+    if model.num_classes != len(classes):
+        raise ValueError(f"Teacher '{path}' has {model.num_classes} classes, the data {len(classes)}.")
+    if model.in_chans != in_chans:
+        raise ValueError(f"Teacher '{path}' takes {model.in_chans} channels, the student {in_chans}.")
+    return model, model_args
+
+

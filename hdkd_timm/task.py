@@ -1,0 +1,212 @@
+"""HDKDTask: the distillation of a frozen teacher into a student as a `timm.task.TrainingTask`."""
+import logging
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.loader import adapt_to_chs
+from timm.models import FeatureInfo
+from timm.task import TrainingTask
+from timm.utils import unwrap_model
+from torch import nn
+
+from .losses import KD_KINDS, hdkd_loss
+
+_logger = logging.getLogger(__name__)
+
+
+def check_stages(student: nn.Module, teacher: nn.Module, stages: Sequence[int]) -> None:
+    """Compare the maps of two timm models at the chosen stages by their `feature_info`.
+
+    Raises:
+        ValueError: if a network has no such stage or no intermediates at all, or if the two maps of a stage differ in
+            channels or reduction; names the stage and both shapes.
+    """
+    infos = []
+    for role, model in (('student', student), ('teacher', teacher)):
+        if not hasattr(model, 'forward_intermediates'):
+            raise ValueError(f'The {role} {type(model).__name__} has no forward_intermediates(), hence no stages.')
+        infos.append(FeatureInfo(model.feature_info, tuple(range(len(model.feature_info)))))
+        if not stages or min(stages) < 1 or max(stages) > len(model.feature_info):
+            raise ValueError(
+                f'stages must be among 1 to {len(model.feature_info)}, those of the {role} {type(model).__name__},'
+                f' got {list(stages)}.')
+    for stage in stages:
+        shapes = []
+        for info in infos:
+            reduction = info.reduction(stage - 1)
+            shapes.append(f'(B, {info.channels(stage - 1)}, H/{reduction}, W/{reduction})')
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"Stage {stage}: the student's map is {shapes[0]}, the teacher's {shapes[1]}; feature distillation"
+                ' needs equal shapes, choose other stages or another teacher.')
+
+
+def _channel_stats(model: nn.Module) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Mean and std that a model's input is normalised by, (1, C, 1, 1) each, as timm's loader adapts them."""
+    cfg = getattr(model, 'pretrained_cfg', None) or {}
+    in_chans = getattr(model, 'in_chans', 3)
+    mean, std = (
+        torch.tensor(adapt_to_chs(cfg.get(key) or default, in_chans), dtype=torch.float64).view(1, -1, 1, 1)
+        for key, default in (('mean', IMAGENET_DEFAULT_MEAN), ('std', IMAGENET_DEFAULT_STD)))
+    return mean, std
+
+
+def _forward_stages(model: nn.Module, x: torch.Tensor, stages: Sequence[int]) -> Tuple[Any, List[torch.Tensor]]:
+    """Logits, and maps of the stages, of one forward pass."""
+    if not stages:
+        return model(x), []
+    features, maps = model.forward_intermediates(x, [stage - 1 for stage in stages])
+    return model.forward_head(features), maps
+
+
+class StudentModule(nn.Module):
+    """All of the student that is trained, in one forward pass, so that DDP and the compiler see the whole of it.
+
+    (B, C, H, W) -> class logits (B, K), distillation logits (B, K) or None, maps of the chosen stages.
+    """
+
+    def __init__(self, student: nn.Module, stages: Sequence[int]):
+        super().__init__()
+        self.student = student
+        self.stages = stages
+
+    def forward(self, x: torch.Tensor) -> Tuple[torch.Tensor, Optional[torch.Tensor], List[torch.Tensor]]:
+        logits, maps = _forward_stages(self.student, x, self.stages)
+        if isinstance(logits, tuple):
+            return logits[0], logits[1], maps
+        return logits, None, maps
+
+
+class HDKDTask(TrainingTask):
+    """Distil a frozen teacher into a student by its distillation token and the maps of shared stages.
+
+    One forward pass of each network a step. Any timm student and teacher whose chosen stages have maps of equal
+    shape; the student needs a distillation head (`set_distilled_training`) unless `kind` is 'none'. The student
+    returns the pair of logits inside the task only, everywhere else their mean.
+
+    Args:
+        student_model: The model to train.
+        teacher_model: The trained teacher with the same classes; frozen here and always in eval mode.
+        kind: Logit distillation, 'soft', 'hard' or 'none' (cross entropy of the class head and feature loss alone;
+            the distillation head then stays untrained and a student without one is the better choice).
+        alpha: Weight of the distillation in the logit loss.
+        tau: Temperature of the soft distillation.
+        feature_weight: lambda, weight of the feature loss; with 0 the maps are not compared.
+        stages: Stages whose maps are compared, from 1.
+        stage_exponent: gamma, weighs the i-th listed stage by i^gamma.
+        reduction: Of the soft distillation, 'mean' over B * K as published or 'batchmean'.
+        device: Device of the task's buffers.
+        dtype: Dtype of the task's buffers.
+        verbose: Log the settings.
+
+    Raises:
+        ValueError: if the stages don't fit (the stage and both shapes are named), if the numbers of classes or input
+            channels differ, or if the student has no distillation head and kind is not 'none'.
+    """
+
+    def __init__(
+            self,
+            student_model: nn.Module,
+            teacher_model: nn.Module,
+            kind: str = 'soft',
+            alpha: float = 0.5,
+            tau: float = 1.,
+            feature_weight: float = 10.,
+            stages: Sequence[int] = (1, 2, 3),
+            stage_exponent: float = 1.,
+            reduction: str = 'mean',
+            device: Optional[torch.device] = None,
+            dtype: Optional[torch.dtype] = None,
+            verbose: bool = True,
+    ):
+        super().__init__(device=device, dtype=dtype, verbose=verbose)
+        if kind not in KD_KINDS:
+            raise ValueError(f'kind must be one of {KD_KINDS}, got {kind!r}.')
+        student, teacher = unwrap_model(student_model), unwrap_model(teacher_model)
+        self.stages = list(stages) if feature_weight else []
+        if self.stages:
+            check_stages(student, teacher, self.stages)
+        for what in ('num_classes', 'in_chans'):
+            ours, theirs = getattr(student, what, None), getattr(teacher, what, None)
+            if ours != theirs:
+                raise ValueError(f'{what} of student and teacher differ: {ours} and {theirs}.')
+        self.distilled = getattr(student, 'distilled', hasattr(student, 'set_distilled_training'))
+        if kind != 'none' and not self.distilled:
+            raise ValueError(
+                f"{type(student).__name__} has no distillation head: take one that has (hdkd_student), or kind='none'.")
+        if kind == 'none' and self.distilled:
+            _logger.warning(
+                "kind='none' leaves the distillation head untrained, and inference averages it in: take a student"
+                ' without one (hdkd_student_plain).')
+
+        self.trainable_module = StudentModule(student_model, self.stages)
+        self.teacher = teacher_model.eval().requires_grad_(False)
+        self.loss_args = dict(
+            kind=kind, alpha=alpha, tau=tau, feature_weight=feature_weight, stages=self.stages,
+            stage_exponent=stage_exponent, reduction=reduction)
+
+        # the input is normalised for the student, its pixel x * scale + shift is normalised for the teacher
+        (mean_s, std_s), (mean_t, std_t) = _channel_stats(student), _channel_stats(teacher)
+        self.renormalize = not (torch.equal(mean_s, mean_t) and torch.equal(std_s, std_t))
+        dd = {'device': self.device, 'dtype': self.dtype}
+        self.register_buffer('teacher_scale', (std_s / std_t).to(**dd), persistent=False)
+        self.register_buffer('teacher_shift', ((mean_s - mean_t) / std_t).to(**dd), persistent=False)
+        if self.verbose:
+            _logger.info(f'HDKDTask: {self.loss_args}')
+
+    def train(self, mode: bool = True) -> 'HDKDTask':
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def prepare_distributed(self, device_ids: Optional[list] = None, **ddp_kwargs) -> 'HDKDTask':
+        """Wrap the student in DistributedDataParallel; the frozen teacher stays as it is."""
+        if self.loss_args['kind'] == 'none' and self.distilled:
+            ddp_kwargs.setdefault('find_unused_parameters', True)
+        self.trainable_module = nn.parallel.DistributedDataParallel(
+            self.trainable_module, device_ids=device_ids, **ddp_kwargs)
+        return self
+
+    def compile(self, backend: str = 'inductor', mode: Optional[str] = None, **compile_kwargs) -> nn.Module:
+        """Compile the student's and the teacher's forward pass. Returns the compiled model for evaluation."""
+        compile_kwargs.update(backend=backend, mode=mode)
+        self.eval_model = torch.compile(unwrap_model(self.trainable_module).student, **compile_kwargs)
+        self.trainable_module = torch.compile(self.trainable_module, **compile_kwargs)
+        self._teacher_forward = torch.compile(self._teacher_forward, **compile_kwargs)
+        return self.eval_model
+
+    def get_eval_model(self, module: Optional[nn.Module] = None, ema: bool = False) -> Optional[nn.Module]:
+        resolved = super().get_eval_model(module=module, ema=ema)
+        unwrapped = unwrap_model(resolved) if resolved is not None else None
+        return unwrapped.student if isinstance(unwrapped, StudentModule) else resolved
+
+    def _teacher_forward(self, x: torch.Tensor) -> Tuple[torch.Tensor, List[torch.Tensor]]:
+        return _forward_stages(self.teacher, x, self.stages)
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
+        """One training step's loss.
+
+        Args:
+            input: Images (B, C, H, W), normalised for the student.
+            target: Class indices (B,), or class probabilities (B, K).
+
+        Returns:
+            'loss', 'output' (logits (B, K) as at inference) and the parts that `hdkd_loss` returns.
+        """
+        student = unwrap_model(self.trainable_module).student
+        if self.distilled:
+            student.set_distilled_training(True)
+        try:
+            cls_logits, dist_logits, maps = self.trainable_module(input)
+        finally:
+            if self.distilled:
+                student.set_distilled_training(False)
+        with torch.no_grad():
+            teacher_input = input * self.teacher_scale + self.teacher_shift if self.renormalize else input
+            teacher_logits, teacher_maps = self._teacher_forward(teacher_input)
+
+        output = cls_logits if dist_logits is None else (cls_logits + dist_logits) / 2
+        losses = hdkd_loss(
+            cls_logits, dist_logits, teacher_logits, target, maps, teacher_maps, **self.loss_args)
+        return {'output': output.detach(), **losses}

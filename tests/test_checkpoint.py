@@ -1,0 +1,265 @@
+import json
+import logging
+import pickle
+
+import pytest
+import timm
+import torch
+from conftest import TINY_STUDENT, TINY_TEACHER, load_reference, strip_prefix
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from hdkd_timm.checkpoint import convert_checkpoint, load_checkpoint, load_teacher, read_checkpoint, save_model
+
+# what keys and shapes of the fixtures' networks don't show: heads of 8
+MODEL_KWARGS = {'teacher': {}, 'student': dict(head_dim=8), 'student_plain': dict(head_dim=8)}
+NAMES = {'teacher': 'hdkd_teacher', 'student': 'hdkd_student', 'student_plain': 'hdkd_student_plain'}
+
+
+def published(name):
+    """State dict, input and logits that the published code wrote."""
+    reference, _ = load_reference(f'{name}_seed0')
+    return strip_prefix(reference, 'state.'), reference['input'], reference['eval.logits']
+
+
+def wrap(state, form):
+    if 'module' in form:
+        state = {f'module.{name}': value for name, value in state.items()}
+    if 'state_dict' in form:
+        state = {'state_dict': state, 'epoch': 3, 'optimizer': {'state': {}, 'param_groups': [{'lr': 0.1}]}}
+    elif 'model' in form:
+        state = {'model': state, 'best_acc': 0.9}
+    return state
+
+
+@pytest.mark.parametrize('form', ['bare', 'module', 'state_dict', 'model', 'state_dict module', 'safetensors'])
+@pytest.mark.parametrize('name', NAMES)
+def test_published_checkpoint_becomes_a_model_folder(name, form, tmp_path):
+    state, x, logits = published(name)
+    if form == 'safetensors':
+        path = tmp_path / 'published.safetensors'
+        save_file(state, path)
+    else:
+        path = tmp_path / 'published.pth'
+        torch.save(wrap(state, form), path)
+    model_name, args = convert_checkpoint(
+        path, tmp_path / 'out', label_names=['v', 'w', 'x', 'y', 'z'], **MODEL_KWARGS[name])
+    assert (model_name, args['num_classes']) == (NAMES[name], 5)
+    assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == ['config.json', 'model.safetensors']
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    torch.testing.assert_close(model(x), logits, rtol=0, atol=1e-5)
+    assert list(model.pretrained_cfg['label_names']) == ['v', 'w', 'x', 'y', 'z']
+    assert model.pretrained_cfg['input_size'][0] == 3
+    assert not list(tmp_path.glob('.out-*'))
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_published_checkpoint_loads_through_timm(name, tmp_path):
+    state, x, logits = published(name)
+    torch.save(wrap(state, 'state_dict module'), tmp_path / 'published.pth')
+    kwargs = TINY_TEACHER if name == 'teacher' else TINY_STUDENT
+    model = timm.create_model(
+        NAMES[name], pretrained=True, **kwargs,
+        pretrained_cfg_overlay=dict(file=str(tmp_path / 'published.pth'), num_classes=5, input_size=(3, 32, 32)))
+    torch.testing.assert_close(model.eval()(x), logits, rtol=0, atol=1e-5)
+
+
+def test_squeeze_and_excitation_checkpoint(tmp_path):
+    model = timm.create_model('hdkd_teacher', **TINY_TEACHER, attn='se')
+    state = {name.replace('.attn.fc', '.attn.fc'): value for name, value in model.state_dict().items()}
+    published_state = {}
+    for name, value in state.items():
+        if '.attn.fc' in name:
+            stage, block = name.split('.')[1:3]
+            layer = {'fc1': 0, 'fc2': 2}[name.split('.')[4]]
+            published_state[f'stage{int(stage) + 1}.{block}.conv.fn.6.fc.{layer}.weight'] = value[:, :, 0, 0]
+        elif name.startswith('stages.0.0.conv.'):
+            published_state['stage1.0.0.weight'] = value
+        else:
+            published_state[name] = value
+    torch.save(published_state, tmp_path / 'se.pth')
+    loaded, args = load_checkpoint(tmp_path / 'se.pth')
+    assert args['attn'] == 'se'
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+
+
+def test_stride_four_is_named(tmp_path):
+    model = timm.create_model('hdkd_student_s4', **TINY_STUDENT | dict(img_size=64))
+    torch.save(model.state_dict(), tmp_path / 's4.pth')
+    loaded, _ = load_checkpoint(tmp_path / 's4.pth', 'hdkd_student_s4', head_dim=8)
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(loaded.eval()(x), model.eval()(x))
+
+
+@pytest.mark.parametrize(('kwargs', 'shape'), [
+    (dict(in_chans=1, img_size=(48, 80), num_classes=3), (1, 48, 80)),
+    (dict(in_chans=4, num_classes=2), (4, 32, 32)),
+    (dict(global_pool='avg', drop_rate=0.1), (3, 32, 32)),
+    (dict(dynamic_img_size=True), (3, 32, 32)),
+    (dict(distilled=False, attn='se', stem_stride=4), (3, 32, 32)),
+])
+def test_saved_model_is_built_again(kwargs, shape, tmp_path):
+    args = {**TINY_STUDENT, **kwargs}
+    model = timm.create_model('hdkd_student', **args).eval().to(memory_format=torch.channels_last)
+    save_model(model, tmp_path / 'm', model_args=args)
+    again = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
+    x = torch.randn(2, *shape)
+    torch.testing.assert_close(again(x), model(x), rtol=1e-4, atol=1e-5)
+    assert again.pretrained_cfg['input_size'] == shape or list(again.pretrained_cfg['input_size']) == list(shape)
+    weight = model.stages[1][0].conv_dw.weight  # the model itself is untouched
+    assert weight.stride() == torch.empty_like(weight, memory_format=torch.channels_last).stride()
+
+
+@pytest.mark.parametrize('name', ['hdkd_teacher', 'hdkd_student', 'hdkd_student_plain'])
+@pytest.mark.parametrize(('source', 'target'), [(3, 1), (3, 4), (3, 6), (1, 3), (4, 1), (4, 4), (4, 3), (1, 1)])
+def test_first_conv_is_adapted(name, source, target, tmp_path, caplog):
+    args = {**(TINY_TEACHER if 'teacher' in name else TINY_STUDENT), 'in_chans': source}
+    model = timm.create_model(name, **args)
+    save_model(model, tmp_path / 'm', model_args=args)
+    caplog.set_level(logging.WARNING)
+    caplog.clear()
+    again = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True, in_chans=target)
+    assert not caplog.records
+    before, after = model.stages[0][0].conv.weight, again.stages[0][0].conv.weight
+    if target == 1:
+        expected = before.sum(dim=1, keepdim=True)
+    else:
+        expected = before[:, [i % source for i in range(target)]] * (source / target)
+    torch.testing.assert_close(after, expected)
+    assert again.pretrained_cfg['first_conv'] == 'stages.0.0.conv'
+    assert again(torch.randn(2, target, 32, 32)).shape == (2, 5)
+
+
+@pytest.mark.parametrize('distilled', [True, False])
+def test_position_embedding_is_resampled(distilled, tmp_path):
+    args = {**TINY_STUDENT, 'img_size': (48, 96), 'distilled': distilled}
+    model = timm.create_model('hdkd_student', **args)
+    save_model(model, tmp_path / 'm', model_args=args)
+    prefix = 1 + distilled
+    with torch.no_grad():  # a ramp along the width stays one
+        ramp = torch.linspace(0, 1, 6).repeat(3).view(1, 18, 1)
+        model.pos_embed[:, prefix:] = ramp
+    save_model(model, tmp_path / 'ramp', model_args=args)
+    again = timm.create_model(f"local-dir:{tmp_path / 'ramp'}", pretrained=True, img_size=(64, 64))
+    assert torch.equal(again.pos_embed[:, :prefix], model.pos_embed[:, :prefix])
+    grid = again.pos_embed[:, prefix:].view(4, 4, 32)
+    torch.testing.assert_close(grid, grid[:1, :, :1].expand(4, 4, 32), rtol=0, atol=1e-5)
+    assert (grid[0, 1:, 0] > grid[0, :-1, 0]).all()
+    same = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True)
+    assert same.pos_embed.shape == (1, prefix + 18, 32)
+    number = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True, num_classes=9)
+    assert number(torch.randn(1, 3, 48, 96)).shape == (1, 9)
+    assert torch.equal(number.norm.weight, same.norm.weight)
+
+
+def test_wrong_prefix_tokens_are_explained(tmp_path):
+    save_model(timm.create_model('hdkd_student', **TINY_STUDENT), tmp_path / 'm', model_args=TINY_STUDENT)
+    with pytest.raises(ValueError, match='has a distillation token .* use hdkd_student for'):
+        timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True, distilled=False)
+
+
+class Malicious:
+    def __reduce__(self):
+        return print, ('executed',)
+
+
+@pytest.mark.parametrize('write', [
+    lambda path: torch.save({'state_dict': {}, 'extra': Malicious()}, path),
+    lambda path: torch.save(nn.Linear(2, 2), path),
+    lambda path: path.write_bytes(pickle.dumps(Malicious())),
+])
+def test_file_that_would_execute_code_is_refused(write, tmp_path, capsys):
+    write(tmp_path / 'evil.pth')
+    with pytest.raises(ValueError, match=r"Refused '.*evil\.pth': loading it would execute code"):
+        read_checkpoint(tmp_path / 'evil.pth')
+    assert 'executed' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('name', ['a.pth', 'a.safetensors'])
+def test_damaged_files(name, tmp_path):
+    with pytest.raises(FileNotFoundError, match=name):
+        read_checkpoint(tmp_path / name)
+    (tmp_path / name).write_bytes(b'no checkpoint at all')
+    with pytest.raises(ValueError, match='no checkpoint'):
+        read_checkpoint(tmp_path / name)
+    state = {'stage1.0.0.weight': torch.zeros(300)}
+    torch.save(state, tmp_path / name) if name.endswith('.pth') else save_file(state, tmp_path / name)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-100])
+    with pytest.raises(ValueError, match='no checkpoint'):
+        read_checkpoint(tmp_path / name)
+
+
+def test_wrong_keys_are_named(tmp_path):
+    state, _, _ = published('student')
+    path = tmp_path / 'a.pth'
+
+    def load(state, *args, **kwargs):
+        torch.save(state, path)
+        return load_checkpoint(path, *args, **{'head_dim': 8, **kwargs})
+
+    with pytest.raises(ValueError, match=r'1 missing: head_dist\.bias'):
+        load({k: v for k, v in state.items() if k != 'head_distill.bias'})
+    with pytest.raises(ValueError, match=r'1 left over: neck\.weight'):
+        load(dict(state, **{'neck.weight': torch.zeros(3)}))
+    with pytest.raises(ValueError, match=r'1 of another shape: norm\.bias \(3,\) instead of \(32,\)'):
+        load(dict(state, **{'DFLT_module.transformer.norm.bias': torch.zeros(3)}))
+    with pytest.raises(ValueError, match=r'lacks .*patch_embed\.proj\.weight'):
+        load({k: v for k, v in state.items() if 'to_patch_embedding' not in k})
+    with pytest.raises(ValueError, match=r'Not a checkpoint of an HDKD network.*fc\.weight'):
+        load({'fc.weight': torch.zeros(3)})
+    with pytest.raises(ValueError, match='student with distillation token, not of .hdkd_student_plain'):
+        load(state, 'hdkd_student_plain')
+    with pytest.raises(ValueError, match="Unknown model 'resnet18'"):
+        load(state, 'resnet18')
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match='holds a list'):
+        load_checkpoint(path)
+
+
+def test_nothing_is_overwritten_or_left_half_done(tmp_path):
+    state, _, _ = published('teacher')
+    torch.save(state, tmp_path / 'a.pth')
+    out = tmp_path / 'out'
+    with pytest.raises(ValueError, match='2 label names for the 5 classes'):
+        convert_checkpoint(tmp_path / 'a.pth', out, label_names=['a', 'b'])
+    assert not out.exists()
+    convert_checkpoint(tmp_path / 'a.pth', out)
+    before = (out / 'config.json').read_text()
+    with pytest.raises(FileExistsError, match='nothing is overwritten'):
+        convert_checkpoint(tmp_path / 'a.pth', out)
+    assert (out / 'config.json').read_text() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['a.pth', 'out']
+
+
+def test_load_teacher(tmp_path):
+    model = timm.create_model('hdkd_teacher', **TINY_TEACHER | dict(num_classes=2))
+    save_model(model, tmp_path / 'm', label_names=['cat', 'dog'], model_args=TINY_TEACHER | dict(num_classes=2))
+    teacher, _ = load_teacher(tmp_path / 'm', ['cat', 'dog'])
+    assert torch.equal(teacher.head.weight, model.head.weight)
+    with pytest.raises(ValueError, match="class 'dog' is not in both"):
+        load_teacher(tmp_path / 'm', ['cat', 'fox'])
+    with pytest.raises(ValueError, match='the order differs'):
+        load_teacher(tmp_path / 'm', ['dog', 'cat'])
+    with pytest.raises(ValueError, match='takes 3 channels, the student 1'):
+        load_teacher(tmp_path / 'm', ['cat', 'dog'], in_chans=1)
+    torch.save(published('teacher')[0], tmp_path / 'a.pth')
+    teacher, args = load_teacher(tmp_path / 'a.pth', list('vwxyz'))
+    assert args['num_classes'] == 5
+    with pytest.raises(ValueError, match='has 5 classes, the data 2'):
+        load_teacher(tmp_path / 'a.pth', ['cat', 'dog'])
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(ValueError, match='no model folder'):
+        load_teacher(tmp_path / 'empty', ['cat', 'dog'])
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        load_teacher(tmp_path / 'nowhere', ['cat', 'dog'])
+
+
+def test_config_is_what_the_hub_reads(tmp_path):
+    save_model(timm.create_model('hdkd_student', **TINY_STUDENT), tmp_path / 'm', model_args=TINY_STUDENT)
+    config = json.loads((tmp_path / 'm' / 'config.json').read_text())
+    assert config['architecture'] == 'hdkd_student'
+    assert config['num_classes'] == config['pretrained_cfg']['num_classes'] == 5
+    assert config['pretrained_cfg']['classifier'] == ['head', 'head_dist']
+    assert set(load_file(tmp_path / 'm' / 'model.safetensors')) == set(
+        timm.create_model('hdkd_student', **TINY_STUDENT).state_dict())
