@@ -126,13 +126,15 @@ def _read_error(path: str) -> Optional[str]:
     try:
         with Image.open(path) as img:
             img.load()
+            if img.mode.startswith(('I', 'F')):  # Pillow would clip them to 8 bits, to white for the most part
+                return f"pixels of mode '{img.mode}', more than 8 bits each, are not supported"
     except Exception as e:  # Pillow's plugins raise errors of many types on broken files
         return f'{type(e).__name__}: {e}'
     return None
 
 
 def find_bad_images(paths: Sequence[str]) -> Dict[str, str]:
-    """Decode every image once. Returns path -> error for those that cannot be read."""
+    """Decode every image once. Returns path -> reason for those that cannot be read (as 8 bit)."""
     with ThreadPoolExecutor() as pool:
         return {path: error for path, error in zip(paths, pool.map(_read_error, paths)) if error}
 

@@ -92,12 +92,11 @@ def test_bad_images_are_named_or_left_out(image_folder, caplog):
         create_datasets(image_folder, on_bad_image='skip')
 
 
-def test_sixteen_bit_grey_image_is_read(tmp_path):
-    for split in ('train', 'test'):
-        write_images(tmp_path / split, number=2)
-    Image.fromarray(np.full((40, 40), 30000, np.uint16)).save(tmp_path / 'train' / 'a' / 'deep.png')
-    datasets, _ = create_datasets(tmp_path)
-    assert datasets['train'][2][0].mode == 'RGB'
+def test_sixteen_bit_images_are_not_clipped_in_silence(image_folder):
+    Image.fromarray(np.full((40, 40), 30000, np.uint16)).save(image_folder / 'train' / 'a' / 'deep.png')
+    with pytest.raises(ValueError, match=r"deep\.png' \(pixels of mode 'I;16', more than 8 bits"):
+        create_datasets(image_folder)
+    assert len(create_datasets(image_folder, on_bad_image='skip')[0]['train']) == 24
 
 
 @pytest.mark.parametrize(('break_it', 'error', 'match'), [

@@ -283,7 +283,17 @@ def test_recorded_model_args(name):
     again.load_state_dict(model.state_dict())
 
 
-@pytest.mark.parametrize('name', ['hdkd_student', 'hdkd_student_plain', 'hdkd_student_s4'])
+@pytest.mark.parametrize('name', MODELS)
+def test_input_arguments_of_timm_s_scripts(name):
+    if not hasattr(timm.models, 'resolve_model_input_args'):  # timm < 1.0.31
+        return
+    args = timm.models.resolve_model_input_args(name, dict(img_size=96, in_chans=1), num_classes=3)
+    model = timm.create_model(**args)
+    assert (model.in_chans, model.num_classes) == (1, 3)
+    assert model(images(chans=1, size=96)).shape == (2, 3)
+
+
+@pytest.mark.parametrize('name', STUDENTS)
 @pytest.mark.parametrize('size', [(28, 28), (28, 45), (61, 33), (100, 51)])
 def test_any_size(name, size):
     stride = stem_stride(name) * 4
