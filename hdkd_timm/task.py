@@ -10,18 +10,13 @@ from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import nn
 
-from .losses import KD_KINDS, hdkd_loss
+from .losses import KD_KINDS, feature_distillation_losses, hdkd_loss
 
 _logger = logging.getLogger(__name__)
 
 
-def check_stages(student: nn.Module, teacher: nn.Module, stages: Sequence[int]) -> None:
-    """Compare the maps of two timm models at the chosen stages by their `feature_info`.
-
-    Raises:
-        ValueError: if a network has no such stage or no intermediates at all, or if the two maps of a stage differ in
-            channels or reduction; names the stage and both shapes.
-    """
+def _check_stages(student: nn.Module, teacher: nn.Module, stages: Sequence[int]) -> None:
+    """Compare the maps of two timm models at the chosen stages by their `feature_info`."""
     infos = []
     for role, model in (('student', student), ('teacher', teacher)):
         if not hasattr(model, 'forward_intermediates'):
@@ -58,6 +53,54 @@ def _forward_stages(model: nn.Module, x: torch.Tensor, stages: Sequence[int]) ->
         return model(x), []
     features, maps = model.forward_intermediates(x, [stage - 1 for stage in stages])
     return model.forward_head(features), maps
+
+
+def check_pair(
+        student: nn.Module,
+        teacher: nn.Module,
+        kind: str = 'soft',
+        stages: Sequence[int] = (1, 2, 3),
+        input_size: Optional[Tuple[int, int, int]] = None,
+) -> None:
+    """Can this teacher be distilled into this student?
+
+    Args:
+        student: timm model.
+        teacher: timm model.
+        kind: Logit distillation, 'soft', 'hard' or 'none'.
+        stages: Stages whose maps are to be compared, from 1; may be empty.
+        input_size: (C, H, W) for a pass of an image of this size through both, on top of what the models tell.
+
+    Raises:
+        ValueError: if a network has no such stage or the two maps of a stage differ (the stage and both shapes are
+            named), if the numbers of classes or input channels differ, or if the student has no distillation head and
+            kind is not 'none'.
+    """
+    if kind not in KD_KINDS:
+        raise ValueError(f'kind must be one of {KD_KINDS}, got {kind!r}.')
+    if stages:
+        _check_stages(student, teacher, stages)
+    for what in ('num_classes', 'in_chans'):
+        ours, theirs = getattr(student, what, None), getattr(teacher, what, None)
+        if ours != theirs:
+            raise ValueError(f'{what} of student and teacher differ: {ours} and {theirs}.')
+    if kind != 'none' and not _has_distillation_head(student):
+        raise ValueError(
+            f"{type(student).__name__} has no distillation head: take one that has (hdkd_student), or kind 'none'.")
+    if input_size is not None:
+        maps = []
+        for model in (student, teacher):
+            param = next(model.parameters())
+            was_training = model.training
+            with torch.no_grad():
+                image = torch.zeros(1, *input_size, device=param.device, dtype=param.dtype)
+                maps.append(_forward_stages(model.eval(), image, stages)[1])
+            model.train(was_training)
+        feature_distillation_losses(*maps, stages=stages)
+
+
+def _has_distillation_head(model: nn.Module) -> bool:
+    return getattr(model, 'distilled', hasattr(model, 'set_distilled_training'))
 
 
 class StudentModule(nn.Module):
@@ -101,8 +144,7 @@ class HDKDTask(TrainingTask):
         verbose: Log the settings.
 
     Raises:
-        ValueError: if the stages don't fit (the stage and both shapes are named), if the numbers of classes or input
-            channels differ, or if the student has no distillation head and kind is not 'none'.
+        ValueError: if student and teacher don't fit, see `check_pair`.
     """
 
     def __init__(
@@ -121,20 +163,10 @@ class HDKDTask(TrainingTask):
             verbose: bool = True,
     ):
         super().__init__(device=device, dtype=dtype, verbose=verbose)
-        if kind not in KD_KINDS:
-            raise ValueError(f'kind must be one of {KD_KINDS}, got {kind!r}.')
         student, teacher = unwrap_model(student_model), unwrap_model(teacher_model)
         self.stages = list(stages) if feature_weight else []
-        if self.stages:
-            check_stages(student, teacher, self.stages)
-        for what in ('num_classes', 'in_chans'):
-            ours, theirs = getattr(student, what, None), getattr(teacher, what, None)
-            if ours != theirs:
-                raise ValueError(f'{what} of student and teacher differ: {ours} and {theirs}.')
-        self.distilled = getattr(student, 'distilled', hasattr(student, 'set_distilled_training'))
-        if kind != 'none' and not self.distilled:
-            raise ValueError(
-                f"{type(student).__name__} has no distillation head: take one that has (hdkd_student), or kind='none'.")
+        check_pair(student, teacher, kind, self.stages)
+        self.distilled = _has_distillation_head(student)
         if kind == 'none' and self.distilled:
             _logger.warning(
                 "kind='none' leaves the distillation head untrained, and inference averages it in: take a student"

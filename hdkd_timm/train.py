@@ -18,7 +18,7 @@ import os
 import shutil
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
@@ -37,7 +37,7 @@ from .config import setting
 from .data import create_datasets, create_split_loader
 from .losses import KD_KINDS
 from .models.hdkd import MIN_IMG_SIZE, HDKDStudent
-from .task import HDKDTask, check_stages
+from .task import HDKDTask, check_pair
 from .version import __version__
 
 _logger = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ def evaluate(model: nn.Module, loader: Any, channels_last: bool = False) -> Dict
     predictions, targets = torch.cat(predictions), torch.cat(targets)
     return {
         'loss': loss.avg,
-        'accuracy': float((predictions == targets).float().mean()),
+        'accuracy': float((predictions == targets).double().mean()),
         'balanced_accuracy': float(balanced_accuracy_score(targets, predictions)),
     }
 
@@ -229,8 +229,9 @@ def run_folder(output: str, experiment: str) -> Iterator[Path]:
             _logger.warning(f"Kept what was finished ({', '.join(finished)}) in '{partial}'.")
         else:
             shutil.rmtree(partial)
-            for path in created[1:]:
-                path.rmdir()
+            with suppress(OSError):  # another run may have come to use them
+                for path in created[1:]:
+                    path.rmdir()
         raise
 
 
@@ -296,6 +297,10 @@ def distill(config: DistillConfig) -> Dict[str, Any]:
     for name in ('epochs', 'teacher_epochs', 'batch_size'):
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(config, name)}.")
+    if not config.tau > 0:
+        raise ValueError(f'--tau must be above 0, got {config.tau}.')
+    if not 0 <= config.alpha <= 1:
+        raise ValueError(f'--alpha must be between 0 and 1, got {config.alpha}.')
     device = _pick_device(config.device)
     datasets, classes = create_datasets(
         config.data_dir, config.in_chans, config.train_fraction, config.seed, config.on_bad_image)
@@ -313,11 +318,8 @@ def distill(config: DistillConfig) -> Dict[str, Any]:
         random_seed(config.seed)
         kwargs = dict(distilled=False) if isinstance(student, HDKDStudent) else {}
         alone, alone_args = _create_model(config.model, config, len(classes), **kwargs)
-    if config.feature_weight:
-        check_stages(student, teacher, config.stages)
-    HDKDTask(  # all its checks, on copies that it may freeze
-        copy.deepcopy(student), copy.deepcopy(teacher), kind=config.kd_type, feature_weight=config.feature_weight,
-        stages=config.stages, verbose=False)
+    input_size = (config.in_chans, config.img_size, config.img_size)
+    check_pair(student, teacher, config.kd_type, config.stages if config.feature_weight else (), input_size)
     for model in filter(None, (teacher, student, alone)):
         model.to(device=device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
 
@@ -334,16 +336,15 @@ def distill(config: DistillConfig) -> Dict[str, Any]:
                 model, config.opt, config.lr, config.weight_decay, config.sched, config.epochs, config, warmup_epochs)
 
     # data
-    data_config = timm.data.resolve_data_config(
-        dict(input_size=(config.in_chans, config.img_size, config.img_size)), model=student)
-    aug_kwargs = dict(
-        scale=config.scale, ratio=config.ratio, hflip=config.hflip, vflip=config.vflip,
-        color_jitter=config.color_jitter)
-    loaders = {
-        split: create_split_loader(
-            dataset, data_config, config.batch_size, is_training=split == 'train', num_workers=config.workers,
-            device=device, **aug_kwargs)
-        for split, dataset in datasets.items()}
+    data_config = timm.data.resolve_data_config(dict(input_size=input_size), model=student)
+
+    def create_loader(split: str) -> Any:
+        return create_split_loader(
+            datasets[split], data_config, config.batch_size, is_training=split == 'train', num_workers=config.workers,
+            device=device, scale=config.scale, ratio=config.ratio, hflip=config.hflip, vflip=config.vflip,
+            color_jitter=config.color_jitter)
+
+    loaders = {split: create_loader(split) for split in datasets}
     _logger.info(
         f"{len(classes)} classes ({', '.join(classes)}), images: "
         + ', '.join(f'{split} {len(dataset)}' for split, dataset in datasets.items()) + f'; device {device}')
@@ -356,7 +357,9 @@ def distill(config: DistillConfig) -> Dict[str, Any]:
         results: Dict[str, Any] = {}
 
         def train(name: str, task: TrainingTask, model: nn.Module, model_args: Dict[str, Any]) -> None:
-            random_seed(config.seed)  # the same order of images for each network, whichever others are trained
+            # new workers from the same seed: each network sees the same images, whichever others are trained
+            random_seed(config.seed)
+            loaders['train'] = create_loader('train')
             results[name] = fit(
                 name, task.to(device), loaders, *recipes[name], rows, folder / 'summary.csv', config.channels_last)
             save_model(model, folder / name, label_names=classes, model_args=model_args)

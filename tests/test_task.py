@@ -6,6 +6,7 @@ from torch import nn
 
 from hdkd_timm import HDKDTask
 from hdkd_timm.models.hdkd import convert_state_dict
+from hdkd_timm.task import check_pair
 
 
 def create_student(**kwargs):
@@ -150,6 +151,18 @@ def test_ema_and_checkpoint_state():
 def test_bad_arguments(make, match):
     with pytest.raises(ValueError, match=match):
         make()
+
+
+def test_maps_of_a_pass_are_compared():
+    # both halve the image, but they round an odd size differently
+    student, teacher = create_student(img_size=45), create_teacher()
+    check_pair(student, teacher, input_size=(3, 45, 45))
+    teacher.stages[0][0].conv.padding = (0, 0)
+    check_pair(student, teacher)
+    with pytest.raises(ValueError, match=r'Stage 1: .*\(1, 8, 23, 23\), the teacher.s \(1, 8, 22, 22\)'):
+        check_pair(student, teacher, input_size=(3, 45, 45))
+    assert student.training
+    assert teacher.training
 
 
 def test_untrained_head_is_warned_of(caplog):

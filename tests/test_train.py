@@ -94,6 +94,7 @@ def test_saved_models_give_the_reported_accuracy(config, image_folder, tmp_path)
 
 
 def test_same_seed_same_weights(config, tmp_path):
+    config = dataclasses.replace(config, workers=1)
     distill(config)
     distill(dataclasses.replace(config, experiment='again'))
     distill(dataclasses.replace(config, experiment='other', seed=1))
@@ -181,6 +182,9 @@ def test_finished_teacher_survives_an_error(config, tmp_path, monkeypatch, caplo
     (dict(teacher='hdkd_teacher_s4'), ValueError, r'Stage 1: .*H/2, W/2\).*H/4, W/4\)'),
     (dict(stages=(1, 5)), ValueError, 'stages must be among'),
     (dict(kd_type='warm'), ValueError, "'warm'"),
+    (dict(tau=0.), ValueError, '--tau must be above 0'),
+    (dict(alpha=1.5), ValueError, '--alpha must be between 0 and 1'),
+    (dict(teacher='deit_tiny_patch16_224', feature_weight=0., img_size=32, teacher_opt='wings'), ValueError, 'wings'),
     (dict(model='hdkd_student_plain'), ValueError, 'no distillation head'),
     (dict(in_chans=2), ValueError, 'in_chans 2'),
     (dict(train_fraction=2.), ValueError, 'train_fraction'),
