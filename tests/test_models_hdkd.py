@@ -515,6 +515,32 @@ def test_export(name):
     torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('pad', [True, False])
+def test_export_with_dynamic_image_size(pad):
+    auto = torch.export.Dim.AUTO
+    for model in (
+            timm.create_model('hdkd_student', **TINY_STUDENT, dynamic_img_size=True, dynamic_img_pad=pad).eval(),
+            timm.create_model('hdkd_teacher', **TINY_TEACHER).eval()):
+        exported = torch.export.export(
+            model, (images(size=(64, 80)),), dynamic_shapes=({0: auto, 2: auto, 3: auto},)).module()
+        for size in ((96, 48), (61, 33)):
+            x = images(batch_size=3, size=size)
+            torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_autocast(name):
+    model = create(name).train()
+    x = images(batch_size=4)
+    expected = model(x)
+    with torch.autocast('cpu', torch.bfloat16):
+        actual = model(x)
+    assert actual.dtype == torch.bfloat16
+    torch.testing.assert_close(actual.float(), expected, rtol=0.2, atol=0.2)
+    actual.float().square().mean().backward()
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+
+
 @pytest.mark.parametrize('name', MODELS)
 @pytest.mark.parametrize('training', [False, True])
 def test_torchscript(name, training):

@@ -1,6 +1,7 @@
 import pytest
 import timm
 import torch
+import torch.distributed as dist
 from conftest import TINY_STUDENT, TINY_TEACHER, load_reference, parse_case, strip_prefix
 from torch import nn
 
@@ -135,6 +136,31 @@ def test_ema_and_checkpoint_state():
     torch.testing.assert_close(ema.head.bias, student.head.bias - 0.5)
     assert set(task.get_checkpoint_state()['state_dict']) == set(student.state_dict())
     assert set(task.get_checkpoint_state(ema=True)['state_dict_ema']) == set(student.state_dict())
+
+
+@pytest.mark.parametrize('kind', ['soft', 'none'])
+def test_distributed_data_parallel(kind, tmp_path):
+    task = HDKDTask(create_student(), create_teacher(), kind=kind, verbose=False).train()
+    again = HDKDTask(create_student(), create_teacher(), kind=kind, verbose=False).train()
+    again.load_state_dict(task.state_dict())
+    dist.init_process_group('gloo', init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        again.prepare_distributed()
+        x, y = batch()
+        for _ in range(2):
+            task.zero_grad()
+            again.zero_grad()
+            task(x, y)['loss'].backward()
+            again(x, y)['loss'].backward()
+        student, ddp_student = task.get_eval_model(), again.get_eval_model()
+        for (name, p), q in zip(student.named_parameters(), ddp_student.parameters()):
+            if p.grad is None:
+                assert name.startswith('head_dist')
+                assert kind == 'none'
+            else:
+                torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: name + m)
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(('make', 'match'), [
