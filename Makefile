@@ -1,20 +1,26 @@
 # make demo            train, distil and compare on phantom images that the project draws itself
 # make demo DATA=DIR   the same on DIR/train/<class>/*, DIR/test/<class>/*
 # make test            all tests
+# make test-oldest     all tests with the oldest timm that is supported
 # make lint            ruff
 # Each sets up .venv first where that is missing.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+OLDEST_TIMM := 1.0.29
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-oldest lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/hdkd demo $(if $(DATA),--data-dir "$(DATA)")
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
+
+test-oldest: $(VENV)/installed-test
+	$(BIN)/pip install --quiet --upgrade --no-deps --target $(VENV)/timm-oldest timm==$(OLDEST_TIMM)
+	PYTHONPATH="$(CURDIR)/$(VENV)/timm-oldest" $(BIN)/python -m pytest
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

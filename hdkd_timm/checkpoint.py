@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
-import safetensors
 import safetensors.torch
 import timm
 import torch
@@ -64,7 +63,8 @@ def save_model(
         model: A timm model.
         folder: Where to write; must not exist or be empty.
         label_names: Class names by index.
-        model_args: Arguments that the model was created with. timm records them itself since 1.0.31.
+        model_args: Arguments that the model was created with. timm >= 1.0.31 records them for all models, before that
+            they are known for those of this package.
 
     Raises:
         FileExistsError: if the folder holds something.
@@ -73,6 +73,12 @@ def save_model(
     for key in ('mean', 'std'):  # of as many channels as the model takes
         stats = adapt_to_chs(model.pretrained_cfg[key], model.in_chans)
         model.pretrained_cfg = dict(model.pretrained_cfg, **{key: tuple(stats)})
+    if not hasattr(timm.models, 'get_model_args'):  # timm < 1.0.31
+        pool = getattr(model, 'global_pool', None)
+        pool = getattr(pool, 'pool_type', pool)
+        model_args = {
+            **getattr(model, '_model_args', {}), **(model_args or {}), 'num_classes': model.num_classes,
+            'in_chans': model.in_chans, **({'global_pool': pool} if isinstance(pool, str) else {})}
     model_config = {'label_names': list(label_names)} if label_names else {}
     with new_folder(folder) as temporary:
         save_for_hf(model, temporary, model_config=model_config, model_args=model_args, safe_serialization=True)
@@ -109,10 +115,12 @@ def read_checkpoint(path: PathLike) -> Dict[str, Any]:
             f"Refused '{path}': loading it would execute code, it holds {', '.join(names) or 'more than tensors'}."
             ' Where you trust it, load it once with the code that wrote it and save its state dict,'
             ' torch.save(model.state_dict(), FILE).') from e
-    except (RuntimeError, EOFError, KeyError, safetensors.SafetensorError) as e:
-        raise ValueError(f"'{path}' is no checkpoint, or it is damaged: {e}") from e
+    except Exception as e:  # a damaged file can raise anything
+        raise ValueError(f"'{path}' is no checkpoint, or it is damaged ({type(e).__name__}).") from e
     if not isinstance(checkpoint, dict):
         raise ValueError(f"'{path}' holds a {type(checkpoint).__name__}, not a state dict.")
+    if not all(isinstance(key, str) for key in checkpoint):
+        raise ValueError(f"'{path}' is no state dict: its keys are no names.")
     return checkpoint
 
 
@@ -129,7 +137,7 @@ def recognize(
     """Name and arguments of the HDKD network that a state dict (with our names) belongs to.
 
     Read off the keys and shapes, except for what these don't show: the stem's stride (2 unless an `_s4` model is
-    named), the number of heads (heads of 32 unless told) and an image size that is not square.
+    named), the width of the heads (32 unless told), and an image size that is not square or no whole number of patches.
 
     Args:
         state_dict: As `convert_state_dict` returns it.
@@ -159,15 +167,21 @@ def recognize(
         attn='cbam' if any('.attn.channel.' in name for name in names) else 'se',
     )
     if student:
-        embed_dim, patch_dim = state_dict['patch_embed.proj.weight'].shape
-        patch_size = math.isqrt(patch_dim // args['dims'][-1])
+        embed_dim = state_dict['patch_embed.proj.weight'].shape[0]
+        patch_size = math.isqrt(state_dict['patch_embed.proj.weight'].shape[1] // args['dims'][-1])
         num_patches = state_dict['pos_embed'].shape[1] - 1 - distilled
-        head_dim = model_kwargs.get('head_dim', 32)
+        attn_dim = state_dict['blocks.0.attn.qkv.weight'].shape[0] // 3
+        head_dim = model_kwargs.get('head_dim') or (
+            attn_dim // model_kwargs['num_heads'] if model_kwargs.get('num_heads') else 32)
+        if attn_dim % head_dim:
+            raise ValueError(
+                f'The attention is {attn_dim} wide, no whole number of heads of {head_dim}: name their width,'
+                ' --model-kwargs head_dim=WIDTH.')
         args.update(
             depths=(*args['depths'], _count(names, 'blocks.')),
             embed_dim=embed_dim,
             patch_size=patch_size,
-            num_heads=max(1, state_dict['blocks.0.attn.qkv.weight'].shape[0] // 3 // head_dim),
+            num_heads=attn_dim // head_dim,
             head_dim=head_dim,
             mlp_ratio=state_dict['blocks.0.mlp.fc1.weight'].shape[0] / embed_dim,
             img_size=math.isqrt(num_patches) * patch_size * stem_stride * 4,
@@ -175,7 +189,7 @@ def recognize(
         )
     else:
         args.update(hidden_size=state_dict['head_hidden.weight'].shape[0])
-    args.update(model_kwargs)
+    args.update({k: v for k, v in model_kwargs.items() if v is not None})
 
     model = timm.create_model(model_name, device='meta')
     if isinstance(model, HDKDStudent) != student or (student and model.distilled != distilled):
@@ -206,6 +220,8 @@ def load_checkpoint(
         model_name, model_args = recognize(tensors, model_name, **model_kwargs)
     except KeyError as e:
         raise ValueError(f"'{path}' is no whole checkpoint of an HDKD network, it lacks {e}.") from e
+    except (IndexError, TypeError, ZeroDivisionError) as e:
+        raise ValueError(f"'{path}' is no checkpoint of an HDKD network, its tensors have other shapes ({e}).") from e
     model = timm.create_model(model_name, **model_args)
     expected = model.state_dict()
     problems = []
@@ -246,7 +262,12 @@ def convert_checkpoint(
     return model.pretrained_cfg['architecture'], model_args
 
 
-def load_teacher(path: PathLike, classes: List[str], in_chans: int = 3) -> Tuple[nn.Module, Dict[str, Any]]:
+def load_teacher(
+        path: PathLike,
+        classes: List[str],
+        in_chans: int = 3,
+        model_name: Optional[str] = None,
+) -> Tuple[nn.Module, Dict[str, Any]]:
     """A trained teacher from a model folder (any timm model) or a checkpoint file (an HDKD network).
 
     Args:
@@ -254,6 +275,7 @@ def load_teacher(path: PathLike, classes: List[str], in_chans: int = 3) -> Tuple
         classes: Class names of the data by index. A folder that names its classes must name the same in this order, of
             others only the number can be compared.
         in_chans: Image channels that the student takes.
+        model_name: Architecture of a checkpoint file, where its keys leave a choice (`_s4`).
 
     Returns:
         The model, and the arguments that it is built with.
@@ -265,11 +287,13 @@ def load_teacher(path: PathLike, classes: List[str], in_chans: int = 3) -> Tuple
         try:
             model = timm.create_model(f'local-dir:{path}', pretrained=True)
             model_args = json.loads((Path(path) / 'config.json').read_text()).get('model_args', {})
-        except (RuntimeError, FileNotFoundError) as e:
-            raise ValueError(f"'{path}' is no model folder (config.json and model.safetensors): {e}") from e
+        except Exception as e:  # whatever a damaged file raises
+            raise ValueError(
+                f"'{path}' is no whole model folder with config.json and model.safetensors ({type(e).__name__}:"
+                f" {str(e).splitlines()[0] if str(e) else ''}).") from e
         labels = list(model.pretrained_cfg.get('label_names') or [])
     else:
-        model, model_args = load_checkpoint(path)
+        model, model_args = load_checkpoint(path, model_name)
         labels = []
     if labels and labels != classes:
         different = [name for name in labels if name not in classes] or [name for name in classes if name not in labels]

@@ -10,8 +10,7 @@ from .run import run_script
 from .version import __version__
 
 # settings of `hdkd demo`: small enough for a minute or two on a laptop
-DEMO = dict(
-    img_size=64, epochs=6, lr=1e-3, student_alone=True, channels_last=True, color_jitter=0.2, experiment=None)
+DEMO = dict(img_size=64, epochs=6, lr=1e-3, student_alone=True, channels_last=True, color_jitter=0.2)
 
 
 def _distill(args: argparse.Namespace) -> None:
@@ -24,7 +23,10 @@ def _distill(args: argparse.Namespace) -> None:
 
 def _demo(args: argparse.Namespace) -> None:
     if args.data_dir is None:
+        from .config import from_arguments
         from .phantoms import write_phantoms
+        from .train import DistillConfig
+        from_arguments(DistillConfig, args)  # checks the settings before anything is drawn
         folder = Path(args.output) / 'phantoms'
         if not folder.exists():
             write_phantoms(folder)
@@ -37,7 +39,9 @@ def _convert(args: argparse.Namespace) -> None:
     from .checkpoint import convert_checkpoint
     name, model_args = convert_checkpoint(
         args.checkpoint, args.out_dir, args.model, label_names=args.label_names, **args.model_kwargs)
-    print(f"{name} with {model_args['num_classes']} classes written to '{args.out_dir}', load it with")
+    print(f"{name} with {model_args['num_classes']} classes written to '{args.out_dir}'")
+    shown = ', '.join(f'{k}={v}' for k, v in model_args.items())
+    print(f'({shown}), load it with')
     print(f"timm.create_model('local-dir:{args.out_dir}', pretrained=True)")
 
 
@@ -51,10 +55,17 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument('--version', action='version', version=f'hdkd_timm {__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
 
-    def add_command(name, func, help, **kwargs):
-        command = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + '.', **kwargs)
-        command.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    class ModelKwargs(ParseKwargs):
+        def __call__(self, parser, namespace, values, option_string=None):
+            if not all('=' in value for value in values):
+                parser.error(f"argument {option_string}: expected NAME=VALUE, got {' '.join(values)}")
+            super().__call__(parser, namespace, values, option_string)
+
+    def add_command(name, func, help):
+        command = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + '.')
         command.set_defaults(func=func)
+        if func is not None:
+            command.add_argument('--debug', action='store_true', help='show the traceback of an error')
         return command
 
     command = add_command('distill', _distill, 'train a teacher on an image folder and distil it into a student')
@@ -68,7 +79,7 @@ def create_parser() -> argparse.ArgumentParser:
     command.add_argument('out_dir', help='folder to write, config.json and model.safetensors')
     command.add_argument('--model', help='model name, where the keys leave a choice (hdkd_student_s4)')
     command.add_argument(
-        '--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='NAME=VALUE',
+        '--model-kwargs', nargs='*', default={}, action=ModelKwargs, metavar='NAME=VALUE',
         help='model arguments, where the keys leave a choice (num_heads=8 head_dim=32 img_size=224)')
     command.add_argument('--label-names', nargs='+', metavar='NAME', help='class names by index')
 
@@ -82,6 +93,8 @@ def create_parser() -> argparse.ArgumentParser:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run a command. Errors end in one line on stderr and exit code 1, with `--debug` in a traceback."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:2] == ['run', '--']:
+        del argv[1]
     if len(argv) > 1 and argv[0] == 'run' and not argv[1].startswith('-'):
         script, *script_args = argv[1:]
         if not os.path.isfile(script):

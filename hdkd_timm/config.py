@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser, config_cls: Type[Any], **defa
         kind = types[field.name]
         inner = [t for t in typing.get_args(kind) if t is not type(None)]
         if kind is bool:
-            parser.add_argument(*flags, action='store_true', default=default, **words)
+            parser.add_argument(*flags, action=argparse.BooleanOptionalAction, default=default, **words)
             continue
         if typing.get_origin(kind) is tuple:
             words['nargs'] = '+' if inner[-1] is Ellipsis else len(inner)

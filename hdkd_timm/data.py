@@ -7,6 +7,7 @@ images, classes that differ between splits, images that sit in another folder le
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
@@ -122,21 +123,22 @@ def draw_fraction(
     return [samples[i] for i in sorted(kept)]
 
 
-def _read_error(path: str) -> Optional[str]:
+def _read_error(path: str, mode: str) -> Optional[str]:
     try:
         with Image.open(path) as img:
             img.load()
             if img.mode.startswith(('I', 'F')):  # Pillow would clip them to 8 bits, to white for the most part
                 return f"pixels of mode '{img.mode}', more than 8 bits each, are not supported"
+            img.convert(mode)
     except Exception as e:  # Pillow's plugins raise errors of many types on broken files
         return f'{type(e).__name__}: {e}'
     return None
 
 
-def find_bad_images(paths: Sequence[str]) -> Dict[str, str]:
-    """Decode every image once. Returns path -> reason for those that cannot be read (as 8 bit)."""
+def find_bad_images(paths: Sequence[str], mode: str = 'RGB') -> Dict[str, str]:
+    """Read every image once, in a Pillow mode. Returns path -> reason for those that cannot be read."""
     with ThreadPoolExecutor() as pool:
-        return {path: error for path, error in zip(paths, pool.map(_read_error, paths)) if error}
+        return {path: error for path, error in zip(paths, pool.map(partial(_read_error, mode=mode), paths)) if error}
 
 
 def create_datasets(
@@ -175,7 +177,7 @@ def create_datasets(
         samples = dataset.reader.samples
         if split == 'train':
             samples = draw_fraction(samples, train_fraction, seed)
-        bad = find_bad_images([path for path, _ in samples])
+        bad = find_bad_images([path for path, _ in samples], IMG_MODES[in_chans])
         if bad and on_bad_image == 'error':
             path, error = next(iter(bad.items()))
             raise ValueError(

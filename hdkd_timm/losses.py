@@ -12,6 +12,13 @@ KD_KINDS = ('soft', 'hard', 'none')
 REDUCTIONS = ('mean', 'batchmean')
 
 
+def stage_mismatch(stage: int, student_shape: object, teacher_shape: object) -> ValueError:
+    """The error for a stage whose two maps can't be compared."""
+    return ValueError(
+        f"Stage {stage}: the student's map is {student_shape}, the teacher's {teacher_shape}; feature distillation"
+        ' needs equal shapes, choose other stages or another teacher.')
+
+
 def logit_distillation_loss(
         student_logits: torch.Tensor,
         teacher_logits: torch.Tensor,
@@ -81,9 +88,7 @@ def feature_distillation_losses(
     losses = {}
     for stage, s, t in zip(stages, student_maps, teacher_maps):
         if s.shape != t.shape:
-            raise ValueError(
-                f"Stage {stage}: the student's map is {tuple(s.shape)}, the teacher's {tuple(t.shape)}; feature"
-                ' distillation needs equal shapes, choose other stages or another teacher.')
+            raise stage_mismatch(stage, tuple(s.shape), tuple(t.shape))
         losses[stage] = F.mse_loss(s, t)
     return losses
 

@@ -10,7 +10,7 @@ from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import nn
 
-from .losses import KD_KINDS, feature_distillation_losses, hdkd_loss
+from .losses import KD_KINDS, feature_distillation_losses, hdkd_loss, stage_mismatch
 
 _logger = logging.getLogger(__name__)
 
@@ -32,9 +32,7 @@ def _check_stages(student: nn.Module, teacher: nn.Module, stages: Sequence[int])
             reduction = info.reduction(stage - 1)
             shapes.append(f'(B, {info.channels(stage - 1)}, H/{reduction}, W/{reduction})')
         if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"Stage {stage}: the student's map is {shapes[0]}, the teacher's {shapes[1]}; feature distillation"
-                ' needs equal shapes, choose other stages or another teacher.')
+            raise stage_mismatch(stage, *shapes)
 
 
 def _channel_stats(model: nn.Module) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -48,11 +46,12 @@ def _channel_stats(model: nn.Module) -> Tuple[torch.Tensor, torch.Tensor]:
 
 
 def _forward_stages(model: nn.Module, x: torch.Tensor, stages: Sequence[int]) -> Tuple[Any, List[torch.Tensor]]:
-    """Logits, and maps of the stages, of one forward pass."""
+    """Logits, and maps of the stages in the order given, of one forward pass."""
     if not stages:
         return model(x), []
-    features, maps = model.forward_intermediates(x, [stage - 1 for stage in stages])
-    return model.forward_head(features), maps
+    in_network_order = sorted(stages)
+    features, maps = model.forward_intermediates(x, [stage - 1 for stage in in_network_order])
+    return model.forward_head(features), [maps[in_network_order.index(stage)] for stage in stages]
 
 
 def check_pair(
@@ -73,11 +72,13 @@ def check_pair(
 
     Raises:
         ValueError: if a network has no such stage or the two maps of a stage differ (the stage and both shapes are
-            named), if the numbers of classes or input channels differ, or if the student has no distillation head and
-            kind is not 'none'.
+            named), if the numbers of classes or input channels differ, if a network takes no such image, or if the
+            student has no distillation head and kind is not 'none'.
     """
     if kind not in KD_KINDS:
         raise ValueError(f'kind must be one of {KD_KINDS}, got {kind!r}.')
+    if len(set(stages)) < len(stages):
+        raise ValueError(f'stages must differ, got {list(stages)}.')
     if stages:
         _check_stages(student, teacher, stages)
     for what in ('num_classes', 'in_chans'):
@@ -89,13 +90,17 @@ def check_pair(
             f"{type(student).__name__} has no distillation head: take one that has (hdkd_student), or kind 'none'.")
     if input_size is not None:
         maps = []
-        for model in (student, teacher):
+        for role, model in (('student', student), ('teacher', teacher)):
             param = next(model.parameters())
             was_training = model.training
-            with torch.no_grad():
-                image = torch.zeros(1, *input_size, device=param.device, dtype=param.dtype)
-                maps.append(_forward_stages(model.eval(), image, stages)[1])
-            model.train(was_training)
+            try:
+                with torch.no_grad():
+                    image = torch.zeros(1, *input_size, device=param.device, dtype=param.dtype)
+                    maps.append(_forward_stages(model.eval(), image, stages)[1])
+            except (AssertionError, RuntimeError) as e:
+                raise ValueError(f'The {role} {type(model).__name__} takes no image of {input_size}: {e}') from e
+            finally:
+                model.train(was_training)
         feature_distillation_losses(*maps, stages=stages)
 
 
@@ -225,6 +230,9 @@ class HDKDTask(TrainingTask):
 
         Returns:
             'loss', 'output' (logits (B, K) as at inference) and the parts that `hdkd_loss` returns.
+
+        Raises:
+            ValueError: if the student is in eval mode, where it returns no pair of logits.
         """
         student = unwrap_model(self.trainable_module).student
         if self.distilled:
@@ -234,6 +242,8 @@ class HDKDTask(TrainingTask):
         finally:
             if self.distilled:
                 student.set_distilled_training(False)
+        if dist_logits is None and self.loss_args['kind'] != 'none':
+            raise ValueError('The student is in eval mode: call task.train() before a step.')
         with torch.no_grad():
             teacher_input = input * self.teacher_scale + self.teacher_shift if self.renormalize else input
             teacher_logits, teacher_maps = self._teacher_forward(teacher_input)

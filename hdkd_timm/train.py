@@ -52,7 +52,7 @@ class DistillConfig:
                                 choices=('error', 'skip'))
 
     model: str = setting('hdkd_student', 'student, a timm model with a distillation head')
-    teacher: str = setting('hdkd_teacher', 'teacher to train, a timm model')
+    teacher: str = setting('hdkd_teacher', 'teacher to train, a timm model; or what a checkpoint file of it holds')
     teacher_checkpoint: Optional[str] = setting(
         None, 'trained teacher instead: a model folder, or a checkpoint file of an HDKD network')
     student_alone: bool = setting(False, 'also train the student without distillation, to compare')
@@ -94,6 +94,31 @@ class DistillConfig:
     output: str = setting('runs', 'folder of the runs')
     experiment: Optional[str] = setting(None, 'name of the run (default: date, time and model)')
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value out of range; names the flag, the value and the range."""
+        at_least_one, not_negative, share = '1 or more', '0 or more', 'between 0 and 1'
+        ranges = {
+            'img_size': (f'{MIN_IMG_SIZE} or more', lambda v: v >= MIN_IMG_SIZE),
+            'train_fraction': ('above 0 and at most 1', lambda v: 0 < v <= 1),
+            'scale': ('0 < MIN <= MAX <= 1', lambda v: 0 < v[0] <= v[1] <= 1),
+            'ratio': ('0 < MIN <= MAX', lambda v: 0 < v[0] <= v[1]),
+            **dict.fromkeys(('epochs', 'teacher_epochs', 'batch_size'), (at_least_one, lambda v: v >= 1)),
+            **dict.fromkeys(('alpha', 'hflip', 'vflip'), (share, lambda v: 0 <= v <= 1)),
+            **dict.fromkeys(('tau', 'lr', 'teacher_lr'), ('above 0', lambda v: v > 0)),
+            **dict.fromkeys((
+                'feature_weight', 'stage_exponent', 'weight_decay', 'teacher_weight_decay', 'warmup_epochs',
+                'warmup_lr', 'min_lr', 'color_jitter', 'seed', 'workers'), (not_negative, lambda v: v >= 0)),
+        }
+        for name, (words, holds) in ranges.items():
+            value = getattr(self, name)
+            if value is not None and not (holds(value) and all(map(math.isfinite, _as_tuple(value)))):
+                shown = ' '.join(map(str, _as_tuple(value)))
+                raise ValueError(f"--{name.replace('_', '-')} must be {words}, got {shown}.")
+
+
+def _as_tuple(value: Any) -> Tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
 
 def train_one_epoch(
         task: TrainingTask,
@@ -121,15 +146,23 @@ def train_one_epoch(
         for name, value in result.items():
             sums[name] = sums.get(name, 0.) + value.detach() * len(target)
     means = {name: float(value) / seen for name, value in sums.items()}
-    if not math.isfinite(means['loss']):
-        parts = ', '.join(f'{name} {value:g}' for name, value in means.items())
-        raise FloatingPointError(f'The loss is no finite number any more ({parts}): try a lower learning rate.')
+    _check_finite(means)
     return dict(means, accuracy=float(correct) / seen)
+
+
+def _check_finite(metrics: Dict[str, float]) -> None:
+    if not math.isfinite(metrics['loss']):
+        parts = ', '.join(f'{name} {value:g}' for name, value in metrics.items())
+        raise FloatingPointError(f'The loss is no finite number any more ({parts}): try a lower learning rate.')
 
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, loader: Any, channels_last: bool = False) -> Dict[str, float]:
-    """Loss, accuracy and balanced accuracy (mean recall of the classes) of a model on all images of a loader."""
+    """Loss, accuracy and balanced accuracy (mean recall of the classes) of a model on all images of a loader.
+
+    Raises:
+        FloatingPointError: if the mean loss is not a finite number.
+    """
     model.eval()
     loss, predictions, targets = AverageMeter(), [], []
     for input, target in loader:
@@ -140,11 +173,13 @@ def evaluate(model: nn.Module, loader: Any, channels_last: bool = False) -> Dict
         predictions.append(logits.argmax(dim=1).cpu())
         targets.append(target.cpu())
     predictions, targets = torch.cat(predictions), torch.cat(targets)
-    return {
+    metrics = {
         'loss': loss.avg,
         'accuracy': float((predictions == targets).double().mean()),
         'balanced_accuracy': float(balanced_accuracy_score(targets, predictions)),
     }
+    _check_finite(metrics)
+    return metrics
 
 
 def write_summary(rows: List[Dict[str, Any]], path: Path) -> None:
@@ -183,12 +218,12 @@ def fit(
         train_metrics = train_one_epoch(task, loaders['train'], optimizer, channels_last)
         metrics = {f'train_{k}': v for k, v in train_metrics.items()}
         seconds += time.perf_counter() - start
-        if scheduler is not None:
-            scheduler.step(epoch + 1)
         if 'val' in loaders:
             metrics.update({f'val_{k}': v for k, v in evaluate(model, loaders['val'], channels_last).items()})
             if not best or metrics['val_accuracy'] > best['accuracy']:
                 best = dict(epoch=epoch, accuracy=metrics['val_accuracy'], state=copy.deepcopy(model.state_dict()))
+        if scheduler is not None:
+            scheduler.step(epoch + 1, metrics.get('val_accuracy', metrics['train_accuracy']))
         rows.append(dict(model=name, epoch=epoch, lr=lr, **metrics))
         write_summary(rows, summary)
         shown = '  '.join(f'{k} {v:.4f}' for k, v in metrics.items() if k.endswith(('_loss', 'accuracy')))
@@ -292,15 +327,6 @@ def distill(config: DistillConfig) -> Dict[str, Any]:
             and `run_folder`.
         FloatingPointError: if a loss is no finite number any more.
     """
-    if config.img_size < MIN_IMG_SIZE:
-        raise ValueError(f'--img-size {config.img_size} is below the minimum of {MIN_IMG_SIZE} pixels.')
-    for name in ('epochs', 'teacher_epochs', 'batch_size'):
-        if getattr(config, name) is not None and getattr(config, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(config, name)}.")
-    if not config.tau > 0:
-        raise ValueError(f'--tau must be above 0, got {config.tau}.')
-    if not 0 <= config.alpha <= 1:
-        raise ValueError(f'--alpha must be between 0 and 1, got {config.alpha}.')
     device = _pick_device(config.device)
     datasets, classes = create_datasets(
         config.data_dir, config.in_chans, config.train_fraction, config.seed, config.on_bad_image)
@@ -308,7 +334,7 @@ def distill(config: DistillConfig) -> Dict[str, Any]:
     # models, all that can be wrong with them
     random_seed(config.seed)
     if config.teacher_checkpoint:
-        teacher, teacher_args = load_teacher(config.teacher_checkpoint, classes, config.in_chans)
+        teacher, teacher_args = load_teacher(config.teacher_checkpoint, classes, config.in_chans, config.teacher)
     else:
         teacher, teacher_args = _create_model(config.teacher, config, len(classes))
     random_seed(config.seed)
@@ -336,19 +362,21 @@ def distill(config: DistillConfig) -> Dict[str, Any]:
                 model, config.opt, config.lr, config.weight_decay, config.sched, config.epochs, config, warmup_epochs)
 
     # data
-    data_config = timm.data.resolve_data_config(dict(input_size=input_size), model=student)
+    def create_loaders(model: nn.Module) -> Dict[str, Any]:
+        """Loaders of all splits, normalised as the model wants it."""
+        data_config = timm.data.resolve_data_config(dict(input_size=input_size), model=model)
+        return {
+            split: create_split_loader(
+                dataset, data_config, config.batch_size, is_training=split == 'train', num_workers=config.workers,
+                device=device, scale=config.scale, ratio=config.ratio, hflip=config.hflip, vflip=config.vflip,
+                color_jitter=config.color_jitter)
+            for split, dataset in datasets.items()}
 
-    def create_loader(split: str) -> Any:
-        return create_split_loader(
-            datasets[split], data_config, config.batch_size, is_training=split == 'train', num_workers=config.workers,
-            device=device, scale=config.scale, ratio=config.ratio, hflip=config.hflip, vflip=config.vflip,
-            color_jitter=config.color_jitter)
-
-    loaders = {split: create_loader(split) for split in datasets}
+    create_loaders(student)  # what it checks
     _logger.info(
         f"{len(classes)} classes ({', '.join(classes)}), images: "
         + ', '.join(f'{split} {len(dataset)}' for split, dataset in datasets.items()) + f'; device {device}')
-    if 'val' not in loaders:
+    if 'val' not in datasets:
         _logger.info("No 'val' folder: the last epoch of each network is kept.")
 
     experiment = config.experiment or f"{time.strftime('%Y%m%d-%H%M%S')}-{config.model}"
@@ -359,18 +387,20 @@ def distill(config: DistillConfig) -> Dict[str, Any]:
         def train(name: str, task: TrainingTask, model: nn.Module, model_args: Dict[str, Any]) -> None:
             # new workers from the same seed: each network sees the same images, whichever others are trained
             random_seed(config.seed)
-            loaders['train'] = create_loader('train')
-            results[name] = fit(
-                name, task.to(device), loaders, *recipes[name], rows, folder / 'summary.csv', config.channels_last)
+            try:
+                results[name] = fit(
+                    name, task.to(device), create_loaders(model), *recipes[name], rows, folder / 'summary.csv',
+                    config.channels_last)
+            except FloatingPointError as e:
+                raise FloatingPointError(f'{name}: {e}') from e
             save_model(model, folder / name, label_names=classes, model_args=model_args)
 
         if config.teacher_checkpoint:
             results['teacher'] = {
-                'test': evaluate(teacher, loaders['test'], config.channels_last),
+                'test': evaluate(teacher, create_loaders(teacher)['test'], config.channels_last),
                 'checkpoint': config.teacher_checkpoint,
                 'parameters': sum(p.numel() for p in teacher.parameters()),
             }
-            save_model(teacher, folder / 'teacher', label_names=classes, model_args=teacher_args)
         else:
             task = ClassificationTask(teacher, nn.CrossEntropyLoss(), verbose=False)
             train('teacher', task, teacher, teacher_args)
@@ -382,6 +412,8 @@ def distill(config: DistillConfig) -> Dict[str, Any]:
             feature_weight=config.feature_weight, stages=config.stages, stage_exponent=config.stage_exponent,
             verbose=False)
         train('student', task, student, student_args)
+        if config.teacher_checkpoint:
+            save_model(teacher, folder / 'teacher', label_names=classes, model_args=teacher_args)
 
         metrics = {
             'classes': classes,
@@ -395,7 +427,7 @@ def distill(config: DistillConfig) -> Dict[str, Any]:
         (folder / 'config.yaml').write_text(yaml.safe_dump(
             {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()},
             sort_keys=False))
-        (folder / 'metrics.json').write_text(json.dumps(metrics, indent=2) + '\n')
+        (folder / 'metrics.json').write_text(json.dumps(metrics, indent=2, allow_nan=False) + '\n')
     return dict(metrics, run=str(Path(config.output) / experiment))
 
 

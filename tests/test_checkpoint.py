@@ -1,6 +1,7 @@
 import json
 import logging
 import pickle
+import shutil
 
 import pytest
 import timm
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hdkd_timm.checkpoint import convert_checkpoint, load_checkpoint, load_teacher, read_checkpoint, save_model
+from hdkd_timm.models.hdkd import convert_state_dict
 
 # what keys and shapes of the fixtures' networks don't show: heads of 8
 MODEL_KWARGS = {'teacher': {}, 'student': dict(head_dim=8), 'student_plain': dict(head_dim=8)}
@@ -66,17 +68,17 @@ def test_published_checkpoint_loads_through_timm(name, tmp_path):
 
 def test_squeeze_and_excitation_checkpoint(tmp_path):
     model = timm.create_model('hdkd_teacher', **TINY_TEACHER, attn='se')
-    state = {name.replace('.attn.fc', '.attn.fc'): value for name, value in model.state_dict().items()}
+    # the CBAM network's published names, but for its attention, are the same
+    names = convert_state_dict({name: torch.tensor(i) for i, name in enumerate(published('teacher')[0])})
+    names = dict(zip(names, published('teacher')[0]))
     published_state = {}
-    for name, value in state.items():
+    for name, value in model.state_dict().items():
         if '.attn.fc' in name:
             stage, block = name.split('.')[1:3]
             layer = {'fc1': 0, 'fc2': 2}[name.split('.')[4]]
             published_state[f'stage{int(stage) + 1}.{block}.conv.fn.6.fc.{layer}.weight'] = value[:, :, 0, 0]
-        elif name.startswith('stages.0.0.conv.'):
-            published_state['stage1.0.0.weight'] = value
         else:
-            published_state[name] = value
+            published_state[names[name]] = value
     torch.save(published_state, tmp_path / 'se.pth')
     loaded, args = load_checkpoint(tmp_path / 'se.pth')
     assert args['attn'] == 'se'
@@ -153,6 +155,33 @@ def test_position_embedding_is_resampled(distilled, tmp_path):
     assert torch.equal(number.norm.weight, same.norm.weight)
 
 
+def test_position_embedding_that_fits_is_left_alone(tmp_path):
+    args = {**TINY_STUDENT, 'img_size': (64, 144)}  # 4 x 9 patches, as many as 6 x 6
+    model = timm.create_model('hdkd_student', **args)
+    torch.save(model.state_dict(), tmp_path / 'own.pth')
+    again = timm.create_model(
+        'hdkd_student', pretrained=True, **args,
+        pretrained_cfg_overlay=dict(file=str(tmp_path / 'own.pth'), num_classes=5))
+    assert torch.equal(again.pos_embed, model.pos_embed)
+
+
+def test_plain_student_made_distilled_is_adapted(tmp_path):
+    args = {**TINY_STUDENT, 'distilled': True}
+    save_model(timm.create_model('hdkd_student_plain', **args), tmp_path / 'm', model_args=args)
+    again = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True, num_classes=9)
+    assert again(torch.randn(1, 3, 32, 32)).shape == (1, 9)
+
+
+def test_model_args_need_not_be_given(tmp_path):
+    model = timm.create_model('hdkd_student_s4', **{**TINY_STUDENT, 'img_size': 64})
+    model.set_input_size((96, 64))
+    model.reset_classifier(3, 'avg')
+    save_model(model, tmp_path / 'm')
+    again = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
+    x = torch.randn(2, 3, 96, 64)
+    torch.testing.assert_close(again(x), model.eval()(x))
+
+
 def test_wrong_prefix_tokens_are_explained(tmp_path):
     save_model(timm.create_model('hdkd_student', **TINY_STUDENT), tmp_path / 'm', model_args=TINY_STUDENT)
     with pytest.raises(ValueError, match='has a distillation token .* use hdkd_student for'):
@@ -208,10 +237,18 @@ def test_wrong_keys_are_named(tmp_path):
         load({k: v for k, v in state.items() if 'to_patch_embedding' not in k})
     with pytest.raises(ValueError, match=r'Not a checkpoint of an HDKD network.*fc\.weight'):
         load({'fc.weight': torch.zeros(3)})
+    with pytest.raises(ValueError, match='16 wide, no whole number of heads of 32: .*head_dim=WIDTH'):
+        load(state, head_dim=None)
+    assert load(state, head_dim=None, num_heads=2)[0].blocks[0].attn.head_dim == 8
+    with pytest.raises(ValueError, match='of other shapes|other shapes'):
+        load(dict(state, **{'head_cls.weight': torch.tensor(1.)}))
     with pytest.raises(ValueError, match='student with distillation token, not of .hdkd_student_plain'):
         load(state, 'hdkd_student_plain')
     with pytest.raises(ValueError, match="Unknown model 'resnet18'"):
         load(state, 'resnet18')
+    torch.save({1: torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match='keys are no names'):
+        load_checkpoint(path)
     torch.save([1, 2], path)
     with pytest.raises(ValueError, match='holds a list'):
         load_checkpoint(path)
@@ -248,9 +285,17 @@ def test_load_teacher(tmp_path):
     assert args['num_classes'] == 5
     with pytest.raises(ValueError, match='has 5 classes, the data 2'):
         load_teacher(tmp_path / 'a.pth', ['cat', 'dog'])
-    (tmp_path / 'empty').mkdir()
-    with pytest.raises(ValueError, match='no model folder'):
-        load_teacher(tmp_path / 'empty', ['cat', 'dog'])
+    for name, content in (('config.json', None), ('config.json', '{"a": 1}'), ('config.json', 'xx'),
+                          ('model.safetensors', 'xx')):
+        folder = tmp_path / f'broken {name} {content}'.replace('"', '').replace(':', '')
+        shutil.copytree(tmp_path / 'm', folder)
+        (folder / name).unlink() if content is None else (folder / name).write_text(content)
+        with pytest.raises(ValueError, match='broken .* is no whole model folder'):
+            load_teacher(folder, ['cat', 'dog'])
+    s4 = timm.create_model('hdkd_teacher_s4', **TINY_TEACHER)
+    torch.save(s4.state_dict(), tmp_path / 's4.pth')
+    teacher, _ = load_teacher(tmp_path / 's4.pth', list('vwxyz'), model_name='hdkd_teacher_s4')
+    assert teacher.stages[0][0].conv.stride == (4, 4)
     with pytest.raises(FileNotFoundError, match='nowhere'):
         load_teacher(tmp_path / 'nowhere', ['cat', 'dog'])
 

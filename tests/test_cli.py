@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import subprocess
@@ -7,7 +8,8 @@ import pytest
 import torch
 from conftest import load_reference, strip_prefix
 
-from hdkd_timm.cli import main
+from hdkd_timm import DistillConfig
+from hdkd_timm.cli import create_parser, main
 
 
 def run(*args, **kwargs):
@@ -16,7 +18,7 @@ def run(*args, **kwargs):
 
 @pytest.mark.parametrize(('args', 'message'), [
     (['distill', '--data-dir', 'nowhere'], "Data folder 'nowhere' does not exist"),
-    (['distill', '--data-dir', 'DATA', '--img-size', '20'], '--img-size 20 is below the minimum of 28'),
+    (['distill', '--data-dir', 'DATA', '--img-size', '20'], '--img-size must be 28 or more, got 20'),
     (['distill', '--data-dir', 'DATA', '--model', 'hdkd_pupil'], "Unknown model 'hdkd_pupil'"),
     (['distill', '--data-dir', 'DATA', '--model', 'hdkd_student.gold'], 'gold'),
     (['distill', '--data-dir', 'DATA', '--teacher', 'resnet18'], 'Stage 2'),
@@ -26,6 +28,8 @@ def run(*args, **kwargs):
     (['distill', '--data-dir', 'DATA', '--sched', 'tide'], 'tide'),
     (['distill', '--data-dir', 'DATA', '--teacher-opt', 'wings'], 'wings'),
     (['demo', '--data-dir', 'nowhere'], "Data folder 'nowhere' does not exist"),
+    (['demo', '--img-size', '20'], '--img-size must be 28 or more, got 20'),
+    (['demo', '--min-lr', 'nan'], '--min-lr must be 0 or more, got nan'),
     (['convert', 'gone.pth', 'out'], "Checkpoint 'gone.pth' does not exist"),
     (['run', 'gone.py'], "script 'gone.py' does not exist"),
 ])
@@ -60,7 +64,26 @@ def test_help_lists_every_setting(capsys):
         with pytest.raises(SystemExit) as e:
             main([command, '--help'])
         assert e.value.code == 0
-        assert 'usage: hdkd ' + command in capsys.readouterr().out
+        text = capsys.readouterr().out
+        assert 'usage: hdkd ' + command in text
+        if command in ('distill', 'demo'):
+            assert all('--' + f.name.replace('_', '-') in text for f in dataclasses.fields(DistillConfig))
+
+
+def test_demo_s_settings_can_be_turned_off():
+    args = create_parser().parse_args(['demo', '--no-student-alone', '--no-channels-last'])
+    assert (args.student_alone, args.channels_last) == (False, False)
+    args = create_parser().parse_args(['demo'])
+    assert (args.student_alone, args.channels_last, args.img_size) == (True, True, 64)
+
+
+@pytest.mark.parametrize('args', [
+    ['convert', 'a', 'b', '--model-kwargs', 'head_dim'], ['run'], ['run', '--debug', 's.py'], ['fly']])
+def test_flag_errors(args, capsys):
+    with pytest.raises(SystemExit) as e:
+        main(args)
+    assert e.value.code == 2
+    assert 'error' in capsys.readouterr().err
 
 
 def test_distill_command(image_folder, tmp_path):
@@ -110,7 +133,7 @@ def parse_script_output(result):
 def test_run_as_python_would(script, tmp_path):
     args = ['--help', '-x', '--', 'a b', '--data-dir=c']
     env = dict(os.environ, CODE='7')
-    ours = run('-m', 'hdkd_timm', 'run', 'scripts/script.py', *args, cwd=tmp_path, env=env)
+    ours = run('-m', 'hdkd_timm', 'run', '--', 'scripts/script.py', *args, cwd=tmp_path, env=env)
     plain = run('scripts/script.py', *args, cwd=tmp_path, env=env)
     assert ours.returncode == plain.returncode == 7, ours.stderr
     ours, plain = parse_script_output(ours), parse_script_output(plain)

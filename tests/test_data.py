@@ -99,6 +99,12 @@ def test_sixteen_bit_images_are_not_clipped_in_silence(image_folder):
     assert len(create_datasets(image_folder, on_bad_image='skip')[0]['train']) == 24
 
 
+def test_images_that_do_not_convert_are_found_too(image_folder):
+    Image.new('LAB', (40, 40)).save(image_folder / 'train' / 'a' / 'lab.tif')
+    with pytest.raises(ValueError, match=r'lab\.tif'):
+        create_datasets(image_folder, in_chans=1)
+
+
 @pytest.mark.parametrize(('break_it', 'error', 'match'), [
     (lambda d: (d / 'train').rename(d / 'images'), FileNotFoundError, "no folder 'train' .*images, test"),
     (lambda d: (d / 'test').rename(d / 'images'), FileNotFoundError, "no folder 'test'"),

@@ -152,10 +152,11 @@ def test_reset_classifier(name):
 
 def test_unpooled_teacher_gives_a_map_of_logits_whose_mean_is_the_pooled_one():
     model = create('hdkd_teacher', num_classes=3).eval()
+    unpooled = create('hdkd_teacher', num_classes=3, global_pool='').eval()
+    unpooled.load_state_dict(model.state_dict())
     x = images()
-    pooled = model(x)
-    model.unpooled, model.global_pool = True, nn.Identity()
-    torch.testing.assert_close(model(x).mean((2, 3)), pooled, rtol=1e-4, atol=1e-5)
+    assert unpooled(x).shape == (2, 3, SIZE // 8, SIZE // 8)
+    torch.testing.assert_close(unpooled(x).mean((2, 3)), model(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -251,6 +252,36 @@ def test_prune_intermediate_layers(name):
             assert model.num_features == reference.shape[1]
 
 
+@pytest.mark.parametrize('name', MODELS)
+def test_pruned_network_takes_a_new_classifier(name):
+    model = create(name).eval()
+    model.prune_intermediate_layers([1])
+    x = images()
+    features = model.forward_features(x)
+    assert features.shape[1] == model.num_features == 96
+    model.reset_classifier(3)
+    assert model(x).shape == (2, 3, *features.shape[-2:])
+    model.reset_classifier(3, 'avg')
+    assert model(x).shape == (2, 3)
+    torch.testing.assert_close(model.forward_head(features, pre_logits=True), features.mean((2, 3)))
+    if is_student(name):
+        assert model.num_prefix_tokens == 0
+        assert model.get_classifier() is model.head
+        assert model(images(size=50)).shape == (2, 3)  # the stages take any size
+        with pytest.raises(ValueError, match='no class token'):
+            model.reset_classifier(3, 'token')
+        with pytest.raises(ValueError, match='no distillation token'):
+            model.set_distilled_training()
+    torch.jit.script(model)
+
+
+@pytest.mark.parametrize('name', STUDENTS)
+def test_classifier_of_the_cfg_follows_the_heads(name):
+    for distilled in (True, False):
+        model = timm.create_model(name, distilled=distilled, device='meta')
+        assert model.pretrained_cfg['classifier'] == (('head', 'head_dist') if distilled else 'head')
+
+
 @pytest.mark.parametrize('name', STUDENTS)
 def test_set_input_size(name):
     model = create(name).eval()
@@ -269,9 +300,8 @@ def test_set_input_size(name):
 @pytest.mark.parametrize('name', MODELS)
 def test_recorded_model_args(name):
     models = timm.models
-    if not hasattr(models, 'get_model_args'):  # older releases record nothing
-        assert tuple(int(v) for v in timm.__version__.split('.')[:3]) < (1, 0, 31)
-        return
+    if not hasattr(models, 'get_model_args'):
+        pytest.skip('timm < 1.0.31 records nothing')
     model = create(name, in_chans=1, num_classes=4)
     model.set_input_size((96, 80))
     model.reset_classifier(6, 'max')
@@ -285,8 +315,8 @@ def test_recorded_model_args(name):
 
 @pytest.mark.parametrize('name', MODELS)
 def test_input_arguments_of_timm_s_scripts(name):
-    if not hasattr(timm.models, 'resolve_model_input_args'):  # timm < 1.0.31
-        return
+    if not hasattr(timm.models, 'resolve_model_input_args'):
+        pytest.skip('timm < 1.0.31 has no such function')
     args = timm.models.resolve_model_input_args(name, dict(img_size=96, in_chans=1), num_classes=3)
     model = timm.create_model(**args)
     assert (model.in_chans, model.num_classes) == (1, 3)
@@ -433,6 +463,14 @@ def test_grad_checkpointing(name):
         # the second forward pass of a checkpointed block counts no batch twice
         for (n, b), c in zip(model.named_buffers(), again.buffers()):
             torch.testing.assert_close(c, b, msg=lambda m, n=n: f'{n}: {m}')
+
+
+def test_grad_checkpointing_with_synchronised_batch_norm():
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(timm.create_model('hdkd_teacher', **TINY_TEACHER)).train()
+    model.set_grad_checkpointing()
+    model(images(size=32)).mean().backward()
+    counts = {int(m.num_batches_tracked) for m in model.modules() if isinstance(m, nn.SyncBatchNorm)}
+    assert counts == {1}
 
 
 @pytest.mark.parametrize('name', MODELS)

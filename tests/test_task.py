@@ -55,6 +55,21 @@ def test_one_forward_pass_of_each_network():
     assert len(calls) == len(convs) + gates
 
 
+def test_stages_weigh_by_their_place_in_the_list():
+    student, teacher = create_student(), create_teacher()
+    x, y = batch()
+    plain = HDKDTask(student, teacher, verbose=False).train()(x, y)
+    result = HDKDTask(student, teacher, stages=(3, 1), verbose=False).train()(x, y)
+    for name in ('feature_loss_1', 'feature_loss_3'):
+        torch.testing.assert_close(result[name], plain[name])
+    torch.testing.assert_close(result['feature_loss'], plain['feature_loss_3'] + 2 * plain['feature_loss_1'])
+
+
+def test_eval_mode_is_refused():
+    with pytest.raises(ValueError, match=r'eval mode: call task\.train\(\)'):
+        HDKDTask(create_student(), create_teacher(), verbose=False).eval()(*batch())
+
+
 def test_teacher_is_frozen():
     task = HDKDTask(create_student(), create_teacher(), verbose=False)
     state = {name: value.clone() for name, value in task.teacher.state_dict().items()}
@@ -170,6 +185,9 @@ def test_distributed_data_parallel(kind, tmp_path):
     (lambda: HDKDTask(create_student(), create_teacher(), kind='warm'), "'warm'"),
     (lambda: HDKDTask(create_student(), create_teacher(), stages=[0, 1]), r'1 to 4'),
     (lambda: HDKDTask(create_student(), create_teacher(), stages=[4]), r'1 to 3, those of the teacher'),
+    (lambda: HDKDTask(create_student(), create_teacher(), stages=[3, 3]), r'stages must differ, got \[3, 3\]'),
+    (lambda: check_pair(create_student(), create_teacher(), input_size=(3, 64, 64)),
+     r'The student HDKDStudent takes no image of \(3, 64, 64\): Image height'),
     (lambda: HDKDTask(create_student(), create_teacher(dims=(8, 24, 24))),
      r"Stage 2: the student's map is \(B, 16, H/4, W/4\), the teacher's \(B, 24, H/4, W/4\)"),
     (lambda: HDKDTask(create_student(), create_teacher(stem_stride=4)), r"Stage 1: .*H/2, W/2\), .*H/4, W/4\)"),

@@ -148,9 +148,43 @@ def test_grey_images_and_other_sizes(config):
 
 
 def test_nan_loss_ends_the_run(config, tmp_path):
-    with pytest.raises(FloatingPointError, match='no finite number .*lower learning rate'):
-        distill(dataclasses.replace(config, teacher_lr=1e30, epochs=4))
-    assert not (tmp_path / 'runs').exists()
+    for epochs in (1, 4):  # with one epoch and one step it shows in the test alone
+        with pytest.raises(FloatingPointError, match='teacher: .*no finite number .*lower learning rate'):
+            distill(dataclasses.replace(config, teacher_lr=1e30, epochs=epochs, batch_size=24))
+        assert not (tmp_path / 'runs').exists()
+
+
+def test_each_network_is_fed_as_it_is_normalised(config, monkeypatch):
+    seen = []
+    original = train_module.create_split_loader
+
+    def record(dataset, data_config, *args, is_training=False, **kwargs):
+        seen.append((is_training, data_config['mean']))
+        return original(dataset, data_config, *args, is_training=is_training, **kwargs)
+
+    create_model = train_module._create_model
+
+    def other_mean(name, *args, **kwargs):
+        model, model_args = create_model(name, *args, **kwargs)
+        if 'teacher' in name:
+            model.pretrained_cfg = dict(model.pretrained_cfg, mean=(0.5, 0.5, 0.5))
+        return model, model_args
+
+    monkeypatch.setattr(train_module, 'create_split_loader', record)
+    monkeypatch.setattr(train_module, '_create_model', other_mean)
+    distill(dataclasses.replace(config, epochs=1))
+    imagenet = timm.data.IMAGENET_DEFAULT_MEAN
+    # student's for the checks, teacher's for its training and test, student's for its own
+    assert seen == [(split, mean) for mean in (imagenet, (0.5, 0.5, 0.5), imagenet) for split in (True, False)]
+
+
+def test_plateau_schedule_is_given_its_metric(config, monkeypatch, tmp_path):
+    monkeypatch.setattr(train_module, 'train_one_epoch', lambda *args: dict(loss=1., accuracy=0.5))
+    distill(dataclasses.replace(config, sched='plateau', epochs=16, teacher_epochs=1, warmup_epochs=0, min_lr=0.))
+    with (tmp_path / 'runs' / 'run' / 'summary.csv').open() as file:
+        lrs = [float(row['lr']) for row in csv.DictReader(file) if row['model'] == 'student']
+    assert lrs[0] == 2e-3
+    assert lrs[-1] < 1e-3
 
 
 def test_finished_teacher_survives_an_error(config, tmp_path, monkeypatch, caplog):
@@ -173,7 +207,7 @@ def test_finished_teacher_survives_an_error(config, tmp_path, monkeypatch, caplo
 
 
 @pytest.mark.parametrize(('changes', 'error', 'match'), [
-    (dict(img_size=27), ValueError, '--img-size 27 is below the minimum of 28'),
+    (dict(img_size=27), ValueError, '--img-size must be 28 or more, got 27'),
     (dict(epochs=0), ValueError, '--epochs must be 1 or more'),
     (dict(batch_size=25), ValueError, '24 training images are fewer than a batch of 25'),
     (dict(model='hdkd_pupil'), ValueError, "Unknown model 'hdkd_pupil': choose from hdkd_student"),
@@ -187,7 +221,12 @@ def test_finished_teacher_survives_an_error(config, tmp_path, monkeypatch, caplo
     (dict(teacher='deit_tiny_patch16_224', feature_weight=0., img_size=32, teacher_opt='wings'), ValueError, 'wings'),
     (dict(model='hdkd_student_plain'), ValueError, 'no distillation head'),
     (dict(in_chans=2), ValueError, 'in_chans 2'),
-    (dict(train_fraction=2.), ValueError, 'train_fraction'),
+    (dict(train_fraction=2.), ValueError, '--train-fraction must be above 0 and at most 1, got 2.0'),
+    (dict(scale=(0.5, 2.)), ValueError, r'--scale must be 0 < MIN <= MAX <= 1, got 0\.5 2\.0'),
+    (dict(feature_weight=-1.), ValueError, '--feature-weight must be 0 or more'),
+    (dict(stage_exponent=math.nan), ValueError, '--stage-exponent must be 0 or more, got nan'),
+    (dict(feature_weight=math.inf), ValueError, '--feature-weight .* got inf'),
+    (dict(stages=(3, 3)), ValueError, 'stages must differ'),
     (dict(data_dir='nowhere'), FileNotFoundError, 'nowhere'),
     (dict(teacher_checkpoint='nowhere'), FileNotFoundError, 'nowhere'),
 ])

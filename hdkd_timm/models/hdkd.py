@@ -36,11 +36,13 @@ from timm.layers import Attention, DropPath, Mlp, SEModule, SelectAdaptivePool2d
     get_device_dtype, global_pool_nlc, resample_abs_pos_embed, to_2tuple
 from timm.models import adapt_input_conv, build_model_with_cfg, checkpoint, clean_state_dict, generate_default_cfgs, \
     register_model
-try:  # timm >= 1.0.31 keeps the arguments that rebuild a model up to date, older releases do not
+try:
+    # timm >= 1.0.31 records the arguments that rebuild a model, and its own models keep them up to date by this
+    # function, which has no public name
     from timm.models._input import update_model_input_size
 except ImportError:
-    def update_model_input_size(model: nn.Module, img_size: Any, **model_args: Any) -> None:
-        pass
+    def update_model_input_size(model: nn.Module, img_size: Any) -> None:
+        model._model_args = dict(getattr(model, '_model_args', {}), img_size=img_size)
 
 __all__ = ['HDKDTeacher', 'HDKDStudent']
 
@@ -322,7 +324,7 @@ def _take_indices(num_features: int, indices: Optional[Union[int, Sequence[int]]
 @contextmanager
 def _frozen_batch_stats(module: nn.Module) -> Iterator[None]:
     """ Leave the running statistics alone: a recomputed forward pass must not count its batch a second time."""
-    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]  # SyncBatchNorm included
     kept = [(m.momentum, m.num_batches_tracked) for m in norms]
     for m in norms:
         m.momentum, m.num_batches_tracked = 0., None
@@ -669,6 +671,8 @@ class HDKDStudent(nn.Module):
         if global_pool not in ('', 'token', 'avg', 'max', 'avgmax'):
             raise ValueError(
                 f"global_pool of a student must be 'token', 'avg', 'max', 'avgmax' or '', got {global_pool!r}.")
+        if global_pool == 'token' and self.num_prefix_tokens == 0:
+            raise ValueError("The student is pruned to its stages, it has no class token for global_pool 'token'.")
         self.global_pool = global_pool
 
     @torch.jit.ignore
@@ -842,8 +846,10 @@ class HDKDStudent(nn.Module):
         prune_transformer = max_index < 3
         if prune_transformer:
             self.stages = self.stages[:max_index + 1]
-            self.patch_embed = self.cls_token = self.dist_token = self.pos_embed = None
+            self.patch_embed = self.cls_token = self.dist_token = self.pos_embed = self.head_dist = None
             self.blocks = nn.Sequential()
+            self.distilled = self.distilled_training = False
+            self.num_prefix_tokens = 0
             self.num_features = self.head_hidden_size = self.feature_info[max_index]['num_chs']
         if prune_transformer or prune_norm:
             self.norm = nn.Identity()
@@ -875,10 +881,21 @@ class HDKDStudent(nn.Module):
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """ (B, 2 + N, 256) -> (B, classes), the mean of both heads' logits; (B, 256) before the classifiers.
 
-        A pair of (B, classes) in training mode after `set_distilled_training()`.
+        A pair of (B, classes) in training mode after `set_distilled_training()`. A student pruned to its stages takes
+        and, unpooled, returns maps (B, ..., H, W).
         """
+        if self.patch_embed is None:
+            unpooled = self.global_pool == ''
+            if unpooled:
+                x = x.permute(0, 2, 3, 1)
+            else:
+                x = global_pool_nlc(x.flatten(2).transpose(1, 2), self.global_pool, 0)
+            x = self.head_drop(x)
+            if not pre_logits:
+                x = self.head(x)
+            return x.permute(0, 3, 1, 2) if unpooled else x
         x_dist = x
-        if self.patch_embed is not None and self.global_pool != '':
+        if self.global_pool != '':
             if self.global_pool == 'token':
                 x, x_dist = x[:, 0], x[:, 1]
             else:
@@ -975,20 +992,21 @@ def _resample_pos_embed(state_dict: Dict[str, torch.Tensor], model: HDKDStudent)
             f"The checkpoint has {has} distillation token and the model is built with {wants}: use"
             f" {'hdkd_student' if distilled else 'hdkd_student_plain'} for this checkpoint.")
     num_patches = pos_embed.shape[1] - model.num_prefix_tokens
-    old_size = model._get_grid_size(tuple(model.pretrained_cfg['input_size'][-2:]))
-    if old_size[0] * old_size[1] != num_patches:
-        side = math.isqrt(num_patches)
-        if side * side != num_patches:
-            raise ValueError(
-                f'The checkpoint has {num_patches} patch positions, not a square: name the image size that it was'
-                " trained at, pretrained_cfg_overlay=dict(input_size=(channels, height, width)).")
-        old_size = side, side
+    side = math.isqrt(num_patches)
+    # the grid of the checkpoint's image size; where its size was not recorded, the model's own one or a square
+    candidates = (
+        model._get_grid_size(tuple(model.pretrained_cfg['input_size'][-2:])), model.patch_embed.grid_size, (side, side))
+    old_size = next((grid for grid in candidates if grid[0] * grid[1] == num_patches), None)
+    if old_size is None:
+        raise ValueError(
+            f'The checkpoint has {num_patches} patch positions, not a square: name the image size that it was trained'
+            ' at, pretrained_cfg_overlay=dict(input_size=(channels, height, width)).')
     return resample_abs_pos_embed(
         pos_embed, new_size=model.patch_embed.grid_size, old_size=old_size, num_prefix_tokens=model.num_prefix_tokens)
 
 
-# timm < 1.0.31 can adapt a first conv of three channels only, there the filter below does it
-_ADAPTS_ANY_CHANS = 'base_chans' in signature(adapt_input_conv).parameters
+# timm < 1.0.31 adapts a first conv of three channels only and records no model arguments, there it is done here
+_OLD_TIMM = 'base_chans' not in signature(adapt_input_conv).parameters
 _FIRST_CONV = 'stages.0.0.conv'
 
 
@@ -1009,7 +1027,7 @@ def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> Dict[s
     state_dict = convert_state_dict(state_dict)
     if 'pos_embed' in state_dict and isinstance(model, HDKDStudent):
         state_dict = dict(state_dict, pos_embed=_resample_pos_embed(state_dict, model))
-    if not _ADAPTS_ANY_CHANS and f'{_FIRST_CONV}.weight' in state_dict:
+    if _OLD_TIMM and f'{_FIRST_CONV}.weight' in state_dict:
         weight = _adapt_first_conv(state_dict[f'{_FIRST_CONV}.weight'], model.in_chans)
         state_dict = dict(state_dict, **{f'{_FIRST_CONV}.weight': weight})
     return state_dict
@@ -1047,8 +1065,11 @@ def _create_hdkd(
         pretrained_cfg_overlay: Optional[Dict[str, Any]] = None,
         **kwargs: Any,
 ) -> nn.Module:
-    if not _ADAPTS_ANY_CHANS:
-        pretrained_cfg_overlay = dict(pretrained_cfg_overlay or {}, first_conv=None)  # keep timm's own hands off
+    pretrained_cfg_overlay = dict(pretrained_cfg_overlay or {})
+    if model_cls is HDKDStudent:
+        pretrained_cfg_overlay['classifier'] = ('head', 'head_dist') if kwargs.get('distilled', True) else 'head'
+    if _OLD_TIMM:
+        pretrained_cfg_overlay['first_conv'] = None  # keep timm's own hands off
     model = build_model_with_cfg(
         model_cls, variant, pretrained,
         pretrained_cfg_overlay=pretrained_cfg_overlay,
@@ -1061,6 +1082,9 @@ def _create_hdkd(
         **kwargs,
     )
     model.pretrained_cfg['first_conv'] = _FIRST_CONV
+    if _OLD_TIMM:
+        recorded = set(signature(model_cls).parameters) - {'device', 'dtype'}
+        model._model_args = {k: v for k, v in kwargs.items() if k in recorded}
     return model
 
 
