@@ -324,10 +324,11 @@ def _take_indices(num_features: int, indices: Optional[Union[int, Sequence[int]]
 @contextmanager
 def _frozen_batch_stats(module: nn.Module) -> Iterator[None]:
     """ Leave the running statistics alone: a recomputed forward pass must not count its batch a second time."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]  # SyncBatchNorm included
+    norms = [  # SyncBatchNorm included
+        m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     kept = [(m.momentum, m.num_batches_tracked) for m in norms]
     for m in norms:
-        m.momentum, m.num_batches_tracked = 0., None
+        m.momentum, m.num_batches_tracked = 0., m.num_batches_tracked.clone()
     try:
         yield
     finally:
