@@ -304,6 +304,8 @@ def _create_recipe(
         scheduler, _ = create_scheduler_v2(
             optimizer, sched=sched, num_epochs=epochs, warmup_epochs=warmup_epochs, warmup_lr=config.warmup_lr,
             min_lr=config.min_lr)
+        if scheduler is None:  # timm < 1.0.31 takes any name
+            raise ValueError(f"Unknown schedule '{sched}': choose one of timm's (cosine, step, plateau, ...) or none.")
     return optimizer, scheduler, epochs
 
 
