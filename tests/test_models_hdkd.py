@@ -536,6 +536,8 @@ def test_compile_fullgraph_in_training(name, grad_checkpointing):
     loss(torch.compile(again, fullgraph=True, backend='aot_eager')).backward()
     for (n, p), q in zip(model.named_parameters(), again.named_parameters()):
         torch.testing.assert_close(q[1].grad, p.grad, rtol=1e-4, atol=1e-5, msg=lambda m, n=n: f'{n}: {m}')
+    for (n, b), c in zip(model.named_buffers(), again.buffers()):
+        torch.testing.assert_close(c, b, msg=lambda m, n=n: f'{n}: {m}')
 
 
 def test_compile_inductor():
