@@ -11,6 +11,7 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument('--img-size', type=int, default=224)
 args = parser.parse_args()
 
+timm.layers.set_fused_attn(False)  # as matrix products, which every release of torch counts
 print('| model | parameters | multiply-adds |')
 print('|---|---:|---:|')
 for name in ('hdkd_teacher', 'hdkd_student', 'hdkd_student_plain', 'hdkd_teacher_s4', 'hdkd_student_s4'):
