@@ -6,7 +6,11 @@ from . import models
 from .version import __version__
 
 # loaded on first use, so that registering the models costs nothing beside `import timm`
-_LAZY = {'HDKDTask': 'task', 'hdkd_loss': 'losses', 'DistillConfig': 'train', 'distill': 'train'}
+_LAZY = {
+    'HDKDTask': 'task', 'hdkd_loss': 'losses', 'TrainConfig': 'settings', 'DistillConfig': 'settings',
+    'train': 'training', 'distill': 'training', 'EvalConfig': 'inference', 'evaluate_model': 'inference',
+    'predict': 'inference',
+}
 
 __all__ = ['models', '__version__', *_LAZY]
 

@@ -56,6 +56,7 @@ def save_model(
         folder: PathLike,
         label_names: Optional[Sequence[str]] = None,
         model_args: Optional[Dict[str, Any]] = None,
+        replace: bool = False,
 ) -> None:
     """Write a model folder that `timm.create_model('local-dir:FOLDER', pretrained=True)` loads.
 
@@ -65,6 +66,7 @@ def save_model(
         label_names: Class names by index.
         model_args: Arguments that the model was created with. timm >= 1.0.31 records them for all models, before that
             they are known for those of this package.
+        replace: Take the place of the weights of the same model there.
 
     Raises:
         FileExistsError: if the folder holds something.
@@ -80,6 +82,11 @@ def save_model(
             **getattr(model, '_model_args', {}), **(model_args or {}), 'num_classes': model.num_classes,
             'in_chans': model.in_chans, **({'global_pool': pool} if isinstance(pool, str) else {})}
     model_config = {'label_names': list(label_names)} if label_names else {}
+    if replace and (Path(folder) / 'model.safetensors').exists():
+        with tempfile.TemporaryDirectory(prefix='.new-', dir=folder) as temporary:
+            safetensors.torch.save_file(model.state_dict(), Path(temporary) / 'model.safetensors')
+            os.replace(Path(temporary) / 'model.safetensors', Path(folder) / 'model.safetensors')
+        return
     with new_folder(folder) as temporary:
         save_for_hf(model, temporary, model_config=model_config, model_args=model_args, safe_serialization=True)
         path = temporary / 'config.json'
@@ -260,6 +267,36 @@ def convert_checkpoint(
         raise ValueError(f'{len(label_names)} label names for the {model.num_classes} classes of the checkpoint.')
     save_model(model, folder, label_names=label_names, model_args=model_args)
     return model.pretrained_cfg['architecture'], model_args
+
+
+def load_model(
+        name: str,
+        optional: Optional[Dict[str, Any]] = None,
+        **kwargs: Any,
+) -> Tuple[nn.Module, Dict[str, Any]]:
+    """A pretrained timm model from 'local-dir:FOLDER' or 'hf-hub:NAME', and the arguments that it is built with.
+
+    Args:
+        name: As `timm.create_model` takes it.
+        optional: Arguments for models that take them.
+        kwargs: Other arguments of the model.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if it is no whole model folder.
+    """
+    if name.startswith('local-dir:') and not Path(name.partition(':')[2]).is_dir():
+        raise FileNotFoundError(f"Model folder '{name.partition(':')[2]}' does not exist.")
+    kwargs.pop('pretrained', None)
+    try:
+        try:
+            every = {**(optional or {}), **kwargs}
+            return timm.create_model(name, pretrained=True, **every), every
+        except TypeError:
+            return timm.create_model(name, pretrained=True, **kwargs), kwargs
+    except Exception as e:  # whatever a damaged file or a network raises
+        first = str(e).splitlines()[0] if str(e) else ''
+        raise ValueError(f"Cannot load '{name}' ({type(e).__name__}: {first}).") from e
 
 
 def load_teacher(

@@ -1,38 +1,91 @@
 """The command `hdkd`, the same as `python -m hdkd_timm`: it parses and calls, the work is done elsewhere."""
 import argparse
+import dataclasses
 import logging
 import os
 import sys
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Any, Dict, Optional, Sequence
 
 from .run import run_script
 from .version import __version__
 
 # settings of `hdkd demo`: small enough for a minute or two on a laptop
-DEMO = dict(img_size=64, epochs=6, lr=1e-3, student_alone=True, channels_last=True, color_jitter=0.2)
+DEMO = dict(img_size=64, epochs=6, student_alone=True, channels_last=True, color_jitter=0.2)
+
+
+def _train(args: argparse.Namespace) -> None:
+    from .config import from_arguments
+    from .evaluate import format_table
+    from .training import train
+    metrics = train(from_arguments(args.config_cls, args), args.resume, args.overwrite)
+    _print_on_primary(format_table(metrics), f"The model is in '{metrics['run']}/best'.")
 
 
 def _distill(args: argparse.Namespace) -> None:
     from .config import from_arguments
-    from .train import DistillConfig, distill, format_table
-    metrics = distill(from_arguments(DistillConfig, args))
-    print(format_table(metrics))
-    print(f"Models, summary.csv and metrics.json are in '{metrics['run']}'.")
+    from .evaluate import format_table
+    from .training import distill
+    metrics = distill(from_arguments(args.config_cls, args), args.resume, args.overwrite)
+    _print_on_primary(
+        format_table(metrics), f"Models (student/best, ...), summaries and metrics are in '{metrics['run']}'.")
+
+
+def _print_on_primary(*lines: str) -> None:
+    if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0:
+        print('\n'.join(lines))
 
 
 def _demo(args: argparse.Namespace) -> None:
-    if args.data_dir is None:
+    if args.data_dir is None and args.data_csv is None and args.dataset is None:
         from .config import from_arguments
         from .phantoms import write_phantoms
-        from .train import DistillConfig
-        from_arguments(DistillConfig, args)  # checks the settings before anything is drawn
+        from_arguments(args.config_cls, args)  # checks the settings before anything is drawn
         folder = Path(args.output) / 'phantoms'
         if not folder.exists():
             write_phantoms(folder)
             print(f"Drew phantom images into '{folder}'.")
         args.data_dir = str(folder)
     _distill(args)
+
+
+def _eval(args: argparse.Namespace) -> None:
+    from .checkpoint import new_folder
+    from .config import from_arguments
+    from .evaluate import write_json, write_predictions
+    from .inference import evaluate_model
+    if args.out_dir and os.path.exists(args.out_dir):
+        raise FileExistsError(f"'{args.out_dir}' exists already: choose another --out-dir, nothing is overwritten.")
+    report, images = evaluate_model(args.checkpoint, from_arguments(args.config_cls, args))
+    print(f"{report['images']} images of split '{report['split']}'")
+    intervals = report.get('intervals_95', {})
+    for key, value in report.items():
+        if isinstance(value, float):
+            low_high = '   95 % interval {:.4f} to {:.4f}'.format(*intervals[key]) if key in intervals else ''
+            print(f"{key.replace('_', ' '):<20}{value:.4f}{low_high}")
+    print(f"{'class':<20}{'precision':>10}{'recall':>10}{'f1':>10}{'support':>10}")
+    for name, scores in report['per_class'].items():
+        print(f'{name:<20}' + ''.join(f'{v:>10.4f}' if isinstance(v, float) else f'{v:>10}' for v in scores.values()))
+    if args.out_dir:
+        with new_folder(args.out_dir) as folder:
+            write_json(report, folder / 'metrics.json')
+            write_predictions(
+                folder / 'predictions.csv', images['names'], images['probs'], report['classes'], images['targets'])
+        print(f"metrics.json and predictions.csv are in '{args.out_dir}'.")
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from .config import from_arguments
+    from .evaluate import write_predictions
+    from .inference import predict
+    if os.path.exists(args.out):
+        raise FileExistsError(f"'{args.out}' exists already: choose another --out, nothing is overwritten.")
+    if not os.path.isdir(os.path.dirname(args.out) or '.'):
+        raise FileNotFoundError(f"Folder '{os.path.dirname(args.out)}' of --out does not exist.")
+    files, probs, classes = predict(
+        args.checkpoint, args.paths, from_arguments(args.config_cls, args), args.on_bad_image)
+    write_predictions(Path(args.out), files, probs, classes)
+    print(f"{len(files)} images labelled, see '{args.out}'.")
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -46,40 +99,56 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def create_parser() -> argparse.ArgumentParser:
-    from timm.utils import ParseKwargs
-
-    from .config import add_arguments
-    from .train import DistillConfig
+    from .config import KeyValues, add_arguments, recipe_names
+    from .inference import EvalConfig, InferenceConfig
+    from .settings import DistillConfig, TrainConfig
 
     parser = argparse.ArgumentParser(prog='hdkd', description='HDKD (arXiv 2407.07516) for timm.')
     parser.add_argument('--version', action='version', version=f'hdkd_timm {__version__}')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
 
-    class ModelKwargs(ParseKwargs):
-        def __call__(self, parser, namespace, values, option_string=None):
-            if not all('=' in value for value in values):
-                parser.error(f"argument {option_string}: expected NAME=VALUE, got {' '.join(values)}")
-            super().__call__(parser, namespace, values, option_string)
-
-    def add_command(name, func, help):
+    def add_command(name, func, help, config_cls=None, is_run=False, **defaults):
         command = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + '.')
-        command.set_defaults(func=func)
+        command.set_defaults(func=func, config_cls=config_cls, parser=command)
         if func is not None:
             command.add_argument('--debug', action='store_true', help='show the traceback of an error')
+        if config_cls is not None:
+            command.add_argument('--config', metavar='FILE', help='YAML file of settings; flags win over it')
+        if is_run:
+            command.add_argument('--recipe', metavar='NAME', help=(
+                f"settings of a recipe ({', '.join(recipe_names())}); --config and flags win over it"
+                ' (default: default)'))
+            group = command.add_mutually_exclusive_group()
+            group.add_argument('--resume', action='store_true', help='go on with the run --experiment')
+            group.add_argument('--overwrite', action='store_true', help='replace the run --experiment')
+        if config_cls is not None:
+            add_arguments(command, config_cls, **defaults)
         return command
 
-    command = add_command('distill', _distill, 'train a teacher on an image folder and distil it into a student')
-    add_arguments(command, DistillConfig)
+    add_command('train', _train, 'train or fine-tune a timm model on labelled images', TrainConfig, True)
+    add_command('distill', _distill, 'train a teacher on labelled images and distil it into a student', DistillConfig,
+                True)
+    add_command('demo', _demo, 'run distill on phantom images that it draws itself, or on a folder, at 64 px',
+                DistillConfig, True, **DEMO)
 
-    command = add_command('demo', _demo, 'run distill on phantom images that it draws itself, or on a folder, at 64 px')
-    add_arguments(command, DistillConfig, data_dir=None, **DEMO)
+    command = add_command('eval', _eval, 'test a saved model on a split', EvalConfig)
+    command.add_argument('checkpoint', help='model folder or run, checkpoint file, or hf-hub:NAME')
+    command.add_argument('--out-dir', help='folder to write metrics.json and predictions.csv into')
+
+    command = add_command('predict', _predict, 'label images by a saved model', InferenceConfig)
+    command.add_argument('checkpoint', help='model folder or run, checkpoint file, or hf-hub:NAME')
+    command.add_argument('paths', nargs='+', help='image files, and folders that are searched for them')
+    command.add_argument('--out', default='predictions.csv', metavar='FILE',
+                         help='CSV file to write: path, label and the probability of each class (default: %(default)s)')
+    command.add_argument('--on-bad-image', default='error', choices=('error', 'skip'),
+                         help='images that cannot be read end it, or are left out')
 
     command = add_command('convert', _convert, "write a model folder for timm from a checkpoint of the published code")
     command.add_argument('checkpoint', help='file with a state dict')
     command.add_argument('out_dir', help='folder to write, config.json and model.safetensors')
     command.add_argument('--model', help='model name, where the keys leave a choice (hdkd_student_s4)')
     command.add_argument(
-        '--model-kwargs', nargs='*', default={}, action=ModelKwargs, metavar='NAME=VALUE',
+        '--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='NAME=VALUE',
         help='model arguments, where the keys leave a choice (num_heads=8 head_dim=32 img_size=224)')
     command.add_argument('--label-names', nargs='+', metavar='NAME', help='class names by index')
 
@@ -88,6 +157,20 @@ def create_parser() -> argparse.ArgumentParser:
     command.add_argument('script', help='Python file')
     command.add_argument('args', nargs='*', help='its arguments, all that follow')
     return parser
+
+
+def _settings_of_files(args: argparse.Namespace) -> Dict[str, Any]:
+    """Settings of --recipe and --config, the latter win."""
+    from .config import check_settings, read_recipe, read_yaml
+    from .settings import DistillConfig
+    values: Dict[str, Any] = {}
+    fields = {field.name for field in dataclasses.fields(args.config_cls)}
+    if getattr(args, 'recipe', None):  # it speaks of distill, of which train has a part
+        recipe = check_settings(read_recipe(args.recipe), [DistillConfig], f"recipe '{args.recipe}'")
+        values.update({name: value for name, value in recipe.items() if name in fields})
+    if args.config:
+        values.update(check_settings(read_yaml(args.config), [args.config_cls], f"'{args.config}'"))
+    return values
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -103,11 +186,24 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         run_script(script, script_args)
         return 0
 
-    args = create_parser().parse_args(argv)
+    parser = create_parser()
+    args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     logging.getLogger('hdkd_timm').setLevel(logging.INFO)
+    from .runs import Interrupted
     try:
+        if args.config_cls is not None:
+            settings = _settings_of_files(args)
+            if settings:
+                args.parser.set_defaults(**settings)
+                args = parser.parse_args(argv)
         args.func(args)
+    except Interrupted as e:
+        command = 'distill' if args.command == 'demo' else args.command
+        print(
+            f'hdkd {args.command}: {e.signal_name}, the state is saved. Go on with: hdkd {command} --config'
+            f" '{e.folder}/config.yaml' --resume", file=sys.stderr)
+        return 128 + e.signum
     except KeyboardInterrupt:
         print(f'hdkd {args.command}: interrupted.', file=sys.stderr)
         return 130

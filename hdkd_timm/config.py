@@ -1,18 +1,57 @@
-"""Settings as dataclasses, and their command-line flags.
+"""Settings as dataclasses: their command-line flags, and YAML files of them.
 
 A field is a flag of the same name with dashes, its metadata are argparse's words (help, choices, metavar, flags).
 """
 import argparse
+import ast
 import dataclasses
+import importlib.resources
 import typing
-from typing import Any, Type, TypeVar
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Tuple, Type, TypeVar, Union
+
+import yaml
 
 ConfigT = TypeVar('ConfigT')
 
 
 def setting(default: Any = dataclasses.MISSING, help: str = '', **kwargs: Any) -> Any:
     """A field of a settings dataclass with its help text and other words for argparse."""
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=dict(kwargs, help=help))
     return dataclasses.field(default=default, metadata=dict(kwargs, help=help))
+
+
+class KeyValues(argparse.Action):
+    """Flags of the form NAME=VALUE, Python literals or strings, as a dict (as timm's ParseKwargs, but checked)."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        pairs = {}
+        for pair in values:
+            name, equals, value = pair.partition('=')
+            if not equals:
+                parser.error(f'argument {option_string}: expected NAME=VALUE, got {pair}')
+            try:
+                pairs[name] = ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                pairs[name] = value
+        setattr(namespace, self.dest, pairs)
+
+
+def flag(name: str) -> str:
+    """The flag of a field."""
+    return '--' + name.replace('_', '-')
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _kind(hint: Any) -> Tuple[Any, bool]:
+    """A field's type without Optional, and whether it was Optional."""
+    inner = [t for t in typing.get_args(hint) if t is not type(None)]
+    optional = typing.get_origin(hint) is Union
+    return (inner[0] if optional else hint), optional
 
 
 def add_arguments(parser: argparse.ArgumentParser, config_cls: Type[Any], **defaults: Any) -> None:
@@ -20,24 +59,120 @@ def add_arguments(parser: argparse.ArgumentParser, config_cls: Type[Any], **defa
     types = typing.get_type_hints(config_cls)
     for field in dataclasses.fields(config_cls):
         words = dict(field.metadata)
-        flags = [*words.pop('flags', ()), '--' + field.name.replace('_', '-')]
-        required = field.default is dataclasses.MISSING and field.name not in defaults
-        default = None if required else defaults.get(field.name, field.default)
-        kind = types[field.name]
-        inner = [t for t in typing.get_args(kind) if t is not type(None)]
+        flags = [*words.pop('flags', ()), flag(field.name)]
+        required = _default(field) is dataclasses.MISSING and field.name not in defaults
+        default = None if required else defaults.get(field.name, _default(field))
+        kind, _ = _kind(types[field.name])
         if kind is bool:
             parser.add_argument(*flags, action=argparse.BooleanOptionalAction, default=default, **words)
             continue
+        inner = typing.get_args(kind)
         if typing.get_origin(kind) is tuple:
-            words['nargs'] = '+' if inner[-1] is Ellipsis else len(inner)
-        if default is not None and default != '':
+            words.setdefault('nargs', '+' if inner[-1] is Ellipsis else len(inner))
+            kind = inner[0]
+        elif typing.get_origin(kind) is dict:  # NAME=VALUE by an action of its own
+            kind = None
+        if default not in (None, '', (), {}):
             shown = ' '.join(map(str, default)) if isinstance(default, tuple) else default
             words['help'] += f' (default: {shown})'
-        parser.add_argument(
-            *flags, type=inner[0] if inner else kind, required=required, default=default, **words)
+        parser.add_argument(*flags, default=default, required=required, **({'type': kind} if kind else {}), **words)
 
 
 def from_arguments(config_cls: Type[ConfigT], args: argparse.Namespace) -> ConfigT:
     """The settings from parsed flags."""
     values = {field.name: getattr(args, field.name) for field in dataclasses.fields(config_cls)}
     return config_cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    """A value of a YAML file as a field's type, or TypeError."""
+    kind, optional = _kind(hint)
+    if value is None and optional:
+        return None
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)
+        values = value if isinstance(value, (list, tuple)) else [value]
+        if inner[-1] is not Ellipsis and len(values) != len(inner):
+            raise TypeError
+        return tuple(_convert(v, inner[0]) for v in values)
+    if typing.get_origin(kind) is dict:
+        kind = dict
+    if kind is float and not isinstance(value, bool) and isinstance(value, (int, str)):
+        try:
+            return float(value)  # YAML takes 1e-3 for a string
+        except ValueError:
+            raise TypeError from None
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError
+    return value
+
+
+def check_settings(values: Dict[str, Any], config_classes: Iterable[Type[Any]], source: str) -> Dict[str, Any]:
+    """Settings of a file, with the types of the fields of these dataclasses.
+
+    Raises:
+        ValueError: if a name is no field of them, or a value is not of its type or not among its choices.
+    """
+    hints: Dict[str, Any] = {}
+    choices: Dict[str, Any] = {}
+    for config_cls in config_classes:
+        hints.update(typing.get_type_hints(config_cls))
+        choices.update({f.name: f.metadata.get('choices') for f in dataclasses.fields(config_cls)})
+    checked = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise ValueError(f"Unknown setting '{name}' in {source}.")
+        try:
+            checked[name] = _convert(value, hints[name])
+        except TypeError:
+            words = str(hints[name]).replace('typing.', '').replace("<class '", '').replace("'>", '')
+            raise ValueError(f"Setting '{name}' in {source} must be {words}, got {value!r}.") from None
+        if choices[name] and checked[name] is not None:
+            for v in checked[name] if isinstance(checked[name], tuple) else (checked[name],):
+                if v not in choices[name]:
+                    raise ValueError(
+                        f"Setting '{name}' in {source} must be one of {', '.join(choices[name])}, got {v!r}.")
+    return checked
+
+
+def read_yaml(path: Union[str, Path]) -> Dict[str, Any]:
+    """The settings in a YAML file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no YAML file of names and values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"Config file '{path}' does not exist, or is no file.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise ValueError(f"'{path}' is no YAML file ({' '.join(str(e).split())}).") from e
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise ValueError(f"'{path}' must hold settings, NAME: VALUE in each line.")
+    return {name.replace('-', '_'): value for name, value in values.items()}
+
+
+def to_yaml(config: Any) -> str:
+    """All settings of a dataclass as YAML."""
+    values = dataclasses.asdict(config)
+    return yaml.safe_dump({k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}, sort_keys=False)
+
+
+def recipe_names() -> List[str]:
+    """Names of the recipes in the package."""
+    folder = importlib.resources.files(__package__) / 'recipes'
+    return sorted(f.name.removesuffix('.yaml') for f in folder.iterdir() if f.name.endswith('.yaml'))
+
+
+def read_recipe(name: str) -> Dict[str, Any]:
+    """Settings of a recipe in the package, `hdkd_timm/recipes/<name>.yaml`.
+
+    Raises:
+        ValueError: if there is no such recipe.
+    """
+    if name not in recipe_names():
+        raise ValueError(f"Unknown recipe '{name}', choose from {', '.join(recipe_names())}.")
+    with importlib.resources.as_file(importlib.resources.files(__package__) / 'recipes' / f'{name}.yaml') as path:
+        return read_yaml(path)

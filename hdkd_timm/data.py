@@ -1,32 +1,170 @@
-"""Image folders for the trainer: `train/<class>/*`, `test/<class>/*` and optionally `val/<class>/*`.
+"""The images of a training: where they come from, their classes, and their splits 'train', 'val' and 'test'.
 
-On timm's readers, transforms and loaders. What timm passes over in silence ends in an error here: a class without
-images, classes that differ between splits, images that sit in another folder level, and images that cannot be read
-(timm would put a neighbour in their place).
+On timm's readers. What timm passes over in silence ends in an error here: a class without images, classes that differ
+between splits, images that sit in another folder level, and images that cannot be read (timm would put a neighbour in
+their place).
 """
+import csv
+import dataclasses
 import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+import tarfile
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import create_dataset, create_loader, get_img_extensions
-from timm.data.dataset import ImageDataset
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from timm.data import add_img_extensions, create_dataset
+from timm.data.readers.reader import Reader
+from timm.data.readers.reader_image_folder import find_images_and_targets
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.utils import natural_key
+
+from .config import setting
+from .images import IMG_EXTENSIONS, IMG_MODES, find_bad_images, read_image
 
 _logger = logging.getLogger(__name__)
 
-IMG_EXTENSIONS = tuple(dict.fromkeys((*get_img_extensions(), '.webp', '.bmp', '.tif', '.tiff')))
-IMG_MODES = {1: 'L', 3: 'RGB'}  # Pillow mode by number of channels
-SPLITS = {  # names of their folders, in lower case
+SPLITS = {  # their names in folders and tables, in lower case
     'train': ('train', 'training'),
     'val': ('val', 'valid', 'validation'),
     'test': ('test', 'testing'),
 }
+ITERABLE = ('wds', 'tfds', 'hfids')  # timm's datasets without random access
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """Settings of `create_datasets`, named as in timm's train.py."""
+    data_dir: Optional[str] = setting(
+        None, 'folder with train/<class>/*, test/<class>/* and optionally val/<class>/*, or with train.tar, test.tar')
+    data_csv: Optional[str] = setting(
+        None, "CSV file instead, columns path (relative to --data-dir, else to the file's folder), label, split, group",
+        metavar='FILE')
+    split_column: str = setting('split', 'CSV column that tells train, val or test')
+    group_column: str = setting('group', 'CSV column of groups (patients, lesions) that no split may tear apart')
+    dataset: Optional[str] = setting(
+        None, "dataset of timm's create_dataset instead (hfds/NAME, wds/NAME, torch/NAME), root --data-dir")
+    train_split: str = setting('train', "the --dataset's split to train on")
+    val_split: str = setting('', "the --dataset's split to choose the epoch on, empty for none")
+    test_split: str = setting('test', "the --dataset's split to test on, empty for none")
+    dataset_download: bool = setting(False, 'let the --dataset be downloaded')
+    class_map: Optional[str] = setting(None, "the --dataset's class map, a text file with a class a line")
+    input_key: Optional[str] = setting(None, "the --dataset's image field")
+    target_key: Optional[str] = setting(None, "the --dataset's label field")
+    num_classes: Optional[int] = setting(None, 'number of classes, for datasets that do not tell')
+    in_chans: int = setting(3, 'image channels, 3 (RGB) or 1 (grey)')
+    train_fraction: float = setting(1., 'share of the training images to use, drawn per class with the seed')
+    val_fraction: float = setting(
+        0., 'share of the training images to choose the epoch on where there is no val split, per class and by group')
+    folds: Optional[int] = setting(None, 'cross-validation: cut the training images into so many folds, per class and '
+                                   'by group, and hold one out, as val where there is a test split, else as test')
+    fold: int = setting(0, 'the fold held out, from 0')
+    on_bad_image: str = setting(
+        'error', 'images that cannot be read end the run, or are left out', choices=('error', 'skip'))
+    check_images: bool = setting(True, 'read every image once before the training')
+    seed: int = setting(42, 'random seed')
+
+
+@dataclasses.dataclass
+class Samples:
+    """Labelled images of a split, as indices into a timm reader.
+
+    Args:
+        reader: reader[index] is (open file or image, target).
+        indices: Which of the reader's images, (N,).
+        targets: Class indices, (N,).
+        groups: Groups of images that belong together, (N,), or None.
+    """
+    reader: Any
+    indices: np.ndarray
+    targets: np.ndarray
+    groups: Optional[np.ndarray] = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def take(self, keep: np.ndarray) -> 'Samples':
+        """The samples of these positions (or of this mask)."""
+        groups = None if self.groups is None else self.groups[keep]
+        return Samples(self.reader, self.indices[keep], self.targets[keep], groups)
+
+    def filenames(self) -> List[str]:
+        """Name of each image: the path of those that are files."""
+        absolute = isinstance(self.reader, FileReader)
+        return [str(self.reader.filename(int(i), absolute=absolute)) for i in self.indices]
+
+
+class FileReader(Reader):
+    """timm reader of image files: samples are pairs of path and class index."""
+
+    def __init__(self, samples: Sequence[Tuple[str, int]]):
+        super().__init__()
+        self.samples = samples
+
+    def __getitem__(self, index: int) -> Tuple[Any, int]:
+        path, target = self.samples[index]
+        return open(path, 'rb'), target
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        path = self.samples[index][0]
+        return os.path.basename(path) if basename else path
+
+
+class _TorchvisionReader(Reader):
+    """timm reader of a torchvision dataset, whose images come decoded."""
+
+    def __init__(self, dataset: Any):
+        super().__init__()
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> Tuple[Image.Image, int]:
+        return self.dataset[index]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        return str(index)
+
+
+class SampleDataset(torch.utils.data.Dataset):
+    """Images and class indices of `Samples`. An image that cannot be read raises, it is named."""
+
+    def __init__(self, samples: Samples, img_mode: str = 'RGB', transform: Optional[Callable] = None):
+        self.samples = samples
+        self.targets = samples.targets
+        self.img_mode = img_mode
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Tuple[Any, int]:
+        image = self.read(index)
+        return image if self.transform is None else self.transform(image), int(self.targets[index])
+
+    def read(self, index: int) -> Image.Image:
+        """The image itself.
+
+        Raises:
+            ValueError: if it cannot be read.
+        """
+        position = int(self.samples.indices[index])
+        name = self.samples.reader.filename(position)
+        try:
+            file = self.samples.reader[position][0]
+            if isinstance(file, Image.Image):
+                return file.convert(self.img_mode)
+            with file:
+                return read_image(file, self.img_mode, name=str(name))
+        except Exception as e:  # Pillow's plugins raise errors of many types on broken files
+            raise ValueError(f"Cannot read image '{name}' ({type(e).__name__}: {e}).") from e
 
 
 def _count_images(folder: Path) -> int:
@@ -59,53 +197,218 @@ def find_classes(split_dir: Union[str, Path]) -> List[str]:
     return sorted((f.name for f in folders), key=natural_key)
 
 
-def find_splits(data_dir: Union[str, Path]) -> Tuple[Dict[str, Path], List[str]]:
-    """Folders of the splits that are there, and the class names, which all splits share.
+def find_splits(data_dir: Union[str, Path], required: str = 'train') -> Dict[str, Path]:
+    """Folders, or tar files, of the splits that are there; the required one always is.
 
-    Folders are named train or training, test or testing, and val, valid or validation, in any case.
+    They are named train or training, test or testing, and val, valid or validation, in any case.
 
     Raises:
-        FileNotFoundError: if the folder, its train or test folder or the images of a class are missing.
-        ValueError: if the classes of two splits differ, if there are fewer than two, or as `find_classes`.
+        FileNotFoundError: if the folder or its required split is missing.
+        ValueError: if two folders or files are the same split.
     """
     data_dir = Path(data_dir)
     if not data_dir.is_dir():
         raise FileNotFoundError(f"Data folder '{data_dir}' does not exist, or is no folder.")
-    folders = sorted(e.name for e in os.scandir(data_dir) if e.is_dir())
+    entries = sorted(e.name for e in os.scandir(data_dir) if e.is_dir() or e.name.lower().endswith('.tar'))
     splits = {}
     for split, names in SPLITS.items():
-        found = [folder for folder in folders if folder.lower() in names]
+        found = [entry for entry in entries if entry.lower().removesuffix('.tar') in names]
         if len(found) > 1:
-            raise ValueError(f"Folders '{found[0]}' and '{found[1]}' of '{data_dir}' are both the {split} split.")
+            raise ValueError(f"'{found[0]}' and '{found[1]}' of '{data_dir}' are both the {split} split.")
         if found:
             splits[split] = data_dir / found[0]
-        elif split != 'val':
-            raise FileNotFoundError(
-                f"'{data_dir}' has no folder '{split}' (folders found: {', '.join(folders) or 'none'}); expected"
-                " 'train/<class>/*' and 'test/<class>/*'.")
-    classes = find_classes(splits['train'])
-    for split, folder in splits.items():
-        difference = sorted(set(find_classes(folder)) ^ set(classes))
+    if required not in splits:
+        raise FileNotFoundError(
+            f"'{data_dir}' has no folder '{required}' (folders found: {', '.join(entries) or 'none'}); expected"
+            " 'train/<class>/*' and 'test/<class>/*'.")
+    return splits
+
+
+def _check_classes(classes: Dict[str, List[str]], places: Dict[str, Any]) -> List[str]:
+    """The class names that all splits share."""
+    first = 'train' if 'train' in classes else next(iter(classes))
+    for split, names in classes.items():
+        difference = sorted(set(names) ^ set(classes[first]))
         if difference:
             name = difference[0]
-            where, lacks = ('train', split) if name in classes else (split, 'train')
+            where, lacks = (first, split) if name in classes[first] else (split, first)
             raise ValueError(
-                f"Class '{name}' is in '{splits[where]}' but not in '{splits[lacks]}': all splits need the same class"
-                f" folders ({len(difference)} differ: {', '.join(difference)}).")
-    if len(classes) < 2:
-        raise ValueError(f"Only one class, '{classes[0]}', in '{data_dir}': nothing to tell apart.")
-    return splits, classes
+                f"Class '{name}' is in '{places[where]}' but not in '{places[lacks]}': all splits need the same"
+                f" classes ({len(difference)} differ: {', '.join(difference)}).")
+    return classes[first]
 
 
-def draw_fraction(
-        samples: Sequence[Tuple[str, int]],
-        fraction: float,
-        seed: int = 42,
-) -> List[Tuple[str, int]]:
-    """A seeded share of the samples of each class, at least one of each, in their order.
+def read_folders(
+        data_dir: Union[str, Path],
+        only: Optional[str] = None,
+) -> Tuple[Dict[str, Samples], List[str]]:
+    """Samples of the splits of a data folder, in class folders or in tar files of class folders, and the class names.
 
     Args:
-        samples: Pairs of path and class index.
+        data_dir: The folder.
+        only: The one split that is wanted; without a folder of its own it is the class folders of `data_dir`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `find_splits` and `find_classes`; if the classes of two splits differ, or a
+            tar file is damaged or holds no images.
+    """
+    if only is None:
+        places = find_splits(data_dir)
+    else:
+        try:
+            places = {only: find_splits(data_dir, only)[only]}
+        except FileNotFoundError:
+            if not Path(data_dir).is_dir() or any(f.name.lower() in SPLITS['train'] for f in Path(data_dir).iterdir()):
+                raise
+            places = {only: Path(data_dir)}
+    samples, classes = {}, {}
+    for split, place in places.items():
+        if place.is_dir():
+            classes[split] = find_classes(place)
+            continue
+        add_img_extensions(IMG_EXTENSIONS)  # the reader of tar files takes no list of its own
+        try:
+            reader = ReaderImageInTar(str(place))
+        except (tarfile.TarError, ValueError, EOFError) as e:
+            raise ValueError(f"'{place}' is no tar file of images in class folders ({e}).") from e
+        classes[split] = sorted(reader.class_name_to_idx, key=natural_key)
+        samples[split] = Samples(reader, np.arange(len(reader)), np.array(reader.targets))
+    names = _check_classes(classes, places)
+    for split, place in places.items():
+        if split not in samples:
+            found, _ = find_images_and_targets(
+                str(place), types=IMG_EXTENSIONS, class_to_idx={name: i for i, name in enumerate(names)})
+            samples[split] = Samples(FileReader(found), np.arange(len(found)), np.array([t for _, t in found]))
+    return samples, names
+
+
+def read_csv(
+        path: Union[str, Path],
+        root: Optional[Union[str, Path]] = None,
+        split_column: str = 'split',
+        group_column: str = 'group',
+        only: Optional[str] = None,
+) -> Tuple[Dict[str, Samples], List[str]]:
+    """Samples of a table of images, and the class names.
+
+    Args:
+        path: CSV file with the columns path and label, and optionally a split (without it all is 'train') and a group.
+            Rows without a split are left out.
+        root: Folder that the paths are relative to, else that of the file.
+        split_column: Name of the column that tells the split.
+        group_column: Name of the column that tells the group.
+        only: The one split that is wanted; without a column of splits it is all rows.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if a column is missing, a row lacks its path or label, a path is there twice, a split is unknown, or
+            the classes of two splits differ.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"CSV file '{path}' does not exist, or is no file.")
+    root = Path(root) if root else path.parent
+    try:
+        with path.open(newline='', encoding='utf-8-sig') as file:
+            reader = csv.DictReader(file)
+            rows, columns = list(reader), list(reader.fieldnames or ())
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise ValueError(f"'{path}' is no CSV file in UTF-8 ({e}).") from e
+    wanted = ['path', 'label']
+    wanted += [name for name, default in ((split_column, 'split'), (group_column, 'group')) if name != default]
+    for name in wanted:
+        if name not in columns:
+            raise ValueError(f"'{path}' has no column '{name}' (columns found: {', '.join(columns) or 'none'}).")
+    synonyms = {name: split for split, names in SPLITS.items() for name in names}
+    by_split: Dict[str, List[Dict[str, str]]] = {}
+    lines: Dict[str, int] = {}
+    left_out = 0
+    for line, row in enumerate(rows, start=2):
+        if not row['path'] or not row['label']:
+            raise ValueError(f"'{path}' line {line}: no {'label' if row['path'] else 'path'}.")
+        if lines.setdefault(row['path'], line) != line:
+            raise ValueError(
+                f"'{path}' line {line}: image '{row['path']}' is in line {lines[row['path']]} already.")
+        split = (row[split_column] or '').strip().lower() if split_column in columns else only or 'train'
+        if split and split not in synonyms:
+            raise ValueError(f"'{path}' line {line}: split '{split}' is none of {', '.join(synonyms)}.")
+        if split:
+            by_split.setdefault(synonyms[split], []).append(row)
+        left_out += not split
+    if left_out:
+        _logger.warning(f"Left out {left_out} rows of '{path}' without a split.")
+    by_split = {split: rows for split, rows in by_split.items() if only in (None, split)}
+    if (only or 'train') not in by_split:
+        raise ValueError(f"'{path}' has no row of split '{only or 'train'}' (column '{split_column}').")
+    classes = {
+        split: sorted({row['label'] for row in rows}, key=natural_key) for split, rows in by_split.items()}
+    names = _check_classes(classes, {split: f'{path}, split {split}' for split in by_split})
+    samples = {}
+    for split, rows in by_split.items():
+        found = [(str(root / row['path']), names.index(row['label'])) for row in rows]
+        groups = np.array([row[group_column] or '' for row in rows]) if group_column in columns else None
+        if groups is not None and (groups == '').any():  # an image without a group is its own
+            groups = np.array([group or f'path {row["path"]}' for group, row in zip(groups, rows)])
+        samples[split] = Samples(FileReader(found), np.arange(len(found)), np.array([t for _, t in found]), groups)
+    return samples, names
+
+
+def _open_named(config: DataConfig, split: str, is_training: bool, batch_size: int, **kwargs: Any) -> Any:
+    try:
+        return create_dataset(
+            config.dataset, root=config.data_dir, split=split, is_training=is_training, batch_size=batch_size,
+            download=config.dataset_download, seed=config.seed, input_img_mode=IMG_MODES[config.in_chans],
+            input_key=config.input_key, target_key=config.target_key, **kwargs)
+    except ImportError as e:
+        raise ValueError(f"Dataset '{config.dataset}' needs another package ({e}).") from e
+    except Exception as e:  # of a dozen libraries
+        raise ValueError(
+            f"Cannot open split '{split}' of dataset '{config.dataset}' ({type(e).__name__}: {e}); see --train-split,"
+            ' --val-split and --test-split, empty for none.') from e
+
+
+def read_named(config: DataConfig, only: Optional[str] = None) -> Tuple[Dict[str, Samples], List[str]]:
+    """Samples of the splits (or of the only one that is wanted) of one of timm's datasets with random access (hfds/,
+    torch/), and the class names.
+
+    Raises:
+        ValueError: if it cannot be opened, or tells no classes.
+    """
+    names: List[str] = []
+    samples = {}
+    for split, theirs in (('train', config.train_split), ('val', config.val_split), ('test', config.test_split)):
+        if not theirs or only not in (None, split):
+            continue
+        if config.dataset.startswith('torch/'):
+            dataset = _open_named(config, theirs, split == 'train', 1)
+            reader, targets = _TorchvisionReader(dataset), np.array(dataset.targets)
+            names = names or [str(name) for name in getattr(dataset, 'classes', ())]
+        else:
+            class_map = config.class_map
+            if names and not class_map:
+                class_map = {name: i for i, name in enumerate(names)}  # the same for all splits
+            reader = _open_named(config, theirs, split == 'train', 1, class_map=class_map or '').reader
+            column = list(reader.dataset[config.target_key or 'label'])
+            if isinstance(column[0], str) and not class_map:
+                class_map = {name: i for i, name in enumerate(sorted(set(column), key=natural_key))}
+                reader.class_to_idx, reader.remap_class = class_map, True
+            if not names:
+                names = sorted(reader.class_to_idx, key=reader.class_to_idx.get)
+            unknown = sorted({label for label in column if isinstance(label, str)} - set(reader.class_to_idx))
+            if unknown:
+                raise ValueError(f"Class '{unknown[0]}' of split '{theirs}' is not in split '{config.train_split}'.")
+            targets = np.array([reader.class_to_idx.get(label, label) for label in column])
+        samples[split] = Samples(reader, np.arange(len(reader)), targets)
+    if not names:
+        names = [str(i) for i in range(max(int(s.targets.max()) for s in samples.values()) + 1)]
+    return samples, names
+
+
+def draw_fraction(targets: np.ndarray, fraction: float, seed: int = 42) -> np.ndarray:
+    """Positions of a seeded share of each class, at least one of each, in ascending order.
+
+    Args:
+        targets: Class indices, (N,).
         fraction: Share to keep, above 0 and up to 1; the number of each class is rounded.
         seed: Seed of the draw.
 
@@ -115,125 +418,183 @@ def draw_fraction(
     if not 0 < fraction <= 1:
         raise ValueError(f'train_fraction must be above 0 and at most 1, got {fraction}.')
     rng = np.random.default_rng(seed)
-    targets = np.array([target for _, target in samples])
     kept = []
     for target in np.unique(targets):
-        indices = np.flatnonzero(targets == target)
-        kept.extend(rng.permutation(indices)[:max(1, round(fraction * len(indices)))])
-    return [samples[i] for i in sorted(kept)]
+        positions = np.flatnonzero(targets == target)
+        kept.extend(rng.permutation(positions)[:max(1, round(fraction * len(positions)))])
+    return np.array(sorted(kept))
 
 
-def _read_error(path: str, mode: str) -> Optional[str]:
-    try:
-        with Image.open(path) as img:
-            img.load()
-            if img.mode.startswith(('I', 'F')):  # Pillow would clip them to 8 bits, to white for the most part
-                return f"pixels of mode '{img.mode}', more than 8 bits each, are not supported"
-            img.convert(mode)
-    except Exception as e:  # Pillow's plugins raise errors of many types on broken files
-        return f'{type(e).__name__}: {e}'
-    return None
+def _units(samples: Samples) -> Dict[int, int]:
+    """How many images (or groups) of each class there are, the most folds that it can be cut into."""
+    return {
+        int(target): len(np.unique(samples.groups[samples.targets == target]))
+        if samples.groups is not None else int((samples.targets == target).sum())
+        for target in np.unique(samples.targets)}
 
 
-def find_bad_images(paths: Sequence[str], mode: str = 'RGB') -> Dict[str, str]:
-    """Read every image once, in a Pillow mode. Returns path -> reason for those that cannot be read."""
-    with ThreadPoolExecutor() as pool:
-        return {path: error for path, error in zip(paths, pool.map(partial(_read_error, mode=mode), paths)) if error}
+def cut_folds(samples: Samples, folds: int, seed: int = 42) -> np.ndarray:
+    """Fold of each sample, (N,): balanced per class, no group in two of them (scikit-learn's stratified folds).
+
+    Raises:
+        ValueError: if there are fewer than two folds, or more of them than images (or groups) of a class.
+    """
+    units = _units(samples)
+    smallest = min(units, key=units.get)
+    what = 'images' if samples.groups is None else 'groups'
+    if not 2 <= folds <= units[smallest]:
+        raise ValueError(
+            f'Cannot cut the training images into {folds} folds: expected 2 to {units[smallest]}, the number of {what}'
+            ' of the smallest class.')
+    splitter = StratifiedKFold if samples.groups is None else StratifiedGroupKFold
+    fold_of = np.empty(len(samples), int)
+    splits = splitter(folds, shuffle=True, random_state=seed).split(samples.targets, samples.targets, samples.groups)
+    for fold, (_, held_out) in enumerate(splits):
+        fold_of[held_out] = fold
+    return fold_of
+
+
+def draw_val(samples: Samples, fraction: float, seed: int = 42) -> np.ndarray:
+    """Mask of the samples that make a val split, (N,): some of `cut_folds`, as near the fraction as folds can be.
+
+    Raises:
+        ValueError: if the fraction is not between 0 and 1, or a class has a single image (or group).
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f'val_fraction must be above 0 and below 1, got {fraction}.')
+    most = min(20, min(_units(samples).values()))
+    candidates = [(abs(k / n - fraction), n, k) for n in range(2, most + 1) for k in range(1, n)]
+    if not candidates:
+        raise ValueError('No val split can be drawn: a class has a single training image (or group).')
+    _, folds, number = min(candidates)
+    return cut_folds(samples, folds, seed) < number
+
+
+def _warn_of_leaks(samples: Dict[str, Samples]) -> None:
+    for split in ('val', 'test'):
+        if split in samples and samples[split].groups is not None:
+            shared = np.isin(samples[split].groups, samples['train'].groups)
+            if shared.any():
+                _logger.warning(
+                    f'{shared.sum()} of {len(shared)} {split} images share a group with training images: their results'
+                    ' flatter.')
+
+
+def _drop_bad_images(samples: Samples, split: str, classes: List[str], config: DataConfig) -> Samples:
+    """The samples that can be read."""
+    names = samples.filenames()
+    bad = find_bad_images(names, IMG_MODES[config.in_chans])
+    if bad and config.on_bad_image == 'error':
+        path, error = next(iter(bad.items()))
+        raise ValueError(
+            f"Cannot read image '{path}' ({error}); {len(bad)} such in split '{split}'. Mend or remove it, or leave"
+            ' such images out with --on-bad-image skip.')
+    for path, error in bad.items():
+        _logger.warning(f"Left out image '{path}', cannot read it ({error})")
+    samples = samples.take(np.array([name not in bad for name in names]))
+    missing = set(range(len(classes))) - set(samples.targets.tolist())
+    if missing:
+        raise ValueError(f"No readable image of class '{classes[min(missing)]}' in split '{split}'.")
+    return samples
+
+
+def _create_iterable(config: DataConfig, batch_size: int) -> Tuple[Dict[str, Any], List[str]]:
+    """timm's datasets without random access, as they are."""
+    refused = [
+        name for name in ('train_fraction', 'val_fraction', 'folds')
+        if getattr(config, name) != DataConfig.__dataclass_fields__[name].default]
+    if refused:
+        raise ValueError(
+            f"--{refused[0].replace('_', '-')} needs a dataset with random access, '{config.dataset}' has none.")
+    names: List[str] = []
+    if config.class_map:
+        names = [line.strip() for line in Path(config.class_map).read_text().splitlines() if line.strip()]
+    if not names and not config.num_classes:
+        raise ValueError(f"Dataset '{config.dataset}' tells no classes: give --num-classes or --class-map.")
+    names = names or [str(i) for i in range(config.num_classes)]
+    splits = {'train': config.train_split, 'val': config.val_split, 'test': config.test_split}
+    return {
+        split: _open_named(config, theirs, split == 'train', batch_size, class_map=config.class_map or '')
+        for split, theirs in splits.items() if theirs}, names
 
 
 def create_datasets(
-        data_dir: Union[str, Path],
-        in_chans: int = 3,
-        train_fraction: float = 1.,
-        seed: int = 42,
-        on_bad_image: str = 'error',
-) -> Tuple[Dict[str, ImageDataset], List[str]]:
-    """timm datasets of the splits 'train', 'test' and, where there is one, 'val', all images read once.
+        config: DataConfig,
+        batch_size: int = 1,
+        only: Optional[str] = None,
+) -> Tuple[Dict[str, Any], List[str]]:
+    """Datasets of the splits 'train', 'val' and 'test', as far as they are there, all images read once.
 
     Args:
-        data_dir: Folder with `train/<class>/*`, `test/<class>/*` and optionally `val/<class>/*`.
-        in_chans: Channels to read, 3 (RGB) or 1 (grey).
-        train_fraction: Share of the train split to keep, drawn per class.
-        seed: Seed of that draw.
-        on_bad_image: 'error', or 'skip' to leave unreadable images out with a warning.
+        config: What to read and how to split it. The fraction is drawn first, a val split or a fold comes from it.
+        batch_size: Hint for datasets without random access (wds/, tfds/, hfids/).
+        only: The one split that is wanted: the others may be missing.
 
     Returns:
-        Split -> dataset, and the class names by index.
+        Split -> dataset (`SampleDataset`; of those without random access timm's), and the class names by index.
 
     Raises:
-        FileNotFoundError, ValueError: as `find_splits`; if an image cannot be read (it is named), or if none is left.
+        FileNotFoundError, ValueError: as the functions above; if an image cannot be read (it is named), none is left
+            or none is given to test on.
     """
-    if in_chans not in IMG_MODES:
-        raise ValueError(f'Images can be read with 1 (grey) or 3 (RGB) channels, not with in_chans {in_chans}.')
-    if on_bad_image not in ('error', 'skip'):
-        raise ValueError(f"on_bad_image must be 'error' or 'skip', got {on_bad_image!r}.")
-    splits, classes = find_splits(data_dir)
-    class_to_idx = {name: i for i, name in enumerate(classes)}
-    datasets = {}
-    for split, folder in splits.items():
-        dataset = create_dataset(
-            '', root=str(folder), search_split=False, class_map=class_to_idx, input_key=';'.join(IMG_EXTENSIONS),
-            input_img_mode=IMG_MODES[in_chans])
-        samples = dataset.reader.samples
-        if split == 'train':
-            samples = draw_fraction(samples, train_fraction, seed)
-        bad = find_bad_images([path for path, _ in samples], IMG_MODES[in_chans])
-        if bad and on_bad_image == 'error':
-            path, error = next(iter(bad.items()))
-            raise ValueError(
-                f"Cannot read image '{path}' ({error}); {len(bad)} such in '{folder}'. Mend or remove it, or leave such"
-                ' images out with --on-bad-image skip.')
-        for path, error in bad.items():
-            _logger.warning(f"Left out image '{path}', cannot read it ({error})")
-        samples = [sample for sample in samples if sample[0] not in bad]
-        missing = set(range(len(classes))) - {target for _, target in samples}
-        if missing:
-            raise ValueError(f"No readable image of class '{classes[min(missing)]}' in '{folder}'.")
-        dataset.reader.samples = samples
-        datasets[split] = dataset
-    return datasets, classes
+    if config.in_chans not in IMG_MODES:
+        raise ValueError(f'Images can be read with 1 (grey) or 3 (RGB) channels, not with in_chans {config.in_chans}.')
+    if config.on_bad_image not in ('error', 'skip'):
+        raise ValueError(f"on_bad_image must be 'error' or 'skip', got {config.on_bad_image!r}.")
+    if config.dataset and config.data_csv:
+        raise ValueError('Give either --dataset or --data-csv, not both.')
+    if config.dataset and config.dataset.split('/')[0].lower() in ITERABLE:
+        datasets, classes = _create_iterable(config, batch_size)
+        return {split: dataset for split, dataset in datasets.items() if only in (None, split)}, classes
+
+    cuts = bool(config.folds or config.val_fraction)
+    wanted = None if cuts else only  # a split that is cut from others needs these
+    if config.dataset:
+        samples, classes = read_named(config, wanted)
+    elif config.data_csv:
+        samples, classes = read_csv(
+            config.data_csv, config.data_dir, config.split_column, config.group_column, wanted)
+    elif config.data_dir:
+        samples, classes = read_folders(config.data_dir, wanted)
+    else:
+        raise ValueError('No images given: name them with --data-dir, --data-csv or --dataset.')
+    if config.num_classes and config.num_classes != len(classes):
+        raise ValueError(f"--num-classes {config.num_classes}, but the data has {len(classes)}: {', '.join(classes)}.")
+    if wanted is None:
+        if len(classes) < 2:
+            raise ValueError(f"Only one class, '{classes[0]}', in the data: nothing to tell apart.")
+        samples = _cut_splits(samples, config)
+        _warn_of_leaks(samples)
+    if only is not None:
+        if only not in samples:
+            raise ValueError(f"The data has no split '{only}' (found: {', '.join(samples)}).")
+        samples = {only: samples[only]}
+    if config.check_images:
+        samples = {
+            split: _drop_bad_images(part, split, classes, config) if isinstance(part.reader, FileReader) else part
+            for split, part in samples.items()}
+    return {split: SampleDataset(part, IMG_MODES[config.in_chans]) for split, part in samples.items()}, classes
 
 
-def create_split_loader(
-        dataset: ImageDataset,
-        data_config: Dict[str, Any],
-        batch_size: int,
-        is_training: bool = False,
-        num_workers: int = 2,
-        device: torch.device = torch.device('cpu'),
-        **aug_kwargs: Any,
-) -> Any:
-    """timm's loader: batches (B, C, H, W), normalised, and class indices (B,), on the device.
-
-    Training batches are shuffled, augmented and all full; others come in order, resized only, the last one smaller.
-
-    Args:
-        dataset: Dataset of a split.
-        data_config: input_size (C, H, W), mean, std, interpolation, crop_pct, crop_mode, as timm resolves them.
-        batch_size: Images a batch.
-        is_training: Shuffle and augment.
-        num_workers: Loader processes, 0 for none.
-        device: Where the batches go.
-        aug_kwargs: Augmentation of `timm.data.create_loader` (scale, ratio, hflip, vflip, color_jitter, ...).
-
-    Raises:
-        ValueError: if there are fewer training images than a batch holds.
-    """
-    if is_training and len(dataset) < batch_size:
+def _cut_splits(samples: Dict[str, Samples], config: DataConfig) -> Dict[str, Samples]:
+    """A fraction of the training images, and a fold or a val split out of them, as the settings say."""
+    train = samples['train']
+    train = train.take(draw_fraction(train.targets, config.train_fraction, config.seed))
+    if config.folds:
+        if 'val' in samples:
+            raise ValueError('--folds cuts a val split from the training images, but the data has one already.')
+        if not 0 <= config.fold < config.folds:
+            raise ValueError(f'--fold must be 0 to {config.folds - 1}, got {config.fold}.')
+        held_out = cut_folds(train, config.folds, config.seed) == config.fold
+        samples = dict(samples, **{'val' if 'test' in samples else 'test': train.take(held_out)})
+        train = train.take(~held_out)
+    if config.val_fraction:
+        if 'val' in samples:
+            raise ValueError('--val-fraction is for data without a val split, this data has one.')
+        held_out = draw_val(train, config.val_fraction, config.seed)
+        samples, train = dict(samples, val=train.take(held_out)), train.take(~held_out)
+    if len(samples) == 1:
         raise ValueError(
-            f'{len(dataset)} training images are fewer than a batch of {batch_size}: lower --batch-size.')
-    return create_loader(
-        dataset,
-        input_size=data_config['input_size'],
-        batch_size=batch_size,
-        is_training=is_training,
-        mean=data_config['mean'],
-        std=data_config['std'],
-        interpolation=data_config['interpolation'],
-        crop_pct=data_config['crop_pct'],
-        crop_mode=data_config['crop_mode'],
-        num_workers=num_workers,
-        device=device,
-        pin_memory=device.type == 'cuda',
-        **(aug_kwargs if is_training else {}),
-    )
+            "The data has no split 'test', nor 'val': add one, or hold training images out with --folds or"
+            ' --val-fraction.')
+    return dict(samples, train=train)

@@ -135,6 +135,8 @@ def hdkd_loss(
         stages: Optional[Sequence[int]] = None,
         stage_exponent: float = 1.,
         reduction: str = 'mean',
+        class_weight: Optional[torch.Tensor] = None,
+        label_smoothing: float = 0.,
 ) -> Dict[str, torch.Tensor]:
     """The loss of HDKD and all its parts.
 
@@ -157,6 +159,8 @@ def hdkd_loss(
         stages: Names of the chosen stages for the parts and errors; 1, 2, ... if None.
         stage_exponent: gamma, weighs the i-th chosen stage by i^gamma.
         reduction: Of the soft distillation, 'mean' (published) or 'batchmean'.
+        class_weight: Weights of the classes in the cross entropy (K,), none as published.
+        label_smoothing: Label smoothing of the cross entropy, 0 as published.
 
     Returns:
         Scalars 'loss', 'ce_loss', 'logit_loss', and where they take part 'kd_loss', 'feature_loss' (weighted sum over
@@ -167,7 +171,7 @@ def hdkd_loss(
     """
     if kind not in KD_KINDS:
         raise ValueError(f'kind must be one of {KD_KINDS}, got {kind!r}.')
-    parts = {'ce_loss': F.cross_entropy(cls_logits, target)}
+    parts = {'ce_loss': F.cross_entropy(cls_logits, target, weight=class_weight, label_smoothing=label_smoothing)}
     if kind == 'none':
         logit_loss = parts['ce_loss']
     else:

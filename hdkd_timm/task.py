@@ -144,6 +144,8 @@ class HDKDTask(TrainingTask):
         stages: Stages whose maps are compared, from 1.
         stage_exponent: gamma, weighs the i-th listed stage by i^gamma.
         reduction: Of the soft distillation, 'mean' over B * K as published or 'batchmean'.
+        class_weight: Weights of the classes in the cross entropy, (K,).
+        label_smoothing: Label smoothing of the cross entropy.
         device: Device of the task's buffers.
         dtype: Dtype of the task's buffers.
         verbose: Log the settings.
@@ -163,6 +165,8 @@ class HDKDTask(TrainingTask):
             stages: Sequence[int] = (1, 2, 3),
             stage_exponent: float = 1.,
             reduction: str = 'mean',
+            class_weight: Optional[torch.Tensor] = None,
+            label_smoothing: float = 0.,
             device: Optional[torch.device] = None,
             dtype: Optional[torch.dtype] = None,
             verbose: bool = True,
@@ -181,7 +185,7 @@ class HDKDTask(TrainingTask):
         self.teacher = teacher_model.eval().requires_grad_(False)
         self.loss_args = dict(
             kind=kind, alpha=alpha, tau=tau, feature_weight=feature_weight, stages=self.stages,
-            stage_exponent=stage_exponent, reduction=reduction)
+            stage_exponent=stage_exponent, reduction=reduction, label_smoothing=label_smoothing)
 
         # the input is normalised for the student, its pixel x * scale + shift is normalised for the teacher
         (mean_s, std_s), (mean_t, std_t) = _channel_stats(student), _channel_stats(teacher)
@@ -189,6 +193,8 @@ class HDKDTask(TrainingTask):
         dd = {'device': self.device, 'dtype': self.dtype}
         self.register_buffer('teacher_scale', (std_s / std_t).to(**dd), persistent=False)
         self.register_buffer('teacher_shift', ((mean_s - mean_t) / std_t).to(**dd), persistent=False)
+        weight = None if class_weight is None else torch.as_tensor(class_weight).to(**dd)
+        self.register_buffer('class_weight', weight, persistent=False)
         if self.verbose:
             _logger.info(f'HDKDTask: {self.loss_args}')
 
@@ -217,6 +223,13 @@ class HDKDTask(TrainingTask):
         resolved = super().get_eval_model(module=module, ema=ema)
         unwrapped = unwrap_model(resolved) if resolved is not None else None
         return unwrapped.student if isinstance(unwrapped, StudentModule) else resolved
+
+    def get_clip_parameters(self, exclude_head: bool = False) -> List[nn.Parameter]:
+        """The student's parameters, without those of all its heads on demand (adaptive clipping leaves them out)."""
+        student = unwrap_model(self.trainable_module).student
+        heads = (student.pretrained_cfg.get('classifier') or ()) if exclude_head else ()
+        heads = tuple(f'{name}.' for name in ((heads,) if isinstance(heads, str) else heads))
+        return [p for name, p in student.named_parameters() if not name.startswith(heads or ('/',))]
 
     def _teacher_forward(self, x: torch.Tensor) -> Tuple[torch.Tensor, List[torch.Tensor]]:
         return _forward_stages(self.teacher, x, self.stages)
@@ -250,5 +263,6 @@ class HDKDTask(TrainingTask):
 
         output = cls_logits if dist_logits is None else (cls_logits + dist_logits) / 2
         losses = hdkd_loss(
-            cls_logits, dist_logits, teacher_logits, target, maps, teacher_maps, **self.loss_args)
+            cls_logits, dist_logits, teacher_logits, target, maps, teacher_maps, class_weight=self.class_weight,
+            **self.loss_args)
         return {'output': output.detach(), **losses}

@@ -9,11 +9,11 @@ import timm
 import torch
 import yaml
 from conftest import TINY_STUDENT, TINY_TEACHER, write_images
+from hdkd_timm.train import evaluate, format_table
 
 from hdkd_timm import DistillConfig, distill
 from hdkd_timm import train as train_module
 from hdkd_timm.checkpoint import save_model
-from hdkd_timm.train import evaluate, format_table
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,110 @@
+"""Network, optimiser and schedule of a training, from its settings by timm's factories."""
+from typing import Any, Dict, List, Optional, Tuple
+
+import timm
+import torch
+from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
+from timm.scheduler import create_scheduler_v2
+from torch import nn
+
+from .checkpoint import load_model
+from .metrics import LOWER_IS_BETTER
+from .settings import TrainConfig
+
+
+def create_network(name: str, config: TrainConfig, num_classes: int, **kwargs: Any) -> Tuple[nn.Module, Dict[str, Any]]:
+    """A timm model for the data, and its arguments. The image size goes to those that take one.
+
+    Raises:
+        ValueError: if there is no such model, or it can't be built with these arguments.
+    """
+    kwargs = dict(
+        kwargs, num_classes=num_classes, in_chans=config.in_chans,
+        **{k: v for k, v in (('drop_rate', config.drop), ('drop_path_rate', config.drop_path)) if v is not None})
+    if ':' in name:
+        return load_model(name, pretrained=True, optional=dict(img_size=config.img_size), **kwargs)
+    if not timm.is_model(name.split('.')[0]):
+        close = timm.list_models('hdkd_*')
+        raise ValueError(f"Unknown model '{name}': choose from {', '.join(close)} or any other of timm's.")
+    cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if name.startswith('hdkd_') or (cfg is not None and cfg.fixed_input_size):
+        kwargs.update(img_size=config.img_size)
+    try:
+        return timm.create_model(name, pretrained=config.pretrained, **kwargs), kwargs
+    except (TypeError, AssertionError) as e:
+        raise ValueError(f"Cannot build '{name}' with {kwargs}: {e}") from e
+
+
+def freeze_stages(model: nn.Module, number: int) -> List[nn.Module]:
+    """Take the gradient from the first stages of a timm model and all before them. Returns their modules.
+
+    Raises:
+        ValueError: if the model has fewer stages.
+    """
+    stages = [info['module'] for info in getattr(model, 'feature_info', [])]
+    if not 0 <= number <= len(stages):
+        raise ValueError(
+            f'--freeze-stages must be 0 to {len(stages)}, the stages of {type(model).__name__}, got {number}.')
+    if not number:
+        return []
+    last = stages[number - 1]
+    frozen = []
+    for name, module in model.named_modules():
+        if name and not last.startswith(f'{name}.'):  # not around the last stage
+            frozen.append(module)
+        if name == last:
+            frozen.extend(m for n, m in model.named_modules() if n.startswith(f'{last}.'))
+            break
+    for module in frozen:
+        module.requires_grad_(False)
+    return frozen
+
+
+def create_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """timm's optimiser for the parameters of a network that have a gradient."""
+    if config.decay_tokens:
+        groups = param_groups_layer_decay(model, config.weight_decay, layer_decay=config.layer_decay) \
+            if config.layer_decay else param_groups_weight_decay(model, config.weight_decay)
+        optimizer = create_optimizer_v2(groups, opt=config.opt, lr=config.lr, weight_decay=0.)
+    else:
+        optimizer = create_optimizer_v2(
+            model, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay, layer_decay=config.layer_decay)
+    if config.sched == 'none':  # it is the schedules that heed the layers' scales
+        for group in optimizer.param_groups:
+            group['lr'] *= group.get('lr_scale', 1.)
+    return optimizer
+
+
+def create_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, updates_per_epoch: int) -> Optional[Any]:
+    """timm's learning-rate schedule, None for a constant rate.
+
+    Raises:
+        ValueError: if it is none of timm's.
+    """
+    if config.sched == 'none':
+        return None
+    warmup_epochs = min(5, config.epochs // 5) if config.warmup_epochs is None else config.warmup_epochs
+    scheduler, _ = create_scheduler_v2(
+        optimizer, sched=config.sched, num_epochs=config.epochs, warmup_epochs=warmup_epochs,
+        warmup_lr=config.warmup_lr, min_lr=config.min_lr, step_on_epochs=not config.sched_on_updates,
+        updates_per_epoch=updates_per_epoch, plateau_mode='min' if config.select_metric in LOWER_IS_BETTER else 'max')
+    if scheduler is None:  # timm < 1.0.31 takes any name
+        raise ValueError(
+            f"Unknown schedule '{config.sched}': choose one of timm's (cosine, step, plateau, ...) or none.")
+    return scheduler
+
+
+def check_input(model: nn.Module, input_size: Tuple[int, int, int]) -> None:
+    """Does a network take images of this size?
+
+    Raises:
+        ValueError: if not.
+    """
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, *input_size))
+    except (AssertionError, RuntimeError) as e:
+        raise ValueError(f'{type(model).__name__} takes no image of {input_size}: {e}') from e
+    finally:
+        model.train(was_training)

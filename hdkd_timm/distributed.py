@@ -1,0 +1,85 @@
+"""The processes of a run (torchrun, SLURM, or a single one) and what they tell each other, on timm's helpers."""
+import dataclasses
+from typing import Any, List, Optional
+
+import torch
+import torch.distributed as dist
+from timm.utils.distributed import init_distributed_device_so, is_distributed_env
+
+
+@dataclasses.dataclass
+class World:
+    """This process among all of a run."""
+    device: torch.device
+    rank: int = 0
+    local_rank: int = 0
+    size: int = 1
+    control: Any = None  # group of CPU messages, so that asking does not wait for a GPU
+
+    @property
+    def is_primary(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def is_distributed(self) -> bool:
+        return self.size > 1
+
+    def gather(self, value: Any) -> List[Any]:
+        """The value of every process, in the order of their ranks."""
+        if not self.is_distributed:
+            return [value]
+        values = [None] * self.size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def max(self, value: int) -> int:
+        """The largest value of all processes."""
+        if not self.is_distributed:
+            return value
+        tensor = torch.tensor(value)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.control)
+        return int(tensor)
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        self.max(0)
+
+
+def pick_device(name: Optional[str] = None) -> torch.device:
+    """The device of this name, else the best there is: an accelerator (CUDA, MPS, ...) or the CPU.
+
+    Raises:
+        ValueError: if there is no such device.
+    """
+    if name is None:
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device('cpu')
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except Exception as e:  # each backend has its own
+        raise ValueError(f"Device '{name}' cannot be used ({str(e).splitlines()[0]}).") from e
+    return device
+
+
+def init_world(device: Optional[str] = None) -> World:
+    """Join the processes that the environment tells of (torchrun's or SLURM's variables, as timm reads them).
+
+    Raises:
+        ValueError: if there is no such device.
+    """
+    picked = pick_device(device)
+    if not is_distributed_env() or dist.is_initialized():
+        if dist.is_initialized():
+            return World(picked, dist.get_rank(), size=dist.get_world_size(), control=dist.new_group(backend='gloo'))
+        return World(picked)
+    info = init_distributed_device_so(device=str(picked))
+    return World(
+        torch.device(info['device']), info['global_rank'], info['local_rank'], info['world_size'],
+        dist.new_group(backend='gloo'))
+
+
+def leave_world() -> None:
+    """End what `init_world` began."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

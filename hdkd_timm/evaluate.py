@@ -1,0 +1,108 @@
+"""A network on all images of a split, and the files and tables that tell of it."""
+import json
+import math
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from .distributed import World
+from .loader import SplitLoader
+from .log import write_rows
+from .runs import Signals, whole_file
+
+
+@torch.inference_mode()
+def evaluate(
+        model: nn.Module,
+        loader: SplitLoader,
+        world: World,
+        amp_dtype: Optional[torch.dtype] = None,
+        channels_last: bool = False,
+        signals: Optional[Signals] = None,
+) -> Optional[Tuple[np.ndarray, np.ndarray]]:
+    """Probabilities (N, K) and class indices (N,) of all images of a split, those of all processes, in their order.
+
+    None if a signal asked to stop.
+
+    Raises:
+        FloatingPointError: if an output is no finite number.
+    """
+    model.eval()
+    probs, targets = [], []
+    autocast = torch.autocast(world.device.type, amp_dtype, enabled=amp_dtype is not None)
+    for input, target in loader:
+        if channels_last:
+            input = input.contiguous(memory_format=torch.channels_last)
+        with autocast:
+            output = model(input)
+        probs.append(output.float().cpu().double().softmax(dim=1))
+        targets.append(target.cpu())
+        if signals is not None and signals.received and not world.is_distributed:
+            return None
+    shares = world.gather((torch.cat(probs), torch.cat(targets)) if probs else None)
+    shares = [share for share in shares if share is not None]
+    total = sum(len(t) for _, t in shares)
+    all_probs, all_targets = shares[0][0].new_empty(total, shares[0][0].shape[1]), shares[0][1].new_empty(total)
+    if loader.iterable:
+        all_probs, all_targets = (torch.cat(parts) for parts in zip(*shares))
+    else:
+        for rank, (p, t) in enumerate(shares):  # image i is with process i % size
+            all_probs[rank::len(shares)], all_targets[rank::len(shares)] = p, t
+    if not torch.isfinite(all_probs).all():
+        raise FloatingPointError('The outputs are no finite numbers any more: try a lower learning rate.')
+    return all_probs.numpy(), all_targets.numpy()
+
+
+def write_predictions(
+        path: Path,
+        names: List[str],
+        probs: np.ndarray,
+        classes: List[str],
+        targets: Optional[np.ndarray] = None,
+) -> None:
+    """Write a CSV file with path, target (where known), label (the most probable class) and prob_<class> of each."""
+    rows = []
+    for i, name in enumerate(names):
+        row = {'path': name} if targets is None else {'path': name, 'target': classes[targets[i]]}
+        row['label'] = classes[int(probs[i].argmax())]
+        row.update({f'prob_{label}': f'{p:.6f}' for label, p in zip(classes, probs[i])})
+        rows.append(row)
+    write_rows(rows, path)
+
+
+def write_json(values: Dict[str, Any], path: Path) -> None:
+    """JSON has no NaN: what is undefined is null."""
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: clean(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [clean(v) for v in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    with whole_file(path) as file:
+        file.write(json.dumps(clean(values), indent=2, allow_nan=False) + '\n')
+
+
+def format_table(metrics: Dict[str, Any]) -> str:
+    """The results of `train` and `distill` as a table, a row a network, with 95 % intervals where there are."""
+    split = 'test' if 'test' in next(iter(metrics['models'].values())) else 'val'
+    width = max(15, *(len(name) + 1 for name in metrics['models']))
+    lines = [
+        f"{'network':<{width}}{'parameters':>11}{split + ' accuracy':>22}{'balanced accuracy':>22}"
+        f"{'macro AUROC':>13}{'training':>10}"]
+    for name, result in metrics['models'].items():
+        report = result[split]
+        seconds = f"{result['train_seconds']:.0f} s" if 'train_seconds' in result else 'given'
+        cells = []
+        for key in ('accuracy', 'balanced_accuracy'):
+            interval = report.get('intervals_95', {}).get(key)
+            shown = f' ({100 * interval[0]:.1f}-{100 * interval[1]:.1f})' if interval else ''
+            cells.append(f'{report[key]:.1%}{shown}')
+        auroc = report['macro_auroc']
+        cells.append('-' if auroc is None or not math.isfinite(auroc) else f'{auroc:.3f}')
+        lines.append(
+            f"{name:<{width}}{result['parameters']:>11,}{cells[0]:>22}{cells[1]:>22}{cells[2]:>13}{seconds:>10}")
+    return '\n'.join(lines)

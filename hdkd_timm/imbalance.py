@@ -1,0 +1,168 @@
+"""Classes of unequal size: weights of the loss, weights of the sampler, and the published SMOTE."""
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+from PIL import Image
+from sklearn.utils.class_weight import compute_class_weight
+from timm.data.transforms import str_to_pil_interp
+
+from .data import SampleDataset
+
+EFFECTIVE_BETA = 0.999
+
+
+def read_class_file(path: str, classes: Sequence[str], what: str) -> List[float]:
+    """A number for each class from a JSON file, {"class": number, ...}, in the order of the classes.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no such JSON, a class is missing or unknown, or a number is not above 0.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"File of {what} '{path}' does not exist, or is no file.")
+    try:
+        numbers = json.loads(Path(path).read_text())
+    except ValueError as e:
+        raise ValueError(f"'{path}' is no JSON file ({e}).") from e
+    if not isinstance(numbers, dict):
+        raise ValueError(f"'{path}' must hold {what} by class name, {{\"{classes[0]}\": number, ...}}.")
+    difference = sorted(set(numbers) ^ set(classes))
+    if difference:
+        where = 'not in the data' if difference[0] in numbers else 'missing'
+        raise ValueError(f"'{path}': class '{difference[0]}' is {where} (the data has {', '.join(classes)}).")
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < float('inf'):
+            raise ValueError(f"'{path}': {what} of class '{name}' must be a number above 0, got {number!r}.")
+    return [float(numbers[name]) for name in classes]
+
+
+def class_weights(kind: str, targets: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """Weights of the classes in the cross entropy, (K,).
+
+    Args:
+        kind: 'balanced' (N / (K * n_k), scikit-learn's), 'effective' (the inverse effective number of images,
+            (1 - beta) / (1 - beta^n_k) with beta 0.999, mean 1; Cui et al., arXiv 1901.05555), or a JSON file of
+            weights by class name.
+        targets: Class indices of the training images, (N,).
+        classes: Class names by index.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_class_file`.
+    """
+    if kind == 'balanced':
+        return compute_class_weight('balanced', classes=np.arange(len(classes)), y=targets)
+    if kind == 'effective':
+        counts = np.bincount(targets, minlength=len(classes))
+        weights = (1 - EFFECTIVE_BETA) / (1 - EFFECTIVE_BETA ** counts)
+        return weights / weights.mean()
+    return np.array(read_class_file(kind, classes, 'class weights'))
+
+
+def sample_weights(kind: Optional[str], targets: np.ndarray) -> Optional[np.ndarray]:
+    """Weights of the images for a sampler, (N,): 'balanced' draws all classes alike. None for none."""
+    return None if kind is None else 1. / np.bincount(targets)[targets]
+
+
+def _available_memory() -> int:
+    """Bytes of memory that can be taken, of all there is where the system does not tell."""
+    name = 'SC_AVPHYS_PAGES' if 'SC_AVPHYS_PAGES' in os.sysconf_names else 'SC_PHYS_PAGES'
+    try:
+        for line in Path('/proc/meminfo').read_text().splitlines():  # counts what caches would give back
+            if line.startswith('MemAvailable:'):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf(name) * os.sysconf('SC_PAGE_SIZE')
+
+
+class SmoteDataset(SampleDataset):
+    """A dataset and synthetic images after it.
+
+    Args:
+        dataset: The real images.
+        images: Synthetic ones, (M, H, W) or (M, H, W, 3), uint8.
+        targets: Their class indices, (M,).
+    """
+
+    def __init__(self, dataset: SampleDataset, images: np.ndarray, targets: np.ndarray):
+        super().__init__(dataset.samples, dataset.img_mode, dataset.transform)
+        self.images = images
+        self.targets = np.concatenate([dataset.targets, targets])
+
+    def __len__(self) -> int:
+        return len(self.samples) + len(self.images)
+
+    def __getitem__(self, index: int) -> Tuple[Any, int]:
+        if index < len(self.samples):
+            return super().__getitem__(index)
+        image = Image.fromarray(self.images[index - len(self.samples)])
+        return image if self.transform is None else self.transform(image), int(self.targets[index])
+
+
+def smote(
+        dataset: SampleDataset,
+        path: str,
+        classes: Sequence[str],
+        img_size: Tuple[int, int],
+        interpolation: str = 'bilinear',
+        seed: int = 42,
+) -> SmoteDataset:
+    """The published oversampling: SMOTE on the flattened pixels of the resized training images.
+
+    Args:
+        dataset: Training images.
+        path: JSON file with the number of images that each class shall have, {"class": count, ...}.
+        classes: Class names by index.
+        img_size: (H, W) that images are resized to, the aspect ratio is not kept.
+        interpolation: Of that resizing.
+        seed: Seed of SMOTE.
+
+    Raises:
+        ImportError: without imbalanced-learn.
+        FileNotFoundError, ValueError: as `read_class_file`; if a count is no whole number or below what there is, or a
+            class has too few images for SMOTE's neighbours (6).
+        MemoryError: if it would take more memory than there is; the estimate is named.
+    """
+    try:
+        from imblearn.over_sampling import SMOTE
+    except ImportError as e:
+        raise ImportError("SMOTE needs imbalanced-learn: pip install 'hdkd-timm[smote]'.") from e
+    targets = dataset.targets
+    counts = dict(enumerate(read_class_file(path, classes, 'number of images')))
+    for k, name in enumerate(classes):
+        number = int((targets == k).sum())
+        if counts[k] != int(counts[k]) or counts[k] < number:
+            raise ValueError(
+                f"'{path}': number of images of class '{name}' must be a whole number of {number} (what there is) or"
+                f' more, got {counts[k]:g}.')
+        if counts[k] > number and number < 6:
+            raise ValueError(f"SMOTE needs 6 images of a class, class '{name}' has {number}.")
+    counts = {k: int(number) for k, number in counts.items()}
+
+    shape = (*img_size, *((3,) if dataset.img_mode == 'RGB' else ()))
+    values, total = int(np.prod(shape)), sum(counts.values())
+    needed = 4 * values * (len(targets) + 2 * total) + values * total  # float32 before, between and after; bytes
+    available = _available_memory()
+    if needed > available:
+        raise MemoryError(
+            f'SMOTE to {total} images of {img_size[0]} x {img_size[1]} needs about {needed / 2 ** 30:.1f} GiB of'
+            f' memory, {available / 2 ** 30:.1f} GiB are free: lower the counts or --img-size, or take --sampler'
+            ' balanced.')
+
+    opened = copy.deepcopy(dataset)  # loader processes must not inherit open tar files
+    pixels = np.empty((len(targets), values), np.float32)
+    for i in range(len(targets)):
+        image = opened.read(i).resize(img_size[::-1], str_to_pil_interp(interpolation))
+        pixels[i] = np.asarray(image, np.float32).ravel()
+    pixels, labels = SMOTE(sampling_strategy=counts, random_state=seed).fit_resample(pixels, targets)
+    synthetic = pixels[len(targets):].round().clip(0, 255).astype(np.uint8).reshape(-1, *shape)
+    return SmoteDataset(dataset, synthetic, labels[len(targets):])
+
+
+def count_classes(targets: np.ndarray, classes: Sequence[str]) -> Dict[str, int]:
+    """Class name -> number of images."""
+    return dict(zip(classes, np.bincount(targets, minlength=len(classes)).tolist()))

@@ -1,0 +1,199 @@
+"""A saved model at work: `evaluate_model` tests it on a split, `predict` labels images."""
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+import timm
+import torch
+from timm.utils import natural_key
+from torch import nn
+
+from .checkpoint import load_checkpoint, load_model
+from .config import setting
+from .data import DataConfig, FileReader, SampleDataset, Samples, create_datasets
+from .distributed import World, pick_device
+from .evaluate import evaluate
+from .images import IMG_EXTENSIONS, IMG_MODES, find_bad_images
+from .loader import SplitLoader
+from .metrics import full_report
+
+
+@dataclasses.dataclass
+class InferenceConfig:
+    """Settings of `load_classifier` and of how images go through it."""
+    img_size: Optional[int] = setting(None, "height and width in pixels (default: the model's)")
+    batch_size: int = setting(64, 'images a batch', flags=('-b',))
+    amp: bool = setting(False, 'mixed precision')
+    amp_dtype: str = setting('float16', 'its lower precision', choices=('float16', 'bfloat16'))
+    channels_last: bool = setting(False, 'use the channels-last memory layout')
+    workers: int = setting(2, 'loader processes', flags=('-j',))
+    device: Optional[str] = setting(None, 'cpu, cuda, mps, ... (default: the best there is)')
+
+
+@dataclasses.dataclass
+class EvalConfig(InferenceConfig, DataConfig):
+    """Settings of `evaluate_model`."""
+    split: str = setting('test', 'split to test on', choices=('train', 'val', 'test'))
+    bootstrap: int = setting(1000, 'resamples for the 95 %% intervals, 0 for none')
+
+
+@dataclasses.dataclass
+class Classifier:
+    """A model, its class names by index (or None) and what it wants of its images."""
+    model: nn.Module
+    classes: Optional[List[str]]
+    data_config: Dict[str, Any]
+    device: torch.device
+
+    @property
+    def in_chans(self) -> int:
+        return self.data_config['input_size'][0]
+
+
+def load_classifier(name: str, config: Optional[InferenceConfig] = None) -> Classifier:
+    """A saved model, ready to label images.
+
+    Args:
+        name: Model folder (a run's `best`, or the run itself), checkpoint file of an HDKD network, or hf-hub:NAME.
+        config: Image size, device and memory layout.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is no such model.
+    """
+    config = config or InferenceConfig()
+    device = pick_device(config.device)
+    size = {} if config.img_size is None else dict(img_size=config.img_size)
+    path = Path(name)
+    if path.is_dir():
+        if (path / 'best' / 'config.json').exists():
+            path = path / 'best'
+        model, _ = load_model(f'local-dir:{path}', optional=size)
+    elif path.is_file():
+        model, _ = load_checkpoint(path, **size)
+    elif ':' in name:
+        model, _ = load_model(name, optional=size)
+    else:
+        raise FileNotFoundError(
+            f"Model '{name}' is no folder and no file: give a model folder, such as a run's 'best'.")
+    args = {} if config.img_size is None else dict(
+        input_size=(model.in_chans, config.img_size, config.img_size))
+    data_config = timm.data.resolve_data_config(args, model=model)
+    labels = list(model.pretrained_cfg.get('label_names') or [])
+    layout = torch.channels_last if config.channels_last else torch.preserve_format
+    return Classifier(
+        model.eval().to(device=device, memory_format=layout), labels or None,
+        dict(data_config, input_size=(model.in_chans, *data_config['input_size'][-2:])), device)
+
+
+def _run(classifier: Classifier, dataset: Any, config: InferenceConfig) -> Tuple[np.ndarray, np.ndarray]:
+    loader = SplitLoader(
+        dataset, classifier.data_config, config.batch_size, num_workers=config.workers, device=classifier.device)
+    return evaluate(
+        classifier.model, loader, World(classifier.device), getattr(torch, config.amp_dtype) if config.amp else None,
+        config.channels_last)
+
+
+def _match_classes(classifier: Classifier, classes: List[str], name: str) -> List[int]:
+    """Index in the model of each class of the data."""
+    if classifier.classes is None:
+        if len(classes) != classifier.model.num_classes:
+            raise ValueError(
+                f"Model '{name}' has {classifier.model.num_classes} classes without names, the data {len(classes)}.")
+        return list(range(len(classes)))
+    unknown = [label for label in classes if label not in classifier.classes]
+    if unknown:
+        raise ValueError(
+            f"Class '{unknown[0]}' of the data is none of model '{name}' ({', '.join(classifier.classes)}).")
+    return [classifier.classes.index(label) for label in classes]
+
+
+def evaluate_model(name: str, config: EvalConfig) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+    """Test a saved model on a split. Its classes may be some of the model's.
+
+    Args:
+        name: As `load_classifier` takes it.
+        config: Data, split and how images go through the model.
+
+    Returns:
+        What `full_report` returns with 'model', 'classes' and 'split'; and 'names', 'probs' (N, K), 'targets' (N,) of
+        the images.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_classifier` and `create_datasets`; if a class of the data is none of the
+            model's.
+    """
+    classifier = load_classifier(name, config)
+    config = dataclasses.replace(config, in_chans=classifier.in_chans)
+    datasets, found = create_datasets(config, config.batch_size, only=config.split)
+    dataset = datasets[config.split]
+    index_of = np.array(_match_classes(classifier, found, name))
+    classes = classifier.classes or found
+    probs, targets = _run(classifier, dataset, config)
+    targets = index_of[targets]
+    named = isinstance(dataset, SampleDataset)
+    report = full_report(
+        probs, targets, classes, dataset.samples.groups if named else None, config.bootstrap, config.seed)
+    images = {
+        'names': dataset.samples.filenames() if named else [str(i) for i in range(len(targets))], 'probs': probs,
+        'targets': targets}
+    return dict(model=name, split=config.split, classes=classes, **report), images
+
+
+def find_images(paths: Sequence[str]) -> List[str]:
+    """Image files among files and folders (searched through), in natural order within a folder.
+
+    Raises:
+        FileNotFoundError: if a path does not exist or a folder holds no images.
+    """
+    found: List[str] = []
+    for path in paths:
+        if os.path.isfile(path):
+            found.append(path)
+            continue
+        if not os.path.isdir(path):
+            raise FileNotFoundError(f"'{path}' does not exist.")
+        files = [os.path.join(d, f) for d, _, names in os.walk(path, followlinks=True) for f in names]
+        files = sorted((f for f in files if os.path.splitext(f)[1].lower() in IMG_EXTENSIONS), key=natural_key)
+        if not files:
+            raise FileNotFoundError(f"No images in folder '{path}' (looked for {' '.join(IMG_EXTENSIONS)}).")
+        found.extend(files)
+    return found
+
+
+def predict(
+        name: str,
+        paths: Sequence[str],
+        config: Optional[InferenceConfig] = None,
+        on_bad_image: str = 'error',
+) -> Tuple[List[str], np.ndarray, List[str]]:
+    """Label images by a saved model.
+
+    Args:
+        name: As `load_classifier` takes it.
+        paths: Image files, and folders that are searched for them.
+        config: How images go through the model.
+        on_bad_image: 'error', or 'skip' to leave images out that cannot be read.
+
+    Returns:
+        Files (N), probabilities (N, K), and class names by index ('0', '1', ... if the model tells none).
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_classifier` and `find_images`; if an image cannot be read.
+    """
+    config = config or InferenceConfig()
+    files = find_images(paths)
+    classifier = load_classifier(name, config)
+    img_mode = IMG_MODES[classifier.in_chans]
+    bad = find_bad_images(files, img_mode)
+    if bad and on_bad_image == 'error':
+        path, error = next(iter(bad.items()))
+        raise ValueError(
+            f"Cannot read image '{path}' ({error}); {len(bad)} such. Leave such images out with --on-bad-image skip.")
+    files = [path for path in files if path not in bad]
+    if not files:
+        raise ValueError('None of the images can be read.')
+    samples = Samples(FileReader([(path, 0) for path in files]), np.arange(len(files)), np.zeros(len(files), int))
+    probs, _ = _run(classifier, SampleDataset(samples, img_mode), config)
+    return files, probs, classifier.classes or [str(i) for i in range(probs.shape[1])]

@@ -1,0 +1,206 @@
+"""Batches whose content depends on the seed, the epoch and the place in it alone.
+
+Not on the number of loader processes, nor on what ran before: a training that is resumed at any step sees the same
+images, augmented alike, as one that was never broken.
+"""
+import random
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+
+import numpy as np
+import torch
+from timm.data.loader import PrefetchLoader, _worker_init, create_loader, fast_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+
+from .augment import AugmentConfig, create_eval_transform, create_train_transform
+
+
+def derive_seed(*keys: int) -> int:
+    """A 32-bit seed from numbers such as seed, epoch and step."""
+    return int(np.random.SeedSequence(keys).generate_state(1)[0])
+
+
+class EpochSampler(Sampler):
+    """Batches of keys `epoch * len(dataset) + index`, each process's share of a seeded shuffle of all images.
+
+    Batches are full, the rest of an epoch is left out.
+
+    Args:
+        num_samples: Images of the dataset.
+        batch_size: Images a batch and process.
+        seed: Seed of the shuffle.
+        weights: Weight of each image, to draw with replacement instead.
+        rank: This process.
+        world_size: Processes.
+    """
+
+    def __init__(
+            self,
+            num_samples: int,
+            batch_size: int,
+            seed: int = 42,
+            weights: Optional[np.ndarray] = None,
+            rank: int = 0,
+            world_size: int = 1,
+    ):
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.probabilities = None if weights is None else weights / weights.sum()
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.start = 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Go to a batch of an epoch."""
+        self.epoch, self.start = epoch, start
+
+    def __len__(self) -> int:
+        return self.num_samples // (self.batch_size * self.world_size) - self.start
+
+    def __iter__(self) -> Iterator[List[int]]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        if self.probabilities is None:
+            order = rng.permutation(self.num_samples)
+        else:
+            order = rng.choice(self.num_samples, self.num_samples, p=self.probabilities)
+        order = order[self.rank::self.world_size] + self.epoch * self.num_samples
+        for i in range(self.start, self.start + len(self)):
+            yield order[i * self.batch_size:(i + 1) * self.batch_size].tolist()
+
+
+class _SeededDataset(Dataset):
+    """A dataset by the keys of `EpochSampler`: each image is augmented with random numbers of its own."""
+
+    def __init__(self, dataset: Any, transform: Callable, seed: int):
+        self.dataset = dataset
+        self.transform = transform
+        self.seed = seed
+
+    def __getitem__(self, key: int) -> Tuple[torch.Tensor, int]:
+        epoch, index = divmod(key, len(self.dataset))
+        image, target = self.dataset[index]
+        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        seed = derive_seed(self.seed, epoch, index)
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.random.default_generator.manual_seed(seed)
+        try:
+            return self.transform(image), target
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            torch.set_rng_state(states[2])
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+class _TransformedDataset(Dataset):
+    """Each process's share of a dataset, in order, transformed: image `rank`, `rank + world_size`, ..."""
+
+    def __init__(self, dataset: Any, transform: Callable, rank: int, world_size: int):
+        self.dataset = dataset
+        self.transform = transform
+        self.indices = range(rank, len(dataset), world_size)
+
+    def __getitem__(self, i: int) -> Tuple[torch.Tensor, int]:
+        image, target = self.dataset[self.indices[i]]
+        return self.transform(image), target
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+class SplitLoader:
+    """Batches of a split on the device: images (B, C, H, W), normalised, and class indices (B,).
+
+    Training batches are shuffled, augmented and all full; others come in order, resized only, the last one smaller.
+
+    Args:
+        dataset: Dataset of a split, as `create_datasets` makes it.
+        data_config: input_size (C, H, W), mean, std, interpolation, crop_pct, crop_mode, as timm resolves them.
+        batch_size: Images a batch and process.
+        augment: Augmentation of a training split, None for a split that is not trained on.
+        num_workers: Loader processes, 0 for none.
+        device: Where the batches go.
+        seed: Seed of shuffle and augmentation.
+        weights: Weight of each training image, to draw with replacement.
+        rank: This process.
+        world_size: Processes.
+
+    Raises:
+        ValueError: if there are fewer training images than the batches of all processes hold.
+    """
+
+    def __init__(
+            self,
+            dataset: Any,
+            data_config: Dict[str, Any],
+            batch_size: int,
+            augment: Optional[AugmentConfig] = None,
+            num_workers: int = 2,
+            device: torch.device = torch.device('cpu'),
+            seed: int = 42,
+            weights: Optional[np.ndarray] = None,
+            rank: int = 0,
+            world_size: int = 1,
+    ):
+        self.dataset = dataset
+        self.seed = seed
+        self.rank = rank
+        self.sampler: Optional[EpochSampler] = None
+        channels = data_config['input_size'][0]
+        if len(data_config['mean']) != channels:  # of a grey image
+            data_config = dict(data_config, **{
+                key: (float(np.mean(data_config[key])),) * channels for key in ('mean', 'std')})
+        self.iterable = isinstance(dataset, IterableDataset)
+        if self.iterable:
+            # every epoch starts its processes anew, from the seed
+            self.loader = create_loader(
+                dataset, batch_size=batch_size, is_training=augment is not None, num_workers=num_workers,
+                device=device, distributed=world_size > 1, persistent_workers=False, **data_config)
+            transform = create_train_transform(augment, data_config) if augment else create_eval_transform(data_config)
+            dataset.transform = transform
+            return
+        if augment is not None and len(dataset) < batch_size * world_size:
+            raise ValueError(
+                f'{len(dataset)} training images are fewer than a batch of {batch_size * world_size}: lower'
+                ' --batch-size.')
+        args: Dict[str, Any] = dict(
+            num_workers=num_workers, collate_fn=fast_collate, pin_memory=device.type == 'cuda',
+            worker_init_fn=_worker_init, persistent_workers=num_workers > 0)
+        if augment is not None:
+            self.sampler = EpochSampler(len(dataset), batch_size, seed, weights, rank, world_size)
+            loader = DataLoader(
+                _SeededDataset(dataset, create_train_transform(augment, data_config), seed),
+                batch_sampler=self.sampler, **args)
+        else:
+            loader = DataLoader(
+                _TransformedDataset(dataset, create_eval_transform(data_config), rank, world_size),
+                batch_size=batch_size, **args)
+        self.loader = PrefetchLoader(
+            loader, mean=data_config['mean'], std=data_config['std'], channels=channels, device=device)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
+        """The training batches of an epoch, from batch `start` on."""
+        if self.sampler is not None:
+            self.sampler.set_epoch(epoch, start)
+            yield from self.loader
+            return
+        torch.manual_seed(derive_seed(self.seed, epoch, self.rank))
+        if hasattr(self.dataset, 'set_epoch'):
+            self.dataset.set_epoch(epoch)
+        for i, batch in enumerate(self.loader):
+            if i >= start:
+                yield batch
+
+    def __iter__(self) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
+        return iter(self.loader)
+
+    def __len__(self) -> int:
+        """Batches of a whole pass (of iterable datasets: as many as they tell)."""
+        if self.sampler is not None:
+            return len(self.sampler) + self.sampler.start
+        return len(self.loader)
+

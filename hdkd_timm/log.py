@@ -1,0 +1,96 @@
+"""What a run tells while it goes: summary.csv, TensorBoard and Weights & Biases, and a progress bar."""
+import csv
+import math
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+import yaml
+from tqdm import tqdm
+
+from .runs import whole_file
+
+LOGS = ('tensorboard', 'wandb')
+
+
+def check_logs(names: Sequence[str]) -> None:
+    """Are the packages of these logs there?
+
+    Raises:
+        ImportError: if one is not.
+    """
+    for name in names:
+        try:
+            __import__(name)
+        except ImportError as e:
+            raise ImportError(f"--log {name} needs {name}: pip install 'hdkd-timm[{name}]'.") from e
+
+
+def write_rows(rows: List[Dict[str, Any]], path: Path) -> None:
+    """Write a CSV file with the columns of all rows."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with whole_file(path) as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+class EpochLog:
+    """Writes the rows of all epochs to summary.csv and the newest one to the other logs.
+
+    Args:
+        folder: Folder of the run.
+        name: Name of the run in Weights & Biases.
+        logs: Some of `LOGS`.
+    """
+
+    def __init__(self, folder: Path, name: str, logs: Sequence[str] = ()):
+        self.path = folder / 'summary.csv'
+        self.tensorboard = self.wandb = None
+        if 'tensorboard' in logs:
+            from torch.utils.tensorboard import SummaryWriter
+            self.tensorboard = SummaryWriter(str(folder / 'tensorboard'))
+        if 'wandb' in logs:
+            import wandb
+            config = next(path for path in (folder / 'config.yaml', folder.parent / 'config.yaml') if path.exists())
+            self.wandb = wandb.init(
+                project='hdkd_timm', name=name, id=name.replace('/', '-'), resume='allow', dir=str(folder),
+                config=yaml.safe_load(config.read_text()))
+
+    def write(self, rows: List[Dict[str, Any]]) -> None:
+        """All rows so far; the last one is new."""
+        write_rows(rows, self.path)
+        row = {key: value for key, value in rows[-1].items() if isinstance(value, (int, float)) and key != 'epoch'}
+        row = {key: value for key, value in row.items() if math.isfinite(value)}
+        epoch = rows[-1]['epoch']
+        if self.tensorboard is not None:
+            for key, value in row.items():
+                self.tensorboard.add_scalar(key.replace('_', '/', 1), value, epoch)
+            self.tensorboard.flush()
+        if self.wandb is not None:
+            self.wandb.log(row, step=epoch)
+
+    def close(self) -> None:
+        if self.tensorboard is not None:
+            self.tensorboard.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+class Progress:
+    """A bar of an epoch's images on a terminal, nothing elsewhere."""
+
+    def __init__(self, title: str, images: Optional[int], done: int = 0, show: bool = True):
+        self.bar = tqdm(
+            desc=title, total=images or None, initial=done, unit='img', leave=False, file=sys.stderr,
+            disable=None if show else True, dynamic_ncols=True)
+
+    def update(self, images: int, parts: Optional[Dict[str, float]] = None) -> None:
+        """So many more images, and values of the loss to show."""
+        if parts:
+            short = {name.removesuffix('_loss').replace('feature_loss_', 'feature'): v for name, v in parts.items()}
+            self.bar.set_postfix({name: f'{value:.3g}' for name, value in short.items()}, refresh=False)
+        self.bar.update(images)
+
+    def close(self) -> None:
+        self.bar.close()

@@ -1,0 +1,149 @@
+"""Metrics of a classifier as pure functions of probabilities and class indices, on scikit-learn and SciPy.
+
+Shapes: N images, K classes; probabilities (N, K), targets (N,) from 0 to K - 1. A metric that the images do not define
+(an AUROC of one class alone) is NaN.
+"""
+import warnings
+from typing import Any, Dict, List, Optional, Sequence
+
+import numpy as np
+from scipy.stats import rankdata
+from sklearn import config_context
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    cohen_kappa_score,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    precision_recall_fscore_support,
+)
+
+LOWER_IS_BETTER = ('log_loss', 'ece')
+METRICS = ('accuracy', 'balanced_accuracy', 'macro_f1', 'macro_auroc', 'kappa', 'log_loss', 'ece')
+
+
+def expected_calibration_error(probs: np.ndarray, targets: np.ndarray, bins: int = 15) -> float:
+    """Mean distance of confidence and accuracy over bins of equal width, weighed by the images in them.
+
+    Source: Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599, equation 3.
+
+    Args:
+        probs: Probabilities (N, K).
+        targets: Class indices (N,).
+        bins: Number of bins, (0, 1/bins], (1/bins, 2/bins], ...
+    """
+    confidence = probs.max(axis=1)
+    gaps = (probs.argmax(axis=1) == targets) - confidence
+    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    return float(np.abs(np.bincount(bin_of, gaps, minlength=bins)).sum() / len(targets))
+
+
+def macro_auroc(probs: np.ndarray, targets: np.ndarray) -> float:
+    """Area under the ROC curve of each class against the rest, mean over the classes that have images and a rest."""
+    positive = targets[:, None] == np.arange(probs.shape[1])
+    numbers = positive.sum(axis=0)
+    rank_sums = np.where(positive, rankdata(probs, axis=0), 0).sum(axis=0)  # the area is Mann and Whitney's U
+    defined = (numbers > 0) & (numbers < len(targets))
+    numbers, rank_sums = numbers[defined], rank_sums[defined]
+    areas = (rank_sums - numbers * (numbers + 1) / 2) / (numbers * (len(targets) - numbers))
+    return float(areas.mean()) if len(areas) else float('nan')
+
+
+def classification_metrics(probs: np.ndarray, targets: np.ndarray) -> Dict[str, float]:
+    """All of `METRICS`: accuracy, balanced accuracy (mean recall of the classes that there are), macro F1 (over these
+    and the predicted ones), macro AUROC (one-vs-rest), Cohen's kappa, log loss, expected calibration error.
+
+    Args:
+        probs: Probabilities (N, K).
+        targets: Class indices (N,).
+
+    Raises:
+        ValueError: if there are no images, or the shapes don't fit.
+    """
+    if probs.ndim != 2 or targets.shape != probs.shape[:1] or not len(targets):
+        raise ValueError(f'Expected (N, K) probabilities and (N,) targets, got {probs.shape} and {targets.shape}.')
+    predictions = probs.argmax(axis=1)
+    labels = np.arange(probs.shape[1])
+    eps = np.finfo(probs.dtype).eps
+    with warnings.catch_warnings(), config_context(assume_finite=True, skip_parameter_validation=True):
+        warnings.simplefilter('ignore')  # of classes without images
+        return {
+            'accuracy': float(accuracy_score(targets, predictions)),
+            'balanced_accuracy': float(balanced_accuracy_score(targets, predictions)),
+            'macro_f1': float(f1_score(targets, predictions, average='macro', zero_division=0)),
+            'macro_auroc': macro_auroc(probs, targets),
+            'kappa': float(cohen_kappa_score(targets, predictions)),
+            'log_loss': float(log_loss(targets, probs.clip(eps, 1 - eps), labels=labels)),
+            'ece': expected_calibration_error(probs, targets),
+        }
+
+
+def per_class_metrics(probs: np.ndarray, targets: np.ndarray, classes: Sequence[str]) -> Dict[str, Dict[str, float]]:
+    """Class name -> precision, recall, f1 and support (the number of its images)."""
+    precision, recall, f1, support = precision_recall_fscore_support(
+        targets, probs.argmax(axis=1), labels=np.arange(len(classes)), zero_division=0)
+    return {
+        name: {'precision': float(p), 'recall': float(r), 'f1': float(f), 'support': int(s)}
+        for name, p, r, f, s in zip(classes, precision, recall, f1, support)}
+
+
+def bootstrap_intervals(
+        probs: np.ndarray,
+        targets: np.ndarray,
+        groups: Optional[np.ndarray] = None,
+        resamples: int = 1000,
+        confidence: float = 0.95,
+        seed: int = 42,
+) -> Dict[str, List[float]]:
+    """Percentile bootstrap intervals of `classification_metrics` over images, or over whole groups of them.
+
+    Args:
+        probs: Probabilities (N, K).
+        targets: Class indices (N,).
+        groups: Group (patient, lesion) of each image, (N,): then groups are drawn, not images, as images of one group
+            are not independent.
+        resamples: Number of draws with replacement.
+        confidence: Share of the draws within the interval.
+        seed: Seed of the draws.
+
+    Returns:
+        Metric -> [low, high], without the draws that leave it undefined.
+    """
+    rng = np.random.default_rng(seed)
+    if groups is not None:
+        _, group_of = np.unique(groups, return_inverse=True)
+        members = np.split(np.argsort(group_of, kind='stable'), np.cumsum(np.bincount(group_of))[:-1])
+    draws: Dict[str, List[float]] = {name: [] for name in METRICS}
+    for _ in range(resamples):
+        if groups is None:
+            drawn = rng.integers(len(targets), size=len(targets))
+        else:
+            drawn = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
+        for name, value in classification_metrics(probs[drawn], targets[drawn]).items():
+            draws[name].append(value)
+    tail = 50 * (1 - confidence)
+    intervals = {}
+    for name, values in draws.items():
+        defined = np.array(values)[np.isfinite(values)]
+        intervals[name] = np.percentile(defined, [tail, 100 - tail]).tolist() if len(defined) else [float('nan')] * 2
+    return intervals
+
+
+def full_report(
+        probs: np.ndarray,
+        targets: np.ndarray,
+        classes: Sequence[str],
+        groups: Optional[np.ndarray] = None,
+        resamples: int = 1000,
+        seed: int = 42,
+) -> Dict[str, Any]:
+    """Everything about a split: `classification_metrics`, their 'intervals_95', 'per_class', 'confusion_matrix' (rows
+    true, columns predicted), 'images'."""
+    report: Dict[str, Any] = {'images': len(targets), **classification_metrics(probs, targets)}
+    if resamples:
+        report['intervals_95'] = bootstrap_intervals(probs, targets, groups, resamples, seed=seed)
+    report['per_class'] = per_class_metrics(probs, targets, classes)
+    report['confusion_matrix'] = confusion_matrix(
+        targets, probs.argmax(axis=1), labels=np.arange(len(classes))).tolist()
+    return report

@@ -1,0 +1,608 @@
+"""Training: `train` fits one network, `distill` a teacher and a student, in a folder that can be resumed.
+
+    read the images -> build the networks -> for each network:
+        epochs of steps: batch -> task (forward, loss) -> backward -> optimiser, and now and then last.pth
+        after each: metrics on `val`, the best weights to best/, a row to summary.csv
+        at the end: the best weights once on `test`, metrics.json, predictions.csv
+
+The epoch that is kept is the best on `val` where the data has that split, else the last one: the test split takes no
+part in any choice. All random numbers follow from the seed, the epoch and the step, so a run that was broken anywhere
+and resumed ends with the weights of one that was not (bit by bit on the CPU).
+"""
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import numpy as np
+import safetensors.torch
+import timm
+import torch
+from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
+from timm.utils import NativeScaler, dispatch_clip_grad, distribute_bn, random_seed, unwrap_model
+from torch import nn
+
+from .augment import BatchAugmentation
+from .build import check_input, create_network, create_optimizer, create_schedule, freeze_stages
+from .checkpoint import load_teacher, save_model
+from .config import flag, to_yaml
+from .data import create_datasets
+from .distributed import World, init_world, leave_world
+from .evaluate import evaluate, write_json, write_predictions
+from .imbalance import class_weights, count_classes, sample_weights, smote
+from .loader import SplitLoader, derive_seed
+from .log import EpochLog, Progress, check_logs
+from .metrics import LOWER_IS_BETTER, classification_metrics, full_report, per_class_metrics
+from .models.hdkd import HDKDStudent
+from .runs import METRICS, STATE, Interrupted, Signals, load_state, run_folder, save_state
+from .settings import DistillConfig, TrainConfig
+from .task import HDKDTask, check_pair
+from .version import __version__
+
+_logger = logging.getLogger(__name__)
+
+# settings that don't change what a run computes, so that it can go on with others
+FREE_ON_RESUME = ('output', 'experiment', 'workers', 'device', 'log', 'recovery_interval')
+
+
+# -- one network -------------------------------------------------------------------------------------------------------
+
+@dataclasses.dataclass
+class Run:
+    """What the networks of a run share."""
+    config: TrainConfig
+    world: World
+    datasets: Dict[str, Any]
+    classes: List[str]
+    folder: Path = Path()
+    signals: Signals = dataclasses.field(default_factory=Signals)
+
+    @property
+    def input_size(self) -> Tuple[int, int, int]:
+        return self.config.in_chans, self.config.img_size, self.config.img_size
+
+    @property
+    def train_targets(self) -> np.ndarray:
+        return self.datasets['train'].targets
+
+    def create_loaders(self, model: nn.Module) -> Dict[str, SplitLoader]:
+        """Loaders of all splits, normalised as the model wants it."""
+        config, world = self.config, self.world
+        data_config = timm.data.resolve_data_config(dict(input_size=self.input_size), model=model)
+        loaders = {}
+        for split, dataset in self.datasets.items():
+            args: Dict[str, Any] = {}
+            if split == 'train':
+                args = dict(
+                    augment=config, weights=sample_weights(config.sampler, self.train_targets)
+                    if config.sampler else None)
+            loaders[split] = SplitLoader(
+                dataset, data_config, config.batch_size, num_workers=config.workers, device=world.device,
+                seed=config.seed, rank=world.rank, world_size=world.size, **args)
+        return loaders
+
+    def class_weights(self) -> Optional[torch.Tensor]:
+        """Weights of the classes in the cross entropy, (K,)."""
+        kind = self.config.class_weights
+        return None if kind is None else torch.tensor(
+            class_weights(kind, self.train_targets, self.classes), dtype=torch.float32)
+
+    def describe(self) -> Dict[str, Any]:
+        """What metrics.json tells beside the results."""
+        return {
+            'classes': self.classes,
+            'images': {split: len(dataset) for split, dataset in self.datasets.items()},
+            'img_size': self.config.img_size,
+            'versions': {
+                'hdkd_timm': __version__, 'timm': timm.__version__, 'torch': torch.__version__,
+                'python': sys.version.split()[0]},
+        }
+
+
+@dataclasses.dataclass
+class TrainState:
+    """How far the training of a network is, beside its weights and optimiser; saved with them."""
+    epoch: int = 0
+    step: int = 0  # batches of this epoch that are done
+    updates: int = 0
+    sums: Dict[str, float] = dataclasses.field(default_factory=dict)  # of this epoch's losses, over its images
+    outputs: List[torch.Tensor] = dataclasses.field(default_factory=list)  # of this epoch, (B, K) each
+    targets: List[torch.Tensor] = dataclasses.field(default_factory=list)  # (B,) each
+    rows: List[Dict[str, Any]] = dataclasses.field(default_factory=list)
+    best_epoch: Optional[int] = None
+    best_metric: Optional[float] = None
+    lr: float = 0.  # at the start of this epoch
+    seconds: float = 0.
+
+
+def _read_losses(
+        name: str,
+        state: TrainState,
+        losses: List[Tuple[int, int, Dict[str, torch.Tensor]]],
+        folder: Path,
+) -> Dict[str, float]:
+    """Add the losses of some steps (step, number of images, parts) to the sums of the epoch. Returns the last ones.
+
+    Raises:
+        FloatingPointError: if a loss is no finite number; names the step, the parts and where to go back to.
+    """
+    numbers: Dict[str, float] = {}
+    values = torch.stack([torch.stack([v.float() for v in parts.values()]) for *_, parts in losses]).tolist()
+    for (step, images, parts), row in zip(losses, values):
+        numbers = dict(zip(parts, row))
+        if not math.isfinite(numbers['loss']):
+            saved = folder / STATE
+            kept = f"the last good state is '{saved}'" if saved.exists() else 'no state was saved yet'
+            raise FloatingPointError(
+                f'{name}: the loss is no finite number any more in epoch {state.epoch + 1}, step {step + 1} ('
+                + ', '.join(f'{k} {v:g}' for k, v in numbers.items())
+                + f'): try a lower learning rate or --clip-grad 1; {kept}.')
+        for key, value in numbers.items():
+            state.sums[key] = state.sums.get(key, 0.) + value * images
+    losses.clear()
+    return numbers
+
+
+def fit(
+        name: str,
+        task: TrainingTask,
+        model: nn.Module,
+        model_args: Dict[str, Any],
+        config: TrainConfig,
+        folder: Path,
+        run: Run,
+) -> Dict[str, Any]:
+    """Train one network from its first step, or from the last that was saved, to its test results.
+
+    Args:
+        name: Name of the network in messages.
+        task: What computes the loss, with the network in it.
+        model: The network.
+        model_args: Arguments that it was built with.
+        config: Its settings.
+        folder: Where last.pth, best/, summary.csv, metrics.json and predictions.csv are written.
+        run: Data, processes and signals.
+
+    Returns:
+        What metrics.json holds.
+
+    Raises:
+        FloatingPointError: if a loss is no finite number any more.
+        Interrupted: if a signal asked to stop; the state is saved.
+    """
+    world, classes, signals = run.world, run.classes, run.signals
+    if (folder / METRICS).exists():
+        model.load_state_dict(safetensors.torch.load_file(folder / 'best' / 'model.safetensors'))
+        _logger.info(f'{name}  is finished.')
+        return json.loads((folder / METRICS).read_text())
+    device = world.device
+    folder.mkdir(exist_ok=True)
+
+    # network, optimiser, schedule
+    random_seed(config.seed, world.rank)
+    layout = torch.channels_last if config.channels_last else torch.preserve_format
+    task.to(device=device, memory_format=layout)
+    loaders = run.create_loaders(model)
+    frozen = freeze_stages(model, config.freeze_stages)
+    optimizer = create_optimizer(model, config)
+    num_batches = len(loaders['train'])
+    accum = config.grad_accum_steps
+    scheduler = create_schedule(optimizer, config, updates_per_epoch=math.ceil(num_batches / accum))
+    amp_dtype = getattr(torch, config.amp_dtype) if config.amp else None
+    scaler = NativeScaler(device=device.type) if amp_dtype == torch.float16 else None
+    autocast = torch.autocast(device.type, amp_dtype, enabled=config.amp)
+    augment_batch = BatchAugmentation(config, len(classes), device)
+    if config.model_ema:
+        task.setup_ema(decay=config.model_ema_decay, use_warmup=config.model_ema_warmup)
+    if config.torchcompile:
+        task.compile(backend=config.torchcompile)
+        task.compile_ema(backend=config.torchcompile)
+    if world.is_distributed:
+        task.prepare_distributed(device_ids=[device] if device.type == 'cuda' else None)
+
+    # the state that was saved
+    state = TrainState()
+    if (folder / STATE).exists():
+        saved = load_state(folder / STATE)
+        if len(saved['progress']) != world.size:
+            raise ValueError(
+                f"'{folder / STATE}' was saved by {len(saved['progress'])} processes: resume it with as many, not"
+                f' {world.size}.')
+        state = TrainState(**saved['progress'][world.rank])
+        task.load_checkpoint_state(saved['state_dict'])
+        if config.model_ema:
+            task.load_checkpoint_state(saved['state_dict_ema'], ema=True)
+        optimizer.load_state_dict(saved['optimizer'])
+        if scheduler is not None:
+            scheduler.load_state_dict(saved['scheduler'])
+            if hasattr(scheduler, 'lr_scheduler'):  # the plateau schedule leaves its counters out
+                scheduler.lr_scheduler.load_state_dict(saved['plateau'])
+        if scaler is not None:
+            scaler.load_state_dict(saved['scaler'])
+        if world.is_primary:
+            _logger.info(f'{name}  goes on in epoch {state.epoch + 1}, step {state.step + 1}.')
+
+    losses: List[Tuple[int, int, Dict[str, torch.Tensor]]] = []  # of steps that the device was not asked about yet
+
+    clock = time.perf_counter()
+
+    def lap(counts: bool = True) -> None:
+        nonlocal clock
+        now = time.perf_counter()
+        state.seconds += now - clock if counts else 0.
+        clock = now
+
+    def save() -> None:
+        if losses:
+            _read_losses(name, state, losses, folder)
+        shares = world.gather(dict(
+            vars(state), outputs=[o.cpu() for o in state.outputs], targets=[t.cpu() for t in state.targets]))
+        if world.is_primary:
+            save_state({
+                **task.get_checkpoint_state(),
+                **task.get_checkpoint_state(ema=True),
+                'optimizer': optimizer.state_dict(),
+                'scheduler': scheduler.state_dict() if scheduler is not None else None,
+                'plateau': scheduler.lr_scheduler.state_dict() if hasattr(scheduler, 'lr_scheduler') else None,
+                'scaler': scaler.state_dict() if scaler is not None else None, 'progress': shares,
+            }, folder / STATE)
+
+    def stop_if_asked() -> None:
+        signum = world.max(signals.received or 0)
+        if signum:
+            save()
+            raise Interrupted(signum, run.folder)
+
+    def evaluate_split(split: str) -> Tuple[np.ndarray, np.ndarray]:
+        result = evaluate(
+            task.get_eval_model(ema=config.model_ema), loaders[split], world, amp_dtype, config.channels_last, signals)
+        stop_if_asked()
+        return result
+
+    def save_best() -> None:
+        if world.is_primary:
+            network = unwrap_model(task.get_eval_model(ema=config.model_ema))
+            save_model(network, folder / 'best', classes, model_args, replace=True)
+        world.barrier()
+
+    log = EpochLog(folder, f'{config.experiment}/{name}', config.log) if world.is_primary else None
+    check_interval = 1 if device.type == 'cpu' else 20  # asking an accelerator for numbers makes it wait
+    patience = config.early_stopping or config.epochs
+    while state.epoch < config.epochs and state.epoch - 1 - (state.best_epoch or 0) < patience:
+        epoch = state.epoch
+        task.train()
+        for module in frozen:
+            module.eval()
+        if hasattr(task, 'teacher'):
+            task.teacher.eval()  # timm < 1.0.31 would train with its teacher's batch statistics
+        lap(counts=False)
+        if not state.step:
+            state.lr = max(group['lr'] for group in optimizer.param_groups)
+        images = config.batch_size * world.size
+        bar = Progress(
+            f'{name} {epoch + 1}/{config.epochs}', num_batches * images, state.step * images, world.is_primary)
+        optimizer.zero_grad()
+        for input, target in loaders['train'].epoch(epoch, state.step):
+            step = state.step
+            random_seed(derive_seed(config.seed, epoch, step), world.rank)
+            if config.channels_last:
+                input = input.contiguous(memory_format=torch.channels_last)
+            input, target = augment_batch(input, target, epoch)
+            is_update = (step + 1) % accum == 0 or step + 1 == num_batches
+            group_size = min(accum, num_batches - step // accum * accum)  # the last may be smaller
+            with contextlib.nullcontext() if is_update else task.no_sync():
+                with autocast:
+                    result = task(input, target)
+                if scaler is None:
+                    (result['loss'] / group_size).backward()
+                    if is_update and config.clip_grad:
+                        dispatch_clip_grad(
+                            task.get_clip_parameters(exclude_head=config.clip_mode == 'agc'), config.clip_grad,
+                            mode=config.clip_mode)
+                    if is_update:
+                        optimizer.step()
+                else:
+                    scaler(
+                        result['loss'] / group_size, optimizer, clip_grad=config.clip_grad, clip_mode=config.clip_mode,
+                        parameters=task.get_clip_parameters(exclude_head=config.clip_mode == 'agc'),
+                        need_update=is_update)
+
+            # what is told of the step
+            state.step += 1
+            state.outputs.append(result.pop('output').detach().float())
+            state.targets.append(target if target.ndim == 1 else target.argmax(dim=1))
+            losses.append((step, len(target), {key: value.detach() for key, value in result.items()}))
+            asks = len(losses) >= check_interval or state.step == num_batches
+            parts = _read_losses(name, state, losses, folder) if asks else None
+            bar.update(len(target) * world.size, parts)
+            lap()
+            if not is_update:
+                continue
+            optimizer.zero_grad()
+            state.updates += 1
+            if scheduler is not None:
+                scheduler.step_update(state.updates)
+            task.update_ema(step=state.updates)
+            stop_if_asked()
+            if config.recovery_interval and state.step % config.recovery_interval == 0:
+                save()
+        bar.close()
+
+        # the end of an epoch
+        if world.is_distributed:
+            distribute_bn(model, world.size, reduce=True)
+            if config.model_ema:
+                distribute_bn(task.get_eval_model(ema=True), world.size, reduce=True)
+        shares = world.gather((
+            state.sums, torch.cat(state.outputs).softmax(dim=1).cpu().numpy(), torch.cat(state.targets).cpu().numpy()))
+        seen = sum(len(targets) for *_, targets in shares)
+        metrics = {f'train_{key}': sum(sums[key] for sums, *_ in shares) / seen for key in state.sums}
+        train_probs, train_targets = (np.concatenate([share[i] for share in shares]) for i in (1, 2))
+        metrics.update({f'train_{k}': v for k, v in classification_metrics(train_probs, train_targets).items()})
+        is_best = False
+        if 'val' in loaders:
+            probs, targets = evaluate_split('val')
+            val = classification_metrics(probs, targets)
+            metrics.update({f'val_{key}': value for key, value in val.items()})
+            for label, scores in per_class_metrics(probs, targets, classes).items():
+                metrics.update({f'val_{key}_{label}': value for key, value in scores.items()})
+            metric = val[config.select_metric] * (-1 if config.select_metric in LOWER_IS_BETTER else 1)
+            is_best = state.best_metric is None or metric > state.best_metric
+            if is_best:
+                state.best_epoch, state.best_metric = epoch, metric
+                save_best()
+        if scheduler is not None:
+            scheduler.step(
+                epoch + 1, metrics[f"{'val' if 'val' in loaders else 'train'}_{config.select_metric}"])
+        state.rows.append(dict(model=name, epoch=epoch, lr=state.lr, **metrics))
+        state.epoch, state.step = epoch + 1, 0
+        state.sums, state.outputs, state.targets = {}, [], []
+        if world.is_primary:
+            log.write(state.rows)
+            shown = [f'{k} {metrics[k]:.4f}' for k in metrics if k in (
+                'train_loss', 'train_accuracy', 'val_log_loss', 'val_accuracy', f'val_{config.select_metric}')]
+            _logger.info(
+                f"{name}  epoch {epoch + 1}/{config.epochs}  {'  '.join(shown)}"
+                f"  {state.seconds / (epoch + 1):.1f} s/epoch{'  *' if is_best else ''}")
+        save()
+        stop_if_asked()
+
+    # the test of the epoch that is kept
+    if world.is_primary and state.epoch < config.epochs:
+        _logger.info(f'{name}  ended early: no better epoch on val than {state.best_epoch + 1} in {patience}.')
+    if 'val' not in loaders:
+        save_best()
+    network = unwrap_model(task.get_eval_model(ema=config.model_ema))
+    network.load_state_dict(safetensors.torch.load_file(folder / 'best' / 'model.safetensors', device=str(device)))
+    split = 'test' if 'test' in loaders else 'val'
+    probs, targets = evaluate_split(split)
+    dataset = loaders[split].dataset
+    named = hasattr(dataset, 'samples')
+    result = {
+        'name': name,
+        'classes': classes,
+        'epoch': state.epoch - 1 if state.best_epoch is None else state.best_epoch,
+        'epochs': state.epoch,
+        'train_seconds': round(state.seconds, 1),
+        'parameters': sum(p.numel() for p in network.parameters()),
+        split: full_report(
+            probs, targets, classes, dataset.samples.groups if named else None, config.bootstrap, config.seed),
+    }
+    if world.is_primary:
+        log.close()
+        names = dataset.samples.filenames() if named else [str(i) for i in range(len(targets))]
+        write_predictions(folder / 'predictions.csv', names, probs, classes, targets)
+        write_json(result, folder / METRICS)
+    world.barrier()
+    model.load_state_dict(network.state_dict())  # with a moving average they are two
+    return result
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+def _prepare(config: TrainConfig) -> Run:
+    """Join the processes and read the images: all that can be wrong with them shows here."""
+    check_logs(config.log)
+    world = init_world(config.device)
+    datasets, classes = create_datasets(config, config.batch_size)
+    if config.early_stopping and 'val' not in datasets:
+        raise ValueError('--early-stopping needs a val split: add one, or take --val-fraction or --folds.')
+    targets = getattr(datasets['train'], 'targets', None)
+    for name in ('class_weights', 'sampler', 'smote'):
+        if targets is None and getattr(config, name) in ('balanced', 'effective'):
+            raise ValueError(f"{flag(name)} needs a dataset with random access, '{config.dataset}' has none.")
+    if config.smote:
+        if targets is None:
+            raise ValueError(f"--smote needs a dataset with random access, '{config.dataset}' has none.")
+        datasets['train'] = smote(
+            datasets['train'], config.smote, classes, (config.img_size, config.img_size), seed=config.seed)
+    experiment = config.experiment or f"{time.strftime('%Y%m%d-%H%M%S')}-{config.model.split('/')[-1]}"
+    config = dataclasses.replace(config, experiment=world.gather(experiment)[0])
+    return Run(config, world, datasets, classes)
+
+
+@contextlib.contextmanager
+def _open_folder(run: Run, resume: bool, overwrite: bool) -> Iterator[None]:
+    """The run's folder, which the first process opens for all."""
+    config, world = run.config, run.world
+    with contextlib.ExitStack() as stack:
+        error = None
+        if world.is_primary:
+            try:
+                run.folder = stack.enter_context(run_folder(
+                    config.output, config.experiment, to_yaml(config), resume, overwrite, FREE_ON_RESUME))
+            except Exception as e:
+                error = e
+        error, run.folder = world.gather((error, run.folder))[0]
+        if error is not None:
+            raise error
+        if world.is_primary:
+            counts = ''
+            if hasattr(run.datasets['train'], 'targets'):
+                numbers = count_classes(run.train_targets, run.classes)
+                counts = f" (training: {', '.join(f'{k} {v}' for k, v in numbers.items())})"
+            _logger.info(
+                f'{len(run.classes)} classes{counts}, images: '
+                + ', '.join(f'{split} {len(dataset)}' for split, dataset in run.datasets.items())
+                + f'; device {world.device}' + (f', {world.size} processes' if world.is_distributed else ''))
+            if 'val' not in run.datasets:
+                _logger.info("No val split: the last epoch is kept.")
+            if 'test' not in run.datasets:
+                _logger.warning('No test split: the results are those of the best epoch on val, they flatter.')
+        with run.signals:
+            yield
+
+
+def train(config: TrainConfig, resume: bool = False, overwrite: bool = False) -> Dict[str, Any]:
+    """Train one timm model, with `teacher_checkpoint` by its soft labels too, test it and save it in a run folder.
+
+    All inputs are checked before the first step and before anything is written.
+
+    Args:
+        config: Settings.
+        resume: Go on with the run of this name.
+        overwrite: Replace a run of this name.
+
+    Returns:
+        'models' (name -> what its metrics.json holds), 'classes', 'images', 'img_size', 'versions', and the folder as
+        'run'.
+
+    Raises:
+        FileNotFoundError, ValueError, FileExistsError, ImportError, MemoryError: bad input, see `create_datasets`,
+            `load_teacher`, `smote` and `run_folder`.
+        FloatingPointError: if a loss is no finite number any more.
+        Interrupted: if SIGINT or SIGTERM asked to stop; the state is saved.
+    """
+    try:
+        run = _prepare(config)
+        config, classes = run.config, run.classes
+        random_seed(config.seed)
+        model, model_args = create_network(config.model, config, len(classes), **config.model_kwargs)
+        random_seed(config.seed)
+        criterion = nn.CrossEntropyLoss(run.class_weights(), label_smoothing=config.loss_smoothing)
+        if config.teacher_checkpoint:
+            teacher, _ = load_teacher(config.teacher_checkpoint, classes, config.in_chans)
+            task: TrainingTask = LogitDistillationTask(
+                model, teacher.requires_grad_(False), criterion, task_loss_weight=1 - config.alpha,
+                temperature=config.tau, verbose=False)
+        else:
+            task = ClassificationTask(model, criterion, verbose=False)
+        check_input(model, run.input_size)
+        freeze_stages(model, config.freeze_stages)
+        create_schedule(create_optimizer(model, config), config, 1)
+        run.create_loaders(model)
+        name = model.pretrained_cfg.get('architecture') or type(model).__name__
+        with _open_folder(run, resume, overwrite):
+            result = fit(name, task, model, model_args, config, run.folder, run)
+        return dict(run.describe(), models={name: result}, run=str(run.folder))
+    finally:
+        leave_world()
+
+
+def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False) -> Dict[str, Any]:
+    """Train a teacher (or take one that is given), distil it into a student, test both, save them in a run folder.
+
+    All inputs are checked before the first step and before anything is written.
+
+    Args:
+        config: Settings.
+        resume: Go on with the run of this name, in the network and at the step where it stopped.
+        overwrite: Replace a run of this name.
+
+    Returns:
+        As `train`, with the networks 'teacher', 'student_alone' (on demand) and 'student'.
+
+    Raises:
+        As `train`; ValueError if teacher and student don't fit, see `check_pair`.
+    """
+    try:
+        run = _prepare(config)
+        config, classes = run.config, run.classes
+        teacher_config = dataclasses.replace(
+            config, model=config.teacher, opt=config.teacher_opt, lr=config.teacher_lr,
+            weight_decay=config.teacher_weight_decay, sched=config.teacher_sched, freeze_stages=0, pretrained=False,
+            epochs=config.teacher_epochs or config.epochs)
+
+        # networks, all that can be wrong with them
+        random_seed(config.seed)
+        if config.teacher_checkpoint:
+            teacher, teacher_args = load_teacher(config.teacher_checkpoint, classes, config.in_chans, config.teacher)
+        else:
+            teacher, teacher_args = create_network(
+                config.teacher, teacher_config, len(classes), **config.teacher_kwargs)
+        random_seed(config.seed)
+        student, student_args = create_network(config.model, config, len(classes), **config.model_kwargs)
+        alone = None
+        if config.student_alone:
+            random_seed(config.seed)
+            kwargs = dict(config.model_kwargs, **(dict(distilled=False) if isinstance(student, HDKDStudent) else {}))
+            alone, alone_args = create_network(config.model, config, len(classes), **kwargs)
+        check_pair(
+            student, teacher, config.kd_type, config.stages if config.feature_weight else (), run.input_size)
+        freeze_stages(student, config.freeze_stages)
+        for model, settings in ((teacher, teacher_config), (student, config)):
+            create_schedule(create_optimizer(model, settings), settings, 1)
+        run.create_loaders(student)
+        weight = run.class_weights()
+
+        with _open_folder(run, resume, overwrite):
+            results: Dict[str, Any] = {}
+
+            def fit_network(name: str, task: TrainingTask, *network: Any, settings: TrainConfig = config) -> None:
+                results[name] = fit(name, task, *network, settings, run.folder / name, run)
+
+            def classification(model: nn.Module) -> TrainingTask:
+                criterion = nn.CrossEntropyLoss(weight, label_smoothing=config.loss_smoothing)
+                return ClassificationTask(model, criterion, verbose=False)
+
+            if config.teacher_checkpoint:
+                results['teacher'] = _test_given(run, teacher, teacher_args)
+            else:
+                fit_network('teacher', classification(teacher), teacher, teacher_args, settings=teacher_config)
+            if alone is not None:
+                fit_network('student_alone', classification(alone), alone, alone_args)
+            task = HDKDTask(
+                student, teacher, kind=config.kd_type, alpha=config.alpha, tau=config.tau,
+                feature_weight=config.feature_weight, stages=config.stages, stage_exponent=config.stage_exponent,
+                reduction=config.reduction, class_weight=weight, label_smoothing=config.loss_smoothing, verbose=False)
+            fit_network('student', task, student, student_args)
+
+            metrics = dict(run.describe(), models=results)
+            if run.world.is_primary:
+                write_json(metrics, run.folder / METRICS)
+        return dict(metrics, run=str(run.folder))
+    finally:
+        leave_world()
+
+
+def _test_given(run: Run, teacher: nn.Module, teacher_args: Dict[str, Any]) -> Dict[str, Any]:
+    """Test a teacher that was not trained here, and put it beside its student."""
+    folder, config, world = run.folder / 'teacher', run.config, run.world
+    if (folder / METRICS).exists():
+        return json.loads((folder / METRICS).read_text())
+    split = 'test' if 'test' in run.datasets else 'val'
+    layout = torch.channels_last if config.channels_last else torch.preserve_format
+    teacher.to(device=world.device, memory_format=layout)
+    predicted = evaluate(
+        teacher, run.create_loaders(teacher)[split], world, channels_last=config.channels_last, signals=run.signals)
+    if world.max(run.signals.received or 0):
+        raise Interrupted(run.signals.received, run.folder)
+    groups = run.datasets[split].samples.groups if hasattr(run.datasets[split], 'samples') else None
+    result = {
+        'name': 'teacher',
+        'classes': run.classes,
+        'checkpoint': config.teacher_checkpoint,
+        'parameters': sum(p.numel() for p in teacher.parameters()),
+        split: full_report(*predicted, run.classes, groups, config.bootstrap, config.seed),
+    }
+    if world.is_primary:
+        save_model(teacher, folder / 'best', run.classes, teacher_args, replace=True)
+        write_json(result, folder / METRICS)
+    return result
+
+
