@@ -100,6 +100,8 @@ class TrainConfig(DataConfig, AugmentConfig):
                 values = value if isinstance(value, tuple) else (value,)
                 if value is not None and not (all(map(math.isfinite, values)) and tests[words](value)):
                     raise ValueError(f"{flag(name)} must be {words}, got {' '.join(map(str, values))}.")
+        if self.aug == 'timm' and (self.mixup or self.cutmix) and self.batch_size % 2:
+            raise ValueError(f'--batch-size must be even with mixup or cutmix, got {self.batch_size}.')
 
 
 @dataclasses.dataclass

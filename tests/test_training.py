@@ -1,209 +1,408 @@
-"""The main job on small folders with networks cut down to a second or two."""
+"""Whole trainings on small folders, with networks cut down to a second or two."""
 import csv
 import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 import timm
 import torch
 import yaml
 from conftest import TINY_STUDENT, TINY_TEACHER, write_images
-from hdkd_timm.train import evaluate, format_table
 
-from hdkd_timm import DistillConfig, distill
-from hdkd_timm import train as train_module
+from hdkd_timm import DistillConfig, TrainConfig, distill, evaluate_model, train
+from hdkd_timm import training as training_module
 from hdkd_timm.checkpoint import save_model
+from hdkd_timm.evaluate import format_table
+from hdkd_timm.inference import EvalConfig
+from hdkd_timm.metrics import METRICS
 
-
-@pytest.fixture(autouse=True)
-def _small_networks(monkeypatch):
-    """The models of the fixtures under the names of the full ones."""
-    create_model = timm.create_model
-
-    def create_small(name, **kwargs):
-        if name.startswith('hdkd_'):
-            base = TINY_TEACHER if 'teacher' in name else TINY_STUDENT
-            kwargs = {**base, **kwargs}
-        return create_model(name, **kwargs)
-
-    monkeypatch.setattr(train_module.timm, 'create_model', create_small)
-    create_args = train_module._create_model
-
-    def create_with_args(name, *args, **kwargs):
-        model, model_args = create_args(name, *args, **kwargs)
-        base = TINY_TEACHER if 'teacher' in name else TINY_STUDENT
-        return model, {**base, **model_args} if name.startswith('hdkd_') else model_args
-
-    monkeypatch.setattr(train_module, '_create_model', create_with_args)
+STUDENT = {k: v for k, v in TINY_STUDENT.items() if k not in ('img_size', 'num_classes')}
+TEACHER = {k: v for k, v in TINY_TEACHER.items() if k not in ('img_size', 'num_classes')}
 
 
 @pytest.fixture
-def config(image_folder, tmp_path):
-    return DistillConfig(
-        data_dir=str(image_folder), img_size=32, epochs=3, batch_size=4, lr=2e-3, workers=0, device='cpu',
-        output=str(tmp_path / 'runs'), experiment='run')
+def settings(image_folder, tmp_path):
+    return dict(
+        data_dir=str(image_folder), img_size=32, epochs=3, batch_size=4, lr=2e-3, workers=0, device='cpu', bootstrap=10,
+        model_kwargs=STUDENT, output=str(tmp_path / 'runs'), experiment='run')
 
 
-def load(tmp_path, name):
-    return timm.create_model(f"local-dir:{tmp_path / 'runs' / 'run' / name}", pretrained=True)
+@pytest.fixture
+def config(settings):
+    return DistillConfig(**settings, teacher_kwargs=TEACHER)
 
 
-def test_distill_to_the_end(config, tmp_path):
+@pytest.fixture
+def train_config(settings):
+    return TrainConfig(**settings)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return tmp_path / 'runs' / 'run'
+
+
+def load(folder):
+    return timm.create_model(f'local-dir:{folder}/best', pretrained=True)
+
+
+def read_summary(folder):
+    with (folder / 'summary.csv').open() as file:
+        return list(csv.DictReader(file))
+
+
+def save_teacher(folder, **kwargs):
+    args = {**TINY_TEACHER, 'num_classes': 3, **kwargs}
+    teacher = timm.create_model('hdkd_teacher', **args)
+    save_model(teacher, folder, list('abc'), args)
+    return teacher
+
+
+def test_distill_to_the_end(config, run):
     config = dataclasses.replace(
         config, student_alone=True, epochs=4, teacher_epochs=20, teacher_lr=3e-3, color_jitter=0.1)
     metrics = distill(config)
-    run = tmp_path / 'runs' / 'run'
     assert metrics['run'] == str(run)
     assert sorted(p.name for p in run.iterdir()) == [
-        'config.yaml', 'metrics.json', 'student', 'student_alone', 'summary.csv', 'teacher']
+        'config.yaml', 'metrics.json', 'student', 'student_alone', 'teacher']
+    for name in ('student', 'student_alone', 'teacher'):
+        assert sorted(p.name for p in (run / name).iterdir()) == [
+            'best', 'last.pth', 'metrics.json', 'predictions.csv', 'summary.csv']
+        assert json.loads((run / name / 'metrics.json').read_text()) == metrics['models'][name]
     assert [p.name for p in run.parent.iterdir()] == ['run']
     assert json.loads((run / 'metrics.json').read_text()) == {k: v for k, v in metrics.items() if k != 'run'}
     assert metrics['images'] == {'train': 24, 'test': 12}
     # classes differ in brightness: a network that learns at all gets this right
     assert metrics['models']['teacher']['test']['accuracy'] > 0.9
     for name, result in metrics['models'].items():
-        model = load(tmp_path, name)
+        model = load(run / name)
         assert list(model.pretrained_cfg['label_names']) == ['a', 'b', 'c']
         assert result['parameters'] == sum(p.numel() for p in model.parameters())
         assert tuple(model.pretrained_cfg['input_size']) == (3, 32, 32)
-    with (run / 'summary.csv').open() as file:
-        rows = list(csv.DictReader(file))
-    assert [(r['model'], r['epoch']) for r in rows] == [
-        (name, str(epoch)) for name, epochs in (('teacher', 20), ('student_alone', 4), ('student', 4))
-        for epoch in range(epochs)]
+        rows = read_summary(run / name)
+        assert [r['epoch'] for r in rows] == [str(i) for i in range(20 if name == 'teacher' else 4)]
+        assert all(f'train_{metric}' in rows[0] for metric in METRICS)
+    rows = read_summary(run / 'student')
     assert float(rows[-1]['train_feature_loss_3']) > 0
-    assert rows[0]['train_feature_loss_3'] == ''
-    assert float(rows[19]['train_loss']) < float(rows[0]['train_loss'])
-    settings = yaml.safe_load((run / 'config.yaml').read_text())
-    assert DistillConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}) == config
+    assert 'train_feature_loss_3' not in read_summary(run / 'teacher')[0]
+    assert float(rows[-1]['train_loss']) < float(rows[0]['train_loss'])
+    values = yaml.safe_load((run / 'config.yaml').read_text())
+    assert values['teacher_lr'] == 3e-3
+    assert values['scale'] == [0.8, 1.0]
     lines = format_table(metrics).splitlines()
     assert [line.split()[0] for line in lines] == ['network', 'teacher', 'student_alone', 'student']
+    assert (f"{metrics['models']['teacher']['test']['accuracy']:.1%} (" in lines[1])
 
 
-def test_saved_models_give_the_reported_accuracy(config, image_folder, tmp_path):
+def test_train_any_timm_model(train_config, run):
+    metrics = train(dataclasses.replace(train_config, model='resnet10t', model_kwargs={}, epochs=1))
+    assert list(metrics['models']) == ['resnet10t']
+    assert sorted(p.name for p in run.iterdir()) == [
+        'best', 'config.yaml', 'last.pth', 'metrics.json', 'predictions.csv', 'summary.csv']
+    assert load(run).num_classes == 3
+
+
+def test_saved_models_give_the_reported_metrics(config, run):
     metrics = distill(config)
-    datasets, _ = train_module.create_datasets(image_folder)
     for name in ('teacher', 'student'):
-        model = load(tmp_path, name)
-        loader = train_module.create_split_loader(
-            datasets['test'], timm.data.resolve_data_config(model=model), 5, num_workers=0)
-        again = evaluate(model, loader)
-        assert again['accuracy'] == metrics['models'][name]['test']['accuracy']
-        assert again['loss'] == pytest.approx(metrics['models'][name]['test']['loss'], rel=1e-4)
+        report, images = evaluate_model(
+            str(run / name), EvalConfig(data_dir=config.data_dir, batch_size=5, workers=0, device='cpu', bootstrap=10))
+        expected = metrics['models'][name]['test']
+        assert report['confusion_matrix'] == expected['confusion_matrix']
+        assert {k: report[k] for k in METRICS} == pytest.approx({k: expected[k] for k in METRICS}, rel=1e-4)
+        with (run / name / 'predictions.csv').open() as file:
+            rows = list(csv.DictReader(file))
+        assert [row['path'] for row in rows] == images['names']
+        probs = np.array([[float(row[f'prob_{k}']) for k in 'abc'] for row in rows])
+        np.testing.assert_allclose(probs, images['probs'], atol=1e-5)
+        assert [row['target'] for row in rows] == ['abc'[t] for t in images['targets']]
+        assert [row['label'] for row in rows] == ['abc'[k] for k in images['probs'].argmax(axis=1)]
 
 
 def test_same_seed_same_weights(config, tmp_path):
-    config = dataclasses.replace(config, workers=1)
     distill(config)
-    distill(dataclasses.replace(config, experiment='again'))
+    distill(dataclasses.replace(config, experiment='again', workers=2))
     distill(dataclasses.replace(config, experiment='other', seed=1))
     distill(dataclasses.replace(config, experiment='compared', student_alone=True))
     run, again, other, compared = (
-        timm.create_model(f"local-dir:{tmp_path / 'runs' / name / 'student'}", pretrained=True).head.weight
-        for name in ('run', 'again', 'other', 'compared'))
-    assert torch.equal(run, again)
+        load(tmp_path / 'runs' / name / 'student').head.weight for name in ('run', 'again', 'other', 'compared'))
+    assert torch.equal(run, again)  # whatever the number of loader processes
     assert torch.equal(run, compared)  # training another network beside it changes nothing
     assert not torch.equal(run, other)
 
 
-def test_best_epoch_of_val_is_kept(config, image_folder, monkeypatch, tmp_path):
-    write_images(image_folder / 'val', number=2, seed=2)
-    accuracies = iter([0.2, 0.9, 0.4])
-    states = []
+def test_config_file_repeats_a_run(train_config, run, tmp_path):
+    from hdkd_timm.cli import main
+    train(train_config)
+    assert main(['train', '--config', str(run / 'config.yaml'), '--experiment', 'again']) == 0
+    assert torch.equal(load(run).head.weight, load(tmp_path / 'runs' / 'again').head.weight)
 
-    def fake_evaluate(model, loader, *args):
-        if len(loader.dataset) == 6:  # val
+
+def test_best_epoch_of_val_is_kept(train_config, image_folder, monkeypatch, run):
+    write_images(image_folder / 'val', number=2, seed=2)
+    recalls = iter([0.2, 0.9, 0.4])
+    states = []
+    original = training_module.classification_metrics
+    evaluate = training_module.evaluate
+
+    def fake_metrics(probs, targets):
+        metrics = original(probs, targets)
+        return dict(metrics, balanced_accuracy=next(recalls)) if len(targets) == 6 else metrics
+
+    def record(model, loader, *args):
+        if len(loader.dataset) == 6:
             states.append(model.head.weight.detach().clone())
-            return dict(loss=0., accuracy=next(accuracies), balanced_accuracy=0.)
         return evaluate(model, loader, *args)
 
-    monkeypatch.setattr(train_module, 'evaluate', fake_evaluate)
-    config = dataclasses.replace(config, teacher_checkpoint=str(tmp_path / 'teacher'))
-    args = {**TINY_TEACHER, 'num_classes': 3}
-    save_model(timm.create_model('hdkd_teacher', **args), tmp_path / 'teacher', list('abc'), args)
-    metrics = distill(config)
-    assert metrics['models']['student']['epoch'] == 1
-    kept = load(tmp_path, 'student').head.weight
+    monkeypatch.setattr(training_module, 'classification_metrics', fake_metrics)
+    monkeypatch.setattr(training_module, 'evaluate', record)
+    metrics = train(train_config)
+    assert metrics['models']['hdkd_student']['epoch'] == 1
+    kept = load(run).head.weight
     assert torch.equal(kept, states[1])
     assert not torch.equal(kept, states[2])
 
 
-def test_given_teacher_is_used_as_it_is(config, tmp_path):
-    args = {**TINY_TEACHER, 'num_classes': 3}
-    teacher = timm.create_model('hdkd_teacher', **args)
-    save_model(teacher, tmp_path / 'teacher', list('abc'), args)
+def test_lower_is_better_for_some_metrics(train_config, image_folder, monkeypatch):
+    write_images(image_folder / 'val', number=2, seed=2)
+    losses = iter([0.9, 0.1, 0.5])
+    original = training_module.classification_metrics
+
+    def fake_metrics(probs, targets):
+        metrics = original(probs, targets)
+        return dict(metrics, log_loss=next(losses)) if len(targets) == 6 else metrics
+
+    monkeypatch.setattr(training_module, 'classification_metrics', fake_metrics)
+    metrics = train(dataclasses.replace(train_config, select_metric='log_loss'))
+    assert metrics['models']['hdkd_student']['epoch'] == 1
+
+
+def test_test_split_is_touched_once(config, image_folder, monkeypatch):
+    write_images(image_folder / 'val', number=2, seed=2)
+    seen = []
+    evaluate = training_module.evaluate
+
+    def record(model, loader, *args):
+        seen.append(len(loader.dataset))
+        return evaluate(model, loader, *args)
+
+    monkeypatch.setattr(training_module, 'evaluate', record)
+    train(TrainConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}))
+    assert seen == [6, 6, 6, 12]
+
+
+def test_early_stopping(train_config, image_folder, monkeypatch, run):
+    write_images(image_folder / 'val', number=2, seed=2)
+    recalls = iter([0.2, 0.5, 0.4, 0.5, 0.9, 0.9])
+    original = training_module.classification_metrics
+
+    def fake_metrics(probs, targets):
+        metrics = original(probs, targets)
+        return dict(metrics, balanced_accuracy=next(recalls)) if len(targets) == 6 else metrics
+
+    monkeypatch.setattr(training_module, 'classification_metrics', fake_metrics)
+    result = train(dataclasses.replace(train_config, epochs=6, early_stopping=2))['models']['hdkd_student']
+    assert (result['epoch'], result['epochs']) == (1, 4)
+    assert len(read_summary(run)) == 4
+
+
+def test_given_teacher_is_used_as_it_is(config, tmp_path, run):
+    teacher = save_teacher(tmp_path / 'teacher')
     metrics = distill(dataclasses.replace(config, teacher_checkpoint=str(tmp_path / 'teacher')))
     assert metrics['models']['teacher']['checkpoint'] == str(tmp_path / 'teacher')
-    saved = load(tmp_path, 'teacher').state_dict()
+    saved = load(run / 'teacher').state_dict()
     assert all(torch.equal(value, saved[name]) for name, value in teacher.state_dict().items())
     assert 'given' in format_table(metrics)
+
+
+def test_train_with_the_soft_labels_of_a_teacher(train_config, tmp_path, run):
+    save_teacher(tmp_path / 'teacher')
+    config = dataclasses.replace(train_config, teacher_checkpoint=str(tmp_path / 'teacher'), alpha=0.9, tau=2.)
+    train(config)
+    assert float(read_summary(run)[0]['train_kd_loss']) > 0
+    train(dataclasses.replace(config, teacher_checkpoint=None, experiment='plain'))
+    assert not torch.equal(load(run).head.weight, load(run.parent / 'plain').head.weight)
+
+
+def test_fine_tuning_a_model_folder(train_config, config, run):
+    distill(config)
+    source = f"local-dir:{run / 'student' / 'best'}"
+    train(dataclasses.replace(
+        train_config, model=source, model_kwargs={}, experiment='tuned', img_size=40, freeze_stages=3, epochs=1))
+    tuned, before = load(run.parent / 'tuned').state_dict(), load(run / 'student').state_dict()
+    frozen = [name for name in before if name.startswith('stages.')]
+    assert frozen
+    assert all(torch.equal(tuned[name], before[name]) for name in frozen)  # batch statistics too
+    assert not torch.equal(tuned['head.weight'], before['head.weight'])
+    assert load(run.parent / 'tuned').pretrained_cfg['input_size'] == (3, 40, 40)
 
 
 def test_grey_images_and_other_sizes(config):
     for name, img_size in (('grey', 28), ('odd', 45)):
         metrics = distill(dataclasses.replace(
             config, experiment=name, in_chans=1, img_size=img_size, epochs=1, channels_last=True))
-        assert math.isfinite(metrics['models']['student']['test']['loss'])
+        assert math.isfinite(metrics['models']['student']['test']['log_loss'])
 
 
-def test_nan_loss_ends_the_run(config, tmp_path):
-    for epochs in (1, 4):  # with one epoch and one step it shows in the test alone
-        with pytest.raises(FloatingPointError, match='teacher: .*no finite number .*lower learning rate'):
-            distill(dataclasses.replace(config, teacher_lr=1e30, epochs=epochs, batch_size=24))
-        assert not (tmp_path / 'runs').exists()
+def test_accumulated_batches_are_one(train_config, monkeypatch):
+    """Steps of 2 x 4 images are those of 8, as far as no layer looks at a whole batch."""
+    settings = dict(aug='none', epochs=1, opt='sgd', lr=0.1, sched='none', freeze_stages=3, clip_grad=1.)
+    runs = [
+        train(dataclasses.replace(train_config, experiment=name, batch_size=size, grad_accum_steps=accum, **settings))
+        for name, size, accum in (('one', 8, 1), ('two', 4, 2), ('none', 4, 1))]
+    one, two, none = (load(r['run']).head.weight for r in runs)
+    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+    assert (one - none).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize('changes', [
+    dict(amp=True, amp_dtype='bfloat16'),
+    dict(amp=True, amp_dtype='float16'),
+    dict(clip_grad=0.01, clip_mode='value'),
+    dict(clip_grad=0.01, clip_mode='agc'),
+    dict(layer_decay=0.7),
+    dict(class_weights='balanced', smoothing=0.1),
+    dict(class_weights='effective', sampler='balanced'),
+    dict(mixup=0.4, cutmix=0.4, smoothing=0.1, reprob=0.3),
+    dict(aug='paper'),
+    dict(aa='rand-m5-n2'),
+    dict(drop=0.2, drop_path=0.2),
+    dict(sched_on_updates=True),
+    dict(kd_type='hard', tau=2., alpha=0.3),
+    dict(reduction='batchmean'),
+    dict(decay_tokens=True, layer_decay=0.8),
+    dict(channels_last=True),
+], ids=lambda s: '-'.join(s))
+def test_every_setting_changes_the_weights_and_trains(config, changes, tmp_path, run):
+    save_teacher(tmp_path / 'teacher')
+    config = dataclasses.replace(config, epochs=2, teacher_checkpoint=str(tmp_path / 'teacher'), weight_decay=0.5)
+    distill(config)
+    distill(dataclasses.replace(config, experiment='changed', **changes))
+    before, after = load(run / 'student').state_dict(), load(run.parent / 'changed' / 'student').state_dict()
+    assert all(torch.isfinite(value).all() for value in after.values())
+    assert any(not torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_moving_average_is_what_is_kept(train_config, run):
+    metrics = train(dataclasses.replace(train_config, model_ema=True, model_ema_decay=0.5))
+    state = torch.load(run / 'last.pth', weights_only=True)
+    kept = load(run).head.weight
+    assert torch.equal(kept, state['state_dict_ema']['head.weight'])
+    assert not torch.equal(kept, state['state_dict']['head.weight'])
+    assert metrics['models']['hdkd_student']['test']['images'] == 12
+
+
+def test_compiled_training_is_the_same(train_config, run):
+    train(dataclasses.replace(train_config, epochs=1))
+    train(dataclasses.replace(train_config, epochs=1, torchcompile='aot_eager', experiment='compiled'))
+    state = load(run.parent / 'compiled').state_dict()
+    for name, value in load(run).state_dict().items():
+        if not name.endswith('pre_norm.bias'):  # their gradient is rounding noise
+            torch.testing.assert_close(state[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_nan_loss_ends_the_run(config, train_config, run):
+    with pytest.raises(FloatingPointError, match=r'teacher: .*no finite number .*epoch 1, step \d+ \(loss .*no state'):
+        distill(dataclasses.replace(config, teacher_lr=1e30, teacher_sched='none'))
+    assert not run.parent.exists()  # nothing was saved that could go on
+    with pytest.raises(FloatingPointError, match=r"epoch 3, step \d+ .*the last good state is '.*last\.pth'"):
+        train(dataclasses.replace(
+            train_config, model='hdkd_student', sched='cosine', warmup_epochs=2, warmup_lr=0., lr=1e30, epochs=5,
+            min_lr=0., opt='sgd', batch_size=24, clip_grad=None))
+    state = torch.load(run / 'last.pth', weights_only=True)
+    assert all(torch.isfinite(value).all() for value in state['state_dict'].values())
 
 
 def test_each_network_is_fed_as_it_is_normalised(config, monkeypatch):
     seen = []
-    original = train_module.create_split_loader
+    original = training_module.SplitLoader
 
-    def record(dataset, data_config, *args, is_training=False, **kwargs):
-        seen.append((is_training, data_config['mean']))
-        return original(dataset, data_config, *args, is_training=is_training, **kwargs)
+    def record(dataset, data_config, *args, **kwargs):
+        seen.append(('augment' in kwargs, data_config['mean']))
+        return original(dataset, data_config, *args, **kwargs)
 
-    create_model = train_module._create_model
+    create_network = training_module.create_network
 
     def other_mean(name, *args, **kwargs):
-        model, model_args = create_model(name, *args, **kwargs)
+        model, model_args = create_network(name, *args, **kwargs)
         if 'teacher' in name:
             model.pretrained_cfg = dict(model.pretrained_cfg, mean=(0.5, 0.5, 0.5))
         return model, model_args
 
-    monkeypatch.setattr(train_module, 'create_split_loader', record)
-    monkeypatch.setattr(train_module, '_create_model', other_mean)
+    monkeypatch.setattr(training_module, 'SplitLoader', record)
+    monkeypatch.setattr(training_module, 'create_network', other_mean)
     distill(dataclasses.replace(config, epochs=1))
     imagenet = timm.data.IMAGENET_DEFAULT_MEAN
     # student's for the checks, teacher's for its training and test, student's for its own
     assert seen == [(split, mean) for mean in (imagenet, (0.5, 0.5, 0.5), imagenet) for split in (True, False)]
 
 
-def test_plateau_schedule_is_given_its_metric(config, monkeypatch, tmp_path):
-    monkeypatch.setattr(train_module, 'train_one_epoch', lambda *args: dict(loss=1., accuracy=0.5))
-    distill(dataclasses.replace(config, sched='plateau', epochs=16, teacher_epochs=1, warmup_epochs=0, min_lr=0.))
-    with (tmp_path / 'runs' / 'run' / 'summary.csv').open() as file:
-        lrs = [float(row['lr']) for row in csv.DictReader(file) if row['model'] == 'student']
+def test_plateau_schedule_is_given_its_metric(train_config, monkeypatch, run):
+    original = training_module.classification_metrics
+    monkeypatch.setattr(
+        training_module, 'classification_metrics', lambda p, t: dict(original(p, t), balanced_accuracy=0.5))
+    train(dataclasses.replace(train_config, sched='plateau', epochs=16, warmup_epochs=0, min_lr=0.))
+    lrs = [float(row['lr']) for row in read_summary(run)]
     assert lrs[0] == 2e-3
     assert lrs[-1] < 1e-3
 
 
-def test_finished_teacher_survives_an_error(config, tmp_path, monkeypatch, caplog):
-    def broken(*args, **kwargs):
-        raise KeyboardInterrupt
+def test_folds(train_config, image_folder):
+    for path in (image_folder / 'test').rglob('*.png'):
+        path.unlink()
+    for path in (image_folder / 'test').iterdir():
+        path.rmdir()
+    (image_folder / 'test').rmdir()
+    names = []
+    for fold in range(4):
+        run = train(dataclasses.replace(train_config, experiment=f'fold{fold}', folds=4, fold=fold, epochs=1))['run']
+        with open(f'{run}/predictions.csv') as file:
+            names += [row['path'] for row in csv.DictReader(file)]
+    assert len(names) == len(set(names)) == 24
 
-    original = train_module.HDKDTask.forward
-    monkeypatch.setattr(train_module.HDKDTask, 'forward', broken)
-    with pytest.raises(KeyboardInterrupt):
+
+def test_val_in_the_place_of_a_missing_test_split(train_config, image_folder, caplog):
+    (image_folder / 'test').rename(image_folder / 'val')
+    metrics = train(dataclasses.replace(train_config, epochs=1))
+    assert metrics['models']['hdkd_student']['val']['images'] == 12
+    assert 'they flatter' in caplog.text
+    assert 'val accuracy' in format_table(metrics)
+
+
+def test_tensorboard_log(train_config, run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    train(dataclasses.replace(train_config, log=('tensorboard',)))
+    events = EventAccumulator(str(run / 'tensorboard'))
+    events.Reload()
+    values = [e.value for e in events.Scalars('train/loss')]
+    assert values == pytest.approx([float(row['train_loss']) for row in read_summary(run)])
+
+
+def test_finished_teacher_survives_an_error(config, run, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError('on purpose')
+
+    original = training_module.HDKDTask.forward
+    monkeypatch.setattr(training_module.HDKDTask, 'forward', broken)
+    with pytest.raises(RuntimeError, match='on purpose'):
         distill(config)
-    partial = tmp_path / 'runs' / 'run.partial'
-    assert 'teacher' in caplog.text
-    assert str(partial) in caplog.text
-    monkeypatch.setattr(train_module.HDKDTask, 'forward', original)
-    with pytest.raises(FileExistsError, match=r'run\.partial'):
+    with pytest.raises(FileExistsError, match='--resume goes on with it'):
         distill(config)
-    metrics = distill(dataclasses.replace(
-        config, experiment='more', teacher_checkpoint=str(partial / 'teacher')))
-    assert metrics['models']['teacher']['test']['accuracy'] > 0
+    before = (run / 'teacher' / 'best' / 'model.safetensors').read_bytes()
+    monkeypatch.setattr(training_module.HDKDTask, 'forward', original)
+    metrics = distill(config, resume=True)
+    assert (run / 'teacher' / 'best' / 'model.safetensors').read_bytes() == before
+    assert metrics['models']['student']['test']['images'] == 12
+
+
+def test_overwrite_replaces_a_run(train_config, run):
+    train(train_config)
+    first = load(run).head.weight
+    train(dataclasses.replace(train_config, seed=1, epochs=1), overwrite=True)
+    assert not torch.equal(load(run).head.weight, first)
+    assert len(read_summary(run)) == 1
 
 
 @pytest.mark.parametrize(('changes', 'error', 'match'), [
@@ -212,13 +411,16 @@ def test_finished_teacher_survives_an_error(config, tmp_path, monkeypatch, caplo
     (dict(batch_size=25), ValueError, '24 training images are fewer than a batch of 25'),
     (dict(model='hdkd_pupil'), ValueError, "Unknown model 'hdkd_pupil': choose from hdkd_student"),
     (dict(teacher='resnet99'), ValueError, "Unknown model 'resnet99'"),
-    (dict(teacher='resnet18'), ValueError, r'Stage 1: .*\(B, 8, H/2, W/2\).*\(B, 64, H/2, W/2\)'),
+    (dict(teacher='resnet18', teacher_kwargs={}), ValueError, r'Stage 1: .*\(B, 8, H/2, W/2\).*\(B, 64, H/2, W/2\)'),
     (dict(teacher='hdkd_teacher_s4'), ValueError, r'Stage 1: .*H/2, W/2\).*H/4, W/4\)'),
+    (dict(model_kwargs=dict(STUDENT, wings=2)), ValueError, 'wings'),
     (dict(stages=(1, 5)), ValueError, 'stages must be among'),
     (dict(kd_type='warm'), ValueError, "'warm'"),
     (dict(tau=0.), ValueError, '--tau must be above 0'),
     (dict(alpha=1.5), ValueError, '--alpha must be between 0 and 1'),
-    (dict(teacher='deit_tiny_patch16_224', feature_weight=0., img_size=32, teacher_opt='wings'), ValueError, 'wings'),
+    (dict(teacher_opt='wings'), ValueError, 'wings'),
+    (dict(opt='wings'), ValueError, 'wings'),
+    (dict(sched='tide'), ValueError, 'tide'),
     (dict(model='hdkd_student_plain'), ValueError, 'no distillation head'),
     (dict(in_chans=2), ValueError, 'in_chans 2'),
     (dict(train_fraction=2.), ValueError, '--train-fraction must be above 0 and at most 1, got 2.0'),
@@ -229,14 +431,15 @@ def test_finished_teacher_survives_an_error(config, tmp_path, monkeypatch, caplo
     (dict(stages=(3, 3)), ValueError, 'stages must differ'),
     (dict(data_dir='nowhere'), FileNotFoundError, 'nowhere'),
     (dict(teacher_checkpoint='nowhere'), FileNotFoundError, 'nowhere'),
+    (dict(device='toaster'), ValueError, "Device 'toaster' cannot be used"),
+    (dict(aa='rand-x9'), ValueError, "--aa 'rand-x9'"),
+    (dict(class_weights='gone.json'), FileNotFoundError, 'gone.json'),
+    (dict(early_stopping=2), ValueError, '--early-stopping needs a val split'),
+    (dict(freeze_stages=9), ValueError, '--freeze-stages must be 0 to 4'),
+    (dict(folds=9, fold=0), ValueError, '9 folds: expected 2 to 8'),
+    (dict(mixup=0.2, batch_size=3), ValueError, '--batch-size'),
 ])
-def test_bad_input_leaves_nothing_behind(config, changes, error, match, tmp_path):
+def test_bad_input_leaves_nothing_behind(config, changes, error, match, run):
     with pytest.raises(error, match=match):
         distill(dataclasses.replace(config, **changes))
-    assert not (tmp_path / 'runs').exists()
-
-
-def test_no_run_is_overwritten(config, tmp_path):
-    (tmp_path / 'runs' / 'run').mkdir(parents=True)
-    with pytest.raises(FileExistsError, match='nothing is overwritten'):
-        distill(config)
+    assert not run.parent.exists()
