@@ -2,19 +2,21 @@
 
     python examples/finetune.py MODEL_FOLDER DATA_DIR [--epochs N] [--layer-decay D] [--out FOLDER]
 
-MODEL_FOLDER is a model folder, such as runs/<name>/student of `hdkd distill`; DATA_DIR holds train/<class>/* and
+MODEL_FOLDER is a model folder, such as runs/<name>/student/best of `hdkd distill`; DATA_DIR holds train/<class>/* and
 test/<class>/*. New heads are made for the classes of DATA_DIR, earlier layers learn slower by the layer decay.
+`hdkd train --model local-dir:MODEL_FOLDER` does the same with all that a training needs.
 """
 import argparse
 
 import timm
 import torch
+from timm.data import create_dataset, create_loader, resolve_data_config
 from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
 from torch.nn import functional as F
 
 import hdkd_timm  # noqa: F401
 from hdkd_timm.checkpoint import save_model
-from hdkd_timm.data import create_datasets, create_split_loader
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument('model_folder')
@@ -28,26 +30,26 @@ parser.add_argument('--out', help='model folder to write')
 args = parser.parse_args()
 
 device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-datasets, classes = create_datasets(args.data_dir)
+datasets = {split: create_dataset('', root=args.data_dir, split=split) for split in ('train', 'test')}
+classes = list(datasets['train'].reader.class_to_idx)
 model = timm.create_model(f'local-dir:{args.model_folder}', pretrained=True, num_classes=len(classes)).to(device)
-data_config = timm.data.resolve_data_config(model=model)
+data_config = resolve_data_config(model=model)
 loaders = {
-    split: create_split_loader(
-        datasets[split], data_config, args.batch_size, is_training=split == 'train', num_workers=args.workers,
-        device=device, scale=(0.8, 1.), vflip=0.5)
-    for split in ('train', 'test')}
+    split: create_loader(
+        dataset, batch_size=args.batch_size, is_training=split == 'train', num_workers=args.workers, device=device,
+        scale=(0.8, 1.), vflip=0.5, **data_config)
+    for split, dataset in datasets.items()}
 
 optimizer = create_optimizer_v2(model, opt='adamw', lr=args.lr, weight_decay=0.05, layer_decay=args.layer_decay)
-lrs = [group['lr'] * group.get('lr_scale', 1.) for group in optimizer.param_groups]
+scheduler, _ = create_scheduler_v2(optimizer, sched='cosine', num_epochs=args.epochs)
 for epoch in range(args.epochs):
-    for group, lr in zip(optimizer.param_groups, lrs):
-        group['lr'] = lr * (1 - epoch / args.epochs)
     model.train()
     for images, targets in loaders['train']:
         loss = F.cross_entropy(model(images), targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    scheduler.step(epoch + 1)
     print(f'epoch {epoch + 1}/{args.epochs}  loss of the last batch {loss.item():.4f}')
 
 model.eval()

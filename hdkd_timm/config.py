@@ -29,11 +29,11 @@ class KeyValues(argparse.Action):
         pairs = {}
         for pair in values:
             name, equals, value = pair.partition('=')
-            if not equals:
+            if not name or not equals:
                 parser.error(f'argument {option_string}: expected NAME=VALUE, got {pair}')
             try:
                 pairs[name] = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError, TypeError):
                 pairs[name] = value
         setattr(namespace, self.dest, pairs)
 

@@ -4,11 +4,13 @@ On timm's readers. What timm passes over in silence ends in an error here: a cla
 between splits, images that sit in another folder level, and images that cannot be read (timm would put a neighbour in
 their place).
 """
+import copy
 import csv
 import dataclasses
 import logging
 import os
 import tarfile
+import warnings
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
@@ -93,8 +95,12 @@ class Samples:
 
     def filenames(self) -> List[str]:
         """Name of each image: the path of those that are files."""
-        absolute = isinstance(self.reader, FileReader)
-        return [str(self.reader.filename(int(i), absolute=absolute)) for i in self.indices]
+        return [self.filename(i) for i in range(len(self))]
+
+    def filename(self, i: int) -> str:
+        """Name of the image in position i, its number in the reader if it has none."""
+        index = int(self.indices[i])
+        return str(self.reader.filename(index, absolute=isinstance(self.reader, FileReader)) or index)
 
 
 class FileReader(Reader):
@@ -155,14 +161,13 @@ class SampleDataset(torch.utils.data.Dataset):
         Raises:
             ValueError: if it cannot be read.
         """
-        position = int(self.samples.indices[index])
-        name = self.samples.reader.filename(position)
+        name = self.samples.filename(index)
         try:
-            file = self.samples.reader[position][0]
+            file = self.samples.reader[int(self.samples.indices[index])][0]
             if isinstance(file, Image.Image):
                 return file.convert(self.img_mode)
             with file:
-                return read_image(file, self.img_mode, name=str(name))
+                return read_image(file, self.img_mode, name=name)
         except Exception as e:  # Pillow's plugins raise errors of many types on broken files
             raise ValueError(f"Cannot read image '{name}' ({type(e).__name__}: {e}).") from e
 
@@ -271,6 +276,11 @@ def read_folders(
             reader = ReaderImageInTar(str(place))
         except (tarfile.TarError, ValueError, EOFError) as e:
             raise ValueError(f"'{place}' is no tar file of images in class folders ({e}).") from e
+        # of tars within the tar each is a class
+        levels = {os.path.normpath(info.path).count('/') for info, _, inner in reader.samples if inner is None}
+        if 0 in levels or len(levels) > 1:
+            raise ValueError(f"'{place}' holds images outside of class folders, or a level too deep; expected"
+                             " '<class>/*' in it.")
         classes[split] = sorted(reader.class_name_to_idx, key=natural_key)
         samples[split] = Samples(reader, np.arange(len(reader)), np.array(reader.targets))
     names = _check_classes(classes, places)
@@ -311,7 +321,7 @@ def read_csv(
     try:
         with path.open(newline='', encoding='utf-8-sig') as file:
             reader = csv.DictReader(file)
-            rows, columns = list(reader), list(reader.fieldnames or ())
+            rows, columns = [(reader.line_num, row) for row in reader], list(reader.fieldnames or ())
     except (UnicodeDecodeError, csv.Error) as e:
         raise ValueError(f"'{path}' is no CSV file in UTF-8 ({e}).") from e
     wanted = ['path', 'label']
@@ -323,12 +333,12 @@ def read_csv(
     by_split: Dict[str, List[Dict[str, str]]] = {}
     lines: Dict[str, int] = {}
     left_out = 0
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         if not row['path'] or not row['label']:
             raise ValueError(f"'{path}' line {line}: no {'label' if row['path'] else 'path'}.")
-        if lines.setdefault(row['path'], line) != line:
-            raise ValueError(
-                f"'{path}' line {line}: image '{row['path']}' is in line {lines[row['path']]} already.")
+        first = lines.setdefault(os.path.normpath(row['path']), line)
+        if first != line:
+            raise ValueError(f"'{path}' line {line}: image '{row['path']}' is in line {first} already.")
         split = (row[split_column] or '').strip().lower() if split_column in columns else only or 'train'
         if split and split not in synonyms:
             raise ValueError(f"'{path}' line {line}: split '{split}' is none of {', '.join(synonyms)}.")
@@ -367,38 +377,69 @@ def _open_named(config: DataConfig, split: str, is_training: bool, batch_size: i
             ' --val-split and --test-split, empty for none.') from e
 
 
+def _read_class_map(path: str) -> List[str]:
+    """The lines of a class map that are not empty."""
+    return [line.strip() for line in Path(path).read_text(encoding='utf-8').splitlines() if line.strip()]
+
+
+def _read_labels(dataset: Any, config: DataConfig, split: str) -> Tuple[np.ndarray, List[str]]:
+    """Class indices (N,) of a split of a Hugging Face dataset, and the class names, none if labels are mere numbers."""
+    key = config.target_key or 'label'
+    where = f"of split '{split}' of dataset '{config.dataset}'"
+    if key not in dataset.column_names:
+        raise ValueError(
+            f"No field '{key}' {where} (found: {', '.join(dataset.column_names)}): name it with --target-key.")
+    labels = list(dataset[key])
+    names = list(getattr(dataset.features[key], 'names', None) or ())
+    for i, label in enumerate(labels):
+        if label is None or (not isinstance(label, str) and label < 0):  # a hidden test label is -1
+            raise ValueError(f'Image {i} {where} has no label ({label}).')
+    if names:
+        labels = [names[label] for label in labels]
+    if config.class_map:
+        names = _read_class_map(config.class_map)
+    elif not names and labels and isinstance(labels[0], str):
+        names = sorted(set(labels), key=natural_key)
+    if not names:
+        return np.array(labels), []
+    index_of = {name: i for i, name in enumerate(names)}
+    unknown = [label for label in labels if label not in index_of]
+    if unknown:
+        raise ValueError(f"Class '{unknown[0]}' {where} is not in '{config.class_map}'.")
+    return np.array([index_of[label] for label in labels]), names
+
+
 def read_named(config: DataConfig, only: Optional[str] = None) -> Tuple[Dict[str, Samples], List[str]]:
     """Samples of the splits (or of the only one that is wanted) of one of timm's datasets with random access (hfds/,
     torch/), and the class names.
 
     Raises:
-        ValueError: if it cannot be opened, or tells no classes.
+        ValueError: if it is none of these or cannot be opened, a label is missing or not in the class map, or the
+            classes of two splits differ.
     """
-    names: List[str] = []
-    samples = {}
+    prefix = config.dataset.split('/')[0].lower()
+    if prefix not in ('hfds', 'torch'):
+        raise ValueError(
+            f"Unknown dataset '{config.dataset}': expected hfds/NAME, torch/NAME, {'/NAME, '.join(ITERABLE)}/NAME.")
+    samples, classes, places = {}, {}, {}
     for split, theirs in (('train', config.train_split), ('val', config.val_split), ('test', config.test_split)):
         if not theirs or only not in (None, split):
             continue
-        if config.dataset.startswith('torch/'):
+        if prefix == 'torch':
             dataset = _open_named(config, theirs, split == 'train', 1)
-            reader, targets = _TorchvisionReader(dataset), np.array(dataset.targets)
-            names = names or [str(name) for name in getattr(dataset, 'classes', ())]
+            reader, targets = _TorchvisionReader(dataset), np.asarray(dataset.targets)
+            classes[split] = [str(name) for name in getattr(dataset, 'classes', ())]
         else:
-            class_map = config.class_map
-            if names and not class_map:
-                class_map = {name: i for i, name in enumerate(names)}  # the same for all splits
-            reader = _open_named(config, theirs, split == 'train', 1, class_map=class_map or '').reader
-            column = list(reader.dataset[config.target_key or 'label'])
-            if isinstance(column[0], str) and not class_map:
-                class_map = {name: i for i, name in enumerate(sorted(set(column), key=natural_key))}
-                reader.class_to_idx, reader.remap_class = class_map, True
-            if not names:
-                names = sorted(reader.class_to_idx, key=reader.class_to_idx.get)
-            unknown = sorted({label for label in column if isinstance(label, str)} - set(reader.class_to_idx))
-            if unknown:
-                raise ValueError(f"Class '{unknown[0]}' of split '{theirs}' is not in split '{config.train_split}'.")
-            targets = np.array([reader.class_to_idx.get(label, label) for label in column])
+            # the class map keeps timm 1.0.29 from asking labels that are text for class indices
+            reader = _open_named(config, theirs, split == 'train', 1, class_map={'': 0}).reader
+            reader.remap_class = False
+            targets, classes[split] = _read_labels(reader.dataset, config, theirs)
         samples[split] = Samples(reader, np.arange(len(reader)), targets)
+        places[split] = f'{config.dataset}, split {theirs}'
+    if (only or 'train') not in samples:
+        raise ValueError(f"No split '{only or 'train'}' of dataset '{config.dataset}' is named: see --train-split,"
+                         ' --val-split and --test-split.')
+    names = _check_classes(classes, places)
     if not names:
         names = [str(i) for i in range(max(int(s.targets.max()) for s in samples.values()) + 1)]
     return samples, names
@@ -446,6 +487,10 @@ def cut_folds(samples: Samples, folds: int, seed: int = 42) -> np.ndarray:
         raise ValueError(
             f'Cannot cut the training images into {folds} folds: expected 2 to {units[smallest]}, the number of {what}'
             ' of the smallest class.')
+    return _cut(samples, folds, seed)
+
+
+def _cut(samples: Samples, folds: int, seed: int) -> np.ndarray:
     splitter = StratifiedKFold if samples.groups is None else StratifiedGroupKFold
     fold_of = np.empty(len(samples), int)
     splits = splitter(folds, shuffle=True, random_state=seed).split(samples.targets, samples.targets, samples.groups)
@@ -455,19 +500,31 @@ def cut_folds(samples: Samples, folds: int, seed: int = 42) -> np.ndarray:
 
 
 def draw_val(samples: Samples, fraction: float, seed: int = 42) -> np.ndarray:
-    """Mask of the samples that make a val split, (N,): some of `cut_folds`, as near the fraction as folds can be.
+    """Mask of the samples that make a val split, (N,): some of up to 20 stratified folds as in `cut_folds`.
+
+    Their share is as near the fraction as folds can be that leave images of each class on both sides.
 
     Raises:
-        ValueError: if the fraction is not between 0 and 1, or a class has a single image (or group).
+        ValueError: if the fraction is not between 0 and 1, or no such split is found (a class has a single image, or
+            group).
     """
     if not 0 < fraction < 1:
         raise ValueError(f'val_fraction must be above 0 and below 1, got {fraction}.')
-    most = min(20, min(_units(samples).values()))
-    candidates = [(abs(k / n - fraction), n, k) for n in range(2, most + 1) for k in range(1, n)]
-    if not candidates:
-        raise ValueError('No val split can be drawn: a class has a single training image (or group).')
-    _, folds, number = min(candidates)
-    return cut_folds(samples, folds, seed) < number
+    units = _units(samples)
+    most = min(20, max(units.values())) if min(units.values()) > 1 else 1
+    cuts: Dict[int, np.ndarray] = {}
+    for _, folds, number in sorted((abs(k / n - fraction), n, k) for n in range(2, most + 1) for k in range(1, n)):
+        if folds not in cuts:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore', UserWarning)  # of classes with fewer images than folds
+                cuts[folds] = _cut(samples, folds, seed)
+        for first in range(folds):
+            held_out = (cuts[folds] - first) % folds < number
+            if all(len(np.unique(samples.targets[side])) == len(units) for side in (held_out, ~held_out)):
+                return held_out
+    raise ValueError(
+        'No val split with each class can be drawn: the smallest class has'
+        f" {min(units.values())} training {'images' if samples.groups is None else 'groups'}.")
 
 
 def _warn_of_leaks(samples: Dict[str, Samples]) -> None:
@@ -480,10 +537,25 @@ def _warn_of_leaks(samples: Dict[str, Samples]) -> None:
                     ' flatter.')
 
 
+def _find_bad_samples(samples: Samples, img_mode: str) -> Dict[str, str]:
+    """Read every image once. Returns name -> reason for those that cannot be read."""
+    if isinstance(samples.reader, FileReader):
+        return find_bad_images(samples.filenames(), img_mode)
+    if isinstance(samples.reader, ReaderImageInTar):  # loader processes must not inherit open tar files
+        samples = dataclasses.replace(samples, reader=copy.deepcopy(samples.reader))
+    dataset, bad = SampleDataset(samples, img_mode), {}
+    for i in range(len(dataset)):
+        try:
+            dataset.read(i)
+        except ValueError as e:
+            bad[samples.filename(i)] = str(e.__cause__)
+    return bad
+
+
 def _drop_bad_images(samples: Samples, split: str, classes: List[str], config: DataConfig) -> Samples:
     """The samples that can be read."""
     names = samples.filenames()
-    bad = find_bad_images(names, IMG_MODES[config.in_chans])
+    bad = _find_bad_samples(samples, IMG_MODES[config.in_chans])
     if bad and config.on_bad_image == 'error':
         path, error = next(iter(bad.items()))
         raise ValueError(
@@ -491,14 +563,19 @@ def _drop_bad_images(samples: Samples, split: str, classes: List[str], config: D
             ' such images out with --on-bad-image skip.')
     for path, error in bad.items():
         _logger.warning(f"Left out image '{path}', cannot read it ({error})")
-    samples = samples.take(np.array([name not in bad for name in names]))
-    missing = set(range(len(classes))) - set(samples.targets.tolist())
+    kept = np.array([name not in bad for name in names])
+    missing = set(samples.targets.tolist()) - set(samples.targets[kept].tolist())
+    samples = samples.take(kept)
     if missing:
         raise ValueError(f"No readable image of class '{classes[min(missing)]}' in split '{split}'.")
     return samples
 
 
-def _create_iterable(config: DataConfig, batch_size: int) -> Tuple[Dict[str, Any], List[str]]:
+def _create_iterable(
+        config: DataConfig,
+        batch_size: int,
+        only: Optional[str],
+) -> Tuple[Dict[str, Any], List[str]]:
     """timm's datasets without random access, as they are."""
     refused = [
         name for name in ('train_fraction', 'val_fraction', 'folds')
@@ -506,16 +583,20 @@ def _create_iterable(config: DataConfig, batch_size: int) -> Tuple[Dict[str, Any
     if refused:
         raise ValueError(
             f"--{refused[0].replace('_', '-')} needs a dataset with random access, '{config.dataset}' has none.")
-    names: List[str] = []
-    if config.class_map:
-        names = [line.strip() for line in Path(config.class_map).read_text().splitlines() if line.strip()]
-    if not names and not config.num_classes:
+    if not config.class_map and not config.num_classes:
         raise ValueError(f"Dataset '{config.dataset}' tells no classes: give --num-classes or --class-map.")
-    names = names or [str(i) for i in range(config.num_classes)]
+    names = _read_class_map(config.class_map) if config.class_map else [str(i) for i in range(config.num_classes)]
     splits = {'train': config.train_split, 'val': config.val_split, 'test': config.test_split}
+    splits = {split: theirs for split, theirs in splits.items() if theirs and only in (None, split)}
+    if (only or 'train') not in splits or (only is None and len(splits) == 1):
+        lacking = only or ('test' if 'train' in splits else 'train')
+        raise ValueError(f"No split '{lacking}' of dataset '{config.dataset}' is named: see --train-split, --val-split"
+                         ' and --test-split.')
+    # labels of wds/ are class indices, that its reader would look up among the names
+    class_map = '' if config.dataset.lower().startswith('wds/') else config.class_map or ''
     return {
-        split: _open_named(config, theirs, split == 'train', batch_size, class_map=config.class_map or '')
-        for split, theirs in splits.items() if theirs}, names
+        split: _open_named(config, theirs, split == 'train', batch_size, class_map=class_map)
+        for split, theirs in splits.items()}, names
 
 
 def create_datasets(
@@ -544,8 +625,9 @@ def create_datasets(
     if config.dataset and config.data_csv:
         raise ValueError('Give either --dataset or --data-csv, not both.')
     if config.dataset and config.dataset.split('/')[0].lower() in ITERABLE:
-        datasets, classes = _create_iterable(config, batch_size)
-        return {split: dataset for split, dataset in datasets.items() if only in (None, split)}, classes
+        datasets, classes = _create_iterable(config, batch_size, only)
+        _check_number(config, classes)
+        return datasets, classes
 
     cuts = bool(config.folds or config.val_fraction)
     wanted = None if cuts else only  # a split that is cut from others needs these
@@ -558,8 +640,7 @@ def create_datasets(
         samples, classes = read_folders(config.data_dir, wanted)
     else:
         raise ValueError('No images given: name them with --data-dir, --data-csv or --dataset.')
-    if config.num_classes and config.num_classes != len(classes):
-        raise ValueError(f"--num-classes {config.num_classes}, but the data has {len(classes)}: {', '.join(classes)}.")
+    _check_number(config, classes)
     if wanted is None:
         if len(classes) < 2:
             raise ValueError(f"Only one class, '{classes[0]}', in the data: nothing to tell apart.")
@@ -570,10 +651,13 @@ def create_datasets(
             raise ValueError(f"The data has no split '{only}' (found: {', '.join(samples)}).")
         samples = {only: samples[only]}
     if config.check_images:
-        samples = {
-            split: _drop_bad_images(part, split, classes, config) if isinstance(part.reader, FileReader) else part
-            for split, part in samples.items()}
+        samples = {split: _drop_bad_images(part, split, classes, config) for split, part in samples.items()}
     return {split: SampleDataset(part, IMG_MODES[config.in_chans]) for split, part in samples.items()}, classes
+
+
+def _check_number(config: DataConfig, classes: List[str]) -> None:
+    if config.num_classes and config.num_classes != len(classes):
+        raise ValueError(f"--num-classes {config.num_classes}, but the data has {len(classes)}: {', '.join(classes)}.")
 
 
 def _cut_splits(samples: Dict[str, Samples], config: DataConfig) -> Dict[str, Samples]:

@@ -15,6 +15,7 @@ class World:
     local_rank: int = 0
     size: int = 1
     control: Any = None  # group of CPU messages, so that asking does not wait for a GPU
+    joined: bool = False  # by `init_world`, which found no process group
 
     @property
     def is_primary(self) -> bool:
@@ -69,17 +70,17 @@ def init_world(device: Optional[str] = None) -> World:
         ValueError: if there is no such device.
     """
     picked = pick_device(device)
-    if not is_distributed_env() or dist.is_initialized():
-        if dist.is_initialized():
-            return World(picked, dist.get_rank(), size=dist.get_world_size(), control=dist.new_group(backend='gloo'))
+    if dist.is_initialized():
+        return World(picked, dist.get_rank(), size=dist.get_world_size(), control=dist.new_group(backend='gloo'))
+    if not is_distributed_env():
         return World(picked)
     info = init_distributed_device_so(device=str(picked))
     return World(
         torch.device(info['device']), info['global_rank'], info['local_rank'], info['world_size'],
-        dist.new_group(backend='gloo'))
+        dist.new_group(backend='gloo'), joined=True)
 
 
-def leave_world() -> None:
+def leave_world(world: World) -> None:
     """End what `init_world` began."""
-    if dist.is_initialized():
+    if world.joined:
         dist.destroy_process_group()

@@ -17,8 +17,8 @@ IMG_MODES = {1: 'L', 3: 'RGB'}  # Pillow mode by number of channels
 
 
 def _scale_to_bytes(pixels: np.ndarray, low: float, high: float) -> Image.Image:
-    """Map low..high to black..white, (H, W) or (H, W, 3)."""
-    scaled = (pixels.astype(np.float64) - low) / max(high - low, 1e-12)
+    """Map low..high to black..white, (H, W) or (H, W, 3). A negative slope of DICOM makes low the greater one."""
+    scaled = (pixels.astype(np.float64) - low) / ((high - low) or 1)
     return Image.fromarray((scaled.clip(0, 1) * 255).round().astype(np.uint8))
 
 
@@ -88,6 +88,9 @@ def read_image(file: Union[str, Path, BinaryIO], mode: str = 'RGB', name: Option
     if name.lower().endswith('.dcm'):
         return _read_dicom(file).convert(mode)
     with Image.open(file) as image:
+        frames = getattr(image, 'n_frames', 1)
+        if frames > 1 and image.format != 'MPO':  # a photograph and its preview
+            raise ValueError(f'{frames} frames, expected one image')
         image.load()
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith(('I', 'F')):

@@ -51,12 +51,16 @@ def class_weights(kind: str, targets: np.ndarray, classes: Sequence[str]) -> np.
         classes: Class names by index.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_class_file`.
+        FileNotFoundError, ValueError: as `read_class_file`; if a class has no images that its weight could follow from.
     """
+    counts = np.bincount(targets, minlength=len(classes))
+    if kind in ('balanced', 'effective') and not counts.all():
+        raise ValueError(
+            f"Class '{classes[counts.argmin()]}' has no training images: --class-weights {kind} cannot weigh it, take a"
+            ' file of weights.')
     if kind == 'balanced':
         return compute_class_weight('balanced', classes=np.arange(len(classes)), y=targets)
     if kind == 'effective':
-        counts = np.bincount(targets, minlength=len(classes))
         weights = (1 - EFFECTIVE_BETA) / (1 - EFFECTIVE_BETA ** counts)
         return weights / weights.mean()
     return np.array(read_class_file(kind, classes, 'class weights'))

@@ -20,9 +20,9 @@ def derive_seed(*keys: int) -> int:
 
 
 class EpochSampler(Sampler):
-    """Batches of keys `epoch * len(dataset) + index`, each process's share of a seeded shuffle of all images.
+    """Batches of keys (epoch, draw, index), each process's share of a seeded shuffle of all images.
 
-    Batches are full, the rest of an epoch is left out.
+    Batches are full, the rest of an epoch is left out. No two keys of an epoch share a draw.
 
     Args:
         num_samples: Images of the dataset.
@@ -58,15 +58,16 @@ class EpochSampler(Sampler):
     def __len__(self) -> int:
         return self.num_samples // (self.batch_size * self.world_size) - self.start
 
-    def __iter__(self) -> Iterator[List[int]]:
+    def __iter__(self) -> Iterator[List[Tuple[int, int, int]]]:
         rng = np.random.default_rng([self.seed, self.epoch])
         if self.probabilities is None:
-            order = rng.permutation(self.num_samples)
-        else:
-            order = rng.choice(self.num_samples, self.num_samples, p=self.probabilities)
-        order = order[self.rank::self.world_size] + self.epoch * self.num_samples
+            draws = order = rng.permutation(self.num_samples)
+        else:  # an image can come again, and is augmented anew then
+            draws, order = np.arange(self.num_samples), rng.choice(
+                self.num_samples, self.num_samples, p=self.probabilities)
+        pairs = np.stack([draws, order], axis=1)[self.rank::self.world_size]
         for i in range(self.start, self.start + len(self)):
-            yield order[i * self.batch_size:(i + 1) * self.batch_size].tolist()
+            yield [(self.epoch, *pair) for pair in pairs[i * self.batch_size:(i + 1) * self.batch_size].tolist()]
 
 
 class _SeededDataset(Dataset):
@@ -77,11 +78,11 @@ class _SeededDataset(Dataset):
         self.transform = transform
         self.seed = seed
 
-    def __getitem__(self, key: int) -> Tuple[torch.Tensor, int]:
-        epoch, index = divmod(key, len(self.dataset))
+    def __getitem__(self, key: Tuple[int, int, int]) -> Tuple[torch.Tensor, int]:
+        epoch, draw, index = key
         image, target = self.dataset[index]
         states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        seed = derive_seed(self.seed, epoch, index)
+        seed = derive_seed(self.seed, epoch, draw)
         random.seed(seed)
         np.random.seed(seed)
         torch.random.default_generator.manual_seed(seed)
@@ -169,7 +170,8 @@ class SplitLoader:
                 ' --batch-size.')
         args: Dict[str, Any] = dict(
             num_workers=num_workers, collate_fn=fast_collate, pin_memory=device.type == 'cuda',
-            worker_init_fn=_worker_init, persistent_workers=num_workers > 0)
+            worker_init_fn=_worker_init, persistent_workers=num_workers > 0,
+            generator=torch.Generator())  # or it would draw from the global one at each start
         if augment is not None:
             self.sampler = EpochSampler(len(dataset), batch_size, seed, weights, rank, world_size)
             loader = DataLoader(

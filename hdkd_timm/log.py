@@ -68,7 +68,7 @@ class EpochLog:
                 self.tensorboard.add_scalar(key.replace('_', '/', 1), value, epoch)
             self.tensorboard.flush()
         if self.wandb is not None:
-            self.wandb.log(row, step=epoch)
+            self.wandb.log(row, step=epoch, commit=True)  # now, not with the next epoch
 
     def close(self) -> None:
         if self.tensorboard is not None:

@@ -74,6 +74,15 @@ def _check_same_settings(folder: Path, settings: Dict[str, Any], free: Sequence[
             ' --resume, or choose another --experiment.')
 
 
+def _remove_halves(folder: Path) -> None:
+    """What a killed process was writing when it ended."""
+    for path in list(folder.rglob('.*')):
+        if path.name.endswith('.tmp'):
+            path.unlink()
+        elif path.is_dir() and path.name.startswith(('.new-', '.best-')):
+            shutil.rmtree(path)
+
+
 @contextmanager
 def run_folder(
         output: str,
@@ -108,7 +117,8 @@ def run_folder(
             ' --experiment.')
     if resume and not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"There is no run '{folder}' to resume, it has no {CONFIG}.")
-    if overwrite and folder.exists() and not (folder / CONFIG).is_file() and any(folder.iterdir()):
+    is_empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if overwrite and not is_empty and not (folder / CONFIG).is_file():
         raise FileExistsError(f"'{folder}' is no run, it has no {CONFIG}: it is not overwritten.")
     folder.mkdir(parents=True, exist_ok=resume or overwrite)
     lock = FileLock(folder / _LOCK, timeout=0)
@@ -119,6 +129,7 @@ def run_folder(
     try:
         if resume:
             _check_same_settings(folder, yaml.safe_load(settings), free)
+            _remove_halves(folder)
         else:
             for path in folder.iterdir():
                 if path.name != _LOCK:

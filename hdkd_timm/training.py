@@ -120,6 +120,16 @@ class TrainState:
     seconds: float = 0.
 
 
+def _diverged(name: str, epoch: int, step: int, what: str, parts: Dict[str, float], folder: Path) -> str:
+    """Words for a training that can't go on; names the step, the losses and where to go back to."""
+    saved = folder / STATE
+    kept = f"the last good state is '{saved}'" if saved.exists() else 'no state was saved yet'
+    shown = f" ({', '.join(f'{key} {value:g}' for key, value in parts.items())})" if parts else ''
+    return (
+        f'{name}: the {what} is no finite number any more in epoch {epoch + 1}, step {step + 1}{shown}: try a lower'
+        f' learning rate or --clip-grad 1; {kept}.')
+
+
 def _read_losses(
         name: str,
         state: TrainState,
@@ -129,19 +139,14 @@ def _read_losses(
     """Add the losses of some steps (step, number of images, parts) to the sums of the epoch. Returns the last ones.
 
     Raises:
-        FloatingPointError: if a loss is no finite number; names the step, the parts and where to go back to.
+        FloatingPointError: if a loss is no finite number.
     """
     numbers: Dict[str, float] = {}
     values = torch.stack([torch.stack([v.float() for v in parts.values()]) for *_, parts in losses]).tolist()
     for (step, images, parts), row in zip(losses, values):
         numbers = dict(zip(parts, row))
         if not math.isfinite(numbers['loss']):
-            saved = folder / STATE
-            kept = f"the last good state is '{saved}'" if saved.exists() else 'no state was saved yet'
-            raise FloatingPointError(
-                f'{name}: the loss is no finite number any more in epoch {state.epoch + 1}, step {step + 1} ('
-                + ', '.join(f'{k} {v:g}' for k, v in numbers.items())
-                + f'): try a lower learning rate or --clip-grad 1; {kept}.')
+            raise FloatingPointError(_diverged(name, state.epoch, step, 'loss', numbers, folder))
         for key, value in numbers.items():
             state.sums[key] = state.sums.get(key, 0.) + value * images
     losses.clear()
@@ -240,6 +245,9 @@ def fit(
     def save() -> None:
         if losses:
             _read_losses(name, state, losses, folder)
+        if not all(torch.isfinite(p).all() for p in model.parameters()):
+            ended = (state.epoch, state.step - 1) if state.step else (state.epoch - 1, num_batches - 1)
+            raise FloatingPointError(_diverged(name, *ended, 'weight', {}, folder))
         shares = world.gather(dict(
             vars(state), outputs=[o.cpu() for o in state.outputs], targets=[t.cpu() for t in state.targets]))
         if world.is_primary:
@@ -289,6 +297,8 @@ def fit(
         optimizer.zero_grad()
         for input, target in loaders['train'].epoch(epoch, state.step):
             step = state.step
+            if step == num_batches:  # datasets without random access only estimate it
+                break
             random_seed(derive_seed(config.seed, epoch, step), world.rank)
             if config.channels_last:
                 input = input.contiguous(memory_format=torch.channels_last)
@@ -332,6 +342,8 @@ def fit(
             if config.recovery_interval and state.step % config.recovery_interval == 0:
                 save()
         bar.close()
+        if losses:
+            _read_losses(name, state, losses, folder)
 
         # the end of an epoch
         if world.is_distributed:
@@ -405,10 +417,9 @@ def fit(
 
 # -- runs --------------------------------------------------------------------------------------------------------------
 
-def _prepare(config: TrainConfig) -> Run:
-    """Join the processes and read the images: all that can be wrong with them shows here."""
+def _prepare(config: TrainConfig, world: World) -> Run:
+    """Read the images: all that can be wrong with them shows here."""
     check_logs(config.log)
-    world = init_world(config.device)
     datasets, classes = create_datasets(config, config.batch_size)
     if config.early_stopping and 'val' not in datasets:
         raise ValueError('--early-stopping needs a val split: add one, or take --val-fraction or --folds.')
@@ -478,8 +489,9 @@ def train(config: TrainConfig, resume: bool = False, overwrite: bool = False) ->
         FloatingPointError: if a loss is no finite number any more.
         Interrupted: if SIGINT or SIGTERM asked to stop; the state is saved.
     """
+    world = init_world(config.device)
     try:
-        run = _prepare(config)
+        run = _prepare(config, world)
         config, classes = run.config, run.classes
         random_seed(config.seed)
         model, model_args = create_network(config.model, config, len(classes), **config.model_kwargs)
@@ -501,7 +513,7 @@ def train(config: TrainConfig, resume: bool = False, overwrite: bool = False) ->
             result = fit(name, task, model, model_args, config, run.folder, run)
         return dict(run.describe(), models={name: result}, run=str(run.folder))
     finally:
-        leave_world()
+        leave_world(world)
 
 
 def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False) -> Dict[str, Any]:
@@ -520,8 +532,9 @@ def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False
     Raises:
         As `train`; ValueError if teacher and student don't fit, see `check_pair`.
     """
+    world = init_world(config.device)
     try:
-        run = _prepare(config)
+        run = _prepare(config, world)
         config, classes = run.config, run.classes
         teacher_config = dataclasses.replace(
             config, model=config.teacher, opt=config.teacher_opt, lr=config.teacher_lr,
@@ -577,7 +590,7 @@ def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False
                 write_json(metrics, run.folder / METRICS)
         return dict(metrics, run=str(run.folder))
     finally:
-        leave_world()
+        leave_world(world)
 
 
 def _test_given(run: Run, teacher: nn.Module, teacher_args: Dict[str, Any]) -> Dict[str, Any]:

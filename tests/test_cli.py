@@ -16,6 +16,11 @@ def run(*args, **kwargs):
     return subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, timeout=300, **kwargs)
 
 
+BAD_CONFIG = dict(
+    unknown='wings: 2', kind='epochs: ten', choice='aug: wings', no_yaml='a: [1', no_settings='- a',
+    both='dataset: hfds/a')
+
+
 @pytest.mark.parametrize(('args', 'message'), [
     (['distill', '--data-dir', 'nowhere'], "Data folder 'nowhere' does not exist"),
     (['distill', '--data-dir', 'DATA', '--img-size', '20'], '--img-size must be 28 or more, got 20'),
@@ -27,6 +32,32 @@ def run(*args, **kwargs):
     (['distill', '--data-dir', 'DATA', '--opt', 'wings'], 'wings'),
     (['distill', '--data-dir', 'DATA', '--sched', 'tide'], 'tide'),
     (['distill', '--data-dir', 'DATA', '--teacher-opt', 'wings'], 'wings'),
+    (['distill', '--data-dir', 'DATA', '--recipe', 'cake'], "Unknown recipe 'cake', choose from default, paper"),
+    (['distill', '--config', 'gone.yaml'], "Config file 'gone.yaml' does not exist"),
+    (['distill', '--config', 'BAD/unknown'], "Unknown setting 'wings' in"),
+    (['distill', '--config', 'BAD/kind'], "Setting 'epochs' in '"),
+    (['train', '--config', 'BAD/choice'], "must be one of timm, paper, none, got 'wings'"),
+    (['train', '--config', 'BAD/no_yaml'], 'is no YAML file'),
+    (['train', '--config', 'BAD/no_settings'], 'must hold settings'),
+    (['train', '--config', 'BAD/both', '--data-csv', 'a.csv'], 'Give either --dataset or --data-csv'),
+    (['train'], 'No images given: name them with --data-dir, --data-csv or --dataset'),
+    (['train', '--data-csv', 'gone.csv'], "CSV file 'gone.csv' does not exist"),
+    (['train', '--dataset', 'hfds/DATA', '--train-split', 'nowhere'], "Cannot open split 'nowhere' of dataset"),
+    (['train', '--dataset', 'wds/x', '--data-dir', 'DATA'], 'give --num-classes or --class-map'),
+    (['train', '--data-dir', 'DATA', '--num-classes', '7'], '--num-classes 7, but the data has 3: a, b, c'),
+    (['train', '--data-dir', 'DATA', '--model', 'local-dir:gone'], "Model folder 'gone' does not exist"),
+    (['train', '--data-dir', 'DATA', '--resume', '--experiment', 'gone'], "There is no run 'runs/gone' to resume"),
+    (['train', '--data-dir', 'DATA', '--model-kwargs', 'wings=2'], 'wings'),
+    (['train', '--data-dir', 'DATA', '--early-stopping', '3'], '--early-stopping needs a val split'),
+    (['train', '--data-dir', 'DATA', '--folds', '3', '--fold', '3'], '--fold must be 0 to 2, got 3'),
+    (['train', '--data-dir', 'DATA', '--freeze-stages', '7'], '--freeze-stages must be 0 to 4'),
+    (['train', '--data-dir', 'DATA', '--smote', 'gone.json'], "'gone.json' does not exist"),
+    (['train', '--data-dir', 'DATA', '--mixup', '0.2', '-b', '3'], '--batch-size must be even with mixup'),
+    (['eval', 'gone', '--data-dir', 'DATA'], "Model 'gone' is no folder and no file"),
+    (['predict', 'gone', 'DATA'], "Model 'gone' is no folder and no file"),
+    (['predict', 'DATA', 'nowhere'], "'nowhere' does not exist"),
+    (['predict', 'DATA', 'DATA'], 'Cannot load'),
+    (['predict', 'gone', 'DATA', '--out', 'no/where.csv'], "Folder 'no' of --out does not exist"),
     (['demo', '--data-dir', 'nowhere'], "Data folder 'nowhere' does not exist"),
     (['demo', '--img-size', '20'], '--img-size must be 28 or more, got 20'),
     (['demo', '--min-lr', 'nan'], '--min-lr must be 0 or more, got nan'),
@@ -34,12 +65,15 @@ def run(*args, **kwargs):
     (['run', 'gone.py'], "script 'gone.py' does not exist"),
 ])
 def test_bad_input_is_one_line(args, message, image_folder, tmp_path, monkeypatch, capsys):
+    for name, text in BAD_CONFIG.items():
+        (tmp_path / f'{name}.yaml').write_text(text)
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob('*'))
-    args = [str(image_folder) if arg == 'DATA' else arg for arg in args]
+    args = [arg.replace('DATA', str(image_folder)) for arg in args]
+    args = [f"{arg.removeprefix('BAD/')}.yaml" if arg.startswith('BAD/') else arg for arg in args]
     assert main(args) == 1
     captured = capsys.readouterr()
-    lines = captured.err.strip().splitlines()
+    lines = [line for line in captured.err.strip().splitlines() if line.startswith('hdkd ')]
     assert len(lines) == 1, lines
     assert lines[0].startswith(f'hdkd {args[0]}: error: ')
     assert message in lines[0]
@@ -54,20 +88,35 @@ def test_debug_shows_the_traceback():
 
 def test_flag_errors_are_argparse_s(capsys):
     with pytest.raises(SystemExit) as e:
-        main(['distill'])
+        main(['distill', '--aug', 'wings'])
     assert e.value.code == 2
-    assert '--data-dir' in capsys.readouterr().err
+    assert '--aug' in capsys.readouterr().err
 
 
 def test_help_lists_every_setting(capsys):
-    for command in ('distill', 'demo', 'convert', 'run'):
+    for command in ('train', 'distill', 'demo', 'eval', 'predict', 'convert', 'run'):
         with pytest.raises(SystemExit) as e:
             main([command, '--help'])
         assert e.value.code == 0
         text = capsys.readouterr().out
         assert 'usage: hdkd ' + command in text
-        if command in ('distill', 'demo'):
-            assert all('--' + f.name.replace('_', '-') in text for f in dataclasses.fields(DistillConfig))
+        words = {'eval': ['x'], 'predict': ['x', 'y'], 'convert': ['x', 'y'], 'run': ['x']}.get(command, [])
+        config_cls = create_parser().parse_args([command, *words]).config_cls
+        if config_cls is not None:
+            assert all('--' + f.name.replace('_', '-') in text for f in dataclasses.fields(config_cls))
+
+
+def test_flags_win_over_the_config_file_and_that_over_the_recipe(image_folder, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr('hdkd_timm.training.distill', lambda config, *args: seen.append(config) or dict(
+        models=dict(a=dict(parameters=1, test=dict(accuracy=1., balanced_accuracy=1., macro_auroc=1.))), run='r'))
+    (tmp_path / 'c.yaml').write_text('lr: 1e-4\nbatch-size: 32\nstages: [3]\n')
+    args = ['--recipe', 'paper', '--config', str(tmp_path / 'c.yaml'), '--batch-size', '64', '--data-dir', 'd']
+    assert main(['distill', *args]) == 0
+    assert main(['distill', '--data-dir', 'd']) == 0
+    assert (seen[0].lr, seen[0].batch_size, seen[0].stages) == (1e-4, 64, (3,))
+    assert (seen[0].teacher_opt, seen[0].aug, seen[0].decay_tokens, seen[0].epochs) == ('adam', 'paper', True, 200)
+    assert seen[1] == DistillConfig(data_dir='d')
 
 
 def test_demo_s_settings_can_be_turned_off():
@@ -89,12 +138,14 @@ def test_flag_errors(args, capsys):
 def test_distill_command(image_folder, tmp_path):
     result = run(
         '-m', 'hdkd_timm', 'distill', '--data-dir', image_folder, '--img-size', 28, '--epochs', 1, '-b', 8,
-        '--train-fraction', 0.99, '--output', tmp_path / 'runs', '--experiment', 'e', '--stages', 2, 3, '-j', 0)
+        '--train-fraction', 0.99, '--output', tmp_path / 'runs', '--experiment', 'e', '--stages', 2, 3, '-j', 0,
+        '--bootstrap', 5)
     assert result.returncode == 0, result.stderr
     assert 'student  epoch 1/1' in result.stderr
+    assert '\r' not in result.stderr  # no bar where there is no terminal
     assert result.stdout.splitlines()[0].split() == [
-        'network', 'parameters', 'test', 'accuracy', 'balanced', 'training']
-    assert (tmp_path / 'runs' / 'e' / 'student' / 'model.safetensors').is_file()
+        'network', 'parameters', 'test', 'accuracy', 'balanced', 'accuracy', 'macro', 'AUROC', 'training']
+    assert (tmp_path / 'runs' / 'e' / 'student' / 'best' / 'model.safetensors').is_file()
 
 
 def test_convert_command(tmp_path, capsys):
@@ -109,9 +160,10 @@ SCRIPT = """
 import json, os, sys
 import timm
 import helper
-print(json.dumps(dict(
+line = json.dumps(dict(
     argv=sys.argv, path=sys.path[0], name=__name__, file=__file__, helper=helper.__file__,
-    models=timm.list_models('hdkd_*'), rank=os.environ.get('RANK'))))
+    models=timm.list_models('hdkd_*'), rank=os.environ.get('RANK')))
+os.write(1, (line + '\\n').encode())  # at once, beside another process's
 if '--raise' in sys.argv:
     raise RuntimeError('on purpose')
 sys.exit(int(os.environ.get('CODE', 0)))

@@ -1,12 +1,15 @@
 """The README's Python snippets and the examples run as they are."""
+import os
 import re
+import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import timm
-from conftest import TINY_STUDENT, write_images
+from conftest import TINY_STUDENT, TINY_TEACHER, write_images
 
 import hdkd_timm  # noqa: F401
 from hdkd_timm.checkpoint import save_model
@@ -17,16 +20,18 @@ SNIPPETS = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), 
 
 @pytest.fixture
 def run_folder(tmp_path, monkeypatch):
-    """A folder in which `runs/first` is a finished run."""
+    """A folder in which `runs/first` is a finished run and `data` an image folder."""
     monkeypatch.chdir(tmp_path)
+    for split, number in (('train', 6), ('test', 2)):
+        write_images(tmp_path / 'data' / split, number=number)
     args = dict(num_classes=3, img_size=64)
     for name in ('teacher', 'student'):
-        save_model(timm.create_model(f'hdkd_{name}', **args), f'runs/first/{name}', list('abc'), args)
+        save_model(timm.create_model(f'hdkd_{name}', **args), f'runs/first/{name}/best', list('abc'), args)
     return tmp_path
 
 
 def test_snippets_are_found():
-    assert len(SNIPPETS) == 3
+    assert len(SNIPPETS) == 4
 
 
 @pytest.mark.parametrize('snippet', SNIPPETS, ids=lambda s: s.splitlines()[2][:24])
@@ -39,15 +44,15 @@ def test_snippet(snippet, run_folder, capsys):
 def test_every_command_s_flags_exist(capsys):
     from hdkd_timm.cli import create_parser
     text = (ROOT / 'README.md').read_text()
-    commands = re.findall(r'hdkd (distill|convert|demo)\b([^\n`#]*)', text)
-    assert {name for name, _ in commands} >= {'distill', 'convert'}
+    commands = re.findall(r'hdkd (train|distill|eval|predict|convert|demo)\b([^\n`#]*)', text.replace('\\\n', ' '))
+    assert {name for name, _ in commands} >= {'train', 'distill', 'eval', 'predict', 'convert'}
     helps = {}
     for name, flags in commands:
         if name not in helps:
             with pytest.raises(SystemExit):
                 create_parser().parse_args([name, '--help'])
             helps[name] = capsys.readouterr().out
-        for flag in re.findall(r'--[a-z-]+', flags):
+        for flag in re.findall(r'--[a-z][a-z-]+', flags):
             assert flag in helps[name], (name, flag)
 
 
@@ -62,15 +67,58 @@ def test_model_table():
         assert re.search(rf'\| `{name}` \| .*? \| {re.escape(figures)} \|', readme), (name, figures)
 
 
-def test_finetune_example(tmp_path):
+def run_example(name, *args):
+    result = subprocess.run(
+        [sys.executable, ROOT / 'examples' / name, *map(str, args)], capture_output=True, text=True,
+        env=dict(os.environ, CUDA_VISIBLE_DEVICES=''))
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture
+def two_classes(tmp_path):
     for split, number in (('train', 6), ('test', 2)):
         write_images(tmp_path / 'data' / split, classes=['p', 'q'], number=number)
-    args = {**TINY_STUDENT}
-    save_model(timm.create_model('hdkd_student', **args), tmp_path / 'model', model_args=args)
-    result = subprocess.run(
-        [sys.executable, ROOT / 'examples' / 'finetune.py', tmp_path / 'model', tmp_path / 'data', '--epochs', '2',
-         '--batch-size', '4', '--workers', '0', '--out', tmp_path / 'out'], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert re.search(r'test accuracy \d+\.\d%', result.stdout)
+    return tmp_path / 'data'
+
+
+def test_finetune_example(two_classes, tmp_path):
+    save_model(timm.create_model('hdkd_student', **TINY_STUDENT), tmp_path / 'model', model_args=TINY_STUDENT)
+    output = run_example(
+        'finetune.py', tmp_path / 'model', two_classes, '--epochs', 2, '--batch-size', 4, '--workers', 0, '--out',
+        tmp_path / 'out')
+    assert re.search(r'test accuracy \d+\.\d%', output)
     model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
     assert list(model.pretrained_cfg['label_names']) == ['p', 'q']
+
+
+def test_distill_example(two_classes, tmp_path):
+    args = dict(TINY_TEACHER, num_classes=2)
+    save_model(timm.create_model('hdkd_teacher', **args), tmp_path / 'teacher', list('pq'), args)
+    output = run_example(
+        'distill.py', tmp_path / 'teacher', two_classes, '--epochs', 2, '--batch-size', 4, '--workers', 0, '--img-size',
+        32, '--out', tmp_path / 'out')
+    assert 'feature_loss_3' in output
+    assert re.search(r'test accuracy \d+\.\d%', output)
+    assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).num_classes == 2
+
+
+def test_cross_validation_example(two_classes, tmp_path):
+    shutil.rmtree(two_classes / 'test')
+    args = [
+        'cross_validation.py', '--data-dir', two_classes, '--folds', 3, '--epochs', 1, '-b', 4, '-j', 0, '--img-size',
+        32, '--output', tmp_path / 'runs', '--bootstrap', 0, '--device', 'cpu', '--model-kwargs', 'depths=(1,1,1,1)',
+        'dims=(8,16,24)', 'embed_dim=32', 'num_heads=2', 'head_dim=8']
+    output = run_example(*args)
+    assert output.count('2 classes, 4 images') == 3
+    mean, std = map(float, re.search(r'^balanced_accuracy +(\S+) +(\S+)$', output, re.M).groups())
+    folds = [float(x) / 100 for x in re.findall(r'balanced accuracy (\S+)%', output)]
+    assert mean == pytest.approx(sum(folds) / 3, abs=1e-3)
+    assert std == pytest.approx(statistics.stdev(folds), abs=1e-3)
+    assert run_example(*args) == output  # finished runs are not repeated
+
+
+def test_step_benchmark():
+    """It compares the same loss, and says so in one line."""
+    output = run_example('step_benchmark.py', '--batch-size', 2, '--img-size', 32, '--steps', 1)
+    assert re.fullmatch(r'one pass \d+ ms, stages again \d+ ms, ratio \d+\.\d\d \(batch 2, 32 px, .*\)\n', output)

@@ -1,0 +1,140 @@
+import csv
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import TINY_STUDENT, write_images
+from PIL import Image
+
+from hdkd_timm import evaluate_model, predict
+from hdkd_timm.checkpoint import save_model
+from hdkd_timm.cli import main
+from hdkd_timm.inference import EvalConfig, InferenceConfig, find_images, load_classifier
+
+CONFIG = InferenceConfig(workers=0, device='cpu', batch_size=3)
+
+
+@pytest.fixture
+def model_folder(tmp_path):
+    """A saved student of the classes a, b, c."""
+    args = dict(TINY_STUDENT, num_classes=3)
+    save_model(timm.create_model('hdkd_student', **args), tmp_path / 'model', list('abc'), args)
+    return tmp_path / 'model'
+
+
+def expected_probs(model_folder, files, mode='RGB'):
+    model = timm.create_model(f'local-dir:{model_folder}', pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+    with torch.no_grad():
+        return torch.stack([
+            model(transform(Image.open(f).convert(mode))[None]).softmax(dim=1)[0] for f in files]).numpy()
+
+
+def test_predict_as_timm_would_by_hand(model_folder, image_folder):
+    files, probs, classes = predict(str(model_folder), [str(image_folder / 'test')], CONFIG)
+    assert len(files) == 12
+    assert classes == ['a', 'b', 'c']
+    np.testing.assert_allclose(probs.sum(axis=1), 1)
+    np.testing.assert_allclose(probs, expected_probs(model_folder, files), atol=1e-5)
+
+
+def test_predict_grey(tmp_path, image_folder):
+    args = dict(TINY_STUDENT, num_classes=3, in_chans=1)
+    save_model(timm.create_model('hdkd_student', **args), tmp_path / 'grey', list('abc'), args)
+    files, probs, _ = predict(str(tmp_path / 'grey'), [str(image_folder / 'test')], CONFIG)
+    np.testing.assert_allclose(probs, expected_probs(tmp_path / 'grey', files, 'L'), atol=1e-5)
+
+
+def test_predict_command(model_folder, image_folder, tmp_path, capsys):
+    one = image_folder / 'test' / 'b' / '1.png'
+    out = tmp_path / 'out.csv'
+    args = ['predict', str(model_folder), str(one), str(image_folder / 'test' / 'c'), '--out', str(out), '-j', '0']
+    assert main(args) == 0
+    assert '5 images labelled' in capsys.readouterr().out
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ['path', 'label', 'prob_a', 'prob_b', 'prob_c']
+    assert [row['path'] for row in rows] == [
+        str(one), *(str(image_folder / 'test' / 'c' / f'{i}.png') for i in range(4))]
+    probs = np.array([[float(row[f'prob_{k}']) for k in 'abc'] for row in rows])
+    assert [row['label'] for row in rows] == ['abc'[k] for k in probs.argmax(axis=1)]
+    assert main(args) == 1
+    assert 'nothing is overwritten' in capsys.readouterr().err
+
+
+def test_model_without_label_names(tmp_path, image_folder):
+    args = dict(TINY_STUDENT, num_classes=3)
+    save_model(timm.create_model('hdkd_student', **args), tmp_path / 'model', model_args=args)
+    assert predict(str(tmp_path / 'model'), [str(image_folder / 'test')], CONFIG)[2] == ['0', '1', '2']
+    config = EvalConfig(data_dir=str(image_folder), workers=0, bootstrap=0, device='cpu')
+    report, _ = evaluate_model(str(tmp_path / 'model'), config)
+    assert report['classes'] == ['a', 'b', 'c']
+    write_images(image_folder / 'test', classes=['d'], number=1)
+    with pytest.raises(ValueError, match='has 3 classes without names, the data 4'):
+        evaluate_model(str(tmp_path / 'model'), config)
+
+
+def test_eval_of_some_of_the_classes(model_folder, tmp_path):
+    """A folder of class folders without splits; a class of the model has no images there."""
+    write_images(tmp_path / 'new', classes=['a', 'c'], number=3)
+    report, images = evaluate_model(
+        str(model_folder), EvalConfig(data_dir=str(tmp_path / 'new'), workers=0, bootstrap=10, device='cpu'))
+    assert images['targets'].tolist() == [0, 0, 0, 2, 2, 2]
+    assert report['per_class']['b']['support'] == 0
+    np.testing.assert_allclose(images['probs'], expected_probs(model_folder, images['names']), atol=1e-5)
+    assert report['accuracy'] == np.mean(images['probs'].argmax(axis=1) == images['targets'])
+    write_images(tmp_path / 'new', classes=['d'], number=1)
+    with pytest.raises(ValueError, match="Class 'd' of the data is none of model"):
+        evaluate_model(str(model_folder), EvalConfig(data_dir=str(tmp_path / 'new'), workers=0, device='cpu'))
+
+
+def test_eval_command(model_folder, image_folder, tmp_path, capsys):
+    args = ['eval', str(model_folder), '--data-dir', str(image_folder), '-j', '0', '--split', 'train', '--bootstrap', '5']
+    assert main([*args, '--out-dir', str(tmp_path / 'report')]) == 0
+    text = capsys.readouterr().out
+    assert "24 images of split 'train'" in text
+    assert 'balanced accuracy' in text
+    assert '95 % interval' in text
+    assert sorted(p.name for p in (tmp_path / 'report').iterdir()) == ['metrics.json', 'predictions.csv']
+    assert main([*args, '--out-dir', str(tmp_path / 'report')]) == 1
+    assert 'nothing is overwritten' in capsys.readouterr().err
+
+
+def test_other_size_and_run_folder(model_folder, tmp_path):
+    (tmp_path / 'run').mkdir()
+    model_folder.rename(tmp_path / 'run' / 'best')
+    classifier = load_classifier(str(tmp_path / 'run'), InferenceConfig(img_size=48, device='cpu'))
+    assert classifier.data_config['input_size'] == (3, 48, 48)
+    assert tuple(classifier.model.img_size) == (48, 48)
+
+
+def test_find_images(image_folder, tmp_path):
+    assert len(find_images([str(image_folder)])) == 36
+    with pytest.raises(FileNotFoundError, match="'nowhere' does not exist"):
+        find_images(['nowhere'])
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(FileNotFoundError, match='No images in folder'):
+        find_images([str(tmp_path / 'empty')])
+
+
+def test_bad_images(model_folder, image_folder):
+    (image_folder / 'test' / 'a' / '0.png').write_text('no image')
+    with pytest.raises(ValueError, match=r"Cannot read image '.*a/0\.png'.*--on-bad-image skip"):
+        predict(str(model_folder), [str(image_folder / 'test')], CONFIG)
+    assert len(predict(str(model_folder), [str(image_folder / 'test')], CONFIG, on_bad_image='skip')[0]) == 11
+    with pytest.raises(ValueError, match='None of the images'):
+        predict(str(model_folder), [str(image_folder / 'test' / 'a' / '0.png')], CONFIG, on_bad_image='skip')
+
+
+@pytest.mark.parametrize(('name', 'match'), [
+    ('nowhere', "Model 'nowhere' is no folder and no file"), ('local-dir:gone', "Model folder 'gone' does not exist")])
+def test_no_such_model(name, match):
+    with pytest.raises(FileNotFoundError, match=match):
+        load_classifier(name, CONFIG)
+
+
+def test_damaged_model_folder(model_folder):
+    (model_folder / 'model.safetensors').write_bytes(b'nothing')
+    with pytest.raises(ValueError, match='Cannot load'):
+        load_classifier(str(model_folder), CONFIG)

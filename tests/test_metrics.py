@@ -1,0 +1,201 @@
+"""Metrics against scikit-learn's and against numbers worked out by hand."""
+import math
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from hdkd_timm.metrics import (
+    LOWER_IS_BETTER,
+    METRICS,
+    bootstrap_intervals,
+    classification_metrics,
+    expected_calibration_error,
+    full_report,
+    macro_auroc,
+    per_class_metrics,
+)
+
+
+def random_split(num_classes, number=200, seed=0, decimals=None):
+    """Probabilities that know a little of the targets; few decimals make ties."""
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(num_classes, size=number)
+    logits = rng.normal(size=(number, num_classes)) + np.eye(num_classes)[targets]
+    if decimals is not None:
+        logits = logits.round(decimals)
+    probs = (np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)).round(9)
+    probs[:, 0] = 1 - probs[:, 1:].sum(axis=1)
+    return probs, targets
+
+
+@pytest.mark.parametrize('num_classes', [2, 3, 7])
+@pytest.mark.parametrize('decimals', [None, 0])
+def test_against_scikit_learn(num_classes, decimals):
+    probs, targets = random_split(num_classes, decimals=decimals)
+    found = classification_metrics(probs, targets)
+    predictions = probs.argmax(axis=1)
+    one_vs_rest = [sk.roc_auc_score(targets == k, probs[:, k]) for k in range(num_classes)]
+    expected = {
+        'accuracy': (predictions == targets).mean(),
+        'balanced_accuracy': np.mean([(predictions[targets == k] == k).mean() for k in range(num_classes)]),
+        'macro_f1': sk.f1_score(targets, predictions, average='macro'),
+        'macro_auroc': np.mean(one_vs_rest),
+        'kappa': sk.cohen_kappa_score(targets, predictions),
+        'log_loss': -np.log(probs[np.arange(len(targets)), targets]).mean(),
+    }
+    assert set(found) == set(METRICS)
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-9), name
+    if num_classes > 2:
+        assert found['macro_auroc'] == pytest.approx(sk.roc_auc_score(targets, probs, multi_class='ovr'))
+    else:
+        assert found['macro_auroc'] == pytest.approx(sk.roc_auc_score(targets, probs[:, 1]))
+    assert 0.5 < found['macro_auroc'] < 1
+
+
+def test_auroc_by_hand():
+    targets = np.array([0, 0, 1, 1])
+    scores = np.array([0.1, 0.4, 0.35, 0.8])  # 3 of the 4 pairs are in order
+    assert macro_auroc(np.stack([1 - scores, scores], axis=1), targets) == 0.75
+    assert macro_auroc(np.full((4, 2), 0.5), targets) == 0.5  # a tie is half a pair
+    assert macro_auroc(np.stack([scores, 1 - scores], axis=1), targets) == 0.25
+
+
+def test_absent_classes():
+    probs, targets = random_split(4)
+    keep = targets != 2
+    probs, targets = probs[keep], targets[keep]
+    found = classification_metrics(probs, targets)
+    assert all(map(math.isfinite, found.values()))
+    present = (0, 1, 3)
+    predictions = probs.argmax(axis=1)
+    assert (predictions == 2).any()
+    assert found['macro_auroc'] == pytest.approx(np.mean([sk.roc_auc_score(targets == k, probs[:, k]) for k in present]))
+    assert found['balanced_accuracy'] == pytest.approx(
+        np.mean([(predictions[targets == k] == k).mean() for k in present]))
+    # a class that is predicted but absent has an F1 of 0, and counts
+    assert found['macro_f1'] == pytest.approx(
+        sum(sk.f1_score(targets == k, predictions == k) for k in present) / 4)
+
+
+def test_undefined_is_nan_and_nothing_else():
+    right, wrong = np.array([[0.9, 0.1]] * 3), np.array([[0.1, 0.9], [0.2, 0.8], [0.9, 0.1]])
+    found = classification_metrics(right, np.zeros(3, int))
+    assert {name for name, value in found.items() if math.isnan(value)} == {'macro_auroc', 'kappa'}
+    assert (found['accuracy'], found['balanced_accuracy'], found['macro_f1']) == (1, 1, 1)
+    assert found['log_loss'] == pytest.approx(-math.log(0.9))
+    # of one class still, but predictions differ: kappa is defined (chance explains it all)
+    found = classification_metrics(wrong, np.zeros(3, int))
+    assert {name for name, value in found.items() if math.isnan(value)} == {'macro_auroc'}
+    assert found['kappa'] == 0
+
+
+def test_log_loss_of_certain_errors_is_finite():
+    for dtype in (np.float32, np.float64):
+        found = classification_metrics(np.array([[1, 0], [0, 1]], dtype), np.array([1, 1]))
+        assert found['log_loss'] == pytest.approx(-math.log(np.finfo(dtype).eps) / 2, rel=1e-3)
+
+
+def test_calibration_error_by_hand():
+    # bins of a fifth: (0.4, 0.6] holds confidences 0.5 (right) and 0.6 (wrong), (0.8, 1] holds 0.9 (right) and 1 (right)
+    probs = np.array([[0.5, 0.3, 0.2], [0.2, 0.6, 0.2], [0.05, 0.05, 0.9], [0, 1, 0]])
+    targets = np.array([0, 0, 2, 1])
+    expected = (2 * abs(1 / 2 - 0.55) + 2 * abs(1 - 0.95)) / 4
+    assert expected_calibration_error(probs, targets, bins=5) == pytest.approx(expected)
+    # in one bin only the means count
+    assert expected_calibration_error(probs, targets, bins=1) == pytest.approx(abs(3 / 4 - 3 / 4))
+    assert expected_calibration_error(np.array([[1., 0]] * 4), np.array([0, 0, 0, 1])) == pytest.approx(0.25)
+    assert expected_calibration_error(np.array([[1., 0]] * 4), np.zeros(4, int)) == 0
+
+
+@pytest.mark.parametrize(('probs', 'targets'), [
+    (np.zeros((0, 3)), np.zeros(0, int)), (np.full((2, 2), 0.5), np.zeros(3, int)), (np.zeros(3), np.zeros(3, int))])
+def test_bad_shapes(probs, targets):
+    with pytest.raises(ValueError, match=r'Expected \(N, K\) probabilities and \(N,\) targets, got \('):
+        classification_metrics(probs, targets)
+
+
+def test_per_class():
+    probs = np.eye(3)[[0, 0, 1, 1, 1]]
+    found = per_class_metrics(probs, np.array([0, 1, 1, 1, 0]), ['a', 'b', 'c'])
+    assert found['a'] == {'precision': 0.5, 'recall': 0.5, 'f1': 0.5, 'support': 2}
+    assert found['b'] == pytest.approx({'precision': 2 / 3, 'recall': 2 / 3, 'f1': 2 / 3, 'support': 3})
+    assert found['c'] == {'precision': 0, 'recall': 0, 'f1': 0, 'support': 0}
+
+
+def test_intervals_cover_the_known_value():
+    """A classifier that is right in 70 % of all images: most of the intervals hold 0.7."""
+    covered = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        targets = rng.integers(2, size=120)
+        probs = np.eye(2)[np.where(rng.random(120) < 0.7, targets, 1 - targets)]
+        low, high = bootstrap_intervals(probs, targets, resamples=40, seed=seed)['accuracy']
+        assert low < (probs.argmax(axis=1) == targets).mean() < high
+        assert high - low == pytest.approx(2 * 1.96 * math.sqrt(0.7 * 0.3 / 120), rel=0.4)
+        covered.append(low <= 0.7 <= high)
+    assert 10 <= sum(covered)
+
+
+def test_intervals_by_their_settings():
+    probs, targets = random_split(3, number=60)
+    intervals = bootstrap_intervals(probs, targets, resamples=60)
+    assert set(intervals) == set(METRICS)
+    assert all(low < high for low, high in intervals.values())
+    assert intervals == bootstrap_intervals(probs, targets, resamples=60, seed=42)
+    assert intervals != bootstrap_intervals(probs, targets, resamples=60, seed=43)
+    half = bootstrap_intervals(probs, targets, resamples=60, confidence=0.5)
+    for name in METRICS:
+        assert intervals[name][0] < half[name][0] < half[name][1] < intervals[name][1]
+
+
+def test_groups_widen_the_intervals():
+    """Ten copies of each image tell no more than one, which only the groups know."""
+    probs, targets = random_split(2, number=30)
+    groups = np.repeat([f'patient {i:02}' for i in range(30)], 10)
+    copies = probs.repeat(10, axis=0), targets.repeat(10)
+    order = np.random.default_rng(0).permutation(300)  # groups need not be in a row
+    copies, groups = tuple(part[order] for part in copies), groups[order]
+    apart = bootstrap_intervals(*copies, resamples=40)['accuracy']
+    together = bootstrap_intervals(*copies, groups, resamples=40)['accuracy']
+    single = bootstrap_intervals(probs, targets, resamples=40)['accuracy']
+    assert together == pytest.approx(single)
+    assert together[1] - together[0] > 2 * (apart[1] - apart[0])
+
+
+def test_undefined_draws_are_left_out():
+    probs, targets = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]]), np.array([0, 0, 1])
+    intervals = bootstrap_intervals(probs, targets, resamples=50)  # many draws are of one class
+    assert intervals['macro_auroc'] == [1, 1]
+    assert intervals['kappa'] == [1, 1]
+    intervals = bootstrap_intervals(probs[:2], targets[:2], resamples=10)  # all are
+    assert all(map(math.isnan, intervals['macro_auroc']))
+    assert intervals['accuracy'] == [1, 1]
+
+
+def test_full_report():
+    probs, targets = random_split(3, number=50)
+    report = full_report(probs, targets, ['a', 'b', 'c'], resamples=20, seed=1)
+    assert set(report) == {'images', *METRICS, 'intervals_95', 'per_class', 'confusion_matrix'}
+    assert report['images'] == 50
+    assert {name: report[name] for name in METRICS} == classification_metrics(probs, targets)
+    assert report['intervals_95'] == bootstrap_intervals(probs, targets, resamples=20, seed=1)
+    groups = np.arange(50) // 2
+    grouped = full_report(probs, targets, ['a', 'b', 'c'], groups, resamples=20, seed=1)
+    assert grouped['intervals_95'] == bootstrap_intervals(probs, targets, groups, 20, seed=1)
+    assert list(report['per_class']) == ['a', 'b', 'c']
+    matrix = np.zeros((3, 3), int)
+    np.add.at(matrix, (targets, probs.argmax(axis=1)), 1)
+    assert report['confusion_matrix'] == matrix.tolist()
+    assert 'intervals_95' not in full_report(probs, targets, ['a', 'b', 'c'], resamples=0)
+
+
+def test_names_of_metrics():
+    assert set(LOWER_IS_BETTER) < set(METRICS)
+    probs, targets = random_split(3)
+    better = classification_metrics(0.3 * probs + 0.7 * np.eye(3)[targets], targets)
+    worse = classification_metrics(np.roll(probs, 1, axis=1), targets)
+    for name in METRICS:
+        if name != 'ece':
+            assert (better[name] < worse[name]) == (name in LOWER_IS_BETTER)

@@ -1,0 +1,305 @@
+"""The folder of a run among real processes, and real signals."""
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from hdkd_timm.runs import CONFIG, STATE, Interrupted, Signals, load_state, run_folder, save_state, whole_file
+
+SETTINGS = 'lr: 0.001\nscale:\n- 0.8\n- 1.0\nseed: 42\nworkers: 2\n'
+
+
+def content(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob('*'))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return tmp_path / 'runs'
+
+
+@pytest.fixture
+def begun(runs):
+    """A run with a state."""
+    with run_folder(str(runs), 'run', SETTINGS) as folder:
+        (folder / 'student').mkdir()
+        save_state({'progress': 1}, folder / 'student' / STATE)
+    return folder
+
+
+def test_whole_file(tmp_path):
+    path = tmp_path / 'file.txt'
+    with whole_file(path) as file:
+        file.write('first ä\n')
+        file.flush()
+        assert not path.exists()  # nobody sees half a file
+    assert path.read_bytes() == 'first ä\n'.encode()
+    with whole_file(str(path), 'wb') as file:
+        file.write(b'\x00\n')
+    assert path.read_bytes() == b'\x00\n'
+    assert content(tmp_path) == ['file.txt']
+
+
+@pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt])
+def test_old_file_survives_an_error(tmp_path, error):
+    path = tmp_path / 'file.txt'
+    path.write_text('old')
+    with pytest.raises(error), whole_file(path) as file:
+        file.write('half of the new')
+        raise error
+    assert path.read_text() == 'old'
+    with pytest.raises(error), whole_file(tmp_path / 'other.txt') as file:
+        raise error
+    assert content(tmp_path) == ['file.txt']
+
+
+def test_state_there_and_back(tmp_path):
+    state = {
+        'progress': {'epoch': 3, 'best': None, 'rows': [{'loss': 0.5}]}, 'model': {'weight': torch.randn(2, 3)},
+        'rng': torch.get_rng_state()}
+    save_state(state, tmp_path / STATE)
+    loaded = load_state(tmp_path / STATE)
+    assert loaded['progress'] == state['progress']
+    assert torch.equal(loaded['model']['weight'], state['model']['weight'])
+    assert torch.equal(loaded['rng'], state['rng'])
+
+    class Unsavable:
+        def __reduce__(self):
+            raise TypeError('no')
+
+    with pytest.raises(TypeError, match='no'):
+        save_state({'progress': Unsavable()}, tmp_path / STATE)
+    assert load_state(tmp_path / STATE)['progress'] == state['progress']
+
+
+class Harmful:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_state_runs_no_code(tmp_path):
+    torch.save({'progress': Harmful(tmp_path / 'harm')}, tmp_path / 'zip.pth')
+    (tmp_path / 'plain.pth').write_bytes(pickle.dumps({'progress': Harmful(tmp_path / 'harm')}, protocol=2))
+    for name in ('zip.pth', 'plain.pth'):
+        with pytest.raises(ValueError, match=f"Refused '.*{name}': loading it would execute code"):
+            load_state(tmp_path / name)
+    assert not (tmp_path / 'harm').exists()
+
+
+def test_no_state(tmp_path):
+    torch.save({'model': torch.zeros(1)}, tmp_path / 'weights.pth')
+    with pytest.raises(ValueError, match=r"weights\.pth' is no training state: it holds no progress"):
+        load_state(tmp_path / 'weights.pth')
+    (tmp_path / 'text.pth').write_text('words')
+    with pytest.raises(ValueError, match=r"text\.pth' is no checkpoint"):
+        load_state(tmp_path / 'text.pth')
+    save_state({'progress': 1, 'model': torch.zeros(1000)}, tmp_path / 'cut.pth')
+    (tmp_path / 'cut.pth').write_bytes((tmp_path / 'cut.pth').read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"cut\.pth' is no checkpoint"):
+        load_state(tmp_path / 'cut.pth')
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        load_state(tmp_path / 'nowhere')
+
+
+def test_new_folder(runs):
+    with run_folder(str(runs), 'a/b', SETTINGS) as folder:
+        assert folder == runs / 'a' / 'b'
+        assert (folder / CONFIG).read_text() == SETTINGS
+        (folder / 'file').touch()
+    assert content(folder) == [CONFIG, 'file']  # the lock is gone
+
+
+def test_run_that_exists(begun, runs):
+    before = content(begun)
+    with pytest.raises(FileExistsError, match=re.escape(
+            f"Run '{begun}' exists already: --resume goes on with it, --overwrite replaces it, or choose another "
+            "--experiment.")), run_folder(str(runs), 'run', SETTINGS):
+        pass
+    assert content(begun) == before
+
+
+def test_resume(begun, runs):
+    before = content(begun)
+    with run_folder(str(runs), 'run', SETTINGS, resume=True) as folder:
+        assert folder == begun
+        assert load_state(folder / 'student' / STATE) == {'progress': 1}
+    with pytest.raises(ZeroDivisionError), run_folder(str(runs), 'run', SETTINGS, resume=True):
+        raise ZeroDivisionError
+    assert content(begun) == before
+
+
+def test_resume_of_nothing(runs):
+    with pytest.raises(FileNotFoundError, match="There is no run '.*run' to resume"), run_folder(
+            str(runs), 'run', SETTINGS, resume=True):
+        pass
+    assert not runs.exists()
+    (runs / 'run').mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r'it has no config\.yaml'), run_folder(
+            str(runs), 'run', SETTINGS, resume=True):
+        pass
+    assert content(runs) == ['run']
+
+
+def test_resume_with_other_settings(begun, runs):
+    before = content(begun)
+    other = SETTINGS.replace('0.001', '0.002').replace('0.8', '0.9') + 'more: x\n'
+    with pytest.raises(ValueError, match=re.escape(
+            f"Run '{begun}' was begun with lr 0.001, not 0.002 (3 settings differ: lr, scale, more): resume it with "
+            f"--config {begun / CONFIG} --resume, or choose another --experiment.")), run_folder(
+            str(runs), 'run', other, resume=True):
+        pass
+    assert content(begun) == before
+    assert (begun / CONFIG).read_text() == SETTINGS
+    with pytest.raises(ValueError, match='seed 42, not None'), run_folder(
+            str(runs), 'run', SETTINGS.replace('seed: 42\n', ''), resume=True):
+        pass
+    # some settings are free to change
+    changed = SETTINGS.replace('workers: 2', 'workers: 0')
+    with run_folder(str(runs), 'run', changed, resume=True, free=['workers']):
+        pass
+    assert (begun / CONFIG).read_text() == changed
+
+
+def test_overwrite(begun, runs):
+    (begun / 'old').touch()
+    with run_folder(str(runs), 'run', 'lr: 1\n', overwrite=True) as folder:
+        assert content(folder) == ['.lock', CONFIG]
+        assert (folder / CONFIG).read_text() == 'lr: 1\n'
+    with run_folder(str(runs), 'other', SETTINGS, overwrite=True) as folder:  # nothing there to overwrite
+        pass
+    (runs / 'empty').mkdir()
+    with run_folder(str(runs), 'empty', SETTINGS, overwrite=True) as folder:
+        pass
+    assert content(folder) == [CONFIG]
+
+
+def test_links_are_not_followed_when_overwriting(begun, runs, tmp_path):
+    (tmp_path / 'precious').mkdir()
+    (tmp_path / 'precious' / 'file').touch()
+    (begun / 'link').symlink_to(tmp_path / 'precious')
+    with run_folder(str(runs), 'run', SETTINGS, overwrite=True):
+        pass
+    assert content(tmp_path / 'precious') == ['file']
+    assert content(begun) == [CONFIG]
+
+
+def test_what_is_no_run_is_not_overwritten(runs):
+    (runs / 'photos').mkdir(parents=True)
+    (runs / 'photos' / 'a.png').touch()
+    (runs / 'file').touch()
+    for name in ('photos', 'file'):
+        with pytest.raises(FileExistsError, match=rf"{name}' is no run, it has no config\.yaml: it is not over"), \
+                run_folder(str(runs), name, SETTINGS, overwrite=True):
+            pass
+    assert content(runs) == ['file', 'photos', os.path.join('photos', 'a.png')]
+
+
+def test_folder_goes_after_an_error(runs):
+    with pytest.raises(ZeroDivisionError), run_folder(str(runs), 'a/b', SETTINGS) as folder:
+        (folder / 'student').mkdir()
+        raise ZeroDivisionError
+    assert not runs.exists()
+    runs.mkdir()
+    (runs / 'other').mkdir()
+    with pytest.raises(KeyboardInterrupt), run_folder(str(runs), 'a/b', SETTINGS):
+        raise KeyboardInterrupt
+    assert content(runs) == ['other']
+
+
+@pytest.mark.parametrize('name', [STATE, 'metrics.json'])
+def test_folder_stays_where_work_was_saved(runs, name):
+    with pytest.raises(ZeroDivisionError), run_folder(str(runs), 'run', SETTINGS) as folder:
+        (folder / 'teacher').mkdir()
+        (folder / 'teacher' / name).touch()
+        raise ZeroDivisionError
+    assert content(folder) == [CONFIG, 'teacher', os.path.join('teacher', name)]
+    with run_folder(str(runs), 'run', SETTINGS, resume=True):
+        pass
+
+
+HOLD = '''
+import sys
+from hdkd_timm.runs import run_folder
+with run_folder(sys.argv[1], 'run', sys.argv[2]):
+    print('mine', flush=True)
+    sys.stdin.read()
+'''
+
+
+@pytest.fixture
+def other_process(runs):
+    """A process that writes to the run until its input ends."""
+    with subprocess.Popen(
+            [sys.executable, '-c', HOLD, str(runs), SETTINGS], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True) as process:
+        assert process.stdout.readline() == 'mine\n'
+        yield process
+        process.kill()
+
+
+def test_run_of_another_process(runs, other_process):
+    for settings in (dict(resume=True), dict(overwrite=True)):
+        with pytest.raises(FileExistsError, match="Another process is writing to run '.*run': wait for its end"), \
+                run_folder(str(runs), 'run', SETTINGS, **settings):
+            pass
+        assert (runs / 'run' / CONFIG).read_text() == SETTINGS
+    # the lock goes with the process, whatever file it leaves
+    other_process.kill()
+    other_process.wait()
+    assert (runs / 'run' / '.lock').exists()
+    with run_folder(str(runs), 'run', SETTINGS, resume=True):
+        pass
+    assert content(runs / 'run') == [CONFIG]
+
+
+@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
+def test_signal_is_noted(signum):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with Signals() as signals:
+        assert signals.received is None
+        os.kill(os.getpid(), signum)
+        assert signals.received == signum
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_second_ctrl_c_ends_at_once():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), Signals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    with Signals() as signals:  # a scheduler may ask twice
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.received == signal.SIGTERM
+
+
+def test_signals_in_a_thread_of_another_program():
+    before = signal.getsignal(signal.SIGINT)
+    found = []
+
+    def use():
+        with Signals() as signals:
+            found.append(signals.received)
+            found.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert found == [None, before]
+
+
+def test_interrupted():
+    error = Interrupted(signal.SIGTERM, 'runs/a')
+    assert str(error) == "SIGTERM, the state of run 'runs/a' is saved"
+    assert (error.signum, error.signal_name, error.folder) == (15, 'SIGTERM', 'runs/a')
