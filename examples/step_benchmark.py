@@ -64,7 +64,7 @@ def time_step(compute_loss):
 losses = [compute_loss().item() for compute_loss in (loss_in_one_pass, loss_with_stages_again)]
 assert abs(losses[0] / losses[1] - 1) < 1e-4, losses  # the same loss, or there is nothing to compare
 times = {loss_in_one_pass: [], loss_with_stages_again: []}
-for step in range(args.steps + 1):
+for _ in range(args.steps + 1):
     for compute_loss, seconds in times.items():
         seconds.append(time_step(compute_loss))
 one, again = (statistics.median(seconds[1:]) for seconds in times.values())

@@ -188,7 +188,7 @@ class SplitLoader:
         """The training batches of an epoch, from batch `start` on."""
         if self.sampler is not None:
             self.sampler.set_epoch(epoch, start)
-            yield from self.loader
+            yield from self
             return
         torch.manual_seed(derive_seed(self.seed, epoch, self.rank))
         if hasattr(self.dataset, 'set_epoch'):
@@ -198,6 +198,8 @@ class SplitLoader:
                 yield batch
 
     def __iter__(self) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
+        if not self.iterable and not len(self.loader):  # timm < 1.0.31 fails on no batch at all
+            return iter(())
         return iter(self.loader)
 
     def __len__(self) -> int:

@@ -78,11 +78,11 @@ def frozen_names(model):
 def test_frozen_stages_of_the_student(number, prefixes):
     model = student()
     modules = freeze_stages(model, number)
-    assert frozen_names(model) == {name for name, _ in model.named_parameters() if prefixes and name.startswith(prefixes)}
+    assert frozen_names(model) == {name for name, _ in model.named_parameters() if name.startswith(prefixes)}
     # the modules whose statistics must not move either
     norms = {name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
     assert {name for name in norms if any(model.get_submodule(name) is module for module in modules)} == {
-        name for name in norms if prefixes and name.startswith(prefixes)}
+        name for name in norms if name.startswith(prefixes)}
     assert model not in modules
 
 

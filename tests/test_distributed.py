@@ -65,8 +65,8 @@ def test_metrics_are_those_of_one_process(folder, capsys):
     values = dict(zip(row[0].split(','), row[1 + metrics['epoch']].split(',')))
     capsys.readouterr()
     assert main([
-        'eval', str(run / 'student'), '--data-dir', str(folder / 'data'), '--split', 'val', '--device', 'cpu', '-j', '0',
-        '--bootstrap', '0', '--out-dir', str(folder / 'val')]) == 0
+        'eval', str(run / 'student'), '--data-dir', str(folder / 'data'), '--split', 'val', '--device', 'cpu', '-j',
+        '0', '--bootstrap', '0', '--out-dir', str(folder / 'val')]) == 0
     ours = json.loads((folder / 'val' / 'metrics.json').read_text())
     assert ours['images'] == 13
     assert ours['log_loss'] == pytest.approx(float(values['val_log_loss']), abs=1e-6)

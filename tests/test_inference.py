@@ -90,7 +90,8 @@ def test_eval_of_some_of_the_classes(model_folder, tmp_path):
 
 
 def test_eval_command(model_folder, image_folder, tmp_path, capsys):
-    args = ['eval', str(model_folder), '--data-dir', str(image_folder), '-j', '0', '--split', 'train', '--bootstrap', '5']
+    args = [
+        'eval', str(model_folder), '--data-dir', str(image_folder), '-j', '0', '--split', 'train', '--bootstrap', '5']
     assert main([*args, '--out-dir', str(tmp_path / 'report')]) == 0
     text = capsys.readouterr().out
     assert "24 images of split 'train'" in text

@@ -71,7 +71,8 @@ def test_absent_classes():
     present = (0, 1, 3)
     predictions = probs.argmax(axis=1)
     assert (predictions == 2).any()
-    assert found['macro_auroc'] == pytest.approx(np.mean([sk.roc_auc_score(targets == k, probs[:, k]) for k in present]))
+    assert found['macro_auroc'] == pytest.approx(
+        np.mean([sk.roc_auc_score(targets == k, probs[:, k]) for k in present]))
     assert found['balanced_accuracy'] == pytest.approx(
         np.mean([(predictions[targets == k] == k).mean() for k in present]))
     # a class that is predicted but absent has an F1 of 0, and counts
@@ -98,7 +99,7 @@ def test_log_loss_of_certain_errors_is_finite():
 
 
 def test_calibration_error_by_hand():
-    # bins of a fifth: (0.4, 0.6] holds confidences 0.5 (right) and 0.6 (wrong), (0.8, 1] holds 0.9 (right) and 1 (right)
+    # bins of a fifth: (0.4, 0.6] holds confidences 0.5 (right) and 0.6 (wrong), (0.8, 1] holds 0.9 and 1 (both right)
     probs = np.array([[0.5, 0.3, 0.2], [0.2, 0.6, 0.2], [0.05, 0.05, 0.9], [0, 1, 0]])
     targets = np.array([0, 0, 2, 1])
     expected = (2 * abs(1 / 2 - 0.55) + 2 * abs(1 - 0.95)) / 4

@@ -50,12 +50,16 @@ def test_whole_file(tmp_path):
 def test_old_file_survives_an_error(tmp_path, error):
     path = tmp_path / 'file.txt'
     path.write_text('old')
-    with pytest.raises(error), whole_file(path) as file:
-        file.write('half of the new')
-        raise error
+
+    def fail(path):
+        with whole_file(path) as file:
+            file.write('half of the new')
+            raise error
+
+    for name in ('file.txt', 'other.txt'):
+        with pytest.raises(error):
+            fail(tmp_path / name)
     assert path.read_text() == 'old'
-    with pytest.raises(error), whole_file(tmp_path / 'other.txt') as file:
-        raise error
     assert content(tmp_path) == ['file.txt']
 
 
@@ -203,25 +207,29 @@ def test_what_is_no_run_is_not_overwritten(runs):
     assert content(runs) == ['file', 'photos', os.path.join('photos', 'a.png')]
 
 
+def fail_after_writing(runs, experiment, file, error=ZeroDivisionError):
+    with run_folder(str(runs), experiment, SETTINGS) as folder:
+        (folder / file).parent.mkdir()
+        (folder / file).touch()
+        raise error
+
+
 def test_folder_goes_after_an_error(runs):
-    with pytest.raises(ZeroDivisionError), run_folder(str(runs), 'a/b', SETTINGS) as folder:
-        (folder / 'student').mkdir()
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        fail_after_writing(runs, 'a/b', 'student/summary.csv')
     assert not runs.exists()
     runs.mkdir()
     (runs / 'other').mkdir()
-    with pytest.raises(KeyboardInterrupt), run_folder(str(runs), 'a/b', SETTINGS):
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        fail_after_writing(runs, 'a/b', 'student/summary.csv', KeyboardInterrupt)
     assert content(runs) == ['other']
 
 
 @pytest.mark.parametrize('name', [STATE, 'metrics.json'])
 def test_folder_stays_where_work_was_saved(runs, name):
-    with pytest.raises(ZeroDivisionError), run_folder(str(runs), 'run', SETTINGS) as folder:
-        (folder / 'teacher').mkdir()
-        (folder / 'teacher' / name).touch()
-        raise ZeroDivisionError
-    assert content(folder) == [CONFIG, 'teacher', os.path.join('teacher', name)]
+    with pytest.raises(ZeroDivisionError):
+        fail_after_writing(runs, 'run', f'teacher/{name}')
+    assert content(runs / 'run') == [CONFIG, 'teacher', os.path.join('teacher', name)]
     with run_folder(str(runs), 'run', SETTINGS, resume=True):
         pass
 
@@ -273,10 +281,11 @@ def test_signal_is_noted(signum):
 
 def test_second_ctrl_c_ends_at_once():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), Signals() as signals:
+    with Signals() as signals:
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.received == signal.SIGINT
-        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     with Signals() as signals:  # a scheduler may ask twice
         os.kill(os.getpid(), signal.SIGTERM)
