@@ -31,7 +31,7 @@ def create_network(name: str, config: TrainConfig, num_classes: int, **kwargs: A
         kwargs.update(img_size=config.img_size)
     try:
         return timm.create_model(name, pretrained=config.pretrained, **kwargs), kwargs
-    except (TypeError, AssertionError) as e:
+    except (TypeError, AssertionError, RuntimeError) as e:
         raise ValueError(f"Cannot build '{name}' with {kwargs}: {e}") from e
 
 

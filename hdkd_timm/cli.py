@@ -210,7 +210,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except Exception as e:
         if args.debug:
             raise
-        expected = isinstance(e, (ValueError, OSError, FloatingPointError))
+        expected = isinstance(e, (ValueError, OSError, FloatingPointError, ImportError, MemoryError))
         message = ' '.join(str(e).split()) or type(e).__name__
         hint = '' if expected else f' ({type(e).__name__}; --debug shows where)'
         print(f'hdkd {args.command}: error: {message}{hint}', file=sys.stderr)
