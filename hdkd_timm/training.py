@@ -190,8 +190,10 @@ def fit(
 
     # network, optimiser, schedule
     random_seed(config.seed, world.rank)
-    layout = torch.channels_last if config.channels_last else torch.preserve_format
-    task.to(device=device, memory_format=layout)
+    task.to(device)
+    if config.channels_last:
+        for module in task.children():  # the task itself can't take it in timm < 1.0.31
+            module.to(memory_format=torch.channels_last)
     loaders = run.create_loaders(model)
     frozen = freeze_stages(model, config.freeze_stages)
     optimizer = create_optimizer(model, config)

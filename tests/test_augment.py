@@ -146,6 +146,10 @@ def test_erasing(mode, values):
         found = len(image[erased].unique())
         assert found == values if mode != 'pixel' else found >= values
     assert torch.equal(labels, torch.arange(8) % 4)
+    often = BatchAugmentation(AugmentConfig(reprob=1., recount=3, remode='const'), 4, CPU)
+    erased = often(images.clone(), labels, 0)[0][:, 0] != 9
+    assert any(  # more than one rectangle
+        not torch.equal(area, area.any(dim=1)[:, None] & area.any(dim=0)[None]) for area in erased)
     rarely = BatchAugmentation(AugmentConfig(reprob=0.25), 4, CPU)
     hit = sum((rarely(images.clone(), labels, 0)[0] != 9).flatten(1).any(dim=1).sum().item() for _ in range(50))
     assert 60 < hit < 140  # of 400

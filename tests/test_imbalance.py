@@ -92,8 +92,8 @@ def dataset(request, tmp_path):
 
 @pytest.fixture
 def few(dataset):
-    """4 images of class a, all of b."""
-    samples = dataset.samples.take(np.r_[np.where(dataset.targets == 0)[0][:4], np.where(dataset.targets == 1)[0]])
+    """5 images of class a, all of b."""
+    samples = dataset.samples.take(np.r_[np.where(dataset.targets == 0)[0][:5], np.where(dataset.targets == 1)[0]])
     return SampleDataset(samples, dataset.img_mode)
 
 
@@ -142,7 +142,7 @@ def test_smote_is_seeded(dataset, tmp_path):
 
 def test_smote_to_what_there_is(dataset, few, tmp_path):
     assert len(make(dataset, tmp_path, {'a': 8, 'b': 7})) == 15
-    assert len(make(few, tmp_path, {'a': 4, 'b': 9})) == 13  # only classes that grow need neighbours
+    assert len(make(few, tmp_path, {'a': 5, 'b': 9})) == 14  # only classes that grow need neighbours
 
 
 @pytest.mark.parametrize(('counts', 'message'), [
@@ -156,7 +156,7 @@ def test_smote_to_bad_counts(dataset, tmp_path, counts, message):
 
 
 def test_smote_of_too_few_images(few, tmp_path):
-    with pytest.raises(ValueError, match="SMOTE needs 6 images of a class, class 'a' has 4"):
+    with pytest.raises(ValueError, match="SMOTE needs 6 images of a class, class 'a' has 5"):
         make(few, tmp_path, {'a': 9, 'b': 9})
 
 

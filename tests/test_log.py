@@ -12,7 +12,9 @@ from hdkd_timm.log import EpochLog, Progress, check_logs, write_rows
 
 ROWS = [
     dict(epoch=0, lr=1e-3, train_loss=2.5, val_accuracy=0.25),
-    dict(epoch=1, lr=5e-4, train_loss=1.5, val_accuracy=0.5, val_macro_auroc=math.nan, note='words'),
+    dict(
+        epoch=1, lr=5e-4, train_loss=1.5, train_feature_loss_3=0.125, val_accuracy=0.5, val_macro_auroc=math.nan,
+        note='words'),
 ]
 
 
@@ -37,8 +39,10 @@ def test_summary_of_all_epochs(tmp_path):
         rows = read(tmp_path / 'summary.csv')
         assert len(rows) == number + 1
     log.close()
-    assert rows[0] == ['epoch', 'lr', 'train_loss', 'val_accuracy', 'val_macro_auroc', 'note']
-    assert rows[1:] == [['0', '0.001', '2.5', '0.25', '', ''], ['1', '0.0005', '1.5', '0.5', 'nan', 'words']]
+    assert rows[0] == [
+        'epoch', 'lr', 'train_loss', 'val_accuracy', 'train_feature_loss_3', 'val_macro_auroc', 'note']
+    assert rows[1:] == [
+        ['0', '0.001', '2.5', '0.25', '', '', ''], ['1', '0.0005', '1.5', '0.5', '0.125', 'nan', 'words']]
     assert [p.name for p in tmp_path.iterdir()] == ['summary.csv']
 
 
@@ -52,7 +56,7 @@ def test_tensorboard(tmp_path):
     events = EventAccumulator(str(tmp_path / 'tensorboard'))
     events.Reload()
     # no epoch, no words, nothing that is no finite number
-    assert set(events.Tags()['scalars']) == {'lr', 'train/loss', 'val/accuracy'}
+    assert set(events.Tags()['scalars']) == {'lr', 'train/loss', 'train/feature_loss_3', 'val/accuracy'}
     assert [(e.step, e.value) for e in events.Scalars('train/loss')] == [(0, 2.5), (1, 1.5)]
     assert [e.value for e in events.Scalars('lr')] == pytest.approx([1e-3, 5e-4])
     assert len(read(tmp_path / 'summary.csv')) == 3

@@ -104,6 +104,9 @@ def test_calibration_error_by_hand():
     targets = np.array([0, 0, 2, 1])
     expected = (2 * abs(1 / 2 - 0.55) + 2 * abs(1 - 0.95)) / 4
     assert expected_calibration_error(probs, targets, bins=5) == pytest.approx(expected)
+    # neighbours at the upper end are apart: (0.6, 0.8] holds 0.7 (right), (0.8, 1] holds 0.9 (wrong)
+    assert expected_calibration_error(
+        np.array([[0.7, 0.3], [0.9, 0.1]]), np.array([0, 1]), bins=5) == pytest.approx((0.3 + 0.9) / 2)
     # in one bin only the means count
     assert expected_calibration_error(probs, targets, bins=1) == pytest.approx(abs(3 / 4 - 3 / 4))
     assert expected_calibration_error(np.array([[1., 0]] * 4), np.array([0, 0, 0, 1])) == pytest.approx(0.25)

@@ -236,7 +236,7 @@ def test_fine_tuning_a_model_folder(train_config, config, run):
     assert frozen
     assert all(torch.equal(tuned[name], before[name]) for name in frozen)  # batch statistics too
     assert not torch.equal(tuned['head.weight'], before['head.weight'])
-    assert load(run.parent / 'tuned').pretrained_cfg['input_size'] == (3, 40, 40)
+    assert tuple(load(run.parent / 'tuned').pretrained_cfg['input_size']) == (3, 40, 40)
 
 
 def test_grey_images_and_other_sizes(config):
