@@ -1,16 +1,27 @@
 """Augmentation: the published one and timm's, for single images, and what timm does to whole batches."""
 import dataclasses
+import functools
+import re
 from typing import Any, Callable, Dict, Optional, Tuple
 
+import timm
 import torch
+from PIL import Image
 from timm.data import Mixup, create_transform
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import MaybePILToTensor, str_to_interp_mode
 from torchvision import transforms
 
 from .config import setting
+from .images import IMG_MODES
 
 AUGMENTATIONS = ('timm', 'paper', 'none')
+
+_NUMBER = r'\d+\.?\d*'
+_AUTO_AUGMENT = re.compile('|'.join((  # what timm documents; it passes over other words in silence
+    rf'rand(-(m\d+|n[1-9]\d*|p{_NUMBER}|mstd{_NUMBER}|mmax\d+|inc[01]|t(weights|3aw?)))*',
+    rf'augmix(-(m\d+|w[1-9]\d*|d[1-9]\d*|a{_NUMBER}|b[01]|mstd{_NUMBER}))*',
+    rf'(originalr?|v0r?|3a)(-mstd{_NUMBER})?')))
 
 
 @dataclasses.dataclass
@@ -65,20 +76,43 @@ def create_train_transform(config: AugmentConfig, data_config: Dict[str, Any]) -
         data_config: input_size (C, H, W), mean and interpolation, as timm resolves them.
 
     Raises:
-        ValueError: if timm does not know the automatic augmentation.
+        ValueError: if the automatic augmentation is none of timm's, or not for so many channels.
     """
     img_size, interpolation = tuple(data_config['input_size'][-2:]), data_config['interpolation']
     if config.aug == 'paper':
         return paper_transform(img_size, interpolation)
     if config.aug == 'none':
         return create_eval_transform(data_config)
+    if config.aa and not _AUTO_AUGMENT.fullmatch(config.aa):
+        raise ValueError(
+            f"--aa '{config.aa}' is none of timm's automatic augmentations: expected such as rand-m6-n2-mstd0.5,"
+            ' augmix-m3-w3, original, v0 or 3a.')
+    transform = create_transform(
+        img_size, is_training=True, use_prefetcher=True, scale=config.scale, ratio=config.ratio,
+        hflip=config.hflip, vflip=config.vflip, color_jitter=config.color_jitter, auto_augment=config.aa,
+        interpolation=interpolation, mean=data_config['mean'], std=data_config['std'])
+    _leave_a_bit(transform)
+    channels = data_config['input_size'][0]
     try:
-        return create_transform(
-            img_size, is_training=True, use_prefetcher=True, scale=config.scale, ratio=config.ratio,
-            hflip=config.hflip, vflip=config.vflip, color_jitter=config.color_jitter, auto_augment=config.aa,
-            interpolation=interpolation, mean=data_config['mean'], std=data_config['std'])
-    except (AssertionError, KeyError, ValueError) as e:
-        raise ValueError(f"--aa '{config.aa}' is none of timm's automatic augmentations ({e}).") from e
+        transform(Image.new(IMG_MODES[channels], img_size))
+    except Exception as e:  # such as AugMix of grey images in timm 1.0.29
+        raise ValueError(f"--aa '{config.aa}' of timm {timm.__version__} fails on {channels} channels ({e}).") from e
+    return transform
+
+
+def _at_least_one(level_to_bits: Callable, level: float, hparams: Dict[str, Any]) -> Tuple[int]:
+    return max(1, level_to_bits(level, hparams)[0]),
+
+
+def _leave_a_bit(transform: transforms.Compose) -> None:
+    """timm's strongest posterisation leaves 0 bits, which Pillow >= 13 refuses in the middle of a training."""
+    for step in transform.transforms:
+        policy = [getattr(step, 'ops', ()), *getattr(step, 'policy', ())]
+        for op in (op for ops in policy for op in ops):
+            if op.name.startswith('Posterize'):
+                op.level_fn = functools.partial(_at_least_one, op.level_fn)
+
+
 
 
 def create_eval_transform(data_config: Dict[str, Any]) -> Callable:

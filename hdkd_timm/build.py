@@ -3,7 +3,8 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import timm
 import torch
-from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
+from timm.models import group_parameters
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
@@ -31,12 +32,14 @@ def create_network(name: str, config: TrainConfig, num_classes: int, **kwargs: A
         kwargs.update(img_size=config.img_size)
     try:
         return timm.create_model(name, pretrained=config.pretrained, **kwargs), kwargs
-    except (TypeError, AssertionError, RuntimeError) as e:
-        raise ValueError(f"Cannot build '{name}' with {kwargs}: {e}") from e
+    except Exception as e:  # whatever the networks of others raise
+        reason = ' '.join(str(e).split()) or type(e).__name__
+        raise ValueError(f"Cannot build '{name}' with {kwargs}: {reason}") from e
 
 
 def freeze_stages(model: nn.Module, number: int) -> List[nn.Module]:
-    """Take the gradient from the first stages of a timm model and all before them. Returns their modules.
+    """Take the gradient from the first stages of a timm model and all before them, tokens and position embedding too
+    where these come in there. Returns the stages' modules.
 
     Raises:
         ValueError: if the model has fewer stages.
@@ -57,18 +60,35 @@ def freeze_stages(model: nn.Module, number: int) -> List[nn.Module]:
             break
     for module in frozen:
         module.requires_grad_(False)
+    if hasattr(model, 'group_matcher'):  # tells when the model's own parameters, in no module, come in
+        layers = group_parameters(model, model.group_matcher(), reverse=True)
+        end = max((layers[name] for name in layers if name.startswith(f'{last}.')), default=-1)
+        for name, parameter in model.named_parameters():
+            if '.' not in name and layers[name] <= end:
+                parameter.requires_grad_(False)
     return frozen
 
 
 def create_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """timm's optimiser for the parameters of a network that have a gradient."""
-    if config.decay_tokens:
-        groups = param_groups_layer_decay(model, config.weight_decay, layer_decay=config.layer_decay) \
-            if config.layer_decay else param_groups_weight_decay(model, config.weight_decay)
-        optimizer = create_optimizer_v2(groups, opt=config.opt, lr=config.lr, weight_decay=0.)
+    """timm's optimiser for the parameters of a network that have a gradient.
+
+    Raises:
+        ValueError: if it is none of timm's, or lacks a GPU or a package of its own.
+    """
+    if config.opt.lower().removeprefix('lookahead_') not in list_optimizers():
+        raise ValueError(f"Unknown optimiser '{config.opt}': choose one of timm's (adamw, sgd, lion, ...).")
+    args: Dict[str, Any] = dict(opt=config.opt, lr=config.lr)
+    params: Any = model
+    if not config.decay_tokens:
+        args.update(weight_decay=config.weight_decay, layer_decay=config.layer_decay)
+    elif config.layer_decay:
+        params = param_groups_layer_decay(model, config.weight_decay, layer_decay=config.layer_decay)
     else:
-        optimizer = create_optimizer_v2(
-            model, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay, layer_decay=config.layer_decay)
+        params = param_groups_weight_decay(model, config.weight_decay)
+    try:
+        optimizer = create_optimizer_v2(params, **args)
+    except (AssertionError, ImportError) as e:  # some need a GPU, or a package of their own
+        raise ValueError(f"Optimiser '{config.opt}' cannot be used here: {e}.") from e
     if config.sched == 'none':  # it is the schedules that heed the layers' scales
         for group in optimizer.param_groups:
             group['lr'] *= group.get('lr_scale', 1.)

@@ -421,13 +421,18 @@ def read_named(config: DataConfig, only: Optional[str] = None) -> Tuple[Dict[str
     if prefix not in ('hfds', 'torch'):
         raise ValueError(
             f"Unknown dataset '{config.dataset}': expected hfds/NAME, torch/NAME, {'/NAME, '.join(ITERABLE)}/NAME.")
+    if config.class_map and prefix == 'torch':
+        raise ValueError(f"--class-map is not for '{config.dataset}', whose class indices come from torchvision.")
     samples, classes, places = {}, {}, {}
     for split, theirs in (('train', config.train_split), ('val', config.val_split), ('test', config.test_split)):
         if not theirs or only not in (None, split):
             continue
         if prefix == 'torch':
             dataset = _open_named(config, theirs, split == 'train', 1)
-            reader, targets = _TorchvisionReader(dataset), np.asarray(dataset.targets)
+            reader, targets = _TorchvisionReader(dataset), np.asarray(getattr(dataset, 'targets', ()))
+            if targets.shape != (len(dataset),):  # some tell more than a class, or nothing before it is read
+                raise ValueError(
+                    f"Dataset '{config.dataset}' tells no class index of each image: list its images in a --data-csv.")
             classes[split] = [str(name) for name in getattr(dataset, 'classes', ())]
         else:
             # the class map keeps timm 1.0.29 from asking labels that are text for class indices
@@ -641,6 +646,9 @@ def create_datasets(
     else:
         raise ValueError('No images given: name them with --data-dir, --data-csv or --dataset.')
     _check_number(config, classes)
+    if 'train' in samples:
+        train = samples['train']
+        samples['train'] = train.take(draw_fraction(train.targets, config.train_fraction, config.seed))
     if wanted is None:
         if len(classes) < 2:
             raise ValueError(f"Only one class, '{classes[0]}', in the data: nothing to tell apart.")
@@ -661,9 +669,8 @@ def _check_number(config: DataConfig, classes: List[str]) -> None:
 
 
 def _cut_splits(samples: Dict[str, Samples], config: DataConfig) -> Dict[str, Samples]:
-    """A fraction of the training images, and a fold or a val split out of them, as the settings say."""
+    """A fold or a val split out of the training images, as the settings say."""
     train = samples['train']
-    train = train.take(draw_fraction(train.targets, config.train_fraction, config.seed))
     if config.folds:
         if 'val' in samples:
             raise ValueError('--folds cuts a val split from the training images, but the data has one already.')

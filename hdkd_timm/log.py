@@ -2,6 +2,7 @@
 import csv
 import math
 import sys
+import uuid
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -53,8 +54,12 @@ class EpochLog:
         if 'wandb' in logs:
             import wandb
             config = next(path for path in (folder / 'config.yaml', folder.parent / 'config.yaml') if path.exists())
+            id_file = folder / 'wandb_id.txt'  # goes with the folder: a run that goes on is the same, another is not
+            if not id_file.exists():
+                with whole_file(id_file) as file:
+                    file.write(uuid.uuid4().hex)
             self.wandb = wandb.init(
-                project='hdkd_timm', name=name, id=name.replace('/', '-'), resume='allow', dir=str(folder),
+                project='hdkd_timm', name=name, id=id_file.read_text(), resume='allow', dir=str(folder),
                 config=yaml.safe_load(config.read_text()))
 
     def write(self, rows: List[Dict[str, Any]]) -> None:

@@ -50,8 +50,6 @@ _logger = logging.getLogger(__name__)
 FREE_ON_RESUME = ('output', 'experiment', 'workers', 'device', 'log', 'recovery_interval')
 
 
-# -- one network -------------------------------------------------------------------------------------------------------
-
 @dataclasses.dataclass
 class Run:
     """What the networks of a run share."""
@@ -103,6 +101,8 @@ class Run:
                 'python': sys.version.split()[0]},
         }
 
+
+# -- one network -------------------------------------------------------------------------------------------------------
 
 @dataclasses.dataclass
 class TrainState:
@@ -197,6 +197,7 @@ def fit(
     loaders = run.create_loaders(model)
     frozen = freeze_stages(model, config.freeze_stages)
     optimizer = create_optimizer(model, config)
+    second_order = getattr(optimizer, 'is_second_order', False)
     num_batches = len(loaders['train'])
     accum = config.grad_accum_steps
     scheduler = create_schedule(optimizer, config, updates_per_epoch=math.ceil(num_batches / accum))
@@ -301,7 +302,7 @@ def fit(
             step = state.step
             if step == num_batches:  # datasets without random access only estimate it
                 break
-            random_seed(derive_seed(config.seed, epoch, step), world.rank)
+            random_seed(derive_seed(config.seed, epoch, step, 1), world.rank)  # 1: not those of an image
             if config.channels_last:
                 input = input.contiguous(memory_format=torch.channels_last)
             input, target = augment_batch(input, target, epoch)
@@ -311,7 +312,7 @@ def fit(
                 with autocast:
                     result = task(input, target)
                 if scaler is None:
-                    (result['loss'] / group_size).backward()
+                    (result['loss'] / group_size).backward(create_graph=second_order)
                     if is_update and config.clip_grad:
                         dispatch_clip_grad(
                             task.get_clip_parameters(exclude_head=config.clip_mode == 'agc'), config.clip_grad,
@@ -322,7 +323,7 @@ def fit(
                     scaler(
                         result['loss'] / group_size, optimizer, clip_grad=config.clip_grad, clip_mode=config.clip_mode,
                         parameters=task.get_clip_parameters(exclude_head=config.clip_mode == 'agc'),
-                        need_update=is_update)
+                        create_graph=second_order, need_update=is_update)
 
             # what is told of the step
             state.step += 1

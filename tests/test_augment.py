@@ -1,8 +1,11 @@
 """The published augmentation as the paper has it, timm's by its flags, and what is done to whole batches."""
+import pickle
+import random
 import re
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from torchvision import transforms
@@ -109,10 +112,47 @@ def test_timm_augmentation_by_its_flags():
     assert not any('ColorJitter' in step for step in automatic)
 
 
-@pytest.mark.parametrize('aa', ['autoaugment', 'rand-z3'])
+# timm itself takes the last five, and trains without what they seem to ask for
+@pytest.mark.parametrize('aa', [
+    'autoaugment', 'rand-z3', 'rand-m9.5', 'rand-foo', 'rand-m9-mstdx', 'augmix-x', 'v0-foo', 'rand-m9-tfoo'])
 def test_unknown_automatic_augmentation(aa):
-    with pytest.raises(ValueError, match=re.escape(f"--aa '{aa}' is none of timm's automatic augmentations (Unknown ")):
+    with pytest.raises(ValueError, match=re.escape(f"--aa '{aa}' is none of timm's automatic augmentations: expected")):
         create_train_transform(AugmentConfig(aa=aa), data_config())
+
+
+@pytest.mark.parametrize('in_chans', [3, 1])
+@pytest.mark.parametrize('aa', [
+    'v0', 'v0r', 'original-mstd0.5', 'originalr', '3a', 'rand', 'rand-m9-n3-mstd0.5-inc1', 'rand-m10-p1-tweights',
+    'rand-m20-mmax30-mstd101-t3a', 'augmix-m5-w4-d2-b1', 'augmix-a0.5-mstd1'])
+def test_automatic_augmentation_of_every_kind(aa, in_chans):
+    if aa.startswith('augmix-a') and in_chans == 1 and timm.__version__ == '1.0.29':  # fails there
+        with pytest.raises(ValueError, match=f"--aa '{aa}' of timm {timm.__version__} fails on 1 channels"):
+            create_train_transform(AugmentConfig(aa=aa), data_config(in_chans))
+        return
+    transform = create_train_transform(AugmentConfig(aa=aa), data_config(in_chans))
+    image = noise(mode='RGB' if in_chans == 3 else 'L')
+    random.seed(0)
+    assert len({transform(image).numpy().tobytes() for _ in range(20)}) > 10
+
+
+def test_automatic_augmentation_that_fails_on_grey_images(monkeypatch):
+    def fail(self, image):
+        assert image.mode == 'RGB', 'colour only'
+        return image
+
+    monkeypatch.setattr('timm.data.auto_augment.AutoAugment.__call__', fail)
+    create_train_transform(AugmentConfig(aa='v0'), data_config())
+    with pytest.raises(ValueError, match=r"--aa 'v0' of timm .* fails on 1 channels \(colour only"):
+        create_train_transform(AugmentConfig(aa='v0'), data_config(in_chans=1))
+
+
+def test_strongest_posterisation_leaves_a_bit():
+    transform = create_train_transform(AugmentConfig(aa='rand-m10-inc1'), data_config())
+    ops = next(step.ops for step in transform.transforms if hasattr(step, 'ops'))
+    op, = (op for op in ops if op.name == 'PosterizeIncreasing')
+    op.prob = 1.
+    assert set(np.unique(op(noise()))) == {0, 128}
+    pickle.loads(pickle.dumps(transform))  # loader processes that are spawned get it so
 
 
 @pytest.mark.parametrize('settings', [

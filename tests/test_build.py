@@ -62,6 +62,8 @@ def test_network_of_a_folder(tmp_path):
     ('resnet18', dict(colour='red'), "Cannot build 'resnet18' with {'colour': 'red', 'num_classes': 5, 'in_chans': 3}"),
     ('hdkd_student', dict(colour='red'), "Cannot build 'hdkd_student' with {'colour': 'red'"),
     ('vit_tiny_patch16_224', dict(embed_dim=25), "Cannot build 'vit_tiny_patch16_224' with {'embed_dim': 25"),
+    ('vit_tiny_patch16_224', dict(num_heads=0), "Cannot build 'vit_tiny_patch16_224' with {'num_heads': 0"),
+    ('hdkd_student', dict(num_heads=0), 'num_heads and head_dim must be 1 or more, got 0 and 32.'),
 ])
 def test_network_that_cannot_be_built(name, kwargs, message):
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -74,7 +76,7 @@ def frozen_names(model):
 
 @pytest.mark.parametrize(('number', 'prefixes'), [
     (0, ()), (1, ('stages.0.',)), (2, ('stages.0.', 'stages.1.')), (3, ('stages.',)),
-    (4, ('stages.', 'patch_embed.', 'blocks.'))])
+    (4, ('stages.', 'patch_embed.', 'blocks.', 'cls_token', 'dist_token', 'pos_embed'))])
 def test_frozen_stages_of_the_student(number, prefixes):
     model = student()
     modules = freeze_stages(model, number)
@@ -95,6 +97,14 @@ def test_frozen_stages_of_another_network(number, prefixes):
     assert frozen_names(model) == {name for name, _ in model.named_parameters() if name.startswith(prefixes)}
     assert 'conv1.weight' in frozen_names(model)  # the stem
     assert 'fc.weight' not in frozen_names(model)
+
+
+def test_frozen_stages_of_a_network_of_tokens():
+    model = timm.create_model('deit_tiny_distilled_patch16_224', depth=3, embed_dim=24, num_classes=3)
+    freeze_stages(model, 2)  # of a transformer each block is one; the tokens come in before the first
+    assert frozen_names(model) == {name for name, _ in model.named_parameters() if name.startswith(
+        ('cls_token', 'dist_token', 'pos_embed', 'patch_embed.', 'blocks.0.', 'blocks.1.'))}
+    assert len(frozen_names(model)) > 25
 
 
 @pytest.mark.parametrize('number', [5, -1])
@@ -137,6 +147,22 @@ def test_optimizer_of_the_paper():
         timm.create_model('hdkd_teacher', **TINY_TEACHER), paper(opt='adam', lr=1e-3, weight_decay=0., sched='none'))
     assert type(optimizer) is torch.optim.Adam
     assert {(group['lr'], group['weight_decay']) for group in optimizer.param_groups} == {(1e-3, 0)}
+
+
+@pytest.mark.parametrize(('opt', 'message'), [
+    ('wings', "Unknown optimiser 'wings': choose one of timm's (adamw, sgd, lion, ...)."),
+    ('lookahead_wings', "Unknown optimiser 'lookahead_wings'"),
+    pytest.param('fusedadam', "Optimiser 'fusedadam' cannot be used here: ", marks=pytest.mark.skipif(
+        torch.cuda.is_available(), reason='it may be usable')),
+])
+def test_optimizer_that_cannot_be_had(opt, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        create_optimizer(student(), DistillConfig(opt=opt))
+
+
+def test_optimizer_names_as_timm_reads_them():
+    assert type(create_optimizer(student(), DistillConfig(opt='AdamW'))) is torch.optim.AdamW
+    assert type(create_optimizer(student(), DistillConfig(opt='lookahead_adamw'))).__name__ == 'Lookahead'
 
 
 def test_frozen_parameters_are_not_optimised():

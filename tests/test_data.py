@@ -164,6 +164,7 @@ def test_val_alone_is_enough(image_folder):
 
 def test_only_the_wanted_split(image_folder, tmp_path):
     assert sizes(create(image_folder, only='test')[0]) == {'test': 12}
+    assert sizes(create(image_folder, only='train', train_fraction=0.5)[0]) == {'train': 12}
     # images of the others are not read, nor need they be there
     (image_folder / 'train' / 'a' / '0.png').write_text('no image')
     assert sizes(create(image_folder, only='test')[0]) == {'test': 12}
@@ -639,6 +640,23 @@ def test_torch_mnist(tmp_path):
     image, target = datasets['train'][13]
     assert (image.mode, image.getpixel((0, 0)), target) == ('RGB', (13, 13, 13), 3)
     assert datasets['train'].samples.filenames()[13] == '13'
+
+
+class LabelledBy(list):
+    """Images of a torchvision dataset that tells its labels in `targets`."""
+    def __init__(self, targets=None):
+        super().__init__((Image.new('L', (8, 8)), i % 2) for i in range(4))
+        if targets is not None:
+            self.targets = targets
+
+
+@pytest.mark.parametrize('targets', [None, np.zeros((4, 8), int)])  # as those of INaturalist and QMNIST
+def test_torch_dataset_without_plain_labels(targets, monkeypatch):
+    monkeypatch.setattr('hdkd_timm.data.create_dataset', lambda *args, **kwargs: LabelledBy(targets))
+    with pytest.raises(ValueError, match="'torch/odd' tells no class index of each image: list its images"):
+        create('data', dataset='torch/odd')
+    with pytest.raises(ValueError, match="--class-map is not for 'torch/odd'"):
+        create('data', dataset='torch/odd', class_map='classes.txt')
 
 
 @pytest.fixture

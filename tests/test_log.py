@@ -76,7 +76,8 @@ def test_wandb(tmp_path, monkeypatch):
     log = EpochLog(folder, 'run/student', ['wandb'])
     try:
         assert log.wandb.settings.mode == 'offline'
-        assert (log.wandb.name, log.wandb.id, log.wandb.project) == ('run/student', 'run-student', 'hdkd_timm')
+        name = log.wandb.id
+        assert (log.wandb.name, log.wandb.project) == ('run/student', 'hdkd_timm')
         assert dict(log.wandb.config) == {'lr': 0.001, 'model': 'hdkd_student'}  # of the folder above
         log.write(ROWS[:1])
         log.write(ROWS)
@@ -85,9 +86,17 @@ def test_wandb(tmp_path, monkeypatch):
     finally:
         log.close()
     assert wandb.run is None
-    written = list(folder.glob('wandb/offline-run-*/run-run-student.wandb'))
+    written = list(folder.glob(f'wandb/offline-run-*/run-{name}.wandb'))
     assert len(written) == 1
     assert written[0].stat().st_size > 0
+    # a run that goes on is the same one there, one of the same name in a new folder is another
+    ids = []
+    for place in (folder, tmp_path / 'other'):
+        place.mkdir(exist_ok=True)
+        log = EpochLog(place, 'run/student', ['wandb'])
+        ids.append(log.wandb.id)
+        log.close()
+    assert ids[0] == name != ids[1]
 
 
 @pytest.mark.parametrize('name', ['tensorboard', 'wandb'])

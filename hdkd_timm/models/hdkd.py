@@ -601,6 +601,8 @@ class HDKDStudent(nn.Module):
         super().__init__()
         if len(depths) != 4:
             raise ValueError(f'depths of a student are (stage 1, stage 2, stage 3, transformer), got {tuple(depths)}.')
+        if num_heads < 1 or head_dim < 1:
+            raise ValueError(f'num_heads and head_dim must be 1 or more, got {num_heads} and {head_dim}.')
         self.img_size = _check_img_size(img_size)
         self.in_chans = in_chans
         self.num_classes = num_classes
