@@ -4,6 +4,10 @@
 
 Both networks full size, float32; each step is forward, loss, backward and AdamW. The two take turns in one process, so
 that a busy machine slows both; the ratio is that of the median times.
+
+The second does 2.5 times the operations and keeps more maps for the backward pass. On a CPU its time also hangs on the
+memory allocator: glibc gives the memory of large maps back and asks for it again at each step, unless it is told to
+keep it, MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 before the command.
 """
 import argparse
 import statistics

@@ -31,24 +31,24 @@ class AugmentConfig:
                        choices=AUGMENTATIONS)
     scale: Tuple[float, float] = setting((0.8, 1.), 'random crop, share of the area', metavar=('MIN', 'MAX'))
     ratio: Tuple[float, float] = setting((0.75, 1.3333), 'random crop, aspect ratio', metavar=('MIN', 'MAX'))
-    hflip: float = setting(0.5, 'probability of a horizontal flip')
-    vflip: float = setting(0.5, 'probability of a vertical flip')
-    color_jitter: float = setting(0.3, 'strength of random brightness, contrast and saturation')
+    hflip: float = setting(0.5, 'probability of a horizontal flip', at_least=0, at_most=1)
+    vflip: float = setting(0.5, 'probability of a vertical flip', at_least=0, at_most=1)
+    color_jitter: float = setting(0.3, 'strength of random brightness, contrast and saturation', at_least=0)
     aa: Optional[str] = setting(None, "timm's automatic augmentation (rand-m6-mstd0.5), instead of the jitter")
-    reprob: float = setting(0., 'probability of random erasing')
+    reprob: float = setting(0., 'probability of random erasing', at_least=0, at_most=1)
     remode: str = setting('pixel', 'what is put there', choices=('const', 'rand', 'pixel'))
-    recount: int = setting(1, 'areas erased in an image')
-    mixup: float = setting(0., 'mixup alpha, 0 for none')
-    cutmix: float = setting(0., 'cutmix alpha, 0 for none')
-    mixup_prob: float = setting(1., 'probability of mixup or cutmix of a batch')
-    mixup_switch_prob: float = setting(0.5, 'probability of cutmix where both are on')
-    mixup_off_epoch: int = setting(0, 'turn mixup and cutmix off after this epoch, 0 for never')
-    smoothing: float = setting(0., 'label smoothing')
+    recount: int = setting(1, 'areas erased in an image', at_least=1)
+    mixup: float = setting(0., 'mixup alpha, 0 for none', at_least=0)
+    cutmix: float = setting(0., 'cutmix alpha, 0 for none', at_least=0)
+    mixup_prob: float = setting(1., 'probability of mixup or cutmix of a batch', at_least=0, at_most=1)
+    mixup_switch_prob: float = setting(0.5, 'probability of cutmix where both are on', at_least=0, at_most=1)
+    mixup_off_epoch: int = setting(0, 'turn mixup and cutmix off after this epoch, 0 for never', at_least=0)
+    smoothing: float = setting(0., 'label smoothing', at_least=0, below=1)
 
     @property
     def loss_smoothing(self) -> float:
         """Label smoothing that is left to the loss: timm's mixup smooths the labels itself."""
-        return 0. if self.aug == 'timm' and (self.mixup or self.cutmix) else self.smoothing
+        return 0. if self.mixup or self.cutmix else self.smoothing
 
 
 def paper_transform(img_size: Tuple[int, int], interpolation: str = 'bilinear') -> transforms.Compose:
@@ -124,7 +124,7 @@ def create_eval_transform(data_config: Dict[str, Any]) -> Callable:
 
 
 class BatchAugmentation:
-    """What is done to a whole batch on its device: random erasing, then mixup or cutmix, both timm's.
+    """What is done to a whole batch on its device after any `--aug`: random erasing, then mixup or cutmix, timm's.
 
     (B, C, H, W), class indices (B,) -> images, class indices, or class probabilities (B, K) with mixup or cutmix.
 
@@ -135,14 +135,13 @@ class BatchAugmentation:
     """
 
     def __init__(self, config: AugmentConfig, num_classes: int, device: torch.device):
-        by_flags = config.aug == 'timm'
         self.erasing = RandomErasing(
             config.reprob, mode=config.remode, max_count=config.recount, device=device,
-        ) if by_flags and config.reprob else None
+        ) if config.reprob else None
         self.mixup = Mixup(
             mixup_alpha=config.mixup, cutmix_alpha=config.cutmix, prob=config.mixup_prob,
             switch_prob=config.mixup_switch_prob, label_smoothing=config.smoothing, num_classes=num_classes,
-        ) if by_flags and (config.mixup or config.cutmix) else None
+        ) if config.mixup or config.cutmix else None
         self.mixup_off_epoch = config.mixup_off_epoch
 
     def __call__(

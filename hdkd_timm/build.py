@@ -8,7 +8,7 @@ from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
-from .checkpoint import load_model
+from .checkpoint import HUBS, adapt_stats, load_model
 from .metrics import LOWER_IS_BETTER
 from .settings import TrainConfig
 
@@ -19,11 +19,17 @@ def create_network(name: str, config: TrainConfig, num_classes: int, **kwargs: A
     Raises:
         ValueError: if there is no such model, or it can't be built with these arguments.
     """
-    kwargs = dict(
-        kwargs, num_classes=num_classes, in_chans=config.in_chans,
-        **{k: v for k, v in (('drop_rate', config.drop), ('drop_path_rate', config.drop_path)) if v is not None})
-    if ':' in name:
-        return load_model(name, pretrained=True, optional=dict(img_size=config.img_size), **kwargs)
+    for key in ('num_classes', 'in_chans', 'img_size', 'pretrained'):
+        if key in kwargs:
+            raise ValueError(f"'{key}' of '{name}' is no argument for --model-kwargs: it follows from the data and the"
+                             ' other flags.')
+    kwargs.update(num_classes=num_classes, in_chans=config.in_chans)
+    rates = dict(drop_rate=config.drop, drop_path_rate=config.drop_path)
+    kwargs.update({key: value for key, value in rates.items() if value is not None})
+    if name.startswith(HUBS):
+        model, kwargs = load_model(name, optional=dict(img_size=config.img_size), **kwargs)
+        adapt_stats(model)
+        return model, kwargs
     if not timm.is_model(name.split('.')[0]):
         close = timm.list_models('hdkd_*')
         raise ValueError(f"Unknown model '{name}': choose from {', '.join(close)} or any other of timm's.")
@@ -31,10 +37,12 @@ def create_network(name: str, config: TrainConfig, num_classes: int, **kwargs: A
     if name.startswith('hdkd_') or (cfg is not None and cfg.fixed_input_size):
         kwargs.update(img_size=config.img_size)
     try:
-        return timm.create_model(name, pretrained=config.pretrained, **kwargs), kwargs
+        model = timm.create_model(name, pretrained=config.pretrained, **kwargs)
     except Exception as e:  # whatever the networks of others raise
         reason = ' '.join(str(e).split()) or type(e).__name__
         raise ValueError(f"Cannot build '{name}' with {kwargs}: {reason}") from e
+    adapt_stats(model)
+    return model, kwargs
 
 
 def freeze_stages(model: nn.Module, number: int) -> List[nn.Module]:
@@ -103,28 +111,16 @@ def create_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, updat
     """
     if config.sched == 'none':
         return None
+    third = max(1, config.epochs // 3)
+    milestones = config.decay_milestones or (third, 2 * third)
     warmup_epochs = min(5, config.epochs // 5) if config.warmup_epochs is None else config.warmup_epochs
     scheduler, _ = create_scheduler_v2(
         optimizer, sched=config.sched, num_epochs=config.epochs, warmup_epochs=warmup_epochs,
         warmup_lr=config.warmup_lr, min_lr=config.min_lr, step_on_epochs=not config.sched_on_updates,
-        updates_per_epoch=updates_per_epoch, plateau_mode='min' if config.select_metric in LOWER_IS_BETTER else 'max')
+        decay_epochs=config.decay_epochs or third, decay_milestones=list(milestones), decay_rate=config.decay_rate,
+        patience_epochs=config.patience_epochs, updates_per_epoch=updates_per_epoch,
+        plateau_mode='min' if config.select_metric in LOWER_IS_BETTER else 'max')
     if scheduler is None:  # timm < 1.0.31 takes any name
         raise ValueError(
             f"Unknown schedule '{config.sched}': choose one of timm's (cosine, step, plateau, ...) or none.")
     return scheduler
-
-
-def check_input(model: nn.Module, input_size: Tuple[int, int, int]) -> None:
-    """Does a network take images of this size?
-
-    Raises:
-        ValueError: if not.
-    """
-    was_training = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, *input_size))
-    except (AssertionError, RuntimeError) as e:
-        raise ValueError(f'{type(model).__name__} takes no image of {input_size}: {e}') from e
-    finally:
-        model.train(was_training)

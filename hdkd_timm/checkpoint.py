@@ -6,14 +6,10 @@ whole or not at all.
 import copy
 import json
 import math
-import os
 import pickle
-import shutil
-import tempfile
 import zipfile
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import safetensors.torch
 import timm
@@ -23,32 +19,17 @@ from timm.models import save_for_hf
 from timm.utils import unwrap_model
 from torch import nn
 
+from .files import PathLike, new_folder, whole_file
 from .models.hdkd import HDKDStudent, convert_state_dict
 
-PathLike = Union[str, Path]
+HUBS = ('local-dir:', 'hf-hub:', 'hf_hub:')  # how timm tells models that are saved elsewhere
 
 
-@contextmanager
-def new_folder(folder: PathLike) -> Iterator[Path]:
-    """A temporary folder beside `folder`, renamed to it at the end or removed on an error.
-
-    Raises:
-        FileExistsError: if `folder` exists and is not empty.
-    """
-    folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FileExistsError(f"'{folder}' exists already: choose another folder, nothing is overwritten.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)  # mkdtemp's folders are for their owner alone
-        os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+def adapt_stats(model: nn.Module) -> None:
+    """Let a timm model's mean and std be of as many channels as it takes."""
+    for key in ('mean', 'std'):
+        stats = tuple(adapt_to_chs(model.pretrained_cfg[key], model.in_chans))
+        model.pretrained_cfg = dict(model.pretrained_cfg, **{key: stats})
 
 
 def save_model(
@@ -56,6 +37,7 @@ def save_model(
         folder: PathLike,
         label_names: Optional[Sequence[str]] = None,
         model_args: Optional[Dict[str, Any]] = None,
+        input_size: Optional[Tuple[int, int, int]] = None,
         replace: bool = False,
 ) -> None:
     """Write a model folder that `timm.create_model('local-dir:FOLDER', pretrained=True)` loads.
@@ -66,15 +48,14 @@ def save_model(
         label_names: Class names by index.
         model_args: Arguments that the model was created with. timm >= 1.0.31 records them for all models, before that
             they are known for those of this package.
+        input_size: (C, H, W) of the images that it was trained on, where the model does not tell.
         replace: Take the place of the weights of the same model there.
 
     Raises:
         FileExistsError: if the folder holds something.
     """
     model = copy.deepcopy(unwrap_model(model)).cpu().to(memory_format=torch.contiguous_format)
-    for key in ('mean', 'std'):  # of as many channels as the model takes
-        stats = adapt_to_chs(model.pretrained_cfg[key], model.in_chans)
-        model.pretrained_cfg = dict(model.pretrained_cfg, **{key: tuple(stats)})
+    adapt_stats(model)
     if not hasattr(timm.models, 'get_model_args'):  # timm < 1.0.31
         pool = getattr(model, 'global_pool', None)
         pool = getattr(pool, 'pool_type', pool)
@@ -83,19 +64,21 @@ def save_model(
             'in_chans': model.in_chans, **({'global_pool': pool} if isinstance(pool, str) else {})}
     model_config = {'label_names': list(label_names)} if label_names else {}
     if replace and (Path(folder) / 'model.safetensors').exists():
-        with tempfile.TemporaryDirectory(prefix='.new-', dir=folder) as temporary:
-            safetensors.torch.save_file(model.state_dict(), Path(temporary) / 'model.safetensors')
-            os.replace(Path(temporary) / 'model.safetensors', Path(folder) / 'model.safetensors')
+        with whole_file(Path(folder) / 'model.safetensors', 'wb') as file:
+            file.write(safetensors.torch.save(model.state_dict()))
         return
     with new_folder(folder) as temporary:
         save_for_hf(model, temporary, model_config=model_config, model_args=model_args, safe_serialization=True)
         path = temporary / 'config.json'
         config = json.loads(path.read_text())
-        # timm < 1.0.31 writes the source's metadata, not the model's
-        img_size = getattr(model, 'img_size', None) or config['pretrained_cfg']['input_size'][-2:]
-        config['pretrained_cfg'].update(
+        # what timm writes is the source's metadata, in some versions or for some models
+        cfg = config['pretrained_cfg']
+        img_size = input_size[-2:] if input_size else getattr(model, 'img_size', None) or cfg['input_size'][-2:]
+        cfg.update(
             input_size=[model.in_chans, *(img_size if isinstance(img_size, (list, tuple)) else [img_size] * 2)],
             num_classes=model.num_classes)
+        for key in ('test_input_size', 'test_crop_pct'):
+            cfg.pop(key, None)
         path.write_text(json.dumps(config, indent=2) + '\n')
 
 
@@ -283,65 +266,96 @@ def load_model(
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: if it is no whole model folder.
+        ValueError: if it is no whole model folder, config.json and model.safetensors.
     """
-    if name.startswith('local-dir:') and not Path(name.partition(':')[2]).is_dir():
-        raise FileNotFoundError(f"Model folder '{name.partition(':')[2]}' does not exist.")
+    folder = Path(name.partition(':')[2]) if name.startswith('local-dir:') else None
+    if folder is not None and not folder.is_dir():
+        raise FileNotFoundError(f"Model folder '{folder}' does not exist.")
+    saved_args: Dict[str, Any] = {}
     kwargs.pop('pretrained', None)
     try:
+        if folder is not None:
+            saved_args = json.loads((folder / 'config.json').read_text()).get('model_args') or {}
         try:
             every = {**(optional or {}), **kwargs}
-            return timm.create_model(name, pretrained=True, **every), every
+            return timm.create_model(name, pretrained=True, **every), {**saved_args, **every}
         except TypeError:
-            return timm.create_model(name, pretrained=True, **kwargs), kwargs
+            return timm.create_model(name, pretrained=True, **kwargs), {**saved_args, **kwargs}
     except Exception as e:  # whatever a damaged file or a network raises
         first = str(e).splitlines()[0] if str(e) else ''
-        raise ValueError(f"Cannot load '{name}' ({type(e).__name__}: {first}).") from e
+        expected = '' if folder is None else ' Expected a whole model folder, with config.json and model.safetensors.'
+        raise ValueError(f"Cannot load '{name}' ({type(e).__name__}: {first}).{expected}") from e
+
+
+def load_saved(
+        name: PathLike,
+        model_name: Optional[str] = None,
+        img_size: Optional[int] = None,
+        **model_kwargs: Any,
+) -> Tuple[nn.Module, Dict[str, Any]]:
+    """A trained model wherever it was saved, and the arguments that it is built with.
+
+    Args:
+        name: Model folder, run folder (its `best` is meant), checkpoint file of an HDKD network, 'local-dir:FOLDER' or
+            'hf-hub:NAME'.
+        model_name: Model name of a checkpoint file, where its keys leave a choice (`_s4`).
+        img_size: Image size in pixels, for models that take one; None for that of the training.
+        model_kwargs: Model arguments of a checkpoint file, where keys and shapes leave a choice.
+
+    Raises:
+        FileNotFoundError: if there is no such model.
+        ValueError: if it cannot be loaded, or the folder holds several.
+    """
+    size = {} if img_size is None else dict(img_size=img_size)
+    path = Path(name)
+    if str(name).startswith(HUBS) and not path.exists():
+        return load_model(str(name), optional=size)
+    if path.name == 'model.safetensors' and (path.parent / 'config.json').is_file():
+        path = path.parent
+    if path.is_file():
+        return load_checkpoint(path, model_name, **size, **model_kwargs)
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"Model '{name}' does not exist: give a model folder, such as a run's 'best', a checkpoint file or"
+            ' hf-hub:NAME.')
+    if (path / 'best' / 'config.json').is_file():
+        path = path / 'best'
+    several = [str(config.parent.parent) for config in sorted(path.glob('*/best/config.json'))]
+    if several and not (path / 'config.json').is_file():
+        raise ValueError(f"'{name}' holds several models: give one of {', '.join(several)}.")
+    return load_model(f'local-dir:{path}', optional=size)
 
 
 def load_teacher(
-        path: PathLike,
+        name: PathLike,
         classes: List[str],
         in_chans: int = 3,
         model_name: Optional[str] = None,
 ) -> Tuple[nn.Module, Dict[str, Any]]:
-    """A trained teacher from a model folder (any timm model) or a checkpoint file (an HDKD network).
+    """A trained teacher, and the arguments that it is built with.
 
     Args:
-        path: Model folder or file.
-        classes: Class names of the data by index. A folder that names its classes must name the same in this order, of
+        name: As `load_saved` takes it.
+        classes: Class names of the data by index. A model that names its classes must name the same in this order, of
             others only the number can be compared.
         in_chans: Image channels that the student takes.
-        model_name: Architecture of a checkpoint file, where its keys leave a choice (`_s4`).
-
-    Returns:
-        The model, and the arguments that it is built with.
+        model_name: Model name of a checkpoint file, where its keys leave a choice (`_s4`).
 
     Raises:
         FileNotFoundError, ValueError: if there is no such model, or if its classes or channels differ.
     """
-    if Path(path).is_dir():
-        try:
-            model = timm.create_model(f'local-dir:{path}', pretrained=True)
-            model_args = json.loads((Path(path) / 'config.json').read_text()).get('model_args', {})
-        except Exception as e:  # whatever a damaged file raises
-            raise ValueError(
-                f"'{path}' is no whole model folder with config.json and model.safetensors ({type(e).__name__}:"
-                f" {str(e).splitlines()[0] if str(e) else ''}).") from e
-        labels = list(model.pretrained_cfg.get('label_names') or [])
-    else:
-        model, model_args = load_checkpoint(path, model_name)
-        labels = []
+    model, model_args = load_saved(name, model_name)
+    labels = list(model.pretrained_cfg.get('label_names') or [])
     if labels and labels != classes:
-        different = [name for name in labels if name not in classes] or [name for name in classes if name not in labels]
+        different = [label for label in labels if label not in classes] \
+            or [label for label in classes if label not in labels]
         reason = f"class '{different[0]}' is not in both" if different else 'the order differs'
         raise ValueError(
-            f"The classes of teacher '{path}' ({', '.join(labels)}) are not those of the data ({', '.join(classes)}):"
+            f"The classes of teacher '{name}' ({', '.join(labels)}) are not those of the data ({', '.join(classes)}):"
             f' {reason}.')
     if model.num_classes != len(classes):
-        raise ValueError(f"Teacher '{path}' has {model.num_classes} classes, the data {len(classes)}.")
+        raise ValueError(f"Teacher '{name}' has {model.num_classes} classes, the data {len(classes)}.")
     if model.in_chans != in_chans:
-        raise ValueError(f"Teacher '{path}' takes {model.in_chans} channels, the student {in_chans}.")
+        raise ValueError(f"Teacher '{name}' takes {model.in_chans} channels, the student {in_chans}.")
+    adapt_stats(model)
     return model, model_args
-
-

@@ -50,9 +50,9 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _eval(args: argparse.Namespace) -> None:
-    from .checkpoint import new_folder
     from .config import from_arguments
-    from .evaluate import write_json, write_predictions
+    from .evaluate import write_predictions
+    from .files import new_folder, write_json
     from .inference import evaluate_model
     if args.out_dir and os.path.exists(args.out_dir):
         raise FileExistsError(f"'{args.out_dir}' exists already: choose another --out-dir, nothing is overwritten.")
@@ -161,15 +161,19 @@ def create_parser() -> argparse.ArgumentParser:
 
 def _settings_of_files(args: argparse.Namespace) -> Dict[str, Any]:
     """Settings of --recipe and --config, the latter win."""
-    from .config import check_settings, read_recipe, read_yaml
-    from .settings import DistillConfig
+    from .config import check_settings, read_yaml
+    from .inference import InferenceConfig
+    from .settings import DistillConfig, recipe_settings
     values: Dict[str, Any] = {}
-    fields = {field.name for field in dataclasses.fields(args.config_cls)}
-    if getattr(args, 'recipe', None):  # it speaks of distill, of which train has a part
-        recipe = check_settings(read_recipe(args.recipe), [DistillConfig], f"recipe '{args.recipe}'")
-        values.update({name: value for name, value in recipe.items() if name in fields})
+    if getattr(args, 'recipe', None):
+        values.update(recipe_settings(args.recipe, args.config_cls))
     if args.config:
-        values.update(check_settings(read_yaml(args.config), [args.config_cls], f"'{args.config}'"))
+        classes = [args.config_cls]
+        if issubclass(args.config_cls, InferenceConfig):  # takes the config of a run, of which it needs a part
+            classes.insert(0, DistillConfig)
+        found = check_settings(read_yaml(args.config), classes, f"'{args.config}'")
+        fields = {field.name for field in dataclasses.fields(args.config_cls)}
+        values.update({name: value for name, value in found.items() if name in fields})
     return values
 
 

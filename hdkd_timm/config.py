@@ -1,11 +1,14 @@
 """Settings as dataclasses: their command-line flags, and YAML files of them.
 
-A field is a flag of the same name with dashes, its metadata are argparse's words (help, choices, metavar, flags).
+A field is a flag of the same name with dashes, its metadata are argparse's words (help, choices, metavar, flags) and
+bounds of its value.
 """
 import argparse
 import ast
 import dataclasses
 import importlib.resources
+import math
+import operator
 import typing
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Tuple, Type, TypeVar, Union
@@ -14,9 +17,13 @@ import yaml
 
 ConfigT = TypeVar('ConfigT')
 
+BOUNDS = {  # keyword of `setting` -> test and words
+    'above': (operator.gt, 'above {}'), 'at_least': (operator.ge, '{} or more'),
+    'below': (operator.lt, 'below {}'), 'at_most': (operator.le, 'at most {}')}
+
 
 def setting(default: Any = dataclasses.MISSING, help: str = '', **kwargs: Any) -> Any:
-    """A field of a settings dataclass with its help text and other words for argparse."""
+    """A field of a settings dataclass with its help text, bounds (see `BOUNDS`) and other words for argparse."""
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=dict(kwargs, help=help))
     return dataclasses.field(default=default, metadata=dict(kwargs, help=help))
@@ -58,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser, config_cls: Type[Any], **defa
     """Add a flag for each field of a settings dataclass. `defaults` win over the fields' own."""
     types = typing.get_type_hints(config_cls)
     for field in dataclasses.fields(config_cls):
-        words = dict(field.metadata)
+        words = {name: word for name, word in field.metadata.items() if name not in BOUNDS}
         flags = [*words.pop('flags', ()), flag(field.name)]
         required = _default(field) is dataclasses.MISSING and field.name not in defaults
         default = None if required else defaults.get(field.name, _default(field))
@@ -105,6 +112,25 @@ def _convert(value: Any, hint: Any) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise TypeError
     return value
+
+
+def check_values(config: Any) -> None:
+    """Is each value of a settings dataclass among its choices and within its bounds?
+
+    Raises:
+        ValueError: if not; names the flag, the value and what it must be.
+    """
+    for field in dataclasses.fields(config):
+        value, words = getattr(config, field.name), field.metadata
+        for v in value if isinstance(value, tuple) else (value,):
+            choices = words.get('choices')
+            if choices and v is not None and v not in choices:
+                raise ValueError(f"{flag(field.name)} must be one of {', '.join(map(str, choices))}, got {v!r}.")
+            bounds = [(bound, words[bound]) for bound in BOUNDS if bound in words]
+            if bounds and v is not None and not (
+                    math.isfinite(v) and all(BOUNDS[bound][0](v, limit) for bound, limit in bounds)):
+                said = ' and '.join(BOUNDS[bound][1].format(limit) for bound, limit in bounds)
+                raise ValueError(f'{flag(field.name)} must be {said}, got {v}.')
 
 
 def check_settings(values: Dict[str, Any], config_classes: Iterable[Type[Any]], source: str) -> Dict[str, Any]:

@@ -8,6 +8,7 @@ import copy
 import csv
 import dataclasses
 import logging
+import math
 import os
 import tarfile
 import warnings
@@ -46,7 +47,8 @@ class DataConfig:
         None, "CSV file instead, columns path (relative to --data-dir, else to the file's folder), label, split, group",
         metavar='FILE')
     split_column: str = setting('split', 'CSV column that tells train, val or test')
-    group_column: str = setting('group', 'CSV column of groups (patients, lesions) that no split may tear apart')
+    group_column: Optional[str] = setting(
+        None, "CSV column of groups (patients, lesions) that no split may tear apart (default: 'group' if it is there)")
     dataset: Optional[str] = setting(
         None, "dataset of timm's create_dataset instead (hfds/NAME, wds/NAME, torch/NAME), root --data-dir")
     train_split: str = setting('train', "the --dataset's split to train on")
@@ -56,18 +58,21 @@ class DataConfig:
     class_map: Optional[str] = setting(None, "the --dataset's class map, a text file with a class a line")
     input_key: Optional[str] = setting(None, "the --dataset's image field")
     target_key: Optional[str] = setting(None, "the --dataset's label field")
-    num_classes: Optional[int] = setting(None, 'number of classes, for datasets that do not tell')
+    num_classes: Optional[int] = setting(None, 'number of classes, for datasets that do not tell', at_least=2)
     in_chans: int = setting(3, 'image channels, 3 (RGB) or 1 (grey)')
-    train_fraction: float = setting(1., 'share of the training images to use, drawn per class with the seed')
+    train_fraction: float = setting(
+        1., 'share of the training images to use, drawn per class with the seed', above=0, at_most=1)
     val_fraction: float = setting(
-        0., 'share of the training images to choose the epoch on where there is no val split, per class and by group')
-    folds: Optional[int] = setting(None, 'cross-validation: cut the training images into so many folds, per class and '
-                                   'by group, and hold one out, as val where there is a test split, else as test')
-    fold: int = setting(0, 'the fold held out, from 0')
+        0., 'share of the training images to choose the epoch on where there is no val split, per class and by group',
+        at_least=0, below=1)
+    folds: Optional[int] = setting(
+        None, 'cross-validation: cut the training images into so many folds, per class and by group, and hold one out,'
+        ' as val where there is a test split, else as test', at_least=2)
+    fold: int = setting(0, 'the fold held out, from 0', at_least=0)
     on_bad_image: str = setting(
         'error', 'images that cannot be read end the run, or are left out', choices=('error', 'skip'))
     check_images: bool = setting(True, 'read every image once before the training')
-    seed: int = setting(42, 'random seed')
+    seed: int = setting(42, 'random seed', at_least=0)
 
 
 @dataclasses.dataclass
@@ -172,6 +177,11 @@ class SampleDataset(torch.utils.data.Dataset):
             raise ValueError(f"Cannot read image '{name}' ({type(e).__name__}: {e}).") from e
 
 
+def _by_name(name: str) -> Tuple[Any, str]:
+    """timm's natural order of names; of those that differ in case alone too."""
+    return natural_key(name), name
+
+
 def _count_images(folder: Path) -> int:
     return sum(os.path.splitext(entry.name)[1].lower() in IMG_EXTENSIONS for entry in os.scandir(folder))
 
@@ -199,7 +209,7 @@ def find_classes(split_dir: Union[str, Path]) -> List[str]:
             raise FileNotFoundError(
                 f"No images in class folder '{folder}' (looked for {' '.join(IMG_EXTENSIONS)}): add some, or remove"
                 ' the folder.')
-    return sorted((f.name for f in folders), key=natural_key)
+    return sorted((f.name for f in folders), key=_by_name)
 
 
 def find_splits(data_dir: Union[str, Path], required: str = 'train') -> Dict[str, Path]:
@@ -281,7 +291,7 @@ def read_folders(
         if 0 in levels or len(levels) > 1:
             raise ValueError(f"'{place}' holds images outside of class folders, or a level too deep; expected"
                              " '<class>/*' in it.")
-        classes[split] = sorted(reader.class_name_to_idx, key=natural_key)
+        classes[split] = sorted(reader.class_name_to_idx, key=_by_name)
         samples[split] = Samples(reader, np.arange(len(reader)), np.array(reader.targets))
     names = _check_classes(classes, places)
     for split, place in places.items():
@@ -296,7 +306,7 @@ def read_csv(
         path: Union[str, Path],
         root: Optional[Union[str, Path]] = None,
         split_column: str = 'split',
-        group_column: str = 'group',
+        group_column: Optional[str] = None,
         only: Optional[str] = None,
 ) -> Tuple[Dict[str, Samples], List[str]]:
     """Samples of a table of images, and the class names.
@@ -306,7 +316,7 @@ def read_csv(
             Rows without a split are left out.
         root: Folder that the paths are relative to, else that of the file.
         split_column: Name of the column that tells the split.
-        group_column: Name of the column that tells the group.
+        group_column: Name of the column that tells the group, 'group' if it is there.
         only: The one split that is wanted; without a column of splits it is all rows.
 
     Raises:
@@ -325,18 +335,22 @@ def read_csv(
     except (UnicodeDecodeError, csv.Error) as e:
         raise ValueError(f"'{path}' is no CSV file in UTF-8 ({e}).") from e
     wanted = ['path', 'label']
-    wanted += [name for name, default in ((split_column, 'split'), (group_column, 'group')) if name != default]
+    wanted += [split_column] if split_column != 'split' else []
+    wanted += [group_column] if group_column is not None else []
     for name in wanted:
         if name not in columns:
             raise ValueError(f"'{path}' has no column '{name}' (columns found: {', '.join(columns) or 'none'}).")
+    if group_column is None:
+        group_column = 'group'
     synonyms = {name: split for split, names in SPLITS.items() for name in names}
     by_split: Dict[str, List[Dict[str, str]]] = {}
     lines: Dict[str, int] = {}
     left_out = 0
     for line, row in rows:
+        row.update({name: (row[name] or '').strip() for name in ('label', group_column) if name in columns})
         if not row['path'] or not row['label']:
             raise ValueError(f"'{path}' line {line}: no {'label' if row['path'] else 'path'}.")
-        first = lines.setdefault(os.path.normpath(row['path']), line)
+        first = lines.setdefault(os.path.abspath(root / row['path']), line)
         if first != line:
             raise ValueError(f"'{path}' line {line}: image '{row['path']}' is in line {first} already.")
         split = (row[split_column] or '').strip().lower() if split_column in columns else only or 'train'
@@ -351,12 +365,12 @@ def read_csv(
     if (only or 'train') not in by_split:
         raise ValueError(f"'{path}' has no row of split '{only or 'train'}' (column '{split_column}').")
     classes = {
-        split: sorted({row['label'] for row in rows}, key=natural_key) for split, rows in by_split.items()}
+        split: sorted({row['label'] for row in rows}, key=_by_name) for split, rows in by_split.items()}
     names = _check_classes(classes, {split: f'{path}, split {split}' for split in by_split})
     samples = {}
     for split, rows in by_split.items():
         found = [(str(root / row['path']), names.index(row['label'])) for row in rows]
-        groups = np.array([row[group_column] or '' for row in rows]) if group_column in columns else None
+        groups = np.array([row[group_column] for row in rows]) if group_column in columns else None
         if groups is not None and (groups == '').any():  # an image without a group is its own
             groups = np.array([group or f'path {row["path"]}' for group, row in zip(groups, rows)])
         samples[split] = Samples(FileReader(found), np.arange(len(found)), np.array([t for _, t in found]), groups)
@@ -399,7 +413,7 @@ def _read_labels(dataset: Any, config: DataConfig, split: str) -> Tuple[np.ndarr
     if config.class_map:
         names = _read_class_map(config.class_map)
     elif not names and labels and isinstance(labels[0], str):
-        names = sorted(set(labels), key=natural_key)
+        names = sorted(set(labels), key=_by_name)
     if not names:
         return np.array(labels), []
     index_of = {name: i for i, name in enumerate(names)}
@@ -505,7 +519,7 @@ def _cut(samples: Samples, folds: int, seed: int) -> np.ndarray:
 
 
 def draw_val(samples: Samples, fraction: float, seed: int = 42) -> np.ndarray:
-    """Mask of the samples that make a val split, (N,): some of up to 20 stratified folds as in `cut_folds`.
+    """Mask of the samples that make a val split, (N,): some of the stratified folds of `cut_folds`, of 20 or more.
 
     Their share is as near the fraction as folds can be that leave images of each class on both sides.
 
@@ -516,7 +530,8 @@ def draw_val(samples: Samples, fraction: float, seed: int = 42) -> np.ndarray:
     if not 0 < fraction < 1:
         raise ValueError(f'val_fraction must be above 0 and below 1, got {fraction}.')
     units = _units(samples)
-    most = min(20, max(units.values())) if min(units.values()) > 1 else 1
+    folds = max(20, math.ceil(1 / min(fraction, 1 - fraction)))
+    most = min(folds, max(units.values())) if min(units.values()) > 1 else 1
     cuts: Dict[int, np.ndarray] = {}
     for _, folds, number in sorted((abs(k / n - fraction), n, k) for n in range(2, most + 1) for k in range(1, n)):
         if folds not in cuts:
@@ -661,6 +676,19 @@ def create_datasets(
     if config.check_images:
         samples = {split: _drop_bad_images(part, split, classes, config) for split, part in samples.items()}
     return {split: SampleDataset(part, IMG_MODES[config.in_chans]) for split, part in samples.items()}, classes
+
+
+def list_images(datasets: Dict[str, Any], classes: List[str]) -> List[Dict[str, str]]:
+    """Path, label, split (and group) of each image of datasets with random access, rows that `read_csv` can read."""
+    rows = []
+    for split, dataset in datasets.items():
+        samples = getattr(dataset, 'samples', None)
+        for i in range(len(samples) if samples else 0):
+            name = samples.filename(i)
+            path = os.path.abspath(name) if isinstance(samples.reader, FileReader) else name
+            row = dict(path=path, label=classes[samples.targets[i]], split=split)
+            rows.append(row if samples.groups is None else dict(row, group=str(samples.groups[i])))
+    return rows
 
 
 def _check_number(config: DataConfig, classes: List[str]) -> None:

@@ -12,7 +12,6 @@ class World:
     """This process among all of a run."""
     device: torch.device
     rank: int = 0
-    local_rank: int = 0
     size: int = 1
     control: Any = None  # group of CPU messages, so that asking does not wait for a GPU
     joined: bool = False  # by `init_world`, which found no process group
@@ -71,12 +70,12 @@ def init_world(device: Optional[str] = None) -> World:
     """
     picked = pick_device(device)
     if dist.is_initialized():
-        return World(picked, dist.get_rank(), size=dist.get_world_size(), control=dist.new_group(backend='gloo'))
+        return World(picked, dist.get_rank(), dist.get_world_size(), dist.new_group(backend='gloo'))
     if not is_distributed_env():
         return World(picked)
     info = init_distributed_device_so(device=str(picked))
     return World(
-        torch.device(info['device']), info['global_rank'], info['local_rank'], info['world_size'],
+        torch.device(info['device']), info['global_rank'], info['world_size'],
         dist.new_group(backend='gloo'), joined=True)
 
 

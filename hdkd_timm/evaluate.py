@@ -1,5 +1,4 @@
 """A network on all images of a split, and the files and tables that tell of it."""
-import json
 import math
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -9,9 +8,9 @@ import torch
 from torch import nn
 
 from .distributed import World
+from .files import write_rows
 from .loader import SplitLoader
-from .log import write_rows
-from .runs import Signals, whole_file
+from .runs import Signals
 
 
 @torch.inference_mode()
@@ -71,19 +70,6 @@ def write_predictions(
         row.update({f'prob_{label}': f'{p:.6f}' for label, p in zip(classes, probs[i])})
         rows.append(row)
     write_rows(rows, path)
-
-
-def write_json(values: Dict[str, Any], path: Path) -> None:
-    """JSON has no NaN: what is undefined is null."""
-    def clean(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: clean(v) for k, v in value.items()}
-        if isinstance(value, list):
-            return [clean(v) for v in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    with whole_file(path) as file:
-        file.write(json.dumps(clean(values), indent=2, allow_nan=False) + '\n')
 
 
 def format_table(metrics: Dict[str, Any]) -> str:

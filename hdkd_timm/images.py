@@ -15,6 +15,8 @@ from timm.data import get_img_extensions
 IMG_EXTENSIONS = tuple(dict.fromkeys((*get_img_extensions(), '.webp', '.bmp', '.tif', '.tiff', '.dcm')))
 IMG_MODES = {1: 'L', 3: 'RGB'}  # Pillow mode by number of channels
 
+PHOTOMETRIC = 262  # TIFF's tag, 0 is WhiteIsZero
+
 
 def _scale_to_bytes(pixels: np.ndarray, low: float, high: float) -> Image.Image:
     """Map low..high to black..white, (H, W) or (H, W, 3). A negative slope of DICOM makes low the greater one."""
@@ -22,12 +24,14 @@ def _scale_to_bytes(pixels: np.ndarray, low: float, high: float) -> Image.Image:
     return Image.fromarray((scaled.clip(0, 1) * 255).round().astype(np.uint8))
 
 
-def _convert_deep(image: Image.Image) -> Image.Image:
+def _convert_deep(image: Image.Image, white_is_zero: bool) -> Image.Image:
     """Images of more than 8 bits as grey ones of 8 bits."""
     pixels = np.asarray(image)
     low, high = pixels.min(), pixels.max()
     if image.mode.startswith('I') and low >= 0 and high <= 65535:
-        return _scale_to_bytes(pixels, 0, 65535)
+        if 'transparency' in image.info:  # of a PNG, the grey that is transparent
+            pixels = np.where(pixels == image.info['transparency'], 0, pixels)
+        return _scale_to_bytes(pixels, *((65535, 0) if white_is_zero else (0, 65535)))
     if image.mode == 'F' and low >= 0 and high <= 1:
         return _scale_to_bytes(pixels, 0, 1)
     expected = '0 to 1' if image.mode == 'F' else '0 to 65535'
@@ -92,9 +96,10 @@ def read_image(file: Union[str, Path, BinaryIO], mode: str = 'RGB', name: Option
         if frames > 1 and image.format != 'MPO':  # a photograph and its preview
             raise ValueError(f'{frames} frames, expected one image')
         image.load()
+        white_is_zero = image.format == 'TIFF' and image.tag_v2.get(PHOTOMETRIC) == 0  # Pillow inverts 8 bits alone
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith(('I', 'F')):
-            image = _convert_deep(image)
+            image = _convert_deep(image, white_is_zero)
         elif image.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in image.info:
             image = image.convert('RGBA')
             image = Image.alpha_composite(Image.new('RGBA', image.size, 'black'), image)

@@ -1,7 +1,6 @@
 """A saved model at work: `evaluate_model` tests it on a split, `predict` labels images."""
 import dataclasses
 import os
-from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -10,8 +9,8 @@ import torch
 from timm.utils import natural_key
 from torch import nn
 
-from .checkpoint import load_checkpoint, load_model
-from .config import setting
+from .checkpoint import load_saved
+from .config import KeyValues, check_values, setting
 from .data import DataConfig, FileReader, SampleDataset, Samples, create_datasets
 from .distributed import World, pick_device
 from .evaluate import evaluate
@@ -23,20 +22,27 @@ from .metrics import full_report
 @dataclasses.dataclass
 class InferenceConfig:
     """Settings of `load_classifier` and of how images go through it."""
-    img_size: Optional[int] = setting(None, "height and width in pixels (default: the model's)")
-    batch_size: int = setting(64, 'images a batch', flags=('-b',))
+    model: Optional[str] = setting(None, 'model name of a checkpoint file, where its keys leave a choice (_s4)')
+    model_kwargs: Dict[str, Any] = setting(
+        {}, 'its other arguments, where the keys leave a choice', nargs='*', action=KeyValues, metavar='NAME=VALUE')
+    img_size: Optional[int] = setting(None, "height and width in pixels (default: the model's)", at_least=1)
+    batch_size: int = setting(64, 'images a batch', flags=('-b',), at_least=1)
     amp: bool = setting(False, 'mixed precision')
     amp_dtype: str = setting('float16', 'its lower precision', choices=('float16', 'bfloat16'))
     channels_last: bool = setting(False, 'use the channels-last memory layout')
-    workers: int = setting(2, 'loader processes', flags=('-j',))
+    workers: int = setting(2, 'loader processes', flags=('-j',), at_least=0)
     device: Optional[str] = setting(None, 'cpu, cuda, mps, ... (default: the best there is)')
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value out of range; names the flag, the value and the range."""
+        check_values(self)
 
 
 @dataclasses.dataclass
 class EvalConfig(InferenceConfig, DataConfig):
     """Settings of `evaluate_model`."""
     split: str = setting('test', 'split to test on', choices=('train', 'val', 'test'))
-    bootstrap: int = setting(1000, 'resamples for the 95 %% intervals, 0 for none')
+    bootstrap: int = setting(1000, 'resamples for the 95 %% intervals, 0 for none', at_least=0)
 
 
 @dataclasses.dataclass
@@ -56,7 +62,7 @@ def load_classifier(name: str, config: Optional[InferenceConfig] = None) -> Clas
     """A saved model, ready to label images.
 
     Args:
-        name: Model folder (a run's `best`, or the run itself), checkpoint file of an HDKD network, or hf-hub:NAME.
+        name: As `load_saved` takes it.
         config: Image size, device and memory layout.
 
     Raises:
@@ -64,19 +70,7 @@ def load_classifier(name: str, config: Optional[InferenceConfig] = None) -> Clas
     """
     config = config or InferenceConfig()
     device = pick_device(config.device)
-    size = {} if config.img_size is None else dict(img_size=config.img_size)
-    path = Path(name)
-    if path.is_dir():
-        if (path / 'best' / 'config.json').exists():
-            path = path / 'best'
-        model, _ = load_model(f'local-dir:{path}', optional=size)
-    elif path.is_file():
-        model, _ = load_checkpoint(path, **size)
-    elif ':' in name:
-        model, _ = load_model(name, optional=size)
-    else:
-        raise FileNotFoundError(
-            f"Model '{name}' is no folder and no file: give a model folder, such as a run's 'best'.")
+    model, _ = load_saved(name, config.model, config.img_size, **config.model_kwargs)
     args = {} if config.img_size is None else dict(
         input_size=(model.in_chans, config.img_size, config.img_size))
     data_config = timm.data.resolve_data_config(args, model=model)

@@ -4,6 +4,7 @@ Not on the number of loader processes, nor on what ran before: a training that i
 images, augmented alike, as one that was never broken.
 """
 import random
+import signal
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
@@ -113,6 +114,12 @@ class _TransformedDataset(Dataset):
         return len(self.indices)
 
 
+def _start_worker(worker_id: int) -> None:
+    """Ctrl-C goes to all processes of a terminal: the main one heeds it, and still wants its loaders then."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _worker_init(worker_id)
+
+
 class SplitLoader:
     """Batches of a split on the device: images (B, C, H, W), normalised, and class indices (B,).
 
@@ -161,6 +168,7 @@ class SplitLoader:
             self.loader = create_loader(
                 dataset, batch_size=batch_size, is_training=augment is not None, num_workers=num_workers,
                 device=device, distributed=world_size > 1, persistent_workers=False, **data_config)
+            self.loader.loader.worker_init_fn = _start_worker
             transform = create_train_transform(augment, data_config) if augment else create_eval_transform(data_config)
             dataset.transform = transform
             return
@@ -170,7 +178,7 @@ class SplitLoader:
                 ' --batch-size.')
         args: Dict[str, Any] = dict(
             num_workers=num_workers, collate_fn=fast_collate, pin_memory=device.type == 'cuda',
-            worker_init_fn=_worker_init, persistent_workers=num_workers > 0,
+            worker_init_fn=_start_worker, persistent_workers=num_workers > 0,
             generator=torch.Generator())  # or it would draw from the global one at each start
         if augment is not None:
             self.sampler = EpochSampler(len(dataset), batch_size, seed, weights, rank, world_size)

@@ -1,5 +1,4 @@
 """What a run tells while it goes: summary.csv, TensorBoard and Weights & Biases, and a progress bar."""
-import csv
 import math
 import sys
 import uuid
@@ -9,7 +8,7 @@ from typing import Any, Dict, List, Optional, Sequence
 import yaml
 from tqdm import tqdm
 
-from .runs import whole_file
+from .files import whole_file, write_rows
 
 LOGS = ('tensorboard', 'wandb')
 
@@ -25,15 +24,6 @@ def check_logs(names: Sequence[str]) -> None:
             __import__(name)
         except ImportError as e:
             raise ImportError(f"--log {name} needs {name}: pip install 'hdkd-timm[{name}]'.") from e
-
-
-def write_rows(rows: List[Dict[str, Any]], path: Path) -> None:
-    """Write a CSV file with the columns of all rows."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    with whole_file(path) as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 class EpochLog:

@@ -3,6 +3,7 @@
 Every file is written whole or not at all. A folder is locked while a run writes to it; the lock goes with the process,
 however that ends.
 """
+import csv
 import logging
 import os
 import shutil
@@ -10,7 +11,7 @@ import signal
 import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Sequence, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
 
 import torch
 import yaml
@@ -18,28 +19,14 @@ from filelock import FileLock, Timeout
 
 from .checkpoint import read_checkpoint
 from .config import read_yaml
+from .files import whole_file, write_rows
 
 _logger = logging.getLogger(__name__)
 
-CONFIG, STATE, METRICS = 'config.yaml', 'last.pth', 'metrics.json'
-_LOCK = '.lock'
+Rows = List[Dict[str, str]]
 
-
-@contextmanager
-def whole_file(path: Union[str, Path], mode: str = 'w') -> Iterator[Any]:
-    """An open file that takes the place of `path` when all is written, and leaves it alone after an error."""
-    path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        with open(temporary, mode, **({} if 'b' in mode else {'newline': '', 'encoding': 'utf-8'})) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
-        raise
+CONFIG, IMAGES, STATE, METRICS = 'config.yaml', 'images.csv', 'last.pth', 'metrics.json'
+_LOCK, _BEFORE = '.lock', '.before'  # what `overwrite` replaces is kept until the run has something to show
 
 
 def save_state(state: Dict[str, Any], path: Union[str, Path]) -> None:
@@ -74,13 +61,81 @@ def _check_same_settings(folder: Path, settings: Dict[str, Any], free: Sequence[
             ' --resume, or choose another --experiment.')
 
 
+def _within(rows: Rows) -> Rows:
+    """Rows with paths relative to the folder of all, which may move."""
+    paths = [row['path'] for row in rows]
+    base = os.path.commonpath(paths) if paths and all(map(os.path.isabs, paths)) else ''
+    return [{**row, 'path': row['path'].removeprefix(base)} for row in rows]
+
+
+def keep_images(rows: Rows, folder: Path) -> None:
+    """Write which images a run has to images.csv, or compare them where it goes on.
+
+    Args:
+        rows: As `list_images` returns them.
+        folder: Folder of the run.
+
+    Raises:
+        ValueError: if they are not those that it was begun with: what was held out could be trained on then.
+    """
+    path = folder / IMAGES
+    if not rows:  # datasets without random access tell none
+        return
+    if not path.exists():
+        write_rows(rows, path)
+        return
+    with path.open(newline='', encoding='utf-8') as file:
+        before = _within(list(csv.DictReader(file)))
+    now = _within(rows)
+    if before != now:
+        different = [row for row in before if row not in now] or [row for row in now if row not in before] or before
+        raise ValueError(
+            f"The images are not those that run '{folder}' was begun with ({len(before)} in '{path}', now {len(now)};"
+            f" '{different[0]['path']}' of split {different[0]['split']} is not in both): restore them, or begin"
+            ' another run.')
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
 def _remove_halves(folder: Path) -> None:
     """What a killed process was writing when it ended."""
     for path in list(folder.rglob('.*')):
-        if path.name.endswith('.tmp'):
-            path.unlink()
-        elif path.is_dir() and path.name.startswith(('.new-', '.best-')):
-            shutil.rmtree(path)
+        if path.name.endswith('.tmp') or path.name.startswith('.best-'):
+            _remove(path)
+
+
+def _has_results(folder: Path) -> bool:
+    """Was a training state saved, or a result?"""
+    return any(_BEFORE not in path.parts for name in (STATE, METRICS) for path in folder.rglob(name))
+
+
+def _move_aside(folder: Path) -> None:
+    """What --overwrite replaces goes to .before, but for the settings, so that the folder is a run at any moment."""
+    before = folder / _BEFORE
+    shutil.rmtree(before, ignore_errors=True)
+    before.mkdir()
+    for path in folder.iterdir():
+        if path.name == CONFIG:
+            shutil.copy2(path, before)
+        elif path.name not in (_LOCK, _BEFORE):
+            path.rename(before / path.name)
+
+
+def _move_back(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name not in (_LOCK, _BEFORE):
+            _remove(path)
+    for path in (folder / _BEFORE).iterdir():
+        path.rename(folder / path.name)
+    (folder / _BEFORE).rmdir()
+
+
+def _is_begun(folder: Path) -> bool:
+    """Is there more in the folder than what a process leaves that was killed before it began?"""
+    return folder.exists() and not (folder.is_dir() and all(
+        path.name == _LOCK or path.name.endswith('.tmp') for path in folder.iterdir()))
 
 
 @contextmanager
@@ -94,7 +149,8 @@ def run_folder(
 ) -> Iterator[Path]:
     """The folder of a run, this process's alone as long as it is open.
 
-    A new folder in which no training state was saved is removed again after an error.
+    After an error before a training state was saved, a new folder is removed, and a run that was to be overwritten is
+    there again.
 
     Args:
         output: Folder of the runs.
@@ -111,16 +167,16 @@ def run_folder(
     """
     folder = Path(output) / experiment
     created = [path for path in (folder, *folder.parents) if not path.exists()]
-    if folder.exists() and not resume and not overwrite:
+    is_begun = _is_begun(folder)
+    if is_begun and not resume and not overwrite:
         raise FileExistsError(
             f"Run '{folder}' exists already: --resume goes on with it, --overwrite replaces it, or choose another"
             ' --experiment.')
     if resume and not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"There is no run '{folder}' to resume, it has no {CONFIG}.")
-    is_empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if overwrite and not is_empty and not (folder / CONFIG).is_file():
+    if overwrite and is_begun and not (folder / CONFIG).is_file():
         raise FileExistsError(f"'{folder}' is no run, it has no {CONFIG}: it is not overwritten.")
-    folder.mkdir(parents=True, exist_ok=resume or overwrite)
+    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / _LOCK, timeout=0)
     try:
         lock.acquire()
@@ -131,20 +187,21 @@ def run_folder(
             _check_same_settings(folder, yaml.safe_load(settings), free)
             _remove_halves(folder)
         else:
-            for path in folder.iterdir():
-                if path.name != _LOCK:
-                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            _move_aside(folder)
         with whole_file(folder / CONFIG) as file:
             file.write(settings)
         yield folder
-    except BaseException:
-        if not resume and not any(folder.rglob(STATE)) and not any(folder.rglob(METRICS)):
-            shutil.rmtree(folder)
-            with suppress(OSError):  # another run may have come to use them
-                for path in created[1:]:
-                    path.rmdir()
+    except BaseException as e:
+        if not resume and not isinstance(e, Interrupted) and not _has_results(folder):
+            _move_back(folder)
+            if not _is_begun(folder):
+                shutil.rmtree(folder)
+                with suppress(OSError):  # another run may have come to use them
+                    for path in created[1:]:
+                        path.rmdir()
         raise
     finally:
+        shutil.rmtree(folder / _BEFORE, ignore_errors=True)
         with suppress(FileNotFoundError):
             (folder / _LOCK).unlink()
         lock.release()

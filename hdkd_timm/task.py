@@ -54,6 +54,24 @@ def _forward_stages(model: nn.Module, x: torch.Tensor, stages: Sequence[int]) ->
     return model.forward_head(features), [maps[in_network_order.index(stage)] for stage in stages]
 
 
+def check_input(model: nn.Module, input_size: Tuple[int, int, int], stages: Sequence[int] = ()) -> List[torch.Tensor]:
+    """Does a network take images of this size, (C, H, W)? Returns its maps of the stages, (1, C_i, H_i, W_i) each.
+
+    Raises:
+        ValueError: if not.
+    """
+    param = next(model.parameters())
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            image = torch.zeros(1, *input_size, device=param.device, dtype=param.dtype)
+            return _forward_stages(model.eval(), image, stages)[1]
+    except (AssertionError, RuntimeError) as e:
+        raise ValueError(f'{type(model).__name__} takes no image of {input_size}: {e}') from e
+    finally:
+        model.train(was_training)
+
+
 def check_pair(
         student: nn.Module,
         teacher: nn.Module,
@@ -89,18 +107,7 @@ def check_pair(
         raise ValueError(
             f"{type(student).__name__} has no distillation head: take one that has (hdkd_student), or kind 'none'.")
     if input_size is not None:
-        maps = []
-        for role, model in (('student', student), ('teacher', teacher)):
-            param = next(model.parameters())
-            was_training = model.training
-            try:
-                with torch.no_grad():
-                    image = torch.zeros(1, *input_size, device=param.device, dtype=param.dtype)
-                    maps.append(_forward_stages(model.eval(), image, stages)[1])
-            except (AssertionError, RuntimeError) as e:
-                raise ValueError(f'The {role} {type(model).__name__} takes no image of {input_size}: {e}') from e
-            finally:
-                model.train(was_training)
+        maps = [check_input(model, input_size, stages) for model in (student, teacher)]
         feature_distillation_losses(*maps, stages=stages)
 
 

@@ -28,20 +28,21 @@ from timm.utils import NativeScaler, dispatch_clip_grad, distribute_bn, random_s
 from torch import nn
 
 from .augment import BatchAugmentation
-from .build import check_input, create_network, create_optimizer, create_schedule, freeze_stages
-from .checkpoint import load_teacher, save_model
+from .build import create_network, create_optimizer, create_schedule, freeze_stages
+from .checkpoint import HUBS, load_teacher, save_model
 from .config import flag, to_yaml
-from .data import create_datasets
+from .data import create_datasets, list_images
 from .distributed import World, init_world, leave_world
-from .evaluate import evaluate, write_json, write_predictions
+from .evaluate import evaluate, write_predictions
+from .files import write_json
 from .imbalance import class_weights, count_classes, sample_weights, smote
 from .loader import SplitLoader, derive_seed
 from .log import EpochLog, Progress, check_logs
 from .metrics import LOWER_IS_BETTER, classification_metrics, full_report, per_class_metrics
 from .models.hdkd import HDKDStudent
-from .runs import METRICS, STATE, Interrupted, Signals, load_state, run_folder, save_state
+from .runs import METRICS, STATE, Interrupted, Signals, keep_images, load_state, run_folder, save_state
 from .settings import DistillConfig, TrainConfig
-from .task import HDKDTask, check_pair
+from .task import HDKDTask, check_input, check_pair
 from .version import __version__
 
 _logger = logging.getLogger(__name__)
@@ -263,26 +264,30 @@ def fit(
                 'scaler': scaler.state_dict() if scaler is not None else None, 'progress': shares,
             }, folder / STATE)
 
-    def stop_if_asked() -> None:
+    def stop_if_asked(saves: bool = True) -> None:
         signum = world.max(signals.received or 0)
         if signum:
-            save()
+            if saves:
+                save()
             raise Interrupted(signum, run.folder)
 
     def evaluate_split(split: str) -> Tuple[np.ndarray, np.ndarray]:
-        result = evaluate(
-            task.get_eval_model(ema=config.model_ema), loaders[split], world, amp_dtype, config.channels_last, signals)
-        stop_if_asked()
+        network = task.get_eval_model(ema=config.model_ema)
+        if isinstance(network, nn.parallel.DistributedDataParallel):  # it would wait for processes without an image
+            network = network.module
+        result = evaluate(network, loaders[split], world, amp_dtype, config.channels_last, signals)
+        stop_if_asked(saves=is_training)  # after it, the weights are those of the best epoch
         return result
 
     def save_best() -> None:
         if world.is_primary:
             network = unwrap_model(task.get_eval_model(ema=config.model_ema))
-            save_model(network, folder / 'best', classes, model_args, replace=True)
+            save_model(network, folder / 'best', classes, model_args, run.input_size, replace=True)
         world.barrier()
 
     log = EpochLog(folder, f'{config.experiment}/{name}', config.log) if world.is_primary else None
     check_interval = 1 if device.type == 'cpu' else 20  # asking an accelerator for numbers makes it wait
+    is_training = True
     patience = config.early_stopping or config.epochs
     while state.epoch < config.epochs and state.epoch - 1 - (state.best_epoch or 0) < patience:
         epoch = state.epoch
@@ -342,7 +347,7 @@ def fit(
                 scheduler.step_update(state.updates)
             task.update_ema(step=state.updates)
             stop_if_asked()
-            if config.recovery_interval and state.step % config.recovery_interval == 0:
+            if config.recovery_interval and state.step % config.recovery_interval < group_size:
                 save()
         bar.close()
         if losses:
@@ -388,6 +393,7 @@ def fit(
         stop_if_asked()
 
     # the test of the epoch that is kept
+    is_training = False
     if world.is_primary and state.epoch < config.epochs:
         _logger.info(f'{name}  ended early: no better epoch on val than {state.best_epoch + 1} in {patience}.')
     if 'val' not in loaders:
@@ -420,9 +426,17 @@ def fit(
 
 # -- runs --------------------------------------------------------------------------------------------------------------
 
-def _prepare(config: TrainConfig, world: World) -> Run:
+def _prepare(config: TrainConfig, world: World, resume: bool) -> Run:
     """Read the images: all that can be wrong with them shows here."""
+    if resume and config.experiment is None:
+        raise ValueError(
+            '--resume needs the run: --config runs/NAME/config.yaml, or its settings and --experiment NAME.')
     check_logs(config.log)
+    if config.torchcompile:
+        backends = torch.compiler.list_backends(exclude_tags=())
+        if config.torchcompile not in backends:
+            raise ValueError(
+                f"--torchcompile '{config.torchcompile}' is no backend: choose from {', '.join(backends)}.")
     datasets, classes = create_datasets(config, config.batch_size)
     if config.early_stopping and 'val' not in datasets:
         raise ValueError('--early-stopping needs a val split: add one, or take --val-fraction or --folds.')
@@ -450,6 +464,7 @@ def _open_folder(run: Run, resume: bool, overwrite: bool) -> Iterator[None]:
             try:
                 run.folder = stack.enter_context(run_folder(
                     config.output, config.experiment, to_yaml(config), resume, overwrite, FREE_ON_RESUME))
+                keep_images(list_images(run.datasets, run.classes), run.folder)
             except Exception as e:
                 error = e
         error, run.folder = world.gather((error, run.folder))[0]
@@ -494,7 +509,7 @@ def train(config: TrainConfig, resume: bool = False, overwrite: bool = False) ->
     """
     world = init_world(config.device)
     try:
-        run = _prepare(config, world)
+        run = _prepare(config, world, resume)
         config, classes = run.config, run.classes
         random_seed(config.seed)
         model, model_args = create_network(config.model, config, len(classes), **config.model_kwargs)
@@ -502,6 +517,7 @@ def train(config: TrainConfig, resume: bool = False, overwrite: bool = False) ->
         criterion = nn.CrossEntropyLoss(run.class_weights(), label_smoothing=config.loss_smoothing)
         if config.teacher_checkpoint:
             teacher, _ = load_teacher(config.teacher_checkpoint, classes, config.in_chans)
+            check_input(teacher, run.input_size)
             task: TrainingTask = LogitDistillationTask(
                 model, teacher.requires_grad_(False), criterion, task_loss_weight=1 - config.alpha,
                 temperature=config.tau, verbose=False)
@@ -537,12 +553,12 @@ def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False
     """
     world = init_world(config.device)
     try:
-        run = _prepare(config, world)
+        run = _prepare(config, world, resume)
         config, classes = run.config, run.classes
         teacher_config = dataclasses.replace(
             config, model=config.teacher, opt=config.teacher_opt, lr=config.teacher_lr,
-            weight_decay=config.teacher_weight_decay, sched=config.teacher_sched, freeze_stages=0, pretrained=False,
-            epochs=config.teacher_epochs or config.epochs)
+            weight_decay=config.teacher_weight_decay, sched=config.teacher_sched, freeze_stages=0,
+            pretrained=config.teacher_pretrained, epochs=config.teacher_epochs or config.epochs)
 
         # networks, all that can be wrong with them
         random_seed(config.seed)
@@ -556,7 +572,9 @@ def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False
         alone = None
         if config.student_alone:
             random_seed(config.seed)
-            kwargs = dict(config.model_kwargs, **(dict(distilled=False) if isinstance(student, HDKDStudent) else {}))
+            kwargs = dict(config.model_kwargs)
+            if isinstance(student, HDKDStudent) and not (config.pretrained or config.model.startswith(HUBS)):
+                kwargs.update(distilled=False)  # from given weights it starts like the distilled one
             alone, alone_args = create_network(config.model, config, len(classes), **kwargs)
         check_pair(
             student, teacher, config.kd_type, config.stages if config.feature_weight else (), run.input_size)
@@ -606,8 +624,9 @@ def _test_given(run: Run, teacher: nn.Module, teacher_args: Dict[str, Any]) -> D
     teacher.to(device=world.device, memory_format=layout)
     predicted = evaluate(
         teacher, run.create_loaders(teacher)[split], world, channels_last=config.channels_last, signals=run.signals)
-    if world.max(run.signals.received or 0):
-        raise Interrupted(run.signals.received, run.folder)
+    signum = world.max(run.signals.received or 0)
+    if signum:
+        raise Interrupted(signum, run.folder)
     groups = run.datasets[split].samples.groups if hasattr(run.datasets[split], 'samples') else None
     result = {
         'name': 'teacher',
@@ -617,7 +636,7 @@ def _test_given(run: Run, teacher: nn.Module, teacher_args: Dict[str, Any]) -> D
         split: full_report(*predicted, run.classes, groups, config.bootstrap, config.seed),
     }
     if world.is_primary:
-        save_model(teacher, folder / 'best', run.classes, teacher_args, replace=True)
+        save_model(teacher, folder / 'best', run.classes, teacher_args, run.input_size, replace=True)
         write_json(result, folder / METRICS)
     return result
 

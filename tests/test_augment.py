@@ -166,11 +166,15 @@ def test_grey_images(settings):
 
 def test_batches_are_left_alone_by_default():
     images, targets = torch.rand(4, 3, 16, 16), torch.arange(4)
-    on = dict(reprob=1., mixup=1., cutmix=1.)
-    for config in (AugmentConfig(), AugmentConfig(aug='paper', **on), AugmentConfig(aug='none', **on)):
-        output, labels = BatchAugmentation(config, 4, CPU)(images.clone(), targets, 0)
+    for aug in ('timm', 'paper', 'none'):
+        output, labels = BatchAugmentation(AugmentConfig(aug=aug), 4, CPU)(images.clone(), targets, 0)
         assert torch.equal(output, images)
         assert torch.equal(labels, targets)
+        # what is done to whole batches goes with any augmentation of single images
+        for on, changes_labels in ((dict(reprob=1.), False), (dict(mixup=1.), True), (dict(cutmix=1.), True)):
+            output, labels = BatchAugmentation(AugmentConfig(aug=aug, **on), 4, CPU)(images.clone(), targets, 0)
+            assert not torch.equal(output, images)
+            assert labels.shape == ((4, 4) if changes_labels else (4,))
 
 
 @pytest.mark.parametrize(('mode', 'values'), [('const', 1), ('rand', 3), ('pixel', 3 * 5)])
@@ -251,4 +255,4 @@ def test_smoothing_happens_once():
     assert AugmentConfig(smoothing=0.1).loss_smoothing == 0.1
     assert AugmentConfig(smoothing=0.1, mixup=0.2).loss_smoothing == 0
     assert AugmentConfig(smoothing=0.1, cutmix=1.).loss_smoothing == 0
-    assert AugmentConfig(smoothing=0.1, mixup=0.2, aug='paper').loss_smoothing == 0.1  # no mixup there
+    assert AugmentConfig(smoothing=0.1, mixup=0.2, aug='paper').loss_smoothing == 0

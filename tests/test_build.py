@@ -8,10 +8,11 @@ import torch
 from conftest import TINY_STUDENT, TINY_TEACHER
 from torch import nn
 
-from hdkd_timm.build import check_input, create_network, create_optimizer, create_schedule, freeze_stages
+from hdkd_timm.build import create_network, create_optimizer, create_schedule, freeze_stages
 from hdkd_timm.checkpoint import save_model
 from hdkd_timm.config import check_settings, read_recipe
 from hdkd_timm.settings import DistillConfig
+from hdkd_timm.task import check_input
 
 SIZES = {name: value for name, value in TINY_STUDENT.items() if name not in ('img_size', 'num_classes')}
 

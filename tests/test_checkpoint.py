@@ -290,7 +290,7 @@ def test_load_teacher(tmp_path):
         folder = tmp_path / f'broken {name} {content}'.replace('"', '').replace(':', '')
         shutil.copytree(tmp_path / 'm', folder)
         (folder / name).unlink() if content is None else (folder / name).write_text(content)
-        with pytest.raises(ValueError, match='broken .* is no whole model folder'):
+        with pytest.raises(ValueError, match='Cannot load .*broken .* Expected a whole model folder'):
             load_teacher(folder, ['cat', 'dog'])
     s4 = timm.create_model('hdkd_teacher_s4', **TINY_TEACHER)
     torch.save(s4.state_dict(), tmp_path / 's4.pth')

@@ -129,7 +129,7 @@ def test_bad_images(model_folder, image_folder):
 
 
 @pytest.mark.parametrize(('name', 'match'), [
-    ('nowhere', "Model 'nowhere' is no folder and no file"), ('local-dir:gone', "Model folder 'gone' does not exist")])
+    ('nowhere', "Model 'nowhere' does not exist"), ('local-dir:gone', "Model folder 'gone' does not exist")])
 def test_no_such_model(name, match):
     with pytest.raises(FileNotFoundError, match=match):
         load_classifier(name, CONFIG)

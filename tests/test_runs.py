@@ -10,7 +10,8 @@ import threading
 import pytest
 import torch
 
-from hdkd_timm.runs import CONFIG, STATE, Interrupted, Signals, load_state, run_folder, save_state, whole_file
+from hdkd_timm.files import whole_file
+from hdkd_timm.runs import CONFIG, STATE, Interrupted, Signals, load_state, run_folder, save_state
 
 SETTINGS = 'lr: 0.001\nscale:\n- 0.8\n- 1.0\nseed: 42\nworkers: 2\n'
 
@@ -176,7 +177,7 @@ def test_resume_with_other_settings(begun, runs):
 def test_overwrite(begun, runs):
     (begun / 'old').touch()
     with run_folder(str(runs), 'run', 'lr: 1\n', overwrite=True) as folder:
-        assert content(folder) == ['.lock', CONFIG]
+        assert content(folder) == ['.before', '.lock', CONFIG]
         assert (folder / CONFIG).read_text() == 'lr: 1\n'
     with run_folder(str(runs), 'other', SETTINGS, overwrite=True) as folder:  # nothing there to overwrite
         pass

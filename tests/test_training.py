@@ -66,7 +66,7 @@ def test_distill_to_the_end(config, run):
     metrics = distill(config)
     assert metrics['run'] == str(run)
     assert sorted(p.name for p in run.iterdir()) == [
-        'config.yaml', 'metrics.json', 'student', 'student_alone', 'teacher']
+        'config.yaml', 'images.csv', 'metrics.json', 'student', 'student_alone', 'teacher']
     for name in ('student', 'student_alone', 'teacher'):
         assert sorted(p.name for p in (run / name).iterdir()) == [
             'best', 'last.pth', 'metrics.json', 'predictions.csv', 'summary.csv']
@@ -100,7 +100,7 @@ def test_train_any_timm_model(train_config, run):
     metrics = train(dataclasses.replace(train_config, model='resnet10t', model_kwargs={}, epochs=1))
     assert list(metrics['models']) == ['resnet10t']
     assert sorted(p.name for p in run.iterdir()) == [
-        'best', 'config.yaml', 'last.pth', 'metrics.json', 'predictions.csv', 'summary.csv']
+        'best', 'config.yaml', 'images.csv', 'last.pth', 'metrics.json', 'predictions.csv', 'summary.csv']
     assert load(run).num_classes == 3
 
 
@@ -417,7 +417,7 @@ def test_overwrite_replaces_a_run(train_config, run):
     (dict(stages=(1, 5)), ValueError, 'stages must be among'),
     (dict(kd_type='warm'), ValueError, "'warm'"),
     (dict(tau=0.), ValueError, '--tau must be above 0'),
-    (dict(alpha=1.5), ValueError, '--alpha must be between 0 and 1'),
+    (dict(alpha=1.5), ValueError, '--alpha must be 0 or more and at most 1'),
     (dict(teacher_opt='wings'), ValueError, 'wings'),
     (dict(opt='wings'), ValueError, 'wings'),
     (dict(sched='tide'), ValueError, 'tide'),

@@ -1,0 +1,74 @@
+"""Files and folders that are written whole or not at all."""
+import csv
+import json
+import math
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Union
+
+PathLike = Union[str, Path]
+
+
+@contextmanager
+def whole_file(path: PathLike, mode: str = 'w') -> Iterator[Any]:
+    """An open file that takes the place of `path` when all is written, and leaves it alone after an error."""
+    path = Path(path)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        with open(temporary, mode, **({} if 'b' in mode else {'newline': '', 'encoding': 'utf-8'})) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+
+
+@contextmanager
+def new_folder(folder: PathLike) -> Iterator[Path]:
+    """A temporary folder beside `folder`, renamed to it at the end or removed on an error.
+
+    Raises:
+        FileExistsError: if `folder` exists and is not empty.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise FileExistsError(f"'{folder}' exists already: choose another folder, nothing is overwritten.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)  # mkdtemp's folders are for their owner alone
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_rows(rows: List[Dict[str, Any]], path: PathLike) -> None:
+    """Write a CSV file with the columns of all rows."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with whole_file(path) as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_json(values: Dict[str, Any], path: PathLike) -> None:
+    """JSON has no NaN: what is undefined is null."""
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: clean(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [clean(v) for v in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    with whole_file(path) as file:
+        file.write(json.dumps(clean(values), indent=2, allow_nan=False) + '\n')
