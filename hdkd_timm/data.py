@@ -26,7 +26,7 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.utils import natural_key
 
 from .config import setting
-from .images import IMG_EXTENSIONS, IMG_MODES, find_bad_images, read_image
+from .images import IMG_EXTENSIONS, IMG_MODES, convert_image, find_bad_images, read_image
 
 _logger = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ class SampleDataset(torch.utils.data.Dataset):
         try:
             file = self.samples.reader[int(self.samples.indices[index])][0]
             if isinstance(file, Image.Image):
-                return file.convert(self.img_mode)
+                return convert_image(file, self.img_mode)
             with file:
                 return read_image(file, self.img_mode, name=name)
         except Exception as e:  # Pillow's plugins raise errors of many types on broken files
@@ -378,11 +378,13 @@ def read_csv(
 
 
 def _open_named(config: DataConfig, split: str, is_training: bool, batch_size: int, **kwargs: Any) -> Any:
+    is_decoded = config.dataset.lower().startswith('tfds/')  # TensorFlow decodes; Pillow's images are converted later
     try:
         return create_dataset(
             config.dataset, root=config.data_dir, split=split, is_training=is_training, batch_size=batch_size,
-            download=config.dataset_download, seed=config.seed, input_img_mode=IMG_MODES[config.in_chans],
-            input_key=config.input_key, target_key=config.target_key, **kwargs)
+            download=config.dataset_download, seed=config.seed,
+            input_img_mode=IMG_MODES[config.in_chans] if is_decoded else '', input_key=config.input_key,
+            target_key=config.target_key, **kwargs)
     except ImportError as e:
         raise ValueError(f"Dataset '{config.dataset}' needs another package ({e}).") from e
     except Exception as e:  # of a dozen libraries

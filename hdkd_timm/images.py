@@ -92,20 +92,29 @@ def read_image(file: Union[str, Path, BinaryIO], mode: str = 'RGB', name: Option
     if name.lower().endswith('.dcm'):
         return _read_dicom(file).convert(mode)
     with Image.open(file) as image:
-        frames = getattr(image, 'n_frames', 1)
-        if frames > 1 and image.format != 'MPO':  # a photograph and its preview
-            raise ValueError(f'{frames} frames, expected one image')
-        image.load()
-        white_is_zero = image.format == 'TIFF' and image.tag_v2.get(PHOTOMETRIC) == 0  # Pillow inverts 8 bits alone
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith(('I', 'F')):
-            image = _convert_deep(image, white_is_zero)
-        elif image.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in image.info:
-            image = image.convert('RGBA')
-            image = Image.alpha_composite(Image.new('RGBA', image.size, 'black'), image)
-        if mode == 'L' and image.mode not in ('L', '1'):
-            image = image.convert('RGB')  # some modes have no direct way to grey
-        return image.convert(mode)
+        return convert_image(image, mode)
+
+
+def convert_image(image: Image.Image, mode: str = 'RGB') -> Image.Image:
+    """An image as Pillow decodes it, as a person sees it; see `read_image`.
+
+    Raises:
+        ValueError: if it is not one image of finite pixels.
+    """
+    frames = getattr(image, 'n_frames', 1)
+    if frames > 1 and image.format != 'MPO':  # a photograph and its preview
+        raise ValueError(f'{frames} frames, expected one image')
+    image.load()
+    white_is_zero = image.format == 'TIFF' and image.tag_v2.get(PHOTOMETRIC) == 0  # Pillow inverts 8 bits alone
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(('I', 'F')):
+        image = _convert_deep(image, white_is_zero)
+    elif image.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in image.info:
+        image = image.convert('RGBA')
+        image = Image.alpha_composite(Image.new('RGBA', image.size, 'black'), image)
+    if mode == 'L' and image.mode not in ('L', '1'):
+        image = image.convert('RGB')  # some modes have no direct way to grey
+    return image.convert(mode)
 
 
 def _read_error(path: str, mode: str) -> Optional[str]:

@@ -3,6 +3,7 @@
 Not on the number of loader processes, nor on what ran before: a training that is resumed at any step sees the same
 images, augmented alike, as one that was never broken.
 """
+import functools
 import random
 import signal
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
@@ -11,8 +12,10 @@ import numpy as np
 import torch
 from timm.data.loader import PrefetchLoader, _worker_init, create_loader, fast_collate
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torchvision.transforms import Compose
 
 from .augment import AugmentConfig, create_eval_transform, create_train_transform
+from .images import IMG_MODES, convert_image
 
 
 def derive_seed(*keys: int) -> int:
@@ -170,7 +173,7 @@ class SplitLoader:
                 device=device, distributed=world_size > 1, persistent_workers=False, **data_config)
             self.loader.loader.worker_init_fn = _start_worker
             transform = create_train_transform(augment, data_config) if augment else create_eval_transform(data_config)
-            dataset.transform = transform
+            dataset.transform = Compose([functools.partial(convert_image, mode=IMG_MODES[channels]), transform])
             return
         if augment is not None and len(dataset) < batch_size * world_size:
             raise ValueError(

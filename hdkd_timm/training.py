@@ -47,8 +47,9 @@ from .version import __version__
 
 _logger = logging.getLogger(__name__)
 
-# settings that don't change what a run computes, so that it can go on with others
-FREE_ON_RESUME = ('output', 'experiment', 'workers', 'device', 'log', 'recovery_interval')
+# settings that don't change what a run computes, so that it can go on with others (its images are compared apart)
+FREE_ON_RESUME = (
+    'output', 'experiment', 'data_dir', 'data_csv', 'workers', 'device', 'log', 'recovery_interval')
 
 
 @dataclasses.dataclass
