@@ -13,8 +13,20 @@ from .metrics import LOWER_IS_BETTER
 from .settings import TrainConfig
 
 
-def create_network(name: str, config: TrainConfig, num_classes: int, **kwargs: Any) -> Tuple[nn.Module, Dict[str, Any]]:
+def create_network(
+        name: str,
+        config: TrainConfig,
+        num_classes: int,
+        /,
+        **kwargs: Any,
+) -> Tuple[nn.Module, Dict[str, Any]]:
     """A timm model for the data, and its arguments. The image size goes to those that take one.
+
+    Args:
+        name: Model name, 'local-dir:FOLDER' or 'hf-hub:NAME'.
+        config: Image size, channels, drop rates, and whether it starts from pretrained weights.
+        num_classes: Number of classes.
+        kwargs: Other arguments of the model.
 
     Raises:
         ValueError: if there is no such model, or it can't be built with these arguments.
@@ -33,10 +45,10 @@ def create_network(name: str, config: TrainConfig, num_classes: int, **kwargs: A
     if not timm.is_model(name.split('.')[0]):
         close = timm.list_models('hdkd_*')
         raise ValueError(f"Unknown model '{name}': choose from {', '.join(close)} or any other of timm's.")
-    cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    if name.startswith('hdkd_') or (cfg is not None and cfg.fixed_input_size):
-        kwargs.update(img_size=config.img_size)
     try:
+        cfg = timm.get_pretrained_cfg(name)
+        if name.startswith('hdkd_') or (cfg is not None and cfg.fixed_input_size):
+            kwargs.update(img_size=config.img_size)
         model = timm.create_model(name, pretrained=config.pretrained, **kwargs)
     except Exception as e:  # whatever the networks of others raise
         reason = ' '.join(str(e).split()) or type(e).__name__
@@ -114,13 +126,16 @@ def create_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, updat
     third = max(1, config.epochs // 3)
     milestones = config.decay_milestones or (third, 2 * third)
     warmup_epochs = min(5, config.epochs // 5) if config.warmup_epochs is None else config.warmup_epochs
-    scheduler, _ = create_scheduler_v2(
-        optimizer, sched=config.sched, num_epochs=config.epochs, warmup_epochs=warmup_epochs,
-        warmup_lr=config.warmup_lr, min_lr=config.min_lr, step_on_epochs=not config.sched_on_updates,
-        decay_epochs=config.decay_epochs or third, decay_milestones=list(milestones), decay_rate=config.decay_rate,
-        patience_epochs=config.patience_epochs, updates_per_epoch=updates_per_epoch,
-        plateau_mode='min' if config.select_metric in LOWER_IS_BETTER else 'max')
+    unknown = f"Unknown schedule '{config.sched}': choose one of timm's (cosine, step, plateau, ...) or none."
+    try:
+        scheduler, _ = create_scheduler_v2(
+            optimizer, sched=config.sched, num_epochs=config.epochs, warmup_epochs=warmup_epochs,
+            warmup_lr=config.warmup_lr, min_lr=config.min_lr, step_on_epochs=not config.sched_on_updates,
+            decay_epochs=config.decay_epochs or third, decay_milestones=list(milestones), decay_rate=config.decay_rate,
+            patience_epochs=config.patience_epochs, updates_per_epoch=updates_per_epoch,
+            plateau_mode='min' if config.select_metric in LOWER_IS_BETTER else 'max')
+    except ValueError as e:
+        raise ValueError(unknown) from e
     if scheduler is None:  # timm < 1.0.31 takes any name
-        raise ValueError(
-            f"Unknown schedule '{config.sched}': choose one of timm's (cosine, step, plateau, ...) or none.")
+        raise ValueError(unknown)
     return scheduler
