@@ -49,11 +49,30 @@ def test_image_size_goes_to_those_that_take_one(name, kwargs, takes_size):
         assert model.pos_embed.shape[1] == 1 + 4 * 4
 
 
+@pytest.mark.parametrize('key', ['num_classes', 'in_chans', 'img_size', 'pretrained'])
+@pytest.mark.parametrize('name', ['resnet10t', 'hdkd_student', 'local-dir:model'])
+def test_arguments_that_follow_from_the_settings(name, key):
+    with pytest.raises(ValueError, match=f"^'{key}' of '{name}' is no argument for --model-kwargs: it follows from"):
+        create_network(name, DistillConfig(img_size=32), 5, **{key: 1})
+
+
+@pytest.mark.parametrize('in_chans', [1, 3])
+@pytest.mark.parametrize(('name', 'kwargs'), [('resnet10t', {}), ('hdkd_student', SIZES)])
+def test_mean_and_std_are_of_as_many_channels(name, kwargs, in_chans):
+    model, _ = create_network(name, DistillConfig(img_size=32, in_chans=in_chans), 5, **kwargs)
+    assert model(torch.zeros(2, in_chans, 32, 32)).shape == (2, 5)
+    for key in ('mean', 'std'):
+        stats, of_colours = model.pretrained_cfg[key], getattr(timm.get_pretrained_cfg(name), key)
+        assert stats == (of_colours if in_chans == 3 else pytest.approx((sum(of_colours) / 3,)))
+
+
 def test_network_of_a_folder(tmp_path):
     trained = student()
     save_model(trained, tmp_path / 'model', list('abcde'), TINY_STUDENT)
     model, _ = create_network(f"local-dir:{tmp_path / 'model'}", DistillConfig(img_size=32), 5)
     assert torch.equal(model.head.weight, trained.head.weight)
+    model, _ = create_network(f"local-dir:{tmp_path / 'model'}", DistillConfig(img_size=32, in_chans=1), 5)
+    assert len(model.pretrained_cfg['mean']) == len(model.pretrained_cfg['std']) == 1
     with pytest.raises(FileNotFoundError, match='nowhere'):
         create_network('local-dir:nowhere', DistillConfig(), 5)
 
@@ -241,6 +260,22 @@ def test_schedule_by_steps():
     assert len(set(found)) > 95
     assert found[:20] == pytest.approx([1e-5 + update * 99e-5 / 20 for update in range(20)])
     assert found[50] == pytest.approx(1e-5 + 99e-5 / 2)
+
+
+@pytest.mark.filterwarnings('ignore:PlateauLRScheduler is deprecated')
+@pytest.mark.parametrize(('settings', 'epochs'), [  # how many have the rate 1, then 1 / 10, ...
+    (dict(sched='step'), (3, 3, 3)),
+    (dict(sched='step', decay_epochs=4), (4, 4, 1)),
+    (dict(sched='multistep'), (2, 3, 4)),  # the third and the sixth of nine are the first with a lower one
+    (dict(sched='multistep', decay_milestones=(2, 8)), (1, 6, 2)),
+    (dict(sched='plateau'), (9,)),
+    (dict(sched='plateau', patience_epochs=2), (4, 3, 2)),
+])
+@pytest.mark.parametrize('decay_rate', [None, 0.5])
+def test_schedules_that_fall_by_steps(settings, epochs, decay_rate):
+    settings = settings if decay_rate is None else dict(settings, decay_rate=decay_rate)
+    found = lr_of_epochs(DistillConfig(epochs=9, warmup_epochs=0, lr=1., **settings), range(9))[::10]
+    assert found == pytest.approx([(decay_rate or 0.1) ** i for i, number in enumerate(epochs) for _ in range(number)])
 
 
 @pytest.mark.filterwarnings('ignore:PlateauLRScheduler is deprecated')

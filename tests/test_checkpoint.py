@@ -10,7 +10,14 @@ from conftest import TINY_STUDENT, TINY_TEACHER, load_reference, strip_prefix
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from hdkd_timm.checkpoint import convert_checkpoint, load_checkpoint, load_teacher, read_checkpoint, save_model
+from hdkd_timm.checkpoint import (
+    convert_checkpoint,
+    load_checkpoint,
+    load_saved,
+    load_teacher,
+    read_checkpoint,
+    save_model,
+)
 from hdkd_timm.models.hdkd import convert_state_dict
 
 # what keys and shapes of the fixtures' networks don't show: heads of 8
@@ -296,8 +303,64 @@ def test_load_teacher(tmp_path):
     torch.save(s4.state_dict(), tmp_path / 's4.pth')
     teacher, _ = load_teacher(tmp_path / 's4.pth', list('vwxyz'), model_name='hdkd_teacher_s4')
     assert teacher.stages[0][0].conv.stride == (4, 4)
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'm').rename(tmp_path / 'run' / 'best')
+    for name in (tmp_path / 'run', f"local-dir:{tmp_path / 'run' / 'best'}"):
+        teacher, args = load_teacher(name, ['cat', 'dog'])
+        assert torch.equal(teacher.head.weight, model.head.weight)
+        assert tuple(args['dims']) == TINY_TEACHER['dims']
     with pytest.raises(FileNotFoundError, match='nowhere'):
         load_teacher(tmp_path / 'nowhere', ['cat', 'dog'])
+
+
+@pytest.mark.parametrize('name', ['{}/best', '{}', '{}/best/model.safetensors', 'local-dir:{}/best'])
+def test_load_saved(name, tmp_path):
+    """A folder, its run and its weights file are the same model: the file alone would not tell stride, names, size."""
+    args = dict(TINY_TEACHER, num_classes=2, img_size=64)
+    model = timm.create_model('hdkd_teacher_s4', **args).eval()
+    save_model(model, tmp_path / 'run' / 'best', ['cat', 'dog'], args, (3, 64, 64))
+    loaded, loaded_args = load_saved(name.format(tmp_path / 'run'))
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(loaded.eval()(x), model(x))
+    assert loaded.pretrained_cfg['architecture'] == 'hdkd_teacher_s4'
+    assert list(loaded.pretrained_cfg['label_names']) == ['cat', 'dog']
+    assert tuple(loaded.pretrained_cfg['input_size']) == (3, 64, 64)
+    assert tuple(loaded_args['dims']) == TINY_TEACHER['dims']
+
+
+def test_load_saved_checkpoint_file(tmp_path):
+    state, x, logits = published('student')
+    torch.save(state, tmp_path / 'student.pth')
+    model, args = load_saved(tmp_path / 'student.pth', 'hdkd_student', head_dim=8)
+    torch.testing.assert_close(model.eval()(x), logits, rtol=0, atol=1e-5)
+    assert args['img_size'] == 32
+    model, args = load_saved(str(tmp_path / 'student.pth'), img_size=32, num_heads=2)
+    assert model.blocks[0].attn.head_dim == 8
+    torch.save(published('teacher')[0], tmp_path / 'teacher.pth')
+    for name, stride in ((None, (2, 2)), ('hdkd_teacher_s4', (4, 4))):
+        assert load_saved(tmp_path / 'teacher.pth', name)[0].stages[0][0].conv.stride == stride
+    with pytest.raises(ValueError, match='student with distillation token, not of .hdkd_student_plain'):
+        load_saved(tmp_path / 'student.pth', 'hdkd_student_plain', head_dim=8)
+
+
+def test_load_saved_of_another_size(tmp_path):
+    save_model(timm.create_model('hdkd_student', **TINY_STUDENT), tmp_path / 'm', model_args=TINY_STUDENT)
+    model, args = load_saved(tmp_path / 'm', img_size=48)
+    assert tuple(model.img_size) == (48, 48)
+    assert args['img_size'] == 48
+
+
+def test_load_saved_asks_which(tmp_path):
+    for name in ('teacher', 'student'):
+        save_model(timm.create_model('hdkd_teacher', **TINY_TEACHER), tmp_path / 'run' / name / 'best')
+    with pytest.raises(ValueError, match=r"run' holds several models: give one of \S+run/student, \S+run/teacher\."):
+        load_saved(tmp_path / 'run')
+    assert load_saved(tmp_path / 'run' / 'teacher')[0].num_classes == 5
+    for name in (tmp_path / 'nowhere', 'nowhere', 'resnet18'):
+        with pytest.raises(FileNotFoundError, match=f"Model '{name}' does not exist: give a model folder"):
+            load_saved(name)
+    with pytest.raises(FileNotFoundError, match="Model folder 'nowhere' does not exist"):
+        load_saved('local-dir:nowhere')
 
 
 def test_config_is_what_the_hub_reads(tmp_path):

@@ -5,11 +5,14 @@ import subprocess
 import sys
 
 import pytest
+import timm
 import torch
-from conftest import load_reference, strip_prefix
+from conftest import TINY_STUDENT, load_reference, strip_prefix
 
-from hdkd_timm import DistillConfig
+from hdkd_timm import DistillConfig, TrainConfig
+from hdkd_timm.checkpoint import save_model
 from hdkd_timm.cli import create_parser, main
+from hdkd_timm.config import recipe_names, to_yaml
 
 
 def run(*args, **kwargs):
@@ -47,14 +50,23 @@ BAD_CONFIG = dict(
     (['train', '--data-dir', 'DATA', '--num-classes', '7'], '--num-classes 7, but the data has 3: a, b, c'),
     (['train', '--data-dir', 'DATA', '--model', 'local-dir:gone'], "Model folder 'gone' does not exist"),
     (['train', '--data-dir', 'DATA', '--resume', '--experiment', 'gone'], "There is no run 'runs/gone' to resume"),
+    (['train', '--data-dir', 'DATA', '--resume'], '--resume needs the run: --config runs/NAME/config.yaml, or'),
     (['train', '--data-dir', 'DATA', '--model-kwargs', 'wings=2'], 'wings'),
+    (['train', '--data-dir', 'DATA', '--model-kwargs', 'num_classes=9'], "'num_classes' of 'hdkd_"),
+    (['train', '--data-dir', 'DATA', '--torchcompile', 'foo'], "--torchcompile 'foo' is no backend: choose from"),
+    (['train', '--data-dir', 'DATA', '--aa', 'rand-m6', '--aug', 'paper'], "--aa 'rand-m6' is a part of --aug timm"),
+    (['distill', '--data-dir', 'DATA', '--resume'], '--resume needs the run: --config runs/NAME/config.yaml, or'),
+    (['distill', '--data-dir', 'DATA', '--teacher-kwargs', 'img_size=9'], "'img_size' of 'hdkd_teacher' is no arg"),
     (['train', '--data-dir', 'DATA', '--early-stopping', '3'], '--early-stopping needs a val split'),
     (['train', '--data-dir', 'DATA', '--folds', '3', '--fold', '3'], '--fold must be 0 to 2, got 3'),
     (['train', '--data-dir', 'DATA', '--freeze-stages', '7'], '--freeze-stages must be 0 to 4'),
     (['train', '--data-dir', 'DATA', '--smote', 'gone.json'], "'gone.json' does not exist"),
     (['train', '--data-dir', 'DATA', '--mixup', '0.2', '-b', '3'], '--batch-size must be even with mixup'),
     (['eval', 'gone', '--data-dir', 'DATA'], "Model 'gone' does not exist"),
+    (['eval', 'several', '--data-dir', 'DATA'],
+     "'several' holds several models: give one of several/student, several/teacher."),
     (['predict', 'gone', 'DATA'], "Model 'gone' does not exist"),
+    (['predict', 'several', 'DATA'], "'several' holds several models: give one of several/student, several/teacher."),
     (['predict', 'DATA', 'nowhere'], "'nowhere' does not exist"),
     (['predict', 'DATA', 'DATA'], 'Cannot load'),
     (['predict', 'gone', 'DATA', '--out', 'no/where.csv'], "Folder 'no' of --out does not exist"),
@@ -67,6 +79,9 @@ BAD_CONFIG = dict(
 def test_bad_input_is_one_line(args, message, image_folder, tmp_path, monkeypatch, capsys):
     for name, text in BAD_CONFIG.items():
         (tmp_path / f'{name}.yaml').write_text(text)
+    for name in ('student', 'teacher'):
+        (tmp_path / 'several' / name / 'best').mkdir(parents=True)
+        (tmp_path / 'several' / name / 'best' / 'config.json').write_text('{}')
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob('*'))
     args = [arg.replace('DATA', str(image_folder)) for arg in args]
@@ -106,10 +121,16 @@ def test_help_lists_every_setting(capsys):
             assert all('--' + f.name.replace('_', '-') in text for f in dataclasses.fields(config_cls))
 
 
-def test_flags_win_over_the_config_file_and_that_over_the_recipe(image_folder, tmp_path, monkeypatch):
+def catch_settings(command, monkeypatch):
+    """A list of the settings that a command is called with from now on, instead of training."""
     seen = []
-    monkeypatch.setattr('hdkd_timm.training.distill', lambda config, *args: seen.append(config) or dict(
+    monkeypatch.setattr(f'hdkd_timm.training.{command}', lambda config, *args: seen.append(config) or dict(
         models=dict(a=dict(parameters=1, test=dict(accuracy=1., balanced_accuracy=1., macro_auroc=1.))), run='r'))
+    return seen
+
+
+def test_flags_win_over_the_config_file_and_that_over_the_recipe(tmp_path, monkeypatch):
+    seen = catch_settings('distill', monkeypatch)
     (tmp_path / 'c.yaml').write_text('lr: 1e-4\nbatch-size: 32\nstages: [3]\n')
     args = ['--recipe', 'paper', '--config', str(tmp_path / 'c.yaml'), '--batch-size', '64', '--data-dir', 'd']
     assert main(['distill', *args]) == 0
@@ -117,6 +138,14 @@ def test_flags_win_over_the_config_file_and_that_over_the_recipe(image_folder, t
     assert (seen[0].lr, seen[0].batch_size, seen[0].stages) == (1e-4, 64, (3,))
     assert (seen[0].teacher_opt, seen[0].aug, seen[0].decay_tokens, seen[0].epochs) == ('adam', 'paper', True, 200)
     assert seen[1] == DistillConfig(data_dir='d')
+
+
+@pytest.mark.parametrize(('command', 'config_cls'), [('train', TrainConfig), ('distill', DistillConfig)])
+def test_recipes_are_those_of_python(command, config_cls, monkeypatch):
+    seen = catch_settings(command, monkeypatch)
+    for name in recipe_names():
+        assert main([command, '--recipe', name, '--data-dir', 'd', '--tau', '3']) == 0
+        assert seen.pop() == config_cls.from_recipe(name, data_dir='d', tau=3.)
 
 
 def test_demo_s_settings_can_be_turned_off():
@@ -146,6 +175,33 @@ def test_distill_command(image_folder, tmp_path):
     assert result.stdout.splitlines()[0].split() == [
         'network', 'parameters', 'test', 'accuracy', 'balanced', 'accuracy', 'macro', 'AUROC', 'training']
     assert (tmp_path / 'runs' / 'e' / 'student' / 'best' / 'model.safetensors').is_file()
+
+
+@pytest.fixture
+def run_of_a_student(tmp_path, image_folder):
+    """The folder of a run, as far as other commands need it: its model and its settings."""
+    args = dict(TINY_STUDENT, num_classes=3)
+    run = tmp_path / 'a run'
+    save_model(timm.create_model('hdkd_student', **args), run / 'best', list('abc'), args)
+    config = TrainConfig(data_dir=str(image_folder), img_size=32, workers=0, device='cpu', bootstrap=5, aug='paper')
+    (run / 'config.yaml').write_text(to_yaml(config))
+    return run
+
+
+def test_eval_with_the_settings_of_a_run(run_of_a_student, capsys):
+    assert main(['eval', str(run_of_a_student), '--config', str(run_of_a_student / 'config.yaml')]) == 0
+    assert "12 images of split 'test'" in capsys.readouterr().out
+    (run_of_a_student / 'other.yaml').write_text('wings: 2')
+    assert main(['eval', str(run_of_a_student), '--config', str(run_of_a_student / 'other.yaml')]) == 1
+    assert "Unknown setting 'wings' in" in capsys.readouterr().err
+
+
+def test_teacher_is_a_run_folder(run_of_a_student, tmp_path, capsys):
+    sizes = [f'{name}={value}' for name, value in TINY_STUDENT.items() if name not in ('img_size', 'num_classes')]
+    assert main([
+        'train', '--config', str(run_of_a_student / 'config.yaml'), '--model-kwargs', *sizes, '--epochs', '1',
+        '--teacher-checkpoint', str(run_of_a_student), '--output', str(tmp_path), '--experiment', 'next']) == 0
+    assert (tmp_path / 'next' / 'best' / 'model.safetensors').is_file()
 
 
 def test_convert_command(tmp_path, capsys):

@@ -1,5 +1,6 @@
 import argparse
 import dataclasses
+import math
 import re
 from typing import Any, Dict, Optional, Tuple
 
@@ -10,6 +11,7 @@ from hdkd_timm.config import (
     KeyValues,
     add_arguments,
     check_settings,
+    check_values,
     flag,
     from_arguments,
     read_recipe,
@@ -32,6 +34,8 @@ class Config:
     kind: str = setting('a', 'one of two', choices=('a', 'b'))
     logs: Tuple[str, ...] = setting((), 'some of two', choices=('x', 'y'))
     arguments: Dict[str, Any] = setting({}, 'any', nargs='*', action=KeyValues, metavar='NAME=VALUE')
+    share: Optional[float] = setting(None, 'a number with bounds', above=0, at_most=1)
+    counts: Tuple[int, ...] = setting((1,), 'numbers with bounds', at_least=1, below=10)
 
 
 def parse(*args, **defaults):
@@ -147,6 +151,23 @@ def test_values_that_are_converted(name, value, expected):
 def test_bad_settings(name, value, message):
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
         check_settings({'kind': 'a', name: value}, [Config], 'file')
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    (dict(kind='c'), "--kind must be one of a, b, got 'c'."),
+    (dict(logs=('x', 'z')), "--logs must be one of x, y, got 'z'."),
+    *((dict(share=v), f'--share must be above 0 and at most 1, got {v}.') for v in (0., 1.5, math.nan, math.inf)),
+    *((dict(counts=(5, v)), f'--counts must be 1 or more and below 10, got {v}.') for v in (0, 10)),
+])
+def test_values_out_of_choices_and_bounds(changes, message):
+    with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
+        check_values(Config('x', **changes))
+
+
+@pytest.mark.parametrize('changes', [
+    {}, dict(kind='b', logs=('y', 'x')), dict(share=1e-9), dict(share=1.), dict(counts=(1, 9)), dict(counts=())])
+def test_values_within_choices_and_bounds(changes):
+    check_values(Config('x', **changes))
 
 
 def test_settings_of_several_dataclasses():

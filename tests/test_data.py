@@ -1,6 +1,7 @@
 import io
 import json
 import logging
+import re
 import tarfile
 
 import numpy as np
@@ -19,7 +20,9 @@ from hdkd_timm.data import (
     draw_fraction,
     draw_val,
     find_splits,
+    list_images,
 )
+from hdkd_timm.files import write_rows
 from hdkd_timm.loader import SplitLoader
 
 DATA_CONFIG = dict(
@@ -96,6 +99,17 @@ def test_classes_are_in_natural_order(tmp_path):
     means = {int(target): np.asarray(image).mean() for image, target in datasets['test']}
     assert abs(means[1] - 40) < 5
     assert abs(means[0] - 120) < 5
+
+
+def test_classes_that_differ_in_case_alone_have_one_order(write_csv, tmp_path):
+    pairs = [(f'Class{i}', f'class{i}') for i in range(20)]
+    expected = [name for pair in pairs for name in pair]
+    names = [name for i, pair in enumerate(pairs) for name in (pair if i % 2 else pair[::-1])]
+    # neither that of a set, which changes with each process, nor that of the file system
+    path = write_csv('path,label', *(f'{i}.png,{name}' for i, name in enumerate(names)))
+    assert create(data_csv=path, only='train', check_images=False)[1] == expected
+    write_images(tmp_path / 'train', classes=names, number=1, size=8)
+    assert create(tmp_path, only='train', check_images=False)[1] == expected
 
 
 @pytest.mark.parametrize('suffix', ['.webp', '.bmp', '.tif', '.TIFF', '.jpeg', '.png'])
@@ -324,6 +338,15 @@ def test_val_share_is_near_the_fraction(fraction):
     assert not np.intersect1d(groups[held_out], groups[~held_out]).size
 
 
+@pytest.mark.parametrize('fraction', [0.01, 0.99])
+@pytest.mark.parametrize('groups', [None, np.arange(1000) // 2])
+def test_val_share_of_a_hundredth(fraction, groups):
+    samples = make_samples(np.arange(1000) // 2 % 2, groups)
+    held_out = draw_val(samples, fraction)
+    assert abs(held_out.sum() - 1000 * fraction) <= 2
+    assert np.bincount(samples.targets[held_out]).min() >= min(fraction * 500, 4)
+
+
 def test_val_share_with_a_rare_class():
     # two images of a class do not make half of all images the val split
     samples = make_samples([0] * 100 + [1] * 98 + [2] * 2)
@@ -443,6 +466,17 @@ def test_csv_columns_of_other_names(write_csv):
         create(data_csv=path, group_column='patients')
     with pytest.raises(ValueError, match="no column 'uses'"):
         create(data_csv=path, split_column='uses')
+    with pytest.raises(ValueError, match="no column 'group'"):  # the default's name, but asked for
+        create(data_csv=path, group_column='group')
+
+
+def test_csv_names_an_image_once(write_csv, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for again in (f'{tmp_path}/table/images/0.png', './images/0.png', 'images/../images/0.png'):
+        path = write_csv(*table('ttee'), f'{again},b,test')
+        for name in (path, 'table/data.csv'):
+            with pytest.raises(ValueError, match=f"line 6: image '{re.escape(again)}' is in line 2 already"):
+                create(data_csv=name)
 
 
 def test_csv_split_names_and_rows_without_one(write_csv, caplog):
@@ -482,6 +516,7 @@ def test_csv_of_excel(write_csv, tmp_path):
     (lambda t: [*t, '', 'images/0.png,a,test'], r"line 7: image 'images/0\.png' is in line 2 already"),
     (lambda t: [*t, ',a,train'], 'line 6: no path'),
     (lambda t: [*t, 'images/9.png,,train'], 'line 6: no label'),
+    (lambda t: [*t, 'images/9.png, ,train'], 'line 6: no label'),
     (lambda t: [*t, 'images/9.png'], 'line 6: no label'),
     (lambda t: [*t, 'images/9.png,a,holdout'], "line 6: split 'holdout' is none of train, training, val, "),
     (lambda t: [*t, 'images/9.png,c,test'], r"Class 'c' is in '.*split test' but not in '.*split train'"),
@@ -537,6 +572,39 @@ def test_csv_images_without_a_group_are_their_own(write_csv):
     assert groups[:2] == ['1', '1']
     assert len(set(groups)) == 7
     assert not set(groups) & set(datasets['test'].samples.groups)
+
+
+def test_csv_blanks_around_labels_and_groups(write_csv):
+    lines = table('t' * 12, labels='aabb', groups=['1', '1', '2', '2', '3', '3', '4', '4', '', '', '', ''])
+    paths, rest = zip(*(line.split(',', 1) for line in lines))
+    path = write_csv(lines[0], *(  # of every other row
+        f"{name}, {columns.replace(',', ' , ')} " if i % 2 else f'{name},{columns}'
+        for i, (name, columns) in enumerate(zip(paths[1:], rest[1:]))))
+    for fold in range(4):
+        datasets, classes = create(data_csv=path, folds=4, fold=fold)
+        train, test = (set(datasets[split].samples.groups) for split in ('train', 'test'))
+        assert classes == ['a', 'b']
+        assert not train & test
+        assert {group for group in train | test if len(group) == 1} == set('1234')
+        assert len(train | test) == 4 + 4  # each without a group is its own
+
+
+def test_list_of_images_is_a_table_of_them(write_csv, image_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    groups = ['7', '7', 'x y', 'x y', '3', '3', '4', '4', '', '', '', '']
+    path = write_csv(*table('t' * 8 + 'eeee', labels=['"b, c"', 'a'], groups=groups))
+    for settings in (dict(data_csv=path, val_fraction=0.5), dict(data_dir=image_folder.name, folds=3, fold=1)):
+        datasets, classes = create(**settings)
+        write_rows(list_images(datasets, classes), image_folder / 'images.csv')
+        again, names = create(data_csv=str(image_folder / 'images.csv'))
+        assert names == classes
+        assert sizes(again) == sizes(datasets)
+        for split, dataset in datasets.items():
+            ours, theirs = dataset.samples, again[split].samples
+            assert theirs.filenames() == [str(tmp_path / name) for name in ours.filenames()]
+            assert theirs.targets.tolist() == ours.targets.tolist()
+            assert (theirs.groups is None) == (ours.groups is None) == ('data_dir' in settings)
+            assert ours.groups is None or theirs.groups.tolist() == ours.groups.tolist()
 
 
 def test_leaks_are_told(write_csv, caplog):
@@ -644,8 +712,8 @@ def test_torch_mnist(tmp_path):
 
 class LabelledBy(list):
     """Images of a torchvision dataset that tells its labels in `targets`."""
-    def __init__(self, targets=None):
-        super().__init__((Image.new('L', (8, 8)), i % 2) for i in range(4))
+    def __init__(self, targets=None, image=Image.new('L', (8, 8))):
+        super().__init__((image, i % 2) for i in range(4))
         if targets is not None:
             self.targets = targets
 
@@ -657,6 +725,14 @@ def test_torch_dataset_without_plain_labels(targets, monkeypatch):
         create('data', dataset='torch/odd')
     with pytest.raises(ValueError, match="--class-map is not for 'torch/odd'"):
         create('data', dataset='torch/odd', class_map='classes.txt')
+
+
+@pytest.mark.parametrize(('in_chans', 'expected'), [(1, 117), (3, (117,) * 3)])
+def test_decoded_images_are_converted_as_files_are(in_chans, expected, monkeypatch):
+    dataset = LabelledBy(np.arange(4) % 2, Image.fromarray(np.full((8, 8), 30000, np.uint16)))
+    monkeypatch.setattr('hdkd_timm.data.create_dataset', lambda *args, **kwargs: dataset)
+    image, target = create(dataset='torch/odd', in_chans=in_chans, only='test')[0]['test'][1]
+    assert (image.getpixel((0, 0)), target) == (expected, 1)
 
 
 @pytest.fixture
@@ -792,9 +868,6 @@ def test_shards(shards, tmp_path):
         ((10 * i,) * 3, i % 2) for i in range(4)]
     seen = [(image.getpixel((0, 0))[0], target) for image, target in datasets['train']]
     assert sorted(seen) == [(10 * i, i % 2) for i in range(8)]
-    grey = create(**shards, in_chans=1, only='test')[0]
-    assert sizes(grey) == {'test': 4}
-    assert next(iter(grey['test']))[0].mode == 'L'
     # splits as names of shards, and class names
     (tmp_path / 'classes.txt').write_text('mel\nnev\n')
     shards.update(num_classes=None, class_map=str(tmp_path / 'classes.txt'))
@@ -802,6 +875,20 @@ def test_shards(shards, tmp_path):
         **shards, train_split='train-{000..001}.tar|8', val_split='train-001.tar|3', test_split='test-000.tar|4')
     assert (sizes(datasets), classes) == ({'train': 8, 'val': 3, 'test': 4}, ['mel', 'nev'])
     assert [target for _, target in datasets['val']] == [1, 0, 1]
+
+
+@pytest.mark.parametrize('in_chans', [1, 3])
+def test_images_of_shards_are_read_as_files_are(shards, tmp_path, in_chans):
+    import webdataset
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 30000, np.uint16)).save(buffer, 'png')
+    with webdataset.TarWriter(str(tmp_path / 'test-000.tar')) as writer:
+        for i in range(4):
+            writer.write({'__key__': str(i), 'png': buffer.getvalue(), 'cls': i % 2})
+    dataset = create(**shards, in_chans=in_chans, only='test')[0]['test']
+    (images, targets), = SplitLoader(dataset, dict(DATA_CONFIG, input_size=(in_chans, 8, 8)), 4, num_workers=0)
+    assert targets.tolist() == [0, 1, 0, 1]
+    assert torch.allclose(images, torch.full((4, in_chans, 8, 8), (117 / 255 - 0.5) / 0.25))
 
 
 def test_shards_of_a_wanted_split(shards, tmp_path):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import write_images
 from safetensors.torch import load_file
@@ -29,14 +30,20 @@ def folder(tmp_path_factory):
     return folder
 
 
-def launch(command, folder, *more, env=None):
+def launch(command, folder, *more, env=None, timeout=300):
     args = [
         '-m', 'torch.distributed.run', '--nproc_per_node', 2, '--rdzv_backend', 'c10d', '--rdzv_endpoint',
         'localhost:0',
         '-m', 'hdkd_timm', command, '--data-dir', folder / 'data', '--output', folder / 'runs', *SETTINGS, *more]
-    return subprocess.run(
-        [sys.executable, *map(str, args)], capture_output=True, text=True, timeout=300,
+    process = subprocess.Popen(
+        [sys.executable, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=dict(os.environ, OMP_NUM_THREADS='1', **(env or {})))
+    try:
+        output = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends its processes too
+        raise
+    return subprocess.CompletedProcess(args, process.returncode, *output)
 
 
 def test_metrics_are_those_of_one_process(folder, capsys):
@@ -102,10 +109,34 @@ def test_slurm_variables_and_resume(folder):
     assert all('exists already: --resume' in errors for _, errors in refused)
 
 
-def test_resumed_by_another_number_of_processes(folder, capsys):
-    assert launch('train', folder, '--experiment', 'two', '--epochs', 1, '--overwrite').returncode == 0
-    (folder / 'runs' / 'two' / 'metrics.json').unlink()
-    assert main(['train', '--config', str(folder / 'runs' / 'two' / 'config.yaml'), '--resume']) == 1
+@pytest.fixture
+def digits(folder):
+    """Eight training images and a single other in the form of MNIST: a split of a folder has an image of each class."""
+    raw = folder / 'digits' / 'MNIST' / 'raw'
+    raw.mkdir(parents=True)
+    for name, number in (('train', 8), ('t10k', 1)):
+        labels = np.arange(number, dtype=np.uint8)
+        (raw / f'{name}-images-idx3-ubyte').write_bytes(
+            np.array([0x803, number, 28, 28], '>i4').tobytes() + (30 * labels).repeat(28 * 28).tobytes())
+        (raw / f'{name}-labels-idx1-ubyte').write_bytes(np.array([0x801, number], '>i4').tobytes() + labels.tobytes())
+    return folder / 'digits'
+
+
+def test_a_process_without_val_images_and_resume_by_another_number(digits, folder, capsys):
+    """The network has batch statistics, which processes compare in each pass: one has an image, the other none."""
+    result = launch(
+        'train', folder, '--experiment', 'two', '--epochs', 1, '--overwrite', '--dataset', 'torch/mnist', '--data-dir',
+        digits, '--val-split', 'validation', '--test-split', '', '--model', 'resnet10t', '--model-kwargs',
+        timeout=120)
+    assert result.returncode == 0, result.stderr
+    run = folder / 'runs' / 'two'
+    metrics = json.loads((run / 'metrics.json').read_text())['val']
+    assert metrics['images'] == np.sum(metrics['confusion_matrix']) == 1
+    (path, target, _, *probs), = [row.split(',') for row in (run / 'predictions.csv').read_text().splitlines()[1:]]
+    assert (path, target) == ('0', '0 - zero')
+    assert metrics['log_loss'] == pytest.approx(-np.log(float(probs[0])), rel=1e-4)
+    (run / 'metrics.json').unlink()
+    assert main(['train', '--config', str(run / 'config.yaml'), '--resume']) == 1
     assert 'was saved by 2 processes' in capsys.readouterr().err
 
 

@@ -1,4 +1,5 @@
 import io
+import struct
 import sys
 
 import numpy as np
@@ -98,6 +99,19 @@ def test_sixteen_bits_in_other_layouts(tmp_path):
     assert pixels(tmp_path / 'b.tif', 'L').tolist() == [[0, 117, 255]]
 
 
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_tiff_whose_zero_is_white(tmp_path, dtype):
+    values = np.array([[0, 51, 128, 255]], dtype) * dtype(np.iinfo(dtype).max // 255)
+    Image.fromarray(values).save(tmp_path / 'black.tif')
+    black, white = (struct.pack('<HHIH', TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 3, 1, v) for v in (1, 0))
+    content = (tmp_path / 'black.tif').read_bytes()
+    assert content.count(black) == 1
+    (tmp_path / 'white.tif').write_bytes(content.replace(black, white))
+    assert pixels(tmp_path / 'black.tif', 'L').tolist() == [[0, 51, 128, 255]]
+    assert pixels(tmp_path / 'white.tif', 'L').tolist() == [[255, 204, 127, 0]]
+    assert pixels(tmp_path / 'white.tif').tolist() == [[[v] * 3 for v in (255, 204, 127, 0)]]
+
+
 def test_floats(tmp_path):
     path = tmp_path / 'x.tif'
     Image.fromarray(np.array([[0, 0.25, 1]], np.float32)).save(path)
@@ -155,6 +169,11 @@ def test_transparent_grey_and_key_colours(tmp_path):
     assert pixels(path).tolist() == [[[255, 0, 0], [0, 0, 0]], [[0, 0, 255], [255, 255, 255]]]
     Image.fromarray(np.array([[200, 100]], np.uint8)).save(path, transparency=200)
     assert pixels(path, 'L').tolist() == [[0, 100]]
+    Image.fromarray(np.array([[257, 30000, 65535]], np.uint16)).save(path, transparency=30000)
+    with Image.open(path) as image:
+        assert image.mode == 'I;16'
+    assert pixels(path, 'L').tolist() == [[1, 0, 255]]
+    assert pixels(path).tolist() == [[[1] * 3, [0] * 3, [255] * 3]]
 
 
 @pytest.mark.parametrize('suffix', ['.jpg', '.tif'])

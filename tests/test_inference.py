@@ -1,4 +1,5 @@
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import torch
 from conftest import TINY_STUDENT, write_images
 from PIL import Image
 
-from hdkd_timm import evaluate_model, predict
+from hdkd_timm import TrainConfig, evaluate_model, predict, train
 from hdkd_timm.checkpoint import save_model
 from hdkd_timm.cli import main
 from hdkd_timm.inference import EvalConfig, InferenceConfig, find_images, load_classifier
@@ -100,6 +101,26 @@ def test_eval_command(model_folder, image_folder, tmp_path, capsys):
     assert sorted(p.name for p in (tmp_path / 'report').iterdir()) == ['metrics.json', 'predictions.csv']
     assert main([*args, '--out-dir', str(tmp_path / 'report')]) == 1
     assert 'nothing is overwritten' in capsys.readouterr().err
+
+
+def test_eval_on_a_run_s_own_val_images(image_folder, tmp_path):
+    """A run's config tells eval the split that the run has drawn: its seed, its fraction."""
+    model_kwargs = {k: v for k, v in TINY_STUDENT.items() if k not in ('img_size', 'num_classes')}
+    run = train(TrainConfig(
+        data_dir=str(image_folder), img_size=32, model_kwargs=model_kwargs, epochs=1, batch_size=4, workers=0,
+        device='cpu', bootstrap=0, seed=7, val_fraction=0.25, output=str(tmp_path / 'runs'), experiment='run'))['run']
+    assert main([
+        'eval', run, '--config', f'{run}/config.yaml', '--split', 'val', '--out-dir', str(tmp_path / 'report')]) == 0
+
+    def column(path, name, **where):
+        with open(path) as file:
+            return [row[name] for row in csv.DictReader(file) if all(row[k] == v for k, v in where.items())]
+
+    names = column(tmp_path / 'report' / 'predictions.csv', 'path')
+    assert names == column(f'{run}/images.csv', 'path', split='val')
+    assert len(names) == 6
+    report = json.loads((tmp_path / 'report' / 'metrics.json').read_text())
+    assert report['log_loss'] == pytest.approx(float(column(f'{run}/summary.csv', 'val_log_loss')[0]), rel=1e-4)
 
 
 def test_other_size_and_run_folder(model_folder, tmp_path):

@@ -1,5 +1,6 @@
 """Batches that depend on seed, epoch and place alone."""
 import random
+import signal
 from collections import Counter
 
 import numpy as np
@@ -32,6 +33,23 @@ class Numbered(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         return Image.new('RGB', (24, 24), (index + self.shade,) * 3), int(self.targets[index])
+
+
+class Heedless(Numbered):
+    """Images whose class tells whether the process that reads them ignores Ctrl-C."""
+    def __getitem__(self, index):
+        return super().__getitem__(index)[0], int(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """A dataset without random access."""
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __iter__(self):
+        for i in range(len(self.dataset)):
+            image, target = self.dataset[i]
+            yield self.transform(image), target
 
 
 @pytest.fixture
@@ -193,6 +211,16 @@ def test_random_numbers_are_left_alone(dataset):
             assert torch.equal(torch.get_rng_state(), before[0])
             assert random.getstate() == before[1]
             assert np.array_equal(np.random.get_state()[1], before[2])
+
+
+@pytest.mark.parametrize('augment', [None, AugmentConfig()])
+@pytest.mark.parametrize('wrap', [lambda dataset: dataset, Stream])
+def test_ctrl_c_is_left_to_the_main_process(wrap, augment):
+    for num_workers, ignores in ((0, 0), (2, 1)):
+        loader = SplitLoader(wrap(Heedless(4)), DATA, 2, augment, num_workers)
+        found = numbers(loader.epoch(0))
+        assert len(found) >= 2
+        assert {target for batch in found for target in batch} == {ignores}
 
 
 def test_derived_seeds():

@@ -41,19 +41,30 @@ def test_snippet(snippet, run_folder, capsys):
         assert line in capsys.readouterr().out
 
 
-def test_every_command_s_flags_exist(capsys):
+def find_flags(text):
+    """Command and flag of each --flag in the text; what stands with no command is for `distill`."""
+    text = re.sub(r'(?m)^(python \S+\.py|torchrun|pip|hdkd run) .*', '', text.replace('\\\n', ' '))  # others' flags
+    values = dict(re.findall(r'(?m)^([A-Z]+)="(.*)"$', text))
+    text = re.sub(r'\$([A-Z]+)\b', lambda match: values[match[1]], text)
+    found = set()
+    for line in text.splitlines():
+        for name, words in re.findall(r'(?:\bhdkd (\w+)|^)(.*?)(?=\bhdkd \w|$)', line):
+            found |= {(name or 'distill', flag) for flag in re.findall(r'(?<![-\w])--[a-z][\w-]*', words)}
+    return found
+
+
+def test_every_flag_exists(capsys):
     from hdkd_timm.cli import create_parser
-    text = (ROOT / 'README.md').read_text()
-    commands = re.findall(r'hdkd (train|distill|eval|predict|convert|demo)\b([^\n`#]*)', text.replace('\\\n', ' '))
-    assert {name for name, _ in commands} >= {'train', 'distill', 'eval', 'predict', 'convert'}
+    found = find_flags((ROOT / 'README.md').read_text())
+    assert found >= {
+        ('distill', '--split-column'), ('distill', '--class-weights'), ('distill', '--amp'), ('train', '--amp'),
+        ('predict', '--out'), ('eval', '--out-dir'), ('train', '--help')}
     helps = {}
-    for name, flags in commands:
-        if name not in helps:
-            with pytest.raises(SystemExit):
-                create_parser().parse_args([name, '--help'])
-            helps[name] = capsys.readouterr().out
-        for flag in re.findall(r'--[a-z][a-z-]+', flags):
-            assert flag in helps[name], (name, flag)
+    for name in sorted({name for name, _ in found}):
+        with pytest.raises(SystemExit):
+            create_parser().parse_args([name, '--help'])
+        helps[name] = capsys.readouterr().out
+    assert [(name, flag) for name, flag in found if not re.search(rf'{flag}(?![-\w])', helps[name])] == []
 
 
 def test_model_table():

@@ -7,7 +7,11 @@ import sys
 import time
 
 import pytest
+from conftest import write_images
 from safetensors.torch import load_file
+
+from hdkd_timm.cli import main
+from hdkd_timm.runs import run_folder
 
 # the note of the trainer's issue gives 20; a test run is content with fewer
 KILLS = int(os.environ.get('HDKD_KILLS', 3))
@@ -21,6 +25,27 @@ SETTINGS = [
     '--reprob', 0.5, '--mixup', 0.2, '--smoothing', 0.1, '--model-ema', '--model-ema-decay', 0.9, '--clip-grad', 5,
     '--grad-accum-steps', 2, '--val-fraction', 0.3, '--recovery-interval', 2, '--sampler', 'balanced', '--sched',
     'plateau', '--warmup-epochs', 1, '--color-jitter', 0.4]
+# a training whose Ctrl-C comes in the first step, to all its processes; its one loader process starts as it is told
+LAUNCHER = """
+import multiprocessing
+import os
+import signal
+import sys
+
+if __name__ == '__main__':
+    from hdkd_timm import training
+    from hdkd_timm.cli import main
+
+    def interrupted(self, *args):
+        training.BatchAugmentation.__call__ = augment
+        os.killpg(0, signal.SIGINT)
+        return augment(self, *args)
+
+    augment = training.BatchAugmentation.__call__
+    training.BatchAugmentation.__call__ = interrupted
+    multiprocessing.set_start_method('forkserver')
+    sys.exit(main())
+"""
 FILES = [f'{name}/best/model.safetensors' for name in ('teacher', 'student')]
 
 
@@ -28,7 +53,8 @@ def start(image_folder, output, experiment, *more):
     args = ['distill', '--data-dir', image_folder, '--output', output, '--experiment', experiment, *SETTINGS, *NETWORKS]
     env = dict(os.environ, OMP_NUM_THREADS='1')
     return subprocess.Popen(
-        [sys.executable, '-m', 'hdkd_timm', *map(str, (*args, *more))], env=env, stderr=subprocess.PIPE, text=True)
+        [sys.executable, '-m', 'hdkd_timm', *map(str, (*args, *more))], env=env, stderr=subprocess.PIPE, text=True,
+        start_new_session=True)
 
 
 def finish(process):
@@ -57,7 +83,6 @@ def assert_same_run(run, reference):
 @pytest.fixture(scope='module')
 def unbroken(tmp_path_factory):
     """Images, the folder of runs, and how long an unbroken run trains."""
-    from conftest import write_images
     folder = tmp_path_factory.mktemp('resume')
     write_images(folder / 'data' / 'train', number=12)
     write_images(folder / 'data' / 'test', number=4, seed=1)
@@ -86,13 +111,14 @@ def test_killed_at_a_random_moment(unbroken, seed):
     assert_same_run(runs / name, runs / 'unbroken')
 
 
-@pytest.mark.parametrize(('signum', 'expected'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_interrupted_in_the_middle_of_an_epoch(unbroken, signum, expected):
+@pytest.mark.parametrize(('send', 'signum', 'expected'), [
+    (os.kill, signal.SIGTERM, 143), (os.killpg, signal.SIGINT, 130)])  # Ctrl-C goes to all processes of a terminal
+def test_interrupted_in_the_middle_of_an_epoch(unbroken, send, signum, expected):
     data, runs, _ = unbroken
     name = signum.name
     process = start(data, runs, name)
     wait_for(runs / name / 'student' / 'last.pth', process)
-    process.send_signal(signum)
+    send(process.pid, signum)
     code, errors = finish(process)
     assert code == expected, errors
     line = errors.strip().splitlines()[-1]
@@ -108,19 +134,40 @@ def test_interrupted_in_the_middle_of_an_epoch(unbroken, signum, expected):
     assert_same_run(runs / name, runs / 'unbroken')
 
 
+def test_ctrl_c_with_loaders_of_the_fork_server(unbroken, tmp_path):
+    """The step that it comes in is the first of 12 of an update, whose images the loader has yet to read."""
+    data, runs, _ = unbroken
+    (tmp_path / 'launcher.py').write_text(LAUNCHER)
+    args = [
+        'train', '--data-dir', data, '--output', runs, '--img-size', 32, '--epochs', 2, '-b', 3, '--device', 'cpu',
+        '--grad-accum-steps', 12, '--bootstrap', 0, *NETWORKS[:8]]
+    assert main([*map(str, args), '--experiment', 'whole', '-j', '0']) == 0
+    process = subprocess.run(
+        [sys.executable, tmp_path / 'launcher.py', *map(str, args), '--experiment', 'ctrl-c', '-j', '1'],
+        capture_output=True, text=True, timeout=300, start_new_session=True)
+    assert process.returncode == 130, process.stderr
+    assert 'Traceback' not in process.stderr
+    assert process.stderr.strip().splitlines()[-1].startswith('hdkd train: SIGINT, the state is saved.')
+    assert main(['train', '--config', str(runs / 'ctrl-c' / 'config.yaml'), '--resume', '-j', '0']) == 0
+    ours, whole = (load_file(runs / name / 'best' / 'model.safetensors') for name in ('ctrl-c', 'whole'))
+    assert all(ours[name].equal(value) for name, value in whole.items())
+
+
 def test_two_runs_cannot_share_a_folder(unbroken):
     data, runs, _ = unbroken
-    first = start(data, runs, 'shared')
-    wait_for(runs / 'shared' / 'config.yaml', first)
-    for more, message in (
-            ([], 'exists already'), (['--resume'], 'Another process is writing'), (['--overwrite'], 'Another process')):
-        code, errors = finish(start(data, runs, 'shared', *more))
-        if first.poll() is None:
+    with run_folder(str(runs), 'shared', 'lr: 1\n') as folder:
+        expected = {
+            (): 'exists already', ('--resume',): 'Another process is writing',
+            ('--overwrite',): 'Another process is writing'}
+        for process, message in [(start(data, runs, 'shared', *more), message) for more, message in expected.items()]:
+            code, errors = finish(process)
             assert code == 1
-            assert message in errors
-            assert len(errors.strip().splitlines()) == 1
-    assert finish(first)[0] == 0
-    assert_same_run(runs / 'shared', runs / 'unbroken')
+            assert 'Traceback' not in errors
+            line = errors.strip().splitlines()[-1]  # after timm's warning about the schedule
+            assert line.startswith('hdkd distill: error: ')
+            assert message in line
+        assert sorted(path.name for path in folder.iterdir()) == ['.before', '.lock', 'config.yaml']
+        assert (folder / 'config.yaml').read_text() == 'lr: 1\n'
 
 
 def test_resume_of_a_finished_run_changes_nothing(unbroken):

@@ -1,4 +1,5 @@
 """The folder of a run among real processes, and real signals."""
+import csv
 import os
 import pickle
 import re
@@ -11,13 +12,30 @@ import pytest
 import torch
 
 from hdkd_timm.files import whole_file
-from hdkd_timm.runs import CONFIG, STATE, Interrupted, Signals, load_state, run_folder, save_state
+from hdkd_timm.runs import (
+    CONFIG,
+    IMAGES,
+    STATE,
+    Interrupted,
+    Signals,
+    keep_images,
+    load_state,
+    run_folder,
+    save_state,
+)
 
 SETTINGS = 'lr: 0.001\nscale:\n- 0.8\n- 1.0\nseed: 42\nworkers: 2\n'
 
 
 def content(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob('*'))
+
+
+def snapshot(folder):
+    """What links, files and folders hold, by name."""
+    return {
+        str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.is_file() and path.read_bytes()
+        for path in folder.rglob('*')}
 
 
 @pytest.fixture
@@ -176,9 +194,12 @@ def test_resume_with_other_settings(begun, runs):
 
 def test_overwrite(begun, runs):
     (begun / 'old').touch()
+    before = snapshot(begun)
     with run_folder(str(runs), 'run', 'lr: 1\n', overwrite=True) as folder:
-        assert content(folder) == ['.before', '.lock', CONFIG]
+        assert sorted(os.listdir(folder)) == ['.before', '.lock', CONFIG]
+        assert snapshot(folder / '.before') == before
         assert (folder / CONFIG).read_text() == 'lr: 1\n'
+    assert snapshot(begun) == {CONFIG: b'lr: 1\n'}
     with run_folder(str(runs), 'other', SETTINGS, overwrite=True) as folder:  # nothing there to overwrite
         pass
     (runs / 'empty').mkdir()
@@ -208,8 +229,8 @@ def test_what_is_no_run_is_not_overwritten(runs):
     assert content(runs) == ['file', 'photos', os.path.join('photos', 'a.png')]
 
 
-def fail_after_writing(runs, experiment, file, error=ZeroDivisionError):
-    with run_folder(str(runs), experiment, SETTINGS) as folder:
+def fail_after_writing(runs, experiment, file, error=ZeroDivisionError, settings=SETTINGS, **kwargs):
+    with run_folder(str(runs), experiment, settings, **kwargs) as folder:
         (folder / file).parent.mkdir()
         (folder / file).touch()
         raise error
@@ -233,6 +254,98 @@ def test_folder_stays_where_work_was_saved(runs, name):
     assert content(runs / 'run') == [CONFIG, 'teacher', os.path.join('teacher', name)]
     with run_folder(str(runs), 'run', SETTINGS, resume=True):
         pass
+
+
+@pytest.mark.parametrize('error', [ZeroDivisionError, KeyboardInterrupt])
+def test_old_run_is_back_after_an_error(begun, runs, tmp_path, error):
+    (begun / 'student' / 'best').mkdir()
+    (begun / 'student' / 'best' / 'model.safetensors').write_bytes(b'weights')
+    (begun / 'student' / 'summary.csv').write_text('old')
+    (tmp_path / 'precious').mkdir()
+    (tmp_path / 'precious' / 'file').touch()
+    (begun / 'link').symlink_to(tmp_path / 'precious')
+    (begun / 'student' / 'broken link').symlink_to('nowhere')
+    before = snapshot(begun)
+    for file in ('student/summary.csv', 'link/file', 'new/file'):
+        with pytest.raises(error):
+            fail_after_writing(runs, 'run', file, error, settings='lr: 1\n', overwrite=True)
+        assert snapshot(begun) == before
+    assert content(tmp_path / 'precious') == ['file']
+
+
+@pytest.mark.parametrize('name', [STATE, 'metrics.json'])
+def test_new_run_stays_where_work_was_saved(begun, runs, name):
+    with pytest.raises(ZeroDivisionError):
+        fail_after_writing(runs, 'run', f'teacher/{name}', settings='lr: 1\n', overwrite=True)
+    assert snapshot(begun) == {CONFIG: b'lr: 1\n', 'teacher': False, os.path.join('teacher', name): b''}
+
+
+@pytest.mark.parametrize(('experiment', 'overwrite'), [('new', False), ('run', True)])
+def test_interrupted_run_stays(begun, runs, experiment, overwrite):
+    with pytest.raises(Interrupted):
+        fail_after_writing(
+            runs, experiment, 'teacher/summary.csv', Interrupted(signal.SIGTERM, experiment), overwrite=overwrite)
+    assert content(runs / experiment) == [CONFIG, 'teacher', os.path.join('teacher', 'summary.csv')]
+
+
+@pytest.mark.parametrize('overwrite', [False, True])
+def test_run_that_was_killed_before_it_began(runs, overwrite):
+    folder = runs / 'run'
+    folder.mkdir(parents=True)
+    for name in ('.lock', f'.{CONFIG}.123.tmp'):
+        (folder / name).touch()
+    with pytest.raises(FileNotFoundError, match=r"There is no run '.*run' to resume, it has no config\.yaml"), \
+            run_folder(str(runs), 'run', SETTINGS, resume=True):
+        pass
+    assert content(folder) == [f'.{CONFIG}.123.tmp', '.lock']
+    with run_folder(str(runs), 'run', SETTINGS, overwrite=overwrite):
+        pass
+    assert content(folder) == [CONFIG]
+
+
+def rows_of(root, *images):
+    """Rows of images, given as SPLIT/LABEL/NAME."""
+    return [dict(path=f'{root}/{name}', label=name.split('/')[1], split=name.split('/')[0]) for name in images]
+
+
+ROWS = rows_of('/data', 'train/a/0.png', 'train/b/1.png', 'test/a/2.png', 'test/b/3.png')
+
+
+def test_images_of_a_run(tmp_path):
+    keep_images(ROWS, tmp_path)
+    written = (tmp_path / IMAGES).read_text()
+    assert list(csv.DictReader(written.splitlines())) == ROWS
+    keep_images(ROWS, tmp_path)
+    keep_images([dict(row, path=row['path'].replace('/data', '/else where/x')) for row in ROWS], tmp_path)
+    assert (tmp_path / IMAGES).read_text() == written
+    assert content(tmp_path) == [IMAGES]
+
+
+def test_images_of_a_tar_file(tmp_path):
+    rows = rows_of('.', 'train/a/0.png', 'test/a/1.png')
+    keep_images(rows, tmp_path)
+    keep_images(rows, tmp_path)
+    with pytest.raises(ValueError, match=r"'\./train/a/0\.png' of split train is not in both"):
+        keep_images(rows_of('x', 'train/a/0.png', 'test/a/1.png'), tmp_path)
+
+
+@pytest.mark.parametrize(('edit', 'name', 'number'), [
+    (lambda rows: [dict(rows[0], split='test'), *rows[1:]], '/train/a/0.png', 4),
+    (lambda rows: [dict(rows[0], label='b'), *rows[1:]], '/train/a/0.png', 4),
+    (lambda rows: [dict(row, group='1') for row in rows], '/train/a/0.png', 4),
+    (lambda rows: rows[:3], '/test/b/3.png', 3),
+    (lambda rows: rows + rows_of('/data', 'train/a/9.png'), '/train/a/9.png', 5),
+], ids=['split', 'label', 'group', 'missing', 'added'])
+def test_other_images(tmp_path, edit, name, number):
+    keep_images(ROWS, tmp_path)
+    with pytest.raises(ValueError, match=re.escape(
+            f"not those that run '{tmp_path}' was begun with (4 in '{tmp_path / IMAGES}', now {number}; '{name}' of")):
+        keep_images(edit(ROWS), tmp_path)
+
+
+def test_images_that_are_not_told(tmp_path):
+    keep_images([], tmp_path)
+    assert content(tmp_path) == []
 
 
 HOLD = '''

@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+from hdkd_timm.inference import EvalConfig, InferenceConfig
+from hdkd_timm.metrics import METRICS
 from hdkd_timm.settings import DistillConfig, TrainConfig
 
 ONE, SOME, SHARE, POSITIVE = '1 or more', '0 or more', '0 or more and at most 1', 'above 0'
@@ -60,6 +62,44 @@ def test_every_number_has_a_range():
     assert numbers == {name for name, *_ in RANGES}  # those two are checked where they are used
 
 
+DTYPES = 'one of float16, bfloat16'
+
+
+@pytest.mark.parametrize(('config_cls', 'name', 'value', 'words'), [
+    (TrainConfig, 'aug', 'papre', 'one of timm, paper, none'),
+    (TrainConfig, 'remode', 'noise', 'one of const, rand, pixel'),
+    (TrainConfig, 'on_bad_image', 'ignore', 'one of error, skip'),
+    (TrainConfig, 'clip_mode', 'max', 'one of norm, value, agc'),
+    (TrainConfig, 'sampler', 'even', 'one of balanced'),
+    (TrainConfig, 'select_metric', 'auroc', f"one of {', '.join(METRICS)}"),
+    (TrainConfig, 'amp_dtype', 'float8', DTYPES),
+    (TrainConfig, 'log', ('tensorboard', 'os'), 'one of tensorboard, wandb'),
+    (DistillConfig, 'kd_type', 'warm', 'one of soft, hard, none'),
+    (DistillConfig, 'reduction', 'sum', 'one of mean, batchmean'),
+    (EvalConfig, 'split', 'all', 'one of train, val, test'),
+    (EvalConfig, 'bootstrap', -1, SOME),
+    (EvalConfig, 'folds', 1, '2 or more'),
+    (EvalConfig, 'amp_dtype', 'float8', DTYPES),
+    (InferenceConfig, 'batch_size', 0, ONE),
+    (InferenceConfig, 'img_size', 0, ONE),
+    (InferenceConfig, 'workers', -1, SOME),
+])
+def test_values_are_checked_without_the_command_line(config_cls, name, value, words):
+    shown = value[-1] if isinstance(value, tuple) else value
+    message = re.escape(f"--{name.replace('_', '-')} must be {words}, got {shown!r}.")
+    with pytest.raises(ValueError, match=f'^{message}$'):
+        config_cls(**{name: value})
+    with pytest.raises(ValueError, match=f'^{message}$'):
+        dataclasses.replace(config_cls(), **{name: value})
+
+
+@pytest.mark.parametrize('aug', ['paper', 'none'])
+def test_automatic_augmentation_is_a_part_of_timm_s(aug):
+    with pytest.raises(ValueError, match=f"--aa 'rand-m6' is a part of --aug timm, not of --aug {aug}"):
+        TrainConfig(aa='rand-m6', aug=aug)
+    assert TrainConfig(aa='rand-m6').aug == 'timm'
+
+
 def test_batches_of_mixup_are_even():
     for name in ('mixup', 'cutmix'):
         with pytest.raises(ValueError, match='--batch-size must be even with mixup or cutmix, got 5'):
@@ -74,3 +114,18 @@ def test_settings_of_train_are_those_of_distill():
         TrainConfig(lr=0)
     with pytest.raises(TypeError, match='kd_type'):
         TrainConfig(kd_type='soft')
+
+
+def test_recipes():
+    assert DistillConfig.from_recipe('default') == DistillConfig()
+    config = DistillConfig.from_recipe('paper', epochs=3)
+    assert (config.lr, config.teacher_opt, config.aug, config.epochs) == (5e-5, 'adam', 'paper', 3)
+    config = TrainConfig.from_recipe('paper')  # the part that it has
+    assert (type(config), config.lr, config.decay_tokens) == (TrainConfig, 5e-5, True)
+    for config_cls in (TrainConfig, DistillConfig):
+        with pytest.raises(ValueError, match="Unknown recipe 'papre', choose from default, paper, paper-teacher"):
+            config_cls.from_recipe('papre')
+        with pytest.raises(ValueError, match='--tau must be above 0, got 0'):
+            config_cls.from_recipe('paper', tau=0)
+    with pytest.raises(TypeError, match='teacher_lr'):
+        TrainConfig.from_recipe('paper', teacher_lr=1e-3)

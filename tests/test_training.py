@@ -1,8 +1,12 @@
 """Whole trainings on small folders, with networks cut down to a second or two."""
 import csv
 import dataclasses
+import itertools
 import json
 import math
+import os
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ import timm
 import torch
 import yaml
 from conftest import TINY_STUDENT, TINY_TEACHER, write_images
+from torch.nn import functional as F
 
 from hdkd_timm import DistillConfig, TrainConfig, distill, evaluate_model, train
 from hdkd_timm import training as training_module
@@ -17,6 +22,7 @@ from hdkd_timm.checkpoint import save_model
 from hdkd_timm.evaluate import format_table
 from hdkd_timm.inference import EvalConfig
 from hdkd_timm.metrics import METRICS
+from hdkd_timm.runs import Interrupted, load_state
 
 STUDENT = {k: v for k, v in TINY_STUDENT.items() if k not in ('img_size', 'num_classes')}
 TEACHER = {k: v for k, v in TINY_TEACHER.items() if k not in ('img_size', 'num_classes')}
@@ -60,6 +66,41 @@ def save_teacher(folder, **kwargs):
     return teacher
 
 
+def assert_as_reported(folder, result, data_dir):
+    """The saved model of a run has the test metrics and the predictions that the run told."""
+    report, images = evaluate_model(
+        str(folder), EvalConfig(data_dir=data_dir, batch_size=5, workers=0, device='cpu', bootstrap=0))
+    expected = result['test']
+    assert report['confusion_matrix'] == expected['confusion_matrix']
+    assert {k: report[k] for k in METRICS} == pytest.approx({k: expected[k] for k in METRICS}, rel=1e-4)
+    with (folder / 'predictions.csv').open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row['path'] for row in rows] == images['names']
+    probs = np.array([[float(row[f'prob_{k}']) for k in 'abc'] for row in rows])
+    np.testing.assert_allclose(probs, images['probs'], atol=1e-5)
+    assert [row['target'] for row in rows] == ['abc'[t] for t in images['targets']]
+    assert [row['label'] for row in rows] == ['abc'[k] for k in images['probs'].argmax(axis=1)]
+
+
+def interrupt_test(monkeypatch, command, config, images=12):
+    """Let SIGTERM come when a network is about to be tested on so many images. Returns the bytes of last.pth then."""
+    evaluate = training_module.evaluate
+    saved = []
+
+    def interrupted(model, loader, *args, **kwargs):
+        if len(loader.dataset) == images:
+            saved.extend(path.read_bytes() for path in run.rglob('last.pth'))
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(model, loader, *args, **kwargs)
+
+    run = Path(config.output, config.experiment)
+    with monkeypatch.context() as patch:
+        patch.setattr(training_module, 'evaluate', interrupted)
+        with pytest.raises(Interrupted, match=f"SIGTERM, the state of run '{run}' is saved"):
+            command(config)
+    return saved
+
+
 def test_distill_to_the_end(config, run):
     config = dataclasses.replace(
         config, student_alone=True, epochs=4, teacher_epochs=20, teacher_lr=3e-3, color_jitter=0.1)
@@ -97,28 +138,23 @@ def test_distill_to_the_end(config, run):
 
 
 def test_train_any_timm_model(train_config, run):
-    metrics = train(dataclasses.replace(train_config, model='resnet10t', model_kwargs={}, epochs=1))
+    metrics = train(dataclasses.replace(
+        train_config, model='resnet10t', model_kwargs=dict(stem_width=16), drop=0.1, epochs=1))
     assert list(metrics['models']) == ['resnet10t']
     assert sorted(p.name for p in run.iterdir()) == [
         'best', 'config.yaml', 'images.csv', 'last.pth', 'metrics.json', 'predictions.csv', 'summary.csv']
-    assert load(run).num_classes == 3
+    model = load(run)
+    assert (model.num_classes, model.drop_rate, model.conv1[0].out_channels) == (3, 0.1, 12)
+    cfg = json.loads((run / 'best' / 'config.json').read_text())['pretrained_cfg']
+    assert cfg['input_size'] == [3, 32, 32]  # not timm's, 176 px
+    assert not {'test_input_size', 'test_crop_pct'} & set(cfg)
+    assert_as_reported(run, metrics['models']['resnet10t'], train_config.data_dir)
 
 
 def test_saved_models_give_the_reported_metrics(config, run):
     metrics = distill(config)
     for name in ('teacher', 'student'):
-        report, images = evaluate_model(
-            str(run / name), EvalConfig(data_dir=config.data_dir, batch_size=5, workers=0, device='cpu', bootstrap=10))
-        expected = metrics['models'][name]['test']
-        assert report['confusion_matrix'] == expected['confusion_matrix']
-        assert {k: report[k] for k in METRICS} == pytest.approx({k: expected[k] for k in METRICS}, rel=1e-4)
-        with (run / name / 'predictions.csv').open() as file:
-            rows = list(csv.DictReader(file))
-        assert [row['path'] for row in rows] == images['names']
-        probs = np.array([[float(row[f'prob_{k}']) for k in 'abc'] for row in rows])
-        np.testing.assert_allclose(probs, images['probs'], atol=1e-5)
-        assert [row['target'] for row in rows] == ['abc'[t] for t in images['targets']]
-        assert [row['label'] for row in rows] == ['abc'[k] for k in images['probs'].argmax(axis=1)]
+        assert_as_reported(run / name, metrics['models'][name], config.data_dir)
 
 
 def test_same_seed_same_weights(config, tmp_path):
@@ -217,6 +253,51 @@ def test_given_teacher_is_used_as_it_is(config, tmp_path, run):
     assert 'given' in format_table(metrics)
 
 
+def test_interrupted_test_of_a_given_teacher_goes_on(config, monkeypatch, tmp_path, run):
+    save_teacher(tmp_path / 'teacher')
+    config = dataclasses.replace(config, epochs=1, teacher_checkpoint=str(tmp_path / 'teacher'))
+    interrupt_test(monkeypatch, distill, config)
+    assert sorted(path.name for path in run.iterdir()) == ['config.yaml', 'images.csv']
+    metrics = distill(config, resume=True)
+    assert [result['test']['images'] for result in metrics['models'].values()] == [12, 12]
+    assert metrics['models']['teacher'] == json.loads((run / 'teacher' / 'metrics.json').read_text())
+
+
+def test_interrupted_final_test_leaves_the_state_as_it_was(train_config, image_folder, monkeypatch, run):
+    write_images(image_folder / 'val', number=2, seed=2)
+    original = training_module.classification_metrics  # the first epoch is the best, not the last one
+    monkeypatch.setattr(
+        training_module, 'classification_metrics', lambda p, t: dict(original(p, t), balanced_accuracy=0.5))
+    expected = train(dataclasses.replace(train_config, experiment='unbroken'))['models']['hdkd_student']
+    assert expected['epoch'] == 0
+    before, = interrupt_test(monkeypatch, train, train_config)
+    assert (run / 'last.pth').read_bytes() == before
+    ours, unbroken = (load_state(folder / 'last.pth') for folder in (run, run.parent / 'unbroken'))
+    for part in ('state_dict', 'optimizer'):
+        torch.testing.assert_close(ours[part], unbroken[part], rtol=0, atol=0)
+    result = train(train_config, resume=True)['models']['hdkd_student']
+    assert {**result, 'train_seconds': 0} == {**expected, 'train_seconds': 0}
+    assert (run / 'predictions.csv').read_text() == (run.parent / 'unbroken' / 'predictions.csv').read_text()
+
+
+@pytest.mark.parametrize('added', ['an image', 'a class'])
+def test_resume_refuses_other_images(train_config, image_folder, added, monkeypatch, run):
+    config = dataclasses.replace(train_config, epochs=1)
+    interrupt_test(monkeypatch, train, config)
+    before = set(image_folder.rglob('*'))
+    if added == 'an image':
+        write_images(image_folder / 'train', classes=['a'], number=9)
+    else:
+        for split in ('train', 'test'):
+            write_images(image_folder / split, classes=['d'], number=1)
+    new = sorted(set(image_folder.rglob('*')) - before, reverse=True)  # files before their folders
+    with pytest.raises(ValueError, match=rf"not those that run '{run}' was begun with \(36 in .*, now 3[78];"):
+        train(config, resume=True)
+    for path in new:
+        path.rmdir() if path.is_dir() else path.unlink()
+    assert train(config, resume=True)['models']['hdkd_student']['test']['images'] == 12
+
+
 def test_train_with_the_soft_labels_of_a_teacher(train_config, tmp_path, run):
     save_teacher(tmp_path / 'teacher')
     config = dataclasses.replace(train_config, teacher_checkpoint=str(tmp_path / 'teacher'), alpha=0.9, tau=2.)
@@ -239,11 +320,46 @@ def test_fine_tuning_a_model_folder(train_config, config, run):
     assert tuple(load(run.parent / 'tuned').pretrained_cfg['input_size']) == (3, 40, 40)
 
 
-def test_grey_images_and_other_sizes(config):
-    for name, img_size in (('grey', 28), ('odd', 45)):
-        metrics = distill(dataclasses.replace(
-            config, experiment=name, in_chans=1, img_size=img_size, epochs=1, channels_last=True))
-        assert math.isfinite(metrics['models']['student']['test']['log_loss'])
+@pytest.mark.parametrize('img_size', [28, 45])
+def test_grey_images_and_other_sizes(config, img_size, run):
+    metrics = distill(dataclasses.replace(
+        config, in_chans=1, img_size=img_size, epochs=1, channels_last=True, drop_path=0.2))
+    for name, result in metrics['models'].items():
+        model = load(run / name)
+        assert model.stages[0][0].conv.weight.shape[1] == 1
+        assert tuple(model.pretrained_cfg['input_size']) == (1, img_size, img_size)
+        assert len(model.pretrained_cfg['mean']) == 1
+        assert_as_reported(run / name, result, config.data_dir)
+    assert tuple(load(run / 'student').img_size) == (img_size, img_size)
+    assert load(run / 'student').blocks[-1].drop_path.drop_prob == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize('saved', ['folder', 'file'])
+def test_grey_images_with_the_soft_labels_of_a_teacher(train_config, saved, tmp_path, run):
+    teacher = save_teacher(tmp_path / 'folder', in_chans=1)
+    torch.save(teacher.state_dict(), tmp_path / 'file')
+    metrics = train(dataclasses.replace(
+        train_config, model='resnet10t', model_kwargs={}, in_chans=1, epochs=1,
+        teacher_checkpoint=str(tmp_path / saved)))
+    assert float(read_summary(run)[0]['train_kd_loss']) > 0
+    assert_as_reported(run, metrics['models']['resnet10t'], train_config.data_dir)
+
+
+def test_distilling_a_distilled_student_further(config, tmp_path, run):
+    """From given weights the student alone is the same network as the distilled one, and starts like it."""
+    args = {**TINY_STUDENT, 'num_classes': 3}
+    source = timm.create_model('hdkd_student', **args)
+    save_model(source, tmp_path / 'student', list('abc'), args)
+    save_teacher(tmp_path / 'teacher')
+    distill(dataclasses.replace(
+        config, model=f"local-dir:{tmp_path / 'student'}", model_kwargs={}, student_alone=True, epochs=1,
+        teacher_checkpoint=str(tmp_path / 'teacher'), freeze_stages=3))
+    student, alone, before = (m.state_dict() for m in (load(run / 'student'), load(run / 'student_alone'), source))
+    assert set(alone) == set(student) == set(before)
+    frozen = [name for name in before if name.startswith('stages.')]
+    assert all(torch.equal(alone[name], before[name]) for name in frozen)
+    for ours, theirs in itertools.combinations([student, alone, before], 2):
+        assert not torch.equal(ours['head.weight'], theirs['head.weight'])
 
 
 def test_accumulated_batches_are_one(train_config, monkeypatch):
@@ -257,30 +373,138 @@ def test_accumulated_batches_are_one(train_config, monkeypatch):
     assert (one - none).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize('changes', [
-    dict(amp=True, amp_dtype='bfloat16'),
-    dict(amp=True, amp_dtype='float16'),
-    dict(clip_grad=0.01, clip_mode='value'),
-    dict(clip_grad=0.01, clip_mode='agc'),
-    dict(layer_decay=0.7),
-    dict(class_weights='balanced', smoothing=0.1),
-    dict(class_weights='effective', sampler='balanced'),
-    dict(mixup=0.4, cutmix=0.4, smoothing=0.1, reprob=0.3),
-    dict(aug='paper'),
-    dict(aa='rand-m5-n2'),
-    dict(drop=0.2, drop_path=0.2),
-    dict(sched_on_updates=True),
-    dict(kd_type='hard', tau=2., alpha=0.3),
-    dict(reduction='batchmean'),
-    dict(decay_tokens=True, layer_decay=0.8),
-    dict(channels_last=True),
-], ids=lambda s: '-'.join(s))
-def test_every_setting_changes_the_weights_and_trains(config, changes, tmp_path, run):
+@pytest.mark.parametrize(('accum', 'interval', 'steps'), [(1, 5, [5, 10]), (3, 4, [6, 9, 12]), (5, 4, [5, 10, 12])])
+def test_recovery_interval_goes_with_accumulated_batches(train_config, accum, interval, steps, monkeypatch):
+    """The state is saved at the first optimiser step in each interval of batches."""
+    saved, save_state = [], training_module.save_state
+
+    def record(state, path):
+        saved.append(state['progress'][0]['step'])
+        save_state(state, path)
+
+    monkeypatch.setattr(training_module, 'save_state', record)
+    train(dataclasses.replace(
+        train_config, epochs=1, batch_size=2, grad_accum_steps=accum, recovery_interval=interval))
+    assert saved == [*steps, 0]  # and at the end of the epoch
+
+
+@pytest.fixture
+def unbalanced(tmp_path):
+    """A folder of 6, 3 and 1 training images of the classes."""
+    for name, number in zip('abc', (6, 3, 1)):
+        write_images(tmp_path / 'unbalanced' / 'train', classes=[name], number=number)
+    write_images(tmp_path / 'unbalanced' / 'test', number=1)
+    return tmp_path / 'unbalanced'
+
+
+@pytest.mark.parametrize(('kind', 'weights'), [
+    ('balanced', [10 / 18, 10 / 9, 10 / 3]),
+    ('effective', [0.334000, 0.667000, 1.998999]),  # 1 / (1 + beta + ... + beta^(n-1)), mean 1
+    ('weights.json', [1., 2., 5.]),
+])
+@pytest.mark.parametrize(('command', 'with_teacher'), [(train, False), (train, True), (distill, False)])
+def test_class_weights_are_in_the_loss(
+        command, with_teacher, kind, weights, config, unbalanced, monkeypatch, tmp_path, run):
+    fit = training_module.fit
+    losses = []
+
+    def record(name, task, *args):
+        def compare(task, args, result):
+            losses.append(F.cross_entropy(logits[0], args[1], weight=torch.tensor(weights)).item())
+            assert losses[-1] != pytest.approx(F.cross_entropy(logits[0], args[1]).item(), rel=1e-2)
+
+        logits = []
+        task.trainable_module.register_forward_hook(
+            lambda module, args, output: logits.append(output[0] if isinstance(output, tuple) else output))
+        task.register_forward_hook(compare)
+        return fit(name, task, *args)
+
+    monkeypatch.setattr(training_module, 'fit', record)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'weights.json').write_text(json.dumps(dict(zip('abc', weights))))
     save_teacher(tmp_path / 'teacher')
-    config = dataclasses.replace(config, epochs=2, teacher_checkpoint=str(tmp_path / 'teacher'), weight_decay=0.5)
-    distill(config)
-    distill(dataclasses.replace(config, experiment='changed', **changes))
-    before, after = load(run / 'student').state_dict(), load(run.parent / 'changed' / 'student').state_dict()
+    config = dataclasses.replace(
+        config, data_dir=str(unbalanced), batch_size=10, epochs=1, class_weights=kind,
+        teacher_checkpoint='teacher' if with_teacher else None)
+    if command is train:
+        config = TrainConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)})
+    command(config)
+    told = [
+        row.get('train_ce_loss') or row.get('train_task_loss') or row['train_loss']
+        for path in sorted(run.rglob('summary.csv'), reverse=True) for row in read_summary(path.parent)]
+    assert [float(loss) for loss in told] == pytest.approx(losses, rel=1e-5)
+
+
+@pytest.fixture(scope='module')
+def distilled(tmp_path_factory):
+    """Settings -> weights of a student that was distilled by them from a given teacher, on 9, 5 and 2 images."""
+    folder = tmp_path_factory.mktemp('settings')
+    for name, number in zip('abc', (9, 5, 2)):
+        write_images(folder / 'data' / 'train', classes=[name], number=number)
+    write_images(folder / 'data' / 'test', number=1)
+    torch.manual_seed(0)
+    save_teacher(folder / 'teacher')
+    runs = {}
+
+    def weights(**changes):
+        key = str(changes)
+        if key not in runs:
+            run = distill(DistillConfig(**{
+                **dict(
+                    data_dir=str(folder / 'data'), img_size=32, epochs=1, batch_size=8, lr=2e-3, workers=0,
+                    device='cpu', bootstrap=0, weight_decay=0.5, model_kwargs=STUDENT, check_images=False,
+                    teacher_checkpoint=str(folder / 'teacher'), output=str(folder / 'runs'),
+                    experiment=f'run{len(runs)}'), **changes}))['run']
+            runs[key] = load(f'{run}/student').state_dict()
+        return runs[key]
+
+    return weights
+
+
+TWO, EMA = dict(epochs=2), dict(model_ema=True)
+
+
+@pytest.mark.parametrize(('setting', 'value', 'others'), [
+    ('aa', 'rand-m5-n2', {}),
+    ('alpha', 0.3, {}),
+    ('amp', True, {}),
+    ('amp_dtype', 'bfloat16', dict(amp=True)),
+    ('aug', 'paper', {}),
+    ('channels_last', True, {}),
+    ('class_weights', 'balanced', {}),
+    ('class_weights', 'effective', {}),
+    ('clip_grad', 0.01, {}),
+    ('clip_mode', 'agc', dict(clip_grad=0.01)),
+    ('clip_mode', 'value', dict(clip_grad=0.01)),
+    ('cutmix', 0.4, {}),
+    ('decay_tokens', True, {}),
+    ('drop', 0.2, {}),
+    ('drop_path', 0.2, {}),
+    ('feature_weight', 1., {}),
+    ('kd_type', 'hard', {}),
+    ('layer_decay', 0.7, {}),
+    ('layer_decay', 0.7, dict(decay_tokens=True)),
+    ('min_lr', 1e-3, TWO),
+    ('mixup', 0.4, {}),
+    ('mixup_off_epoch', 1, dict(TWO, mixup=0.4)),
+    ('model_ema', True, {}),
+    ('model_ema_decay', 0.5, EMA),
+    ('model_ema_warmup', True, EMA),
+    ('reduction', 'batchmean', {}),
+    ('reprob', 0.5, {}),
+    ('sampler', 'balanced', {}),
+    ('sched_on_updates', True, TWO),
+    ('smoothing', 0.1, {}),
+    ('smoothing', 0.1, dict(mixup=0.4)),
+    ('stage_exponent', 0., {}),
+    ('stages', (1, 3), {}),
+    ('tau', 2., {}),
+    ('warmup_epochs', 1, TWO),
+    ('warmup_lr', 1e-4, dict(TWO, warmup_epochs=1)),
+    ('weight_decay', 0.1, {}),
+], ids=lambda value: '-'.join(value) if isinstance(value, dict) else None)
+def test_every_setting_changes_the_weights_and_trains(distilled, setting, value, others):
+    before, after = distilled(**others), distilled(**others, **{setting: value})
     assert all(torch.isfinite(value).all() for value in after.values())
     assert any(not torch.equal(value, after[name]) for name, value in before.items())
 
@@ -403,6 +627,26 @@ def test_overwrite_replaces_a_run(train_config, run):
     train(dataclasses.replace(train_config, seed=1, epochs=1), overwrite=True)
     assert not torch.equal(load(run).head.weight, first)
     assert len(read_summary(run)) == 1
+
+
+@pytest.mark.parametrize(('changes', 'match'), [
+    (dict(teacher_checkpoint='student', img_size=48), r'HDKDStudent takes no image of \(3, 48, 48\)'),
+    (dict(torchcompile='foo'), "--torchcompile 'foo' is no backend: choose from"),
+])
+def test_refused_overwrite_leaves_the_old_run_alone(train_config, changes, match, monkeypatch, tmp_path, run):
+    args = {**TINY_STUDENT, 'num_classes': 3}
+    save_model(timm.create_model('hdkd_student', **args), tmp_path / 'student', list('abc'), args)
+    monkeypatch.chdir(tmp_path)
+    train(dataclasses.replace(train_config, epochs=1))
+
+    def content():
+        return {path: (path.stat().st_mtime_ns, path.is_dir() or path.read_bytes()) for path in (run, *run.rglob('*'))}
+
+    before = content()
+    with pytest.raises(ValueError, match=match):
+        train(dataclasses.replace(train_config, **changes), overwrite=True)
+    assert content() == before
+    assert load(run).num_classes == 3
 
 
 @pytest.mark.parametrize(('changes', 'error', 'match'), [
