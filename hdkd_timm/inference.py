@@ -41,6 +41,7 @@ class InferenceConfig:
 @dataclasses.dataclass
 class EvalConfig(InferenceConfig, DataConfig):
     """Settings of `evaluate_model`."""
+    in_chans: Optional[int] = setting(None, "image channels, 3 (RGB) or 1 (grey) (default: the model's)")
     split: str = setting('test', 'split to test on', choices=('train', 'val', 'test'))
     bootstrap: int = setting(1000, 'resamples for the 95 %% intervals, 0 for none', at_least=0)
 
@@ -116,9 +117,11 @@ def evaluate_model(name: str, config: EvalConfig) -> Tuple[Dict[str, Any], Dict[
 
     Raises:
         FileNotFoundError, ValueError: as `load_classifier` and `create_datasets`; if a class of the data is none of the
-            model's.
+            model's, or its images have another number of channels.
     """
     classifier = load_classifier(name, config)
+    if config.in_chans not in (None, classifier.in_chans):
+        raise ValueError(f"Model '{name}' takes {classifier.in_chans} channels, not --in-chans {config.in_chans}.")
     config = dataclasses.replace(config, in_chans=classifier.in_chans)
     datasets, found = create_datasets(config, config.batch_size, only=config.split)
     dataset = datasets[config.split]

@@ -1,4 +1,5 @@
 """Fixtures that several test files share: tiny networks, the published code's tensors, small image folders."""
+import os
 import re
 from pathlib import Path
 
@@ -9,6 +10,10 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+
+# the networks here are tiny: threads would cost more than they do; os.environ is for the processes that tests start
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
 
 FIXTURES = Path(__file__).parent / 'fixtures'
 

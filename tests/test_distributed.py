@@ -30,14 +30,13 @@ def folder(tmp_path_factory):
     return folder
 
 
-def launch(command, folder, *more, env=None, timeout=300):
+def launch(command, folder, *more, timeout=300):
     args = [
         '-m', 'torch.distributed.run', '--nproc_per_node', 2, '--rdzv_backend', 'c10d', '--rdzv_endpoint',
         'localhost:0',
         '-m', 'hdkd_timm', command, '--data-dir', folder / 'data', '--output', folder / 'runs', *SETTINGS, *more]
     process = subprocess.Popen(
-        [sys.executable, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=dict(os.environ, OMP_NUM_THREADS='1', **(env or {})))
+        [sys.executable, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         output = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -84,8 +83,7 @@ def test_slurm_variables_and_resume(folder):
     args = ['--epochs', 2, '--recovery-interval', 1]
     assert launch('train', folder, '--experiment', 'whole', *args).returncode == 0
     port = 29400 + os.getpid() % 500
-    env = dict(
-        os.environ, OMP_NUM_THREADS='1', SLURM_NTASKS='2', MASTER_ADDR='localhost', MASTER_PORT=str(port))
+    env = dict(os.environ, SLURM_NTASKS='2', MASTER_ADDR='localhost', MASTER_PORT=str(port))
 
     def start(*more):
         command = [

@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -40,11 +41,16 @@ def test_predict_as_timm_would_by_hand(model_folder, image_folder):
     np.testing.assert_allclose(probs, expected_probs(model_folder, files), atol=1e-5)
 
 
-def test_predict_grey(tmp_path, image_folder):
+def test_grey_model(tmp_path, image_folder):
     args = dict(TINY_STUDENT, num_classes=3, in_chans=1)
     save_model(timm.create_model('hdkd_student', **args), tmp_path / 'grey', list('abc'), args)
     files, probs, _ = predict(str(tmp_path / 'grey'), [str(image_folder / 'test')], CONFIG)
-    np.testing.assert_allclose(probs, expected_probs(tmp_path / 'grey', files, 'L'), atol=1e-5)
+    expected = expected_probs(tmp_path / 'grey', files, 'L')
+    np.testing.assert_allclose(probs, expected, atol=1e-5)
+    config = EvalConfig(data_dir=str(image_folder), workers=0, device='cpu', bootstrap=0)
+    np.testing.assert_allclose(evaluate_model(str(tmp_path / 'grey'), config)[1]['probs'], expected, atol=1e-5)
+    with pytest.raises(ValueError, match='takes 1 channels, not --in-chans 3'):
+        evaluate_model(str(tmp_path / 'grey'), replace(config, in_chans=3))
 
 
 def test_predict_command(model_folder, image_folder, tmp_path, capsys):

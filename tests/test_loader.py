@@ -213,6 +213,15 @@ def test_random_numbers_are_left_alone(dataset):
             assert np.array_equal(np.random.get_state()[1], before[2])
 
 
+@pytest.fixture
+def heeds_ctrl_c():
+    """As in a terminal: a shell starts what it puts into the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures('heeds_ctrl_c')
 @pytest.mark.parametrize('augment', [None, AugmentConfig()])
 @pytest.mark.parametrize('wrap', [lambda dataset: dataset, Stream])
 def test_ctrl_c_is_left_to_the_main_process(wrap, augment):

@@ -51,9 +51,8 @@ FILES = [f'{name}/best/model.safetensors' for name in ('teacher', 'student')]
 
 def start(image_folder, output, experiment, *more):
     args = ['distill', '--data-dir', image_folder, '--output', output, '--experiment', experiment, *SETTINGS, *NETWORKS]
-    env = dict(os.environ, OMP_NUM_THREADS='1')
     return subprocess.Popen(
-        [sys.executable, '-m', 'hdkd_timm', *map(str, (*args, *more))], env=env, stderr=subprocess.PIPE, text=True,
+        [sys.executable, '-m', 'hdkd_timm', *map(str, (*args, *more))], stderr=subprocess.PIPE, text=True,
         start_new_session=True)
 
 
@@ -126,8 +125,7 @@ def test_interrupted_in_the_middle_of_an_epoch(unbroken, send, signum, expected)
     assert line == (
         f"hdkd distill: {signum.name}, the state is saved. Go on with: hdkd distill --config '{config}' --resume")
     process = subprocess.run(  # as it says
-        [sys.executable, '-m', 'hdkd_timm', 'distill', '--config', config, '--resume'], capture_output=True, text=True,
-        env=dict(os.environ, OMP_NUM_THREADS='1'))
+        [sys.executable, '-m', 'hdkd_timm', 'distill', '--config', config, '--resume'], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert 'teacher  is finished' in process.stderr
     assert 'student  goes on in epoch' in process.stderr
