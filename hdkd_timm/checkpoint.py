@@ -20,7 +20,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from .files import PathLike, new_folder, whole_file
-from .models.hdkd import HDKDStudent, convert_state_dict
+from .models.hdkd import HDKDStudent, convert_state_dict, is_fused
 
 HUBS = ('local-dir:', 'hf-hub:', 'hf_hub:')  # how timm tells models that are saved elsewhere
 
@@ -53,7 +53,12 @@ def save_model(
 
     Raises:
         FileExistsError: if the folder holds something.
+        ValueError: if the model is fused, which no loader could build.
     """
+    if is_fused(model):
+        raise ValueError(
+            f'This {type(unwrap_model(model)).__name__} is fused for inference (timm.utils.reparameterize_model): save'
+            ' the model that it was made from.')
     model = copy.deepcopy(unwrap_model(model)).cpu().to(memory_format=torch.contiguous_format)
     adapt_stats(model)
     if not hasattr(timm.models, 'get_model_args'):  # timm < 1.0.31

@@ -68,7 +68,7 @@ def feature_distillation_losses(
         teacher_maps: Sequence[torch.Tensor],
         stages: Optional[Sequence[int]] = None,
 ) -> Dict[int, torch.Tensor]:
-    """Mean squared difference of the maps of each stage, unweighted.
+    """Mean squared difference of the maps of each stage, unweighted, in float32 or more.
 
     Args:
         student_maps: The student's map of each stage, (B, C, H, W).
@@ -89,8 +89,16 @@ def feature_distillation_losses(
     for stage, s, t in zip(stages, student_maps, teacher_maps):
         if s.shape != t.shape:
             raise stage_mismatch(stage, tuple(s.shape), tuple(t.shape))
-        losses[stage] = F.mse_loss(s, t)
+        losses[stage] = _mean_squared_difference(s, t)
     return losses
+
+
+def _mean_squared_difference(s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """The MSE; of maps in half precision it is summed in float32, without float32 copies of them."""
+    if torch.promote_types(s.dtype, t.dtype) not in (torch.float16, torch.bfloat16):
+        return F.mse_loss(s, t)
+    with torch.autocast(s.device.type, enabled=False):
+        return torch.linalg.vector_norm(s - t, dtype=torch.float32).square() / s.numel()
 
 
 def _weigh_stages(losses: Dict[int, torch.Tensor], stage_exponent: float) -> torch.Tensor:

@@ -1,4 +1,5 @@
 """HDKDTask: the distillation of a frozen teacher into a student as a `timm.task.TrainingTask`."""
+import copy
 import logging
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -7,7 +8,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.loader import adapt_to_chs
 from timm.models import FeatureInfo
 from timm.task import TrainingTask
-from timm.utils import unwrap_model
+from timm.utils import reparameterize_model, unwrap_model
 from torch import nn
 
 from .losses import KD_KINDS, feature_distillation_losses, hdkd_loss, stage_mismatch
@@ -116,21 +117,32 @@ def _has_distillation_head(model: nn.Module) -> bool:
 
 
 class StudentModule(nn.Module):
-    """All of the student that is trained, in one forward pass, so that DDP and the compiler see the whole of it.
+    """All of the student that is trained, and its loss, in one forward pass: DDP and the compiler see the whole of it.
 
-    (B, C, H, W) -> class logits (B, K), distillation logits (B, K) or None, maps of the chosen stages.
+    The loss is computed where the maps are made, so that the compiler can fuse it with them.
     """
 
-    def __init__(self, student: nn.Module, stages: Sequence[int]):
+    def __init__(self, student: nn.Module, stages: Sequence[int], **loss_args: Any):
         super().__init__()
         self.student = student
         self.stages = stages
+        self.loss_args = loss_args
 
-    def forward(self, x: torch.Tensor) -> Tuple[torch.Tensor, Optional[torch.Tensor], List[torch.Tensor]]:
+    def forward(
+            self,
+            x: torch.Tensor,
+            target: torch.Tensor,
+            teacher_logits: torch.Tensor,
+            teacher_maps: Sequence[torch.Tensor],
+            class_weight: Optional[torch.Tensor],
+    ) -> Dict[str, torch.Tensor]:
         logits, maps = _forward_stages(self.student, x, self.stages)
-        if isinstance(logits, tuple):
-            return logits[0], logits[1], maps
-        return logits, None, maps
+        cls_logits, dist_logits = logits if isinstance(logits, tuple) else (logits, None)
+        output = cls_logits if dist_logits is None else (cls_logits + dist_logits) / 2
+        losses = hdkd_loss(
+            cls_logits, dist_logits, teacher_logits, target, maps, teacher_maps, stages=self.stages,
+            class_weight=class_weight, **self.loss_args)
+        return {'output': output.detach(), **losses}
 
 
 class HDKDTask(TrainingTask):
@@ -142,7 +154,8 @@ class HDKDTask(TrainingTask):
 
     Args:
         student_model: The model to train.
-        teacher_model: The trained teacher with the same classes; frozen here and always in eval mode.
+        teacher_model: The trained teacher with the same classes. The task keeps a copy in the form that is fastest for
+            inference: BatchNorms folded (where the model can do that), channels-last, frozen, always in eval mode.
         kind: Logit distillation, 'soft', 'hard' or 'none' (cross entropy of the class head and feature loss alone;
             the distillation head then stays untrained and a student without one is the better choice).
         alpha: Weight of the distillation in the logit loss.
@@ -188,11 +201,12 @@ class HDKDTask(TrainingTask):
                 "kind='none' leaves the distillation head untrained, and inference averages it in: take a student"
                 ' without one (hdkd_student_plain).')
 
-        self.trainable_module = StudentModule(student_model, self.stages)
-        self.teacher = teacher_model.eval().requires_grad_(False)
         self.loss_args = dict(
-            kind=kind, alpha=alpha, tau=tau, feature_weight=feature_weight, stages=self.stages,
-            stage_exponent=stage_exponent, reduction=reduction, label_smoothing=label_smoothing)
+            kind=kind, alpha=alpha, tau=tau, feature_weight=feature_weight, stage_exponent=stage_exponent,
+            reduction=reduction, label_smoothing=label_smoothing)
+        self.trainable_module = StudentModule(student_model, self.stages, **self.loss_args)
+        self.teacher = reparameterize_model(copy.deepcopy(teacher).eval(), inplace=True)
+        self.teacher.requires_grad_(False).to(memory_format=torch.channels_last)
 
         # the input is normalised for the student, its pixel x * scale + shift is normalised for the teacher
         (mean_s, std_s), (mean_t, std_t) = _channel_stats(student), _channel_stats(teacher)
@@ -203,7 +217,7 @@ class HDKDTask(TrainingTask):
         weight = None if class_weight is None else torch.as_tensor(class_weight).to(**dd)
         self.register_buffer('class_weight', weight, persistent=False)
         if self.verbose:
-            _logger.info(f'HDKDTask: {self.loss_args}')
+            _logger.info(f'HDKDTask: {dict(self.loss_args, stages=self.stages)}')
 
     def train(self, mode: bool = True) -> 'HDKDTask':
         super().train(mode)
@@ -255,21 +269,16 @@ class HDKDTask(TrainingTask):
             ValueError: if the student is in eval mode, where it returns no pair of logits.
         """
         student = unwrap_model(self.trainable_module).student
-        if self.distilled:
-            student.set_distilled_training(True)
-        try:
-            cls_logits, dist_logits, maps = self.trainable_module(input)
-        finally:
-            if self.distilled:
-                student.set_distilled_training(False)
-        if dist_logits is None and self.loss_args['kind'] != 'none':
+        if self.distilled and self.loss_args['kind'] != 'none' and not student.training:
             raise ValueError('The student is in eval mode: call task.train() before a step.')
         with torch.no_grad():
             teacher_input = input * self.teacher_scale + self.teacher_shift if self.renormalize else input
-            teacher_logits, teacher_maps = self._teacher_forward(teacher_input)
-
-        output = cls_logits if dist_logits is None else (cls_logits + dist_logits) / 2
-        losses = hdkd_loss(
-            cls_logits, dist_logits, teacher_logits, target, maps, teacher_maps, class_weight=self.class_weight,
-            **self.loss_args)
-        return {'output': output.detach(), **losses}
+            teacher_logits, teacher_maps = self._teacher_forward(
+                teacher_input.contiguous(memory_format=torch.channels_last))
+        if self.distilled:
+            student.set_distilled_training(True)
+        try:
+            return self.trainable_module(input, target, teacher_logits, teacher_maps, self.class_weight)
+        finally:
+            if self.distilled:
+                student.set_distilled_training(False)

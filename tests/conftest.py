@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import nn
 
 # the networks here are tiny: threads would cost more than they do; os.environ is for the processes that tests start
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -53,6 +54,18 @@ def write_images(folder, classes=('a', 'b', 'c'), number=6, size=40, mode='RGB',
         for j in range(number):
             pixels = rng.normal(40 + 80 * i, 20, (size, size, 3)).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).convert(mode).save(folder / name / f'{j}{suffix}')
+
+
+def randomize_batch_stats(model):
+    """Give the BatchNorms statistics, scales and shifts as after a training. Returns the model."""
+    with torch.no_grad():
+        for m in model.modules():
+            if isinstance(m, nn.BatchNorm2d):
+                m.running_mean.normal_(std=0.1)
+                m.running_var.uniform_(0.5, 2)
+                m.weight.uniform_(0.5, 2)
+                m.bias.normal_(std=0.5)
+    return model
 
 
 def pytest_report_header():

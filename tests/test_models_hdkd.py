@@ -2,14 +2,16 @@
 import pytest
 import timm
 import torch
-from conftest import TINY_STUDENT, TINY_TEACHER
+from conftest import TINY_STUDENT, TINY_TEACHER, randomize_batch_stats
 from timm.data import resolve_data_config
 from timm.models import create_feature_extractor, group_parameters
 from timm.optim import create_optimizer_v2
+from timm.utils import reparameterize_model
 from torch import nn
 
 import hdkd_timm  # noqa: F401
-from hdkd_timm.models.hdkd import HDKDStudent, HDKDTeacher
+from hdkd_timm.checkpoint import save_model
+from hdkd_timm.models.hdkd import HDKDStudent, HDKDTeacher, is_fused, mean_max
 
 MODELS = ['hdkd_teacher', 'hdkd_student', 'hdkd_student_plain', 'hdkd_teacher_s4', 'hdkd_student_s4']
 STUDENTS = [name for name in MODELS if 'student' in name]
@@ -43,14 +45,6 @@ def stem_stride(name):
 
 def num_prefix(name):
     return 2 if is_distilled(name) else 1
-
-
-def randomize_batch_stats(model):
-    for m in model.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            m.running_mean.normal_(std=0.1)
-            m.running_var.uniform_(0.5, 2)
-    return model
 
 
 def saved_bytes(fn):
@@ -566,6 +560,78 @@ def test_export_with_dynamic_image_size(pad):
         for size in ((96, 48), (61, 33)):
             x = images(batch_size=3, size=size)
             torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('dims', [[1], [2, 3]])
+def test_mean_max(dims):
+    x = torch.randint(4, (2, 3, 4, 5)).double()  # with equal maxima
+    x.requires_grad_()
+    weights = torch.randn(2, *x.amax(dims, keepdim=True).shape, dtype=x.dtype)
+
+    def gradient(pools):
+        return torch.autograd.grad(sum((weights[i] * pools[i]).sum() for i in range(2)), x)[0]
+
+    expected = x.mean(dims, keepdim=True), x.amax(dims, keepdim=True)
+    actual = mean_max(x, dims)
+    assert torch.equal(actual[0], expected[0])
+    assert torch.equal(actual[1], expected[1])
+    torch.testing.assert_close(gradient(actual), gradient(expected))
+    distinct = torch.randperm(60).double().view(1, 3, 4, 5).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: mean_max(x, dims), distinct)
+    assert torch.autograd.gradgradcheck(lambda x: mean_max(x, dims), distinct)
+    per_image = torch.func.vmap(torch.func.grad(lambda x: sum(p.square().sum() for p in mean_max(x, dims))))
+    torch.testing.assert_close(
+        per_image(x[:, None]), torch.func.grad(lambda x: sum(p.square().sum() for p in mean_max(x, dims)))(x)[:, None])
+
+
+@pytest.mark.parametrize('attn', ['cbam', 'se'])
+@pytest.mark.parametrize('name', MODELS)
+def test_reparameterize(name, attn):
+    model = randomize_batch_stats(create(name, attn=attn)).eval()
+    x = images()
+    with torch.no_grad():
+        expected, expected_maps = model(x), model.forward_intermediates(x, intermediates_only=True)
+        fused = reparameterize_model(model)
+        torch.testing.assert_close(fused(x), expected, rtol=0, atol=1e-4)
+        for ours, theirs in zip(fused.forward_intermediates(x, intermediates_only=True), expected_maps):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        assert is_fused(fused)
+        assert not is_fused(model)
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
+        once = fused(x)
+        assert reparameterize_model(fused, inplace=True) is fused
+        assert torch.equal(fused(x), once)
+        assert torch.equal(model(x), expected)  # the copy was folded, not this one
+        reparameterize_model(model, inplace=True)
+        assert torch.equal(model(x), once)
+        assert torch.equal(torch.jit.script(model)(x), once)
+        torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), once)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_reparameterize_half_precision(dtype):
+    model = randomize_batch_stats(create('hdkd_student')).eval()
+    expected = reparameterize_model(model).to(dtype)
+    fused = reparameterize_model(model.to(dtype))
+    for (name, ours), theirs in zip(fused.state_dict().items(), expected.state_dict().values()):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours, theirs, rtol=4 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps, msg=name)
+
+
+def test_fused_model_says_what_it_is_not(tmp_path):
+    model = create('hdkd_student')
+    fused = reparameterize_model(model)  # of a model in training mode
+    fused.eval()(images())
+    with pytest.raises(RuntimeError, match='the model is fused .*, the state dict is not: load it into a new model'):
+        fused.load_state_dict(model.state_dict())
+    with pytest.raises(RuntimeError, match='the state dict is fused .*, the model is not'):
+        model.load_state_dict(fused.state_dict())
+    with pytest.raises(RuntimeError, match='fused for inference, its BatchNorms are folded away: call eval'):
+        fused.train()(images())
+    with pytest.raises(ValueError, match='This HDKDStudent is fused for inference .*: save the model'):
+        save_model(fused, tmp_path / 'fused')
+    assert not (tmp_path / 'fused').exists()
+    fused.load_state_dict(reparameterize_model(create('hdkd_student')).state_dict())
 
 
 @pytest.mark.parametrize('name', MODELS)

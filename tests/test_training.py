@@ -414,8 +414,10 @@ def test_class_weights_are_in_the_loss(
             assert losses[-1] != pytest.approx(F.cross_entropy(logits[0], args[1]).item(), rel=1e-2)
 
         logits = []
-        task.trainable_module.register_forward_hook(
-            lambda module, args, output: logits.append(output[0] if isinstance(output, tuple) else output))
+        module = task.trainable_module
+        if hasattr(module, 'student'):
+            module = module.student.head
+        module.register_forward_hook(lambda module, args, output: logits.append(output))
         task.register_forward_hook(compare)
         return fit(name, task, *args)
 
@@ -519,12 +521,12 @@ def test_moving_average_is_what_is_kept(train_config, run):
 
 
 def test_compiled_training_is_the_same(train_config, run):
-    train(dataclasses.replace(train_config, epochs=1))
-    train(dataclasses.replace(train_config, epochs=1, torchcompile='aot_eager', experiment='compiled'))
+    config = dataclasses.replace(train_config, epochs=1, opt='sgd', lr=0.05)  # Adam would make much of rounding noise
+    train(config)
+    train(dataclasses.replace(config, torchcompile='aot_eager', experiment='compiled'))
     state = load(run.parent / 'compiled').state_dict()
     for name, value in load(run).state_dict().items():
-        if not name.endswith('pre_norm.bias'):  # their gradient is rounding noise
-            torch.testing.assert_close(state[name], value, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(state[name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_nan_loss_ends_the_run(config, train_config, run):

@@ -29,7 +29,9 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Ty
 
 import torch
 from torch import nn
+import torch.fx
 import torch.nn.functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import Attention, DropPath, Mlp, SEModule, SelectAdaptivePool2d, calculate_drop_path_rates, \
@@ -49,15 +51,120 @@ __all__ = ['HDKDTeacher', 'HDKDStudent']
 MIN_IMG_SIZE = 28
 
 
-class StemLayer(nn.Sequential):
+def _fold_batch_norms(conv: nn.Conv2d, norm: nn.Module, pre_norm: Optional[nn.Module] = None) -> None:
+    """ Give a convolution the weight and bias by which it does the work of the BatchNorms around it, too.
+
+    Exact for a norm behind any convolution, and for one in front of a 1x1 convolution without padding.
+    """
+    weight, bias = conv.weight.detach().float(), None
+    if pre_norm is not None:
+        scale = pre_norm.weight.float() * torch.rsqrt(pre_norm.running_var.float() + pre_norm.eps)
+        shift = pre_norm.bias.float() - pre_norm.running_mean.float() * scale
+        bias = weight[:, :, 0, 0] @ shift
+        weight = weight * scale[:, None, None]
+    weight, bias = fuse_conv_bn_weights(
+        weight, bias, norm.running_mean.float(), norm.running_var.float(), norm.eps, norm.weight.float(),
+        norm.bias.float())
+    conv.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=conv.weight.requires_grad)
+    conv.weight.data = weight.to(conv.weight.dtype)
+
+
+class ReparamLayer(nn.Module):
+    """ A layer whose BatchNorms can be folded into its convolutions, for inference (timm's `reparameterize_model`)."""
+    fused: bool
+
+    def __init__(self):
+        super().__init__()
+        self.fused = False
+
+    @torch.jit.ignore
+    def _fold(self) -> None:
+        raise NotImplementedError
+
+    @torch.jit.ignore
+    def reparameterize(self) -> None:
+        """ Fold the BatchNorms, by their running statistics, in place. A second time it does nothing."""
+        if not self.fused:
+            with torch.no_grad():
+                self._fold()
+            self.fused = True
+            self.eval()
+
+    def _check_mode(self) -> None:
+        if self.fused and self.training:
+            raise RuntimeError(
+                'This model is fused for inference, its BatchNorms are folded away: call eval(), or build it anew and'
+                ' load its weights to train it.')
+
+    def _load_from_state_dict(
+            self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
+        names = [name for name in state_dict if name.startswith(prefix)]
+        if names and self.fused == any(name.endswith('.running_mean') for name in names):
+            message = 'the {} is fused (timm.utils.reparameterize_model), the {} is not: {}.'.format(*(
+                ('model', 'state dict', 'load it into a new model, and fuse that') if self.fused else
+                ('state dict', 'model', 'take the state dict of a model that is not')))
+            if message not in error_msgs:
+                error_msgs.append(message)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+
+
+def is_fused(model: nn.Module) -> bool:
+    """ Are BatchNorms of the model folded away by `timm.utils.reparameterize_model`?"""
+    return any(getattr(m, 'fused', False) for m in model.modules())
+
+
+class StemLayer(ReparamLayer):
     """ Conv 3x3 -> BatchNorm -> GELU.  (B, in_chs, H, W) -> (B, out_chs, ceil(H / stride), ceil(W / stride))"""
 
     def __init__(self, in_chs: int, out_chs: int, stride: int = 1, device=None, dtype=None):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        self.add_module('conv', nn.Conv2d(in_chs, out_chs, 3, stride=stride, padding=1, bias=False, **dd))
-        self.add_module('bn', nn.BatchNorm2d(out_chs, **dd))
-        self.add_module('act', nn.GELU())
+        self.conv = nn.Conv2d(in_chs, out_chs, 3, stride=stride, padding=1, bias=False, **dd)
+        self.bn = nn.BatchNorm2d(out_chs, **dd)
+        self.act = nn.GELU()
+
+    @torch.jit.ignore
+    def _fold(self) -> None:
+        _fold_batch_norms(self.conv, self.bn)
+        self.bn = nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self._check_mode()
+        return self.act(self.bn(self.conv(x)))
+
+
+class _MeanMax(torch.autograd.Function):
+    """ Mean and maximum over some dimensions, whose backward pass writes one gradient instead of two and their parts.
+
+    Equal maxima share the gradient, as those of `amax`.
+    """
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: torch.Tensor, dims: Tuple[int, ...]) -> Tuple[torch.Tensor, torch.Tensor]:
+        return x.mean(dims, keepdim=True), x.amax(dims, keepdim=True)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.dims = inputs[1]
+        ctx.save_for_backward(inputs[0], output[1])
+
+    @staticmethod
+    def backward(ctx, grad_mean: torch.Tensor, grad_max: torch.Tensor) -> Tuple[torch.Tensor, None]:
+        x, x_max = ctx.saved_tensors
+        is_max = x == x_max
+        grad = grad_mean * (x_max.numel() / x.numel())
+        return torch.where(is_max, grad + grad_max / is_max.sum(ctx.dims, keepdim=True), grad), None
+
+
+@torch.fx.wrap
+def mean_max(x: torch.Tensor, dims: List[int]) -> Tuple[torch.Tensor, torch.Tensor]:
+    """ Mean and maximum over dimensions, which are kept with size 1."""
+    if not torch.jit.is_scripting():  # noqa: SIM102, TorchScript reads no further in this form alone
+        if x.requires_grad and not torch.compiler.is_compiling():  # a compiler fuses the plain ones better
+            return _MeanMax.apply(x, tuple(dims))
+    return x.mean(dims, keepdim=True), x.amax(dims, keepdim=True)
 
 
 class ChannelAttention(nn.Module):
@@ -71,9 +178,9 @@ class ChannelAttention(nn.Module):
         self.fc2 = nn.Conv2d(chs // rd_ratio, chs, 1, bias=False, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x_avg = self.fc2(self.act(self.fc1(x.mean((2, 3), keepdim=True))))
-        x_max = self.fc2(self.act(self.fc1(x.amax((2, 3), keepdim=True))))
-        return (x_avg + x_max).sigmoid()
+        x = torch.cat(mean_max(x, [2, 3]), dim=2)  # (B, C, 2, 1)
+        x = self.act(self.fc1(x)).sum(2, keepdim=True)  # fc2 is linear: of the sum it is the sum of both
+        return self.fc2(x).sigmoid()
 
 
 class SpatialAttention(nn.Module):
@@ -85,7 +192,7 @@ class SpatialAttention(nn.Module):
             2, 1, kernel_size, padding=kernel_size // 2, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.cat([x.mean(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)], dim=1)
+        x = torch.cat(mean_max(x, [1]), dim=1)  # (B, 2, H, W)
         return self.conv(x).sigmoid()
 
 
@@ -121,7 +228,7 @@ class Downsample(nn.Module):
         return self.proj(self.pool(x))
 
 
-class MbcsaBlock(nn.Module):
+class MbcsaBlock(ReparamLayer):
     """ MBCSA, mobile channel-spatial attention: an inverted residual with CBAM between its depthwise and last conv.
 
     BN -> 1x1 (stride) -> BN -> GELU -> depthwise 3x3 -> BN -> GELU -> attention -> 1x1 -> BN, plus the shortcut.
@@ -168,7 +275,15 @@ class MbcsaBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0. else nn.Identity()
         self.shortcut = Downsample(in_chs, out_chs, **dd) if stride == 2 else nn.Identity()
 
+    @torch.jit.ignore
+    def _fold(self) -> None:
+        _fold_batch_norms(self.conv_pw, self.bn1, self.pre_norm)
+        _fold_batch_norms(self.conv_dw, self.bn2)
+        _fold_batch_norms(self.conv_pwl, self.bn3)
+        self.pre_norm = self.bn1 = self.bn2 = self.bn3 = nn.Identity()
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self._check_mode()
         shortcut = self.shortcut(x)
         x = self.pre_norm(x)
         x = self.act1(self.bn1(self.conv_pw(x)))
