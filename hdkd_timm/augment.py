@@ -6,11 +6,13 @@ from typing import Any, Callable, Dict, Optional, Tuple
 
 import timm
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from timm.data import Mixup, create_transform
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import MaybePILToTensor, str_to_interp_mode
 from torchvision import transforms
+from torchvision.transforms.functional import rgb_to_grayscale
 
 from .config import setting
 from .images import IMG_MODES
@@ -29,6 +31,10 @@ class AugmentConfig:
     """Settings of the augmentation, named as in timm's train.py."""
     aug: str = setting('timm', "augmentation: timm's by the flags below, the published one, or none",
                        choices=AUGMENTATIONS)
+    aug_device: bool = setting(
+        False, 'do the published augmentation on the device, to a whole batch, after the resizing')
+    load_size: Optional[int] = setting(
+        None, 'resize training images to this height and width before all else', at_least=1)
     scale: Tuple[float, float] = setting((0.8, 1.), 'random crop, share of the area', metavar=('MIN', 'MAX'))
     ratio: Tuple[float, float] = setting((0.75, 1.3333), 'random crop, aspect ratio', metavar=('MIN', 'MAX'))
     hflip: float = setting(0.5, 'probability of a horizontal flip', at_least=0, at_most=1)
@@ -68,7 +74,74 @@ def paper_transform(img_size: Tuple[int, int], interpolation: str = 'bilinear') 
     ])
 
 
-def create_train_transform(config: AugmentConfig, data_config: Dict[str, Any]) -> Callable:
+class PaperAugmentation:
+    """What follows the resizing in `paper_transform`, of a whole batch on its device.
+
+    Each image has random numbers of its own, drawn on the CPU: they are the same on each device. It differs from the
+    other in rounding alone, which is done there to 8 bits after each step.
+    """
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W) of 0 to 1, on any device -> the same."""
+        def draw(low: float = 0., high: float = 1.) -> torch.Tensor:
+            return torch.empty(len(x)).uniform_(low, high).to(x.device, x.dtype).view(-1, 1, 1, 1)
+
+        x = rotate_and_flip(x, draw(-180, 180), draw() < 0.5, draw() < 0.5)
+        brightness, contrast, in_this_order = draw(0.7, 1.3), draw(0.7, 1.3), draw() < 0.5
+        x = (x * brightness.where(in_this_order, 1.)).clamp(0, 1)
+        x = adjust_contrast(x, contrast)
+        x = (x * brightness.where(~in_this_order, 1.)).clamp(0, 1)
+        x = sharpen(x).where(draw() < 0.5, x)
+        return blur(x, draw(0.1, 2.))
+
+
+def rotate_and_flip(x: torch.Tensor, angle: torch.Tensor, hflip: torch.Tensor, vflip: torch.Tensor) -> torch.Tensor:
+    """Rotate about the centre to the nearest pixel, black outside, then flip.
+
+    Args:
+        x: Images (B, C, H, W).
+        angle: Degrees counter-clockwise, (B, 1, 1, 1).
+        hflip: Which to flip from left to right, bool, (B, 1, 1, 1).
+        vflip: Which to flip from top to bottom, bool, (B, 1, 1, 1).
+    """
+    height, width = x.shape[-2:]
+    angle = angle.flatten().deg2rad()
+    cos, sin = angle.cos(), angle.sin()
+    x_sign, y_sign = (1 - 2 * flip.flatten().to(x.dtype) for flip in (hflip, vflip))
+    zero = torch.zeros_like(cos)
+    theta = torch.stack([  # where each pixel comes from, in units of half the image
+        x_sign * cos, -y_sign * sin * (height / width), zero,
+        x_sign * sin * (width / height), y_sign * cos, zero], dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(theta, x.shape, align_corners=False)
+    return F.grid_sample(x, grid, mode='nearest', padding_mode='zeros', align_corners=False)
+
+
+def adjust_contrast(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Stretch images (B, C, H, W) of 0 to 1 about their mean grey, by factors (B, 1, 1, 1)."""
+    grey = rgb_to_grayscale(x) if x.shape[1] == 3 else x
+    return torch.lerp(grey.mean((1, 2, 3), keepdim=True), x, factor).clamp(0, 1)
+
+
+def sharpen(x: torch.Tensor) -> torch.Tensor:
+    """As torchvision's adjust_sharpness by 2, images (B, C, H, W) of 0 to 1; their border stays as it is."""
+    chs = x.shape[1]
+    kernel = x.new_ones(3, 3)
+    kernel[1, 1] = 5
+    inner = x[..., 1:-1, 1:-1]
+    smooth = F.conv2d(x, (kernel / 13).expand(chs, 1, 3, 3), groups=chs)
+    return (x + F.pad(inner - smooth, (1, 1, 1, 1))).clamp(0, 1)
+
+
+def blur(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Gaussian blur of images (B, C, H, W) over 3 x 3 pixels, by sigmas (B, 1, 1, 1)."""
+    side = (-0.5 / sigma ** 2).exp()
+    side = side / (1 + 2 * side)
+    x = F.pad(x, (1, 1, 1, 1), mode='reflect')
+    x = (1 - 2 * side) * x[..., 1:-1, :] + side * (x[..., :-2, :] + x[..., 2:, :])
+    return (1 - 2 * side) * x[..., 1:-1] + side * (x[..., :-2] + x[..., 2:])
+
+
+def create_train_transform(config: AugmentConfig, data_config: Dict[str, Any]) -> transforms.Compose:
     """Transform of training images, Pillow image -> uint8 tensor (C, H, W).
 
     Args:
@@ -78,9 +151,20 @@ def create_train_transform(config: AugmentConfig, data_config: Dict[str, Any]) -
     Raises:
         ValueError: if the automatic augmentation is none of timm's, or not for so many channels.
     """
+    transform = _create_augmentation(config, data_config)
+    if config.load_size is None:
+        return transform
+    resize = transforms.Resize((config.load_size,) * 2, str_to_interp_mode(data_config['interpolation']))
+    return transforms.Compose([resize, *transform.transforms])
+
+
+def _create_augmentation(config: AugmentConfig, data_config: Dict[str, Any]) -> transforms.Compose:
     img_size, interpolation = tuple(data_config['input_size'][-2:]), data_config['interpolation']
     if config.aug == 'paper':
-        return paper_transform(img_size, interpolation)
+        transform = paper_transform(img_size, interpolation)
+        if config.aug_device:  # does what is between the resizing and the end
+            return transforms.Compose([transform.transforms[0], transform.transforms[-1]])
+        return transform
     if config.aug == 'none':
         return create_eval_transform(data_config)
     if config.aa and not _AUTO_AUGMENT.fullmatch(config.aa):
@@ -124,7 +208,8 @@ def create_eval_transform(data_config: Dict[str, Any]) -> Callable:
 
 
 class BatchAugmentation:
-    """What is done to a whole batch on its device after any `--aug`: random erasing, then mixup or cutmix, timm's.
+    """What is done to a whole batch on its device: with `--aug-device` the published augmentation, then after any
+    `--aug` timm's random erasing, and mixup or cutmix.
 
     (B, C, H, W), class indices (B,) -> images, class indices, or class probabilities (B, K) with mixup or cutmix.
 
@@ -132,9 +217,20 @@ class BatchAugmentation:
         config: Which augmentation.
         num_classes: K.
         device: Where the batches are.
+        mean: What the images are normalised by, of pixels of 0 to 255, (1, C, 1, 1); not at all by default.
+        std: The same.
     """
 
-    def __init__(self, config: AugmentConfig, num_classes: int, device: torch.device):
+    def __init__(
+            self,
+            config: AugmentConfig,
+            num_classes: int,
+            device: torch.device,
+            mean: torch.Tensor = torch.tensor(0.),
+            std: torch.Tensor = torch.tensor(255.),
+    ):
+        self.paper = PaperAugmentation() if config.aug_device else None
+        self.mean, self.std = mean / 255, std / 255
         self.erasing = RandomErasing(
             config.reprob, mode=config.remode, max_count=config.recount, device=device,
         ) if config.reprob else None
@@ -150,6 +246,8 @@ class BatchAugmentation:
             target: torch.Tensor,
             epoch: int,
     ) -> Tuple[torch.Tensor, torch.Tensor]:
+        if self.paper is not None:
+            input = (self.paper(input * self.std + self.mean) - self.mean) / self.std
         if self.erasing is not None:
             input = self.erasing(input)
         if self.mixup is not None:

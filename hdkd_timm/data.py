@@ -7,6 +7,7 @@ their place).
 import copy
 import csv
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -26,7 +27,7 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.utils import natural_key
 
 from .config import setting
-from .images import IMG_EXTENSIONS, IMG_MODES, convert_image, find_bad_images, read_image
+from .images import IMG_EXTENSIONS, IMG_MODES, convert_image, find_bad_images, image_size, read_image, upright_size
 
 _logger = logging.getLogger(__name__)
 
@@ -166,13 +167,27 @@ class SampleDataset(torch.utils.data.Dataset):
         Raises:
             ValueError: if it cannot be read.
         """
+        return self._open(index, lambda image: convert_image(image, self.img_mode),
+                          lambda file, name: read_image(file, self.img_mode, name=name))
+
+    @functools.cached_property
+    def image_sizes(self) -> List[Tuple[int, int]]:
+        """Width and height of each sample's image, from the header of the file.
+
+        Raises:
+            ValueError: if one cannot be read.
+        """
+        opened = copy.deepcopy(self)  # loader processes must not inherit open tar files
+        return [opened._open(i, upright_size, image_size) for i in range(len(self.samples))]
+
+    def _open(self, index: int, of_image: Callable, of_file: Callable) -> Any:
         name = self.samples.filename(index)
         try:
             file = self.samples.reader[int(self.samples.indices[index])][0]
             if isinstance(file, Image.Image):
-                return convert_image(file, self.img_mode)
+                return of_image(file)
             with file:
-                return read_image(file, self.img_mode, name=name)
+                return of_file(file, name)
         except Exception as e:  # Pillow's plugins raise errors of many types on broken files
             raise ValueError(f"Cannot read image '{name}' ({type(e).__name__}: {e}).") from e
 

@@ -6,10 +6,10 @@ the rotation that EXIF tells is done. DICOM files (.dcm) are read by pydicom, th
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Dict, Optional, Sequence, Union
+from typing import BinaryIO, Dict, Optional, Sequence, Tuple, Union
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from timm.data import get_img_extensions
 
 IMG_EXTENSIONS = tuple(dict.fromkeys((*get_img_extensions(), '.webp', '.bmp', '.tif', '.tiff', '.dcm')))
@@ -93,6 +93,23 @@ def read_image(file: Union[str, Path, BinaryIO], mode: str = 'RGB', name: Option
         return _read_dicom(file).convert(mode)
     with Image.open(file) as image:
         return convert_image(image, mode)
+
+
+def image_size(file: Union[str, Path, BinaryIO], name: Optional[str] = None) -> Tuple[int, int]:
+    """Width and height that `read_image` gives, from the file's header alone."""
+    name = str(name or (file if isinstance(file, (str, Path)) else getattr(file, 'name', '')))
+    if name.lower().endswith('.dcm'):
+        import pydicom
+        dataset = pydicom.dcmread(file, stop_before_pixels=True)
+        return dataset.Columns, dataset.Rows
+    with Image.open(file) as image:
+        return upright_size(image)
+
+
+def upright_size(image: Image.Image) -> Tuple[int, int]:
+    """Width and height of an image after the rotation that EXIF tells."""
+    width, height = image.size
+    return (height, width) if image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8) else (width, height)
 
 
 def convert_image(image: Image.Image, mode: str = 'RGB') -> Image.Image:

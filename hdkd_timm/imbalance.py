@@ -1,7 +1,6 @@
 """Classes of unequal size: weights of the loss, weights of the sampler, and the published SMOTE."""
 import copy
 import json
-import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -11,6 +10,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from timm.data.transforms import str_to_pil_interp
 
 from .data import SampleDataset
+from .memory import available_memory
 
 EFFECTIVE_BETA = 0.999
 
@@ -69,18 +69,6 @@ def class_weights(kind: str, targets: np.ndarray, classes: Sequence[str]) -> np.
 def sample_weights(kind: Optional[str], targets: np.ndarray) -> Optional[np.ndarray]:
     """Weights of the images for a sampler, (N,): 'balanced' draws all classes alike. None for none."""
     return None if kind is None else 1. / np.bincount(targets)[targets]
-
-
-def _available_memory() -> int:
-    """Bytes of memory that can be taken, of all there is where the system does not tell."""
-    name = 'SC_AVPHYS_PAGES' if 'SC_AVPHYS_PAGES' in os.sysconf_names else 'SC_PHYS_PAGES'
-    try:
-        for line in Path('/proc/meminfo').read_text().splitlines():  # counts what caches would give back
-            if line.startswith('MemAvailable:'):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf(name) * os.sysconf('SC_PAGE_SIZE')
 
 
 class SmoteDataset(SampleDataset):
@@ -150,7 +138,7 @@ def smote(
     shape = (*img_size, *((3,) if dataset.img_mode == 'RGB' else ()))
     values, total = int(np.prod(shape)), sum(counts.values())
     needed = 4 * values * (len(targets) + 2 * total) + values * total  # float32 before, between and after; bytes
-    available = _available_memory()
+    available = available_memory()
     if needed > available:
         raise MemoryError(
             f'SMOTE to {total} images of {img_size[0]} x {img_size[1]} needs about {needed / 2 ** 30:.1f} GiB of'

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from torchvision.transforms import Compose
 
 from .augment import AugmentConfig, create_eval_transform, create_train_transform
+from .cache import split_transform
 from .images import IMG_MODES, convert_image
 
 
@@ -139,6 +140,7 @@ class SplitLoader:
         weights: Weight of each training image, to draw with replacement.
         rank: This process.
         world_size: Processes.
+        cache: Makes a dataset that keeps its images of it and the fixed part of the transform, see `cache_images`.
 
     Raises:
         ValueError: if there are fewer training images than the batches of all processes hold.
@@ -156,6 +158,7 @@ class SplitLoader:
             weights: Optional[np.ndarray] = None,
             rank: int = 0,
             world_size: int = 1,
+            cache: Optional[Callable[[Any, Compose], Dataset]] = None,
     ):
         self.dataset = dataset
         self.seed = seed
@@ -183,17 +186,28 @@ class SplitLoader:
             num_workers=num_workers, collate_fn=fast_collate, pin_memory=device.type == 'cuda',
             worker_init_fn=_start_worker, persistent_workers=num_workers > 0,
             generator=torch.Generator())  # or it would draw from the global one at each start
+        transform = create_train_transform(augment, data_config) if augment else create_eval_transform(data_config)
+        if cache is not None:
+            front, transform = split_transform(transform)
+            dataset = cache(dataset, front)
         if augment is not None:
             self.sampler = EpochSampler(len(dataset), batch_size, seed, weights, rank, world_size)
-            loader = DataLoader(
-                _SeededDataset(dataset, create_train_transform(augment, data_config), seed),
-                batch_sampler=self.sampler, **args)
+            loader = DataLoader(_SeededDataset(dataset, transform, seed), batch_sampler=self.sampler, **args)
         else:
             loader = DataLoader(
-                _TransformedDataset(dataset, create_eval_transform(data_config), rank, world_size),
-                batch_size=batch_size, **args)
+                _TransformedDataset(dataset, transform, rank, world_size), batch_size=batch_size, **args)
         self.loader = PrefetchLoader(
             loader, mean=data_config['mean'], std=data_config['std'], channels=channels, device=device)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """What images are normalised by, of pixels of 0 to 255, (1, C, 1, 1)."""
+        return self.loader.mean
+
+    @property
+    def std(self) -> torch.Tensor:
+        """As `mean`."""
+        return self.loader.std
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
         """The training batches of an epoch, from batch `start` on."""

@@ -4,6 +4,7 @@ import math
 from typing import Any, Dict, Optional, Tuple, Type, TypeVar
 
 from .augment import AugmentConfig
+from .cache import CACHES
 from .config import KeyValues, check_settings, check_values, flag, read_recipe, setting
 from .data import DataConfig
 from .log import LOGS
@@ -75,6 +76,9 @@ class TrainConfig(DataConfig, AugmentConfig):
     channels_last: bool = setting(False, 'use the channels-last memory layout')
     torchcompile: Optional[str] = setting(
         None, 'compile the networks, by this backend', nargs='?', const='inductor', metavar='BACKEND')
+    cache: Optional[str] = setting(
+        None, 'keep decoded images (resized, where that comes first) in memory or in a file', choices=CACHES)
+    cache_dir: Optional[str] = setting(None, "folder of the files of --cache disk (default: .cache in --output)")
     workers: int = setting(2, 'loader processes', flags=('-j',), at_least=0)
     device: Optional[str] = setting(None, 'cpu, cuda, mps, ... (default: the best there is)')
 
@@ -94,6 +98,8 @@ class TrainConfig(DataConfig, AugmentConfig):
                 raise ValueError(f'{flag(name)} must be {words}, got {low} {high}.')
         if self.aa and self.aug != 'timm':
             raise ValueError(f"--aa '{self.aa}' is a part of --aug timm, not of --aug {self.aug}.")
+        if self.aug_device and self.aug != 'paper':
+            raise ValueError(f'--aug-device is for --aug paper, not for --aug {self.aug}.')
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise ValueError(f'--batch-size must be even with mixup or cutmix, got {self.batch_size}.')
 

@@ -11,9 +11,11 @@ and resumed ends with the weights of one that was not (bit by bit on the CPU).
 """
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -26,9 +28,11 @@ import torch
 from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
 from timm.utils import NativeScaler, dispatch_clip_grad, distribute_bn, random_seed, unwrap_model
 from torch import nn
+from torchvision import transforms
 
 from .augment import BatchAugmentation
 from .build import create_network, create_optimizer, create_schedule, freeze_stages
+from .cache import CachedDataset, cache_images
 from .checkpoint import HUBS, load_teacher, save_model
 from .config import flag, to_yaml
 from .data import create_datasets, list_images
@@ -49,7 +53,8 @@ _logger = logging.getLogger(__name__)
 
 # settings that don't change what a run computes, so that it can go on with others (its images are compared apart)
 FREE_ON_RESUME = (
-    'output', 'experiment', 'data_dir', 'data_csv', 'workers', 'device', 'log', 'recovery_interval')
+    'output', 'experiment', 'data_dir', 'data_csv', 'cache', 'cache_dir', 'workers', 'device', 'log',
+    'recovery_interval')
 
 
 @dataclasses.dataclass
@@ -61,6 +66,7 @@ class Run:
     classes: List[str]
     folder: Path = Path()
     signals: Signals = dataclasses.field(default_factory=Signals)
+    caches: Dict[Tuple[str, str], CachedDataset] = dataclasses.field(default_factory=dict)  # by split and transform
 
     @property
     def input_size(self) -> Tuple[int, int, int]:
@@ -71,7 +77,7 @@ class Run:
         return self.datasets['train'].targets
 
     def create_loaders(self, model: nn.Module) -> Dict[str, SplitLoader]:
-        """Loaders of all splits, normalised as the model wants it."""
+        """Loaders of all splits, normalised as the model wants it; with the caches once the run's folder is open."""
         config, world = self.config, self.world
         data_config = timm.data.resolve_data_config(dict(input_size=self.input_size), model=model)
         loaders = {}
@@ -83,8 +89,18 @@ class Run:
                     if config.sampler else None)
             loaders[split] = SplitLoader(
                 dataset, data_config, config.batch_size, num_workers=config.workers, device=world.device,
-                seed=config.seed, rank=world.rank, world_size=world.size, **args)
+                seed=config.seed, rank=world.rank, world_size=world.size,
+                cache=functools.partial(self._cache, split) if config.cache and self.folder.name else None, **args)
         return loaders
+
+    def _cache(self, split: str, dataset: Any, front: transforms.Compose) -> CachedDataset:
+        """The cache of a split, shared by all networks that want its images alike."""
+        key = split, repr(front)
+        if key not in self.caches:
+            folder = Path(self.config.cache_dir or Path(self.config.output) / '.cache')
+            processes = int(os.environ.get('LOCAL_WORLD_SIZE', self.world.size))
+            self.caches[key] = cache_images(dataset, front, self.config.cache, folder, f"split '{split}'", processes)
+        return self.caches[key]
 
     def class_weights(self) -> Optional[torch.Tensor]:
         """Weights of the classes in the cross entropy, (K,)."""
@@ -206,7 +222,7 @@ def fit(
     amp_dtype = getattr(torch, config.amp_dtype) if config.amp else None
     scaler = NativeScaler(device=device.type) if amp_dtype == torch.float16 else None
     autocast = torch.autocast(device.type, amp_dtype, enabled=config.amp)
-    augment_batch = BatchAugmentation(config, len(classes), device)
+    augment_batch = BatchAugmentation(config, len(classes), device, loaders['train'].mean, loaders['train'].std)
     if config.model_ema:
         task.setup_ema(decay=config.model_ema_decay, use_warmup=config.model_ema_warmup)
     if config.torchcompile:
@@ -445,6 +461,8 @@ def _prepare(config: TrainConfig, world: World, resume: bool) -> Run:
     for name in ('class_weights', 'sampler', 'smote'):
         if targets is None and getattr(config, name) in ('balanced', 'effective'):
             raise ValueError(f"{flag(name)} needs a dataset with random access, '{config.dataset}' has none.")
+    if config.cache and targets is None:
+        raise ValueError(f"--cache needs a dataset with random access, '{config.dataset}' has none.")
     if config.smote:
         if targets is None:
             raise ValueError(f"--smote needs a dataset with random access, '{config.dataset}' has none.")

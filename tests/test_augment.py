@@ -10,13 +10,19 @@ import torch
 from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
 
 from hdkd_timm.augment import (
     AugmentConfig,
     BatchAugmentation,
+    PaperAugmentation,
+    adjust_contrast,
+    blur,
     create_eval_transform,
     create_train_transform,
     paper_transform,
+    rotate_and_flip,
+    sharpen,
 )
 
 CPU = torch.device('cpu')
@@ -256,3 +262,76 @@ def test_smoothing_happens_once():
     assert AugmentConfig(smoothing=0.1, mixup=0.2).loss_smoothing == 0
     assert AugmentConfig(smoothing=0.1, cutmix=1.).loss_smoothing == 0
     assert AugmentConfig(smoothing=0.1, mixup=0.2, aug='paper').loss_smoothing == 0
+
+
+def per_image(*values, dtype=torch.float32):
+    return torch.tensor(values, dtype=dtype).view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize('size', [(32, 32), (24, 40)])
+@pytest.mark.parametrize('chans', [1, 3])
+def test_steps_of_a_batch_are_torchvision_s_of_each_image(chans, size):
+    x = torch.rand(4, chans, *size)
+    angles, hflips, vflips = (-130., 0., 17., 90.), (True, False, True, False), (True, True, False, False)
+    ours = rotate_and_flip(x, per_image(*angles), per_image(*hflips, dtype=torch.bool),
+                           per_image(*vflips, dtype=torch.bool))
+    for image, angle, hflip, vflip, result in zip(x, angles, hflips, vflips, ours):
+        expected = TF.rotate(image, angle)  # nearest, black outside
+        expected = TF.horizontal_flip(expected) if hflip else expected
+        expected = TF.vertical_flip(expected) if vflip else expected
+        # a position on the border between two pixels may be rounded to either
+        assert (result != expected).float().mean() < 0.01
+    factors, sigmas = (0.7, 1., 1.2, 1.3), (0.1, 0.5, 1., 2.)
+    for image, factor, sigma, contrast, sharp, blurred in zip(
+            x, factors, sigmas, adjust_contrast(x, per_image(*factors)), sharpen(x), blur(x, per_image(*sigmas))):
+        torch.testing.assert_close(contrast, TF.adjust_contrast(image, factor))
+        torch.testing.assert_close(sharp, TF.adjust_sharpness(image, 2))
+        torch.testing.assert_close(blurred, TF.gaussian_blur(image, [3, 3], [sigma, sigma]))
+
+
+@pytest.mark.parametrize('chans', [1, 3])
+def test_paper_augmentation_of_a_batch_has_the_distribution_of_single_images(chans):
+    torch.manual_seed(0)
+    image = Image.new('RGB', (32, 32), (60, 120, 180))
+    image.paste((250, 90, 10), (4, 2, 12, 28))
+    image = image.convert('L' if chans == 1 else 'RGB')
+    transform = paper_transform((32, 32))
+    single = torch.stack([transform(image) for _ in range(4000)]).float() / 255
+    start = TF.pil_to_tensor(image).float() / 255
+    batch = PaperAugmentation()(start.expand(4000, -1, -1, -1).clone())
+    assert batch.shape == single.shape
+    assert batch.min() >= 0
+    assert batch.max() <= 1
+    # over images, of each pixel: 4,000 images tell them to 0.005 (a standard error)
+    assert (batch.mean(0) - single.mean(0)).abs().max() < 0.025
+    assert (batch.std(0) - single.std(0)).abs().max() < 0.025
+    # over each image: what brightness, contrast and black corners do
+    for statistic in (lambda x: x.mean((1, 2, 3)), lambda x: x.std((1, 2, 3)), lambda x: x.amax((1, 2, 3)),
+                      lambda x: (x[..., 1:] - x[..., :-1]).abs().mean((1, 2, 3))):
+        shares = torch.tensor([0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98])
+        ours, theirs = (statistic(x).quantile(shares) for x in (batch, single))
+        spread = statistic(single).std()
+        assert ((ours - theirs) / spread).abs().max() < 0.25
+    # no two images share their random numbers
+    assert len({tuple(x.flatten().tolist()) for x in batch[:50]}) == 50
+
+
+def test_paper_augmentation_on_the_device():
+    config = AugmentConfig(aug='paper', aug_device=True)
+    steps = create_train_transform(config, data_config()).transforms
+    assert [type(step).__name__ for step in steps] == ['Resize', 'MaybePILToTensor']
+    mean, std = torch.tensor([100., 120., 140.]).view(1, 3, 1, 1), torch.tensor([50., 60., 70.]).view(1, 3, 1, 1)
+    pixels = torch.rand(4, 3, 32, 32)
+    augment = BatchAugmentation(config, 4, CPU, mean, std)
+    torch.manual_seed(3)
+    images, _ = augment((pixels * 255 - mean) / std, torch.arange(4), 0)
+    torch.manual_seed(3)
+    torch.testing.assert_close((images * std + mean) / 255, PaperAugmentation()(pixels), rtol=0, atol=1e-5)
+    assert not torch.equal(images, augment((pixels * 255 - mean) / std, torch.arange(4), 0)[0])
+
+
+def test_load_size():
+    steps = create_train_transform(AugmentConfig(load_size=40), data_config()).transforms
+    assert steps[0].size == (40, 40)
+    assert [type(step) for step in steps[1:]] == [
+        type(step) for step in create_train_transform(AugmentConfig(), data_config()).transforms]

@@ -54,6 +54,7 @@ BAD_CONFIG = dict(
     (['train', '--data-dir', 'DATA', '--model-kwargs', 'wings=2'], 'wings'),
     (['train', '--data-dir', 'DATA', '--model-kwargs', 'num_classes=9'], "'num_classes' of 'hdkd_"),
     (['train', '--data-dir', 'DATA', '--torchcompile', 'foo'], "--torchcompile 'foo' is no backend: choose from"),
+    (['train', '--data-dir', 'DATA', '--aug-device'], '--aug-device is for --aug paper, not for --aug timm'),
     (['train', '--data-dir', 'DATA', '--aa', 'rand-m6', '--aug', 'paper'], "--aa 'rand-m6' is a part of --aug timm"),
     (['distill', '--data-dir', 'DATA', '--resume'], '--resume needs the run: --config runs/NAME/config.yaml, or'),
     (['distill', '--data-dir', 'DATA', '--teacher-kwargs', 'img_size=9'], "'img_size' of 'hdkd_teacher' is no arg"),

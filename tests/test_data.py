@@ -10,6 +10,7 @@ import torch
 from conftest import write_images
 from PIL import Image
 
+from hdkd_timm import TrainConfig, train
 from hdkd_timm.augment import AugmentConfig
 from hdkd_timm.data import (
     DataConfig,
@@ -913,6 +914,15 @@ def test_shards_of_a_wanted_split(shards, tmp_path):
 def test_bad_shards(shards, settings, match):
     with pytest.raises(ValueError, match=match):
         create(**dict(shards, **settings))
+
+
+@pytest.mark.parametrize(('setting', 'value'), [
+    ('cache', 'ram'), ('class_weights', 'balanced'), ('sampler', 'balanced'), ('smote', 'counts.json')])
+def test_what_shards_do_not_allow(shards, tmp_path, setting, value):
+    name = setting.replace('_', '-')
+    with pytest.raises(ValueError, match=f"--{name} needs a dataset with random access, 'wds/tiny' has none"):
+        train(TrainConfig(**shards, output=str(tmp_path / 'runs'), **{setting: value}))
+    assert not (tmp_path / 'runs').exists()
 
 
 def test_shards_with_another_number_of_classes(shards, tmp_path):

@@ -24,7 +24,7 @@ RANGES = [
     ('num_classes', '2 or more', (2, None), (1, -1)),
     *((name, ONE, (1,), (0, -1)) for name in ('epochs', 'batch_size', 'grad_accum_steps', 'recount')),
     *((name, ONE, (1, None), (0, -1)) for name in (
-        'teacher_epochs', 'early_stopping', 'recovery_interval', 'decay_epochs')),
+        'teacher_epochs', 'early_stopping', 'recovery_interval', 'decay_epochs', 'load_size')),
     *((name, PART, (0., 0.99), (1., -0.1)) for name in ('val_fraction', 'smoothing', 'model_ema_decay')),
     *((name, PART, (0., 0.99, None), (1., -0.1)) for name in ('drop', 'drop_path')),
     *((name, SHARE, (0., 1.), (-0.1, 1.1))
@@ -74,6 +74,7 @@ DTYPES = 'one of float16, bfloat16'
     (TrainConfig, 'select_metric', 'auroc', f"one of {', '.join(METRICS)}"),
     (TrainConfig, 'amp_dtype', 'float8', DTYPES),
     (TrainConfig, 'log', ('tensorboard', 'os'), 'one of tensorboard, wandb'),
+    (TrainConfig, 'cache', 'tape', 'one of ram, disk'),
     (DistillConfig, 'kd_type', 'warm', 'one of soft, hard, none'),
     (DistillConfig, 'reduction', 'sum', 'one of mean, batchmean'),
     (EvalConfig, 'split', 'all', 'one of train, val, test'),
@@ -91,6 +92,12 @@ def test_values_are_checked_without_the_command_line(config_cls, name, value, wo
         config_cls(**{name: value})
     with pytest.raises(ValueError, match=f'^{message}$'):
         dataclasses.replace(config_cls(), **{name: value})
+
+
+@pytest.mark.parametrize('aug', ['timm', 'none'])
+def test_augmentation_on_the_device_is_the_published_one(aug):
+    with pytest.raises(ValueError, match=f'--aug-device is for --aug paper, not for --aug {aug}'):
+        TrainConfig(aug_device=True, aug=aug)
 
 
 @pytest.mark.parametrize('aug', ['paper', 'none'])

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,10 @@ from conftest import TINY_STUDENT, TINY_TEACHER, write_images
 from torch.nn import functional as F
 
 from hdkd_timm import DistillConfig, TrainConfig, distill, evaluate_model, train
+from hdkd_timm import cache as cache_module
 from hdkd_timm import training as training_module
 from hdkd_timm.checkpoint import save_model
+from hdkd_timm.data import SampleDataset
 from hdkd_timm.evaluate import format_table
 from hdkd_timm.inference import EvalConfig
 from hdkd_timm.metrics import METRICS
@@ -472,6 +475,7 @@ TWO, EMA = dict(epochs=2), dict(model_ema=True)
     ('amp', True, {}),
     ('amp_dtype', 'bfloat16', dict(amp=True)),
     ('aug', 'paper', {}),
+    ('aug_device', True, dict(aug='paper')),
     ('channels_last', True, {}),
     ('class_weights', 'balanced', {}),
     ('class_weights', 'effective', {}),
@@ -486,6 +490,7 @@ TWO, EMA = dict(epochs=2), dict(model_ema=True)
     ('kd_type', 'hard', {}),
     ('layer_decay', 0.7, {}),
     ('layer_decay', 0.7, dict(decay_tokens=True)),
+    ('load_size', 36, {}),
     ('min_lr', 1e-3, TWO),
     ('mixup', 0.4, {}),
     ('mixup_off_epoch', 1, dict(TWO, mixup=0.4)),
@@ -518,6 +523,39 @@ def test_moving_average_is_what_is_kept(train_config, run):
     assert torch.equal(kept, state['state_dict_ema']['head.weight'])
     assert not torch.equal(kept, state['state_dict']['head.weight'])
     assert metrics['models']['hdkd_student']['test']['images'] == 12
+
+
+@pytest.mark.parametrize('cache', ['ram', 'disk'])
+def test_cached_training_is_the_same(config, run, cache, monkeypatch, caplog):
+    config = dataclasses.replace(config, epochs=2, student_alone=True)
+    expected = distill(config)
+    opened = Counter()
+    read = SampleDataset.read
+
+    def count(self, index):
+        opened[self.samples.filename(index)] += 1
+        return read(self, index)
+
+    monkeypatch.setattr(SampleDataset, 'read', count)
+    caplog.set_level('INFO')
+    actual = distill(dataclasses.replace(config, cache=cache, experiment='cached', workers=1 if cache == 'ram' else 0))
+    for name, result in expected['models'].items():
+        assert dict(actual['models'][name], train_seconds=0) == dict(result, train_seconds=0)
+    if cache == 'disk':
+        assert set(opened.values()) == {1}  # of 3 networks, 2 epochs and a test each
+        assert len(opened) == 36
+        assert len(list((run.parent / '.cache').glob('*.images'))) == 2
+    assert caplog.text.count("Cache: 24 images of split 'train' take ") == 1
+    # a run may go on without it, or with another
+    run_args = dataclasses.replace(config, experiment='cached', cache=None, cache_dir='elsewhere')
+    assert distill(run_args, resume=True)['models'].keys() == actual['models'].keys()
+
+
+def test_cache_that_does_not_fit_leaves_nothing(train_config, run, monkeypatch):
+    monkeypatch.setattr(cache_module, 'available_memory', lambda: 1000)
+    with pytest.raises(MemoryError, match='--cache ram: 24 images'):
+        train(dataclasses.replace(train_config, cache='ram'))
+    assert not run.parent.exists()
 
 
 def test_compiled_training_is_the_same(train_config, run):

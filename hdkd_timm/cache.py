@@ -1,0 +1,223 @@
+"""Decoded images that are kept between epochs, in memory that loader processes share or in a file.
+
+What is kept is the image in front of the first random transform, as the first process that reads it puts it there: a
+training sees the same images, augmented alike, with a cache and without. Each image has a checksum beside it, so that
+one which is not there, or not whole, is read again.
+"""
+import hashlib
+import json
+import logging
+import os
+import shutil
+import zlib
+from multiprocessing.sharedctypes import RawArray
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+import PIL
+from filelock import FileLock
+from PIL import Image
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+from timm.data.transforms import CenterCropOrPad, ResizeKeepRatio
+from torch.utils.data import Dataset
+from torchvision import transforms
+
+from .data import FileReader, SampleDataset
+from .files import whole_file
+from .images import IMG_MODES
+from .memory import available_memory, format_bytes
+
+_logger = logging.getLogger(__name__)
+
+CACHES = ('ram', 'disk')
+CHECKSUM = np.dtype(np.uint32)
+
+
+def _is_fixed(step: Any) -> bool:
+    """Does this transform do the same to an image each time?"""
+    if isinstance(step, ResizeKeepRatio):
+        return not step.random_scale_prob and not step.random_aspect_prob and not isinstance(step.interpolation, tuple)
+    return isinstance(step, (transforms.Resize, transforms.CenterCrop, CenterCropOrPad))
+
+
+def split_transform(transform: transforms.Compose) -> Tuple[transforms.Compose, transforms.Compose]:
+    """Cut a transform in front of the first step that is random (or leaves Pillow): what can be kept, and the rest."""
+    steps = transform.transforms
+    number = next((i for i, step in enumerate(steps) if not _is_fixed(step)), len(steps))
+    return transforms.Compose(steps[:number]), transforms.Compose(steps[number:])
+
+
+class ImageStore:
+    """uint8 images by number, each of a size that is known before, in bytes that processes share.
+
+    Args:
+        sizes: Width and height of each image, (N, 2).
+        channels: 1 or 3.
+        path: File to keep them in, which must be `num_bytes` long; None for memory.
+    """
+
+    def __init__(self, sizes: np.ndarray, channels: int, path: Optional[Path] = None):
+        self.sizes = sizes
+        self.channels = channels
+        self.path = path
+        ends = sizes.prod(axis=1, dtype=np.int64).cumsum() * channels + CHECKSUM.itemsize * len(sizes)
+        self.starts = np.concatenate([[CHECKSUM.itemsize * len(sizes)], ends])
+        self.memory = None if path else RawArray('B', self.num_bytes)
+        self._bytes: Optional[np.ndarray] = None
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all images and their checksums."""
+        return int(self.starts[-1])
+
+    def __getstate__(self) -> Dict[str, Any]:
+        return dict(self.__dict__, _bytes=None)  # each process maps the file itself
+
+    def _find(self, i: int) -> Tuple[np.ndarray, np.ndarray]:
+        """The bytes of image i, and its checksum (1,)."""
+        if self._bytes is None:
+            self._bytes = np.frombuffer(self.memory, np.uint8) if self.path is None else np.memmap(self.path, mode='r+')
+        place = i * CHECKSUM.itemsize
+        return (
+            self._bytes[self.starts[i]:self.starts[i + 1]],
+            self._bytes[place:place + CHECKSUM.itemsize].view(CHECKSUM))
+
+    @staticmethod
+    def _sum(pixels: np.ndarray) -> int:
+        return zlib.crc32(pixels) or 1  # 0 is for what is not there
+
+    def get(self, i: int) -> Optional[Image.Image]:
+        """Image i, or None where it is not there."""
+        pixels, checksum = self._find(i)
+        if not checksum[0] or checksum[0] != self._sum(pixels):
+            return None
+        width, height = self.sizes[i]
+        return Image.fromarray(pixels.reshape((height, width, 3) if self.channels == 3 else (height, width)))
+
+    def put(self, i: int, image: Image.Image) -> None:
+        """Keep image i. One whose size is not the one told before is passed over."""
+        if image.size == tuple(self.sizes[i]):
+            pixels, checksum = self._find(i)
+            pixels[:] = np.asarray(image).ravel()
+            checksum[0] = self._sum(pixels)
+
+
+class CachedDataset(Dataset):
+    """A dataset whose images are kept after `front`, the fixed part of the transform.
+
+    Args:
+        dataset: Images and class indices; those after its samples (of SMOTE) are in memory already.
+        front: What is done to each image before it is kept.
+        store: Where.
+    """
+
+    def __init__(self, dataset: SampleDataset, front: Callable, store: ImageStore):
+        self.dataset = dataset
+        self.front = front
+        self.store = store
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Tuple[Image.Image, int]:
+        image = self.store.get(index) if index < len(self.store) else None
+        if image is not None:
+            return image, int(self.dataset.targets[index])
+        image, target = self.dataset[index]
+        image = self.front(image)
+        if index < len(self.store):
+            self.store.put(index, image)
+        return image, target
+
+
+def _find_sizes(dataset: SampleDataset, front: Callable) -> np.ndarray:
+    """Width and height of each image after `front`, (N, 2), from the headers of the files."""
+    def after(size: Tuple[int, int]) -> Tuple[int, int]:
+        return front(Image.new(dataset.img_mode, size)).size
+
+    probes = {after(size) for size in ((96, 61), (61, 96), (500, 500))}
+    if len(probes) == 1:
+        return np.tile(np.array(probes.pop()), (len(dataset.samples), 1))
+    known = {size: after(size) for size in set(dataset.image_sizes)}
+    return np.array([known[size] for size in dataset.image_sizes])
+
+
+def _fingerprint(dataset: SampleDataset, front: Callable, sizes: np.ndarray) -> str:
+    """Tells image files, and what is kept of them, from all others.
+
+    Raises:
+        ValueError: if the images are no files, nor in tar files.
+    """
+    samples, files = dataset.samples, []
+    names: Sequence[str] = samples.filenames()
+    if isinstance(samples.reader, FileReader):
+        files = [os.path.abspath(name) for name in names]
+    elif isinstance(samples.reader, ReaderImageInTar):
+        root = Path(samples.reader.root)
+        files = [str(path.resolve()) for path in ([root] if root.is_file() else sorted(root.rglob('*.tar')))]
+    else:
+        raise ValueError('--cache disk is for image files and tar files, this --dataset has neither: take --cache ram.')
+    stats = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in ((name, os.stat(name)) for name in files)]
+    words: List[Any] = [stats, names, dataset.img_mode, repr(front), sizes.tolist(), PIL.__version__]
+    return hashlib.sha256(json.dumps(words).encode()).hexdigest()
+
+
+def cache_images(
+        dataset: SampleDataset,
+        front: transforms.Compose,
+        kind: str,
+        folder: Path,
+        name: str,
+        processes: int = 1,
+) -> CachedDataset:
+    """A dataset that keeps its images once they were read.
+
+    Args:
+        dataset: The dataset.
+        front: The fixed part of its transform, see `split_transform`.
+        kind: 'ram', or 'disk': a file in `folder`, that other runs on the same images find there, too.
+        folder: Where a file goes.
+        name: Name of the dataset in messages.
+        processes: Processes of this machine that keep images of their own in memory.
+
+    Raises:
+        MemoryError: if it takes more memory than there is; both are named.
+        OSError: if it takes more of the disk than is free; both are named.
+        ValueError: if a file is asked for images that are none.
+    """
+    channels = {mode: channels for channels, mode in IMG_MODES.items()}[dataset.img_mode]
+    sizes = _find_sizes(dataset, front)
+    needed = int(sizes.prod(axis=1, dtype=np.int64).sum()) * channels + CHECKSUM.itemsize * len(sizes)
+    what = f'{len(sizes)} images of {name} take {format_bytes(needed)}'
+    way_out = 'keep smaller ones by --load-size, or leave --cache out'
+    if kind == 'ram':
+        available = available_memory()
+        if needed * processes > available:
+            times = f' in each of {processes} processes' if processes > 1 else ''
+            raise MemoryError(
+                f'--cache ram: {what} of memory{times}, {format_bytes(available)} are free: take --cache disk,'
+                f' {way_out}.')
+        _logger.info(f'Cache: {what} of memory ({format_bytes(available)} are free).')
+        return CachedDataset(dataset, front, ImageStore(sizes, channels))
+
+    path = folder / f'{_fingerprint(dataset, front, sizes)[:20]}.images'
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f'{path}.lock'):
+        if path.exists() and path.stat().st_size == needed:
+            _logger.info(f"Cache: {what} of the disk, in '{path}' from before.")
+        else:
+            free = shutil.disk_usage(folder).free
+            if needed > free:
+                raise OSError(
+                    f"--cache disk: {what} of the disk of '{folder}', {format_bytes(free)} are free: choose another"
+                    f' --cache-dir, {way_out}.')
+            with whole_file(path, 'wb') as file:
+                file.truncate(needed)
+                if hasattr(os, 'posix_fallocate'):  # taken now: a disk that is full later would kill who writes to it
+                    os.posix_fallocate(file.fileno(), 0, needed)
+            _logger.info(f"Cache: {what} of the disk ({format_bytes(free)} are free), in '{path}'.")
+    return CachedDataset(dataset, front, ImageStore(sizes, channels, path))
