@@ -9,7 +9,7 @@ from .version import __version__
 _LAZY = {
     'HDKDTask': 'task', 'hdkd_loss': 'losses', 'TrainConfig': 'settings', 'DistillConfig': 'settings',
     'train': 'training', 'distill': 'training', 'EvalConfig': 'inference', 'evaluate_model': 'inference',
-    'predict': 'inference',
+    'predict': 'inference', 'export_model': 'export',
 }
 
 __all__ = ['models', '__version__', *_LAZY]

@@ -98,7 +98,34 @@ def _convert(args: argparse.Namespace) -> None:
     print(f"timm.create_model('local-dir:{args.out_dir}', pretrained=True)")
 
 
+def _export(args: argparse.Namespace) -> None:
+    from .export import export_model
+    report = export_model(
+        args.checkpoint, args.out, args.format, args.opset, args.images, args.int8, args.calibration,
+        args.calibration_images, args.img_size, args.model, args.model_kwargs)
+    shown = f"{report['images']} images and random ones" if report['images'] else 'random images'
+    print(
+        f"Largest difference of logits from PyTorch's on {shown}: {report['difference']:.2g} (largest logit"
+        f" {report['largest_logit']:.3g})")
+    if args.int8:
+        print(f"int8 and float32 on the {report['calibration_images']} calibration images:")
+        if 'accuracy_int8' in report:
+            print(f"accuracy float32 {report['accuracy_float32']:.4f}, int8 {report['accuracy_int8']:.4f}")
+        print(
+            f"same label for {report['agreement']:.1%}, largest difference of probabilities"
+            f" {report['prob_difference']:.4f}; {report['bytes_float32'] / 1e6:.1f} MB in float32")
+    print(f"{report['bytes'] / 1e6:.1f} MB written to '{args.out}'.")
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from .benchmark import run_benchmark
+    from .config import from_arguments
+    run_benchmark(from_arguments(args.config_cls, args))
+    print(f"\nAll figures are in '{args.out}'.")
+
+
 def create_parser() -> argparse.ArgumentParser:
+    from .benchmark import BenchConfig
     from .config import KeyValues, add_arguments, recipe_names
     from .inference import EvalConfig, InferenceConfig
     from .settings import DistillConfig, TrainConfig
@@ -132,11 +159,11 @@ def create_parser() -> argparse.ArgumentParser:
                 DistillConfig, True, **DEMO)
 
     command = add_command('eval', _eval, 'test a saved model on a split', EvalConfig)
-    command.add_argument('checkpoint', help='model folder or run, checkpoint file, or hf-hub:NAME')
+    command.add_argument('checkpoint', help='model folder or run, checkpoint file, hf-hub:NAME, or ONNX file')
     command.add_argument('--out-dir', help='folder to write metrics.json and predictions.csv into')
 
     command = add_command('predict', _predict, 'label images by a saved model', InferenceConfig)
-    command.add_argument('checkpoint', help='model folder or run, checkpoint file, or hf-hub:NAME')
+    command.add_argument('checkpoint', help='model folder or run, checkpoint file, hf-hub:NAME, or ONNX file')
     command.add_argument('paths', nargs='+', help='image files, and folders that are searched for them')
     command.add_argument('--out', default='predictions.csv', metavar='FILE',
                          help='CSV file to write: path, label and the probability of each class (default: %(default)s)')
@@ -151,6 +178,27 @@ def create_parser() -> argparse.ArgumentParser:
         '--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='NAME=VALUE',
         help='model arguments, where the keys leave a choice (num_heads=8 head_dim=32 img_size=224)')
     command.add_argument('--label-names', nargs='+', metavar='NAME', help='class names by index')
+
+    command = add_command('export', _export, 'write a saved model as one ONNX or torch.export file, and compare both')
+    command.add_argument('checkpoint', help='model folder or run, checkpoint file, or hf-hub:NAME')
+    command.add_argument('--out', required=True, metavar='FILE', help='file to write, .onnx or .pt2 (torch-export)')
+    command.add_argument('--format', default='onnx', choices=('onnx', 'torch-export'), help='default: %(default)s')
+    command.add_argument('--opset', type=int, metavar='N', help="ONNX opset version (default: PyTorch's choice)")
+    command.add_argument('--images', nargs='+', default=(), metavar='PATH',
+                         help='image files and folders to compare the file with the model on')
+    command.add_argument('--int8', action='store_true', help='quantise the ONNX file')
+    command.add_argument('--calibration', nargs='+', default=(), metavar='PATH',
+                         help='image files and folders for its ranges, some of the training')
+    command.add_argument('--calibration-images', type=int, default=200, metavar='N',
+                         help='how many of them at most, spread evenly (default: %(default)s)')
+    command.add_argument('--img-size', type=int, help="height and width in pixels (default: the model's)")
+    command.add_argument('--model', help='model name of a checkpoint file, where its keys leave a choice (_s4)')
+    command.add_argument(
+        '--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='NAME=VALUE',
+        help='its other arguments, where the keys leave a choice')
+
+    add_command('bench', _bench, 'measure training steps, inference, epochs and their growth beside alternatives',
+                BenchConfig)
 
     # for its help: main() hands a script's arguments on before argparse could read them
     command = add_command('run', None, "run a Python script, such as timm's validate.py, with the models registered")

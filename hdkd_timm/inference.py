@@ -1,5 +1,6 @@
 """A saved model at work: `evaluate_model` tests it on a split, `predict` labels images."""
 import dataclasses
+import json
 import os
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -9,13 +10,15 @@ import torch
 from timm.utils import natural_key
 from torch import nn
 
-from .checkpoint import load_saved
+from .checkpoint import HUBS, load_saved
 from .config import KeyValues, check_values, setting
 from .data import DataConfig, FileReader, SampleDataset, Samples, create_datasets
 from .distributed import World, pick_device
 from .evaluate import evaluate
+from .files import PathLike
 from .images import IMG_EXTENSIONS, IMG_MODES, find_bad_images
 from .loader import SplitLoader
+from .memory import kept_memory
 from .metrics import full_report
 
 
@@ -58,18 +61,109 @@ class Classifier:
     def in_chans(self) -> int:
         return self.data_config['input_size'][0]
 
+    @property
+    def img_mode(self) -> str:
+        """Pillow mode of its images."""
+        if self.in_chans not in IMG_MODES:
+            raise ValueError(f'Image files are read with 1 or 3 channels, the model takes {self.in_chans}.')
+        return IMG_MODES[self.in_chans]
+
+
+class OnnxModel(nn.Module):
+    """A file of `export_model`, run by onnxruntime: images (B, C, H, W), normalised, to logits (B, K).
+
+    Args:
+        path: ONNX file.
+        device: Where it runs, the CPU or a CUDA device.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ImportError: without onnxruntime.
+        ValueError: if it cannot be run, is not of `export_model`, or onnxruntime has no provider for the device.
+    """
+
+    def __init__(self, path: PathLike, device: torch.device = torch.device('cpu')):
+        super().__init__()
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"Model '{path}' does not exist, or is no file.")
+        ort = _import_onnxruntime()
+        providers: List[Any] = ['CPUExecutionProvider']
+        if device.type != 'cpu':
+            if not _runs_on(ort, device):
+                raise ValueError(
+                    f"onnxruntime cannot use device '{device}' here: take --device cpu, or for CUDA install"
+                    ' onnxruntime-gpu.')
+            providers.insert(0, ('CUDAExecutionProvider', {'device_id': device.index or 0, 'use_tf32': 0}))
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # errors, it raises them too
+        try:
+            self.session = ort.InferenceSession(str(path), options, providers=providers)
+        except Exception as e:  # onnxruntime's have no common base
+            raise ValueError(
+                f"'{path}' is no ONNX file that onnxruntime {ort.__version__} runs, or it is damaged"
+                f' ({str(e).splitlines()[0]}).') from e
+        try:
+            self.metadata = json.loads(self.session.get_modelmeta().custom_metadata_map['hdkd_timm'])
+            self.num_classes = self.metadata['num_classes']
+            self.in_chans = self.metadata['data_config']['input_size'][0]
+        except (KeyError, TypeError, ValueError) as e:
+            raise ValueError(
+                f"'{path}' does not tell its classes and preprocessing as files of `hdkd export` do (metadata"
+                " 'hdkd_timm'): export the model with that command.") from e
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self.session.run(['logits'], {'input': x.float().cpu().numpy()})[0]).to(x.device)
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as e:
+        raise ImportError("ONNX files need onnxruntime: pip install 'hdkd-timm[onnx]'.") from e
+    return onnxruntime
+
+
+def _runs_on(ort: Any, device: torch.device) -> bool:
+    return device.type == 'cpu' or device.type == 'cuda' and 'CUDAExecutionProvider' in ort.get_available_providers()
+
+
+def _load_onnx(name: str, config: InferenceConfig) -> Classifier:
+    if config.amp or config.channels_last:
+        word = 'amp' if config.amp else 'channels-last'
+        raise ValueError(f"'{name}' is an ONNX file, which has no --{word}: leave it out, or say --no-{word}.")
+    device = pick_device(config.device)
+    if config.device is None and not _runs_on(_import_onnxruntime(), device):
+        device = torch.device('cpu')
+    model = OnnxModel(name, device)
+    data_config = {k: tuple(v) if isinstance(v, list) else v for k, v in model.metadata['data_config'].items()}
+    height, width = data_config['input_size'][-2:]
+    if config.img_size is not None and (height, width) != (config.img_size, config.img_size):
+        raise ValueError(
+            f"'{name}' takes images of {height} x {width} pixels, not --img-size {config.img_size}: leave it out, or"
+            f' export the model with --img-size {config.img_size}.')
+    return Classifier(model.eval(), model.metadata['label_names'], data_config, device)
+
 
 def load_classifier(name: str, config: Optional[InferenceConfig] = None) -> Classifier:
     """A saved model, ready to label images.
 
     Args:
-        name: As `load_saved` takes it.
+        name: As `load_saved` takes it, or an ONNX file of `export_model` (ending in .onnx).
         config: Image size, device and memory layout.
 
     Raises:
-        FileNotFoundError, ValueError: if there is no such model.
+        FileNotFoundError, ValueError: if there is no such model; if it is an ONNX file, of another image size, or
+            mixed precision or a memory layout is asked for.
+        ImportError: if it is an ONNX file and onnxruntime is missing.
     """
-    config = config or InferenceConfig()
+    config, name = config or InferenceConfig(), str(name)
+    if name.endswith('.onnx') and not (os.path.isdir(name) or name.startswith(HUBS)):
+        return _load_onnx(name, config)
+    if name.endswith('.pt2') and os.path.isfile(name):
+        raise ValueError(
+            f"'{name}' is a program of torch.export, reading it can run code that it holds: take an ONNX file, or the"
+            ' model that it was exported from.')
     device = pick_device(config.device)
     model, _ = load_saved(name, config.model, config.img_size, **config.model_kwargs)
     args = {} if config.img_size is None else dict(
@@ -82,12 +176,20 @@ def load_classifier(name: str, config: Optional[InferenceConfig] = None) -> Clas
         dict(data_config, input_size=(model.in_chans, *data_config['input_size'][-2:])), device)
 
 
+def image_dataset(files: Sequence[str], img_mode: str, targets: Optional[Sequence[int]] = None) -> SampleDataset:
+    """Image files as a dataset, with class indices (0 if none are given)."""
+    targets = np.zeros(len(files), int) if targets is None else np.asarray(targets)
+    samples = Samples(FileReader([(path, 0) for path in files]), np.arange(len(files)), targets)
+    return SampleDataset(samples, img_mode)
+
+
 def _run(classifier: Classifier, dataset: Any, config: InferenceConfig) -> Tuple[np.ndarray, np.ndarray]:
     loader = SplitLoader(
         dataset, classifier.data_config, config.batch_size, num_workers=config.workers, device=classifier.device)
-    return evaluate(
-        classifier.model, loader, World(classifier.device), getattr(torch, config.amp_dtype) if config.amp else None,
-        config.channels_last)
+    with kept_memory(classifier.device):
+        return evaluate(
+            classifier.model, loader, World(classifier.device),
+            getattr(torch, config.amp_dtype) if config.amp else None, config.channels_last)
 
 
 def _match_classes(classifier: Classifier, classes: List[str], name: str) -> List[int]:
@@ -182,8 +284,7 @@ def predict(
     config = config or InferenceConfig()
     files = find_images(paths)
     classifier = load_classifier(name, config)
-    img_mode = IMG_MODES[classifier.in_chans]
-    bad = find_bad_images(files, img_mode)
+    bad = find_bad_images(files, classifier.img_mode)
     if bad and on_bad_image == 'error':
         path, error = next(iter(bad.items()))
         raise ValueError(
@@ -191,6 +292,5 @@ def predict(
     files = [path for path in files if path not in bad]
     if not files:
         raise ValueError('None of the images can be read.')
-    samples = Samples(FileReader([(path, 0) for path in files]), np.arange(len(files)), np.zeros(len(files), int))
-    probs, _ = _run(classifier, SampleDataset(samples, img_mode), config)
+    probs, _ = _run(classifier, image_dataset(files, classifier.img_mode), config)
     return files, probs, classifier.classes or [str(i) for i in range(probs.shape[1])]

@@ -42,6 +42,7 @@ from .files import write_json
 from .imbalance import class_weights, count_classes, sample_weights, smote
 from .loader import SplitLoader, derive_seed
 from .log import EpochLog, Progress, check_logs
+from .memory import kept_memory
 from .metrics import LOWER_IS_BETTER, classification_metrics, full_report, per_class_metrics
 from .models.hdkd import HDKDStudent
 from .runs import METRICS, STATE, Interrupted, Signals, keep_images, load_state, run_folder, save_state
@@ -502,7 +503,7 @@ def _open_folder(run: Run, resume: bool, overwrite: bool) -> Iterator[None]:
                 _logger.info("No val split: the last epoch is kept.")
             if 'test' not in run.datasets:
                 _logger.warning('No test split: the results are those of the best epoch on val, they flatter.')
-        with run.signals:
+        with run.signals, kept_memory(world.device):
             yield
 
 

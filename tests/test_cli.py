@@ -110,13 +110,15 @@ def test_flag_errors_are_argparse_s(capsys):
 
 
 def test_help_lists_every_setting(capsys):
-    for command in ('train', 'distill', 'demo', 'eval', 'predict', 'convert', 'run'):
+    for command in ('train', 'distill', 'demo', 'eval', 'predict', 'convert', 'export', 'bench', 'run'):
         with pytest.raises(SystemExit) as e:
             main([command, '--help'])
         assert e.value.code == 0
         text = capsys.readouterr().out
         assert 'usage: hdkd ' + command in text
-        words = {'eval': ['x'], 'predict': ['x', 'y'], 'convert': ['x', 'y'], 'run': ['x']}.get(command, [])
+        words = {
+            'eval': ['x'], 'predict': ['x', 'y'], 'convert': ['x', 'y'], 'export': ['x', '--out', 'y'],
+            'run': ['x']}.get(command, [])
         config_cls = create_parser().parse_args([command, *words]).config_cls
         if config_cls is not None:
             assert all('--' + f.name.replace('_', '-') in text for f in dataclasses.fields(config_cls))

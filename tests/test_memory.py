@@ -1,7 +1,11 @@
+import platform
+import resource
+
 import pytest
+import torch
 
 from hdkd_timm import memory
-from hdkd_timm.memory import available_memory, format_bytes
+from hdkd_timm.memory import available_memory, format_bytes, keep_freed_memory, kept_memory
 
 
 def test_available_memory(monkeypatch):
@@ -14,3 +18,25 @@ def test_available_memory(monkeypatch):
     (100, '0.1 KiB'), (1024, '1.0 KiB'), (1000 * 2 ** 10, '1.0 MiB'), (3 * 2 ** 29, '1.5 GiB')])
 def test_format_bytes(number, words):
     assert format_bytes(number) == words
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='another allocator')
+def test_freed_memory_is_kept():
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.zeros(2 ** 24)  # 64 MiB, 16,384 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    assert keep_freed_memory(False)
+    with kept_memory(torch.device('cpu')):
+        assert min(faults() for _ in range(5)) < 30
+    assert faults() > 30  # it was given back; 32 are huge pages
+
+
+def test_memory_is_kept_on_the_cpu_alone(monkeypatch):
+    calls = []
+    monkeypatch.setattr(memory, 'keep_freed_memory', lambda keep=True: calls.append(keep) or True)
+    for device in ('meta', 'cpu'):
+        with kept_memory(torch.device(device)):
+            pass
+    assert calls == [True, False]

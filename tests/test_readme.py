@@ -127,9 +127,3 @@ def test_cross_validation_example(two_classes, tmp_path):
     assert mean == pytest.approx(sum(folds) / 3, abs=1e-3)
     assert std == pytest.approx(statistics.stdev(folds), abs=1e-3)
     assert run_example(*args) == output  # finished runs are not repeated
-
-
-def test_step_benchmark():
-    """It compares the same loss, and says so in one line."""
-    output = run_example('step_benchmark.py', '--batch-size', 2, '--img-size', 32, '--steps', 1)
-    assert re.fullmatch(r'one pass \d+ ms, stages again \d+ ms, ratio \d+\.\d\d \(batch 2, 32 px, .*\)\n', output)
