@@ -177,7 +177,7 @@ class SampleDataset(torch.utils.data.Dataset):
         Raises:
             ValueError: if one cannot be read.
         """
-        opened = copy.deepcopy(self)  # loader processes must not inherit open tar files
+        opened = SampleDataset(copy.deepcopy(self.samples))  # loader processes must not inherit open tar files
         return [opened._open(i, upright_size, image_size) for i in range(len(self.samples))]
 
     def _open(self, index: int, of_image: Callable, of_file: Callable) -> Any:

@@ -39,6 +39,10 @@ class InferenceConfig:
     def __post_init__(self) -> None:
         """Raises ValueError for a value out of range; names the flag, the value and the range."""
         check_values(self)
+        if self.img_size is not None and 'img_size' in self.model_kwargs:
+            raise ValueError(
+                f"--img-size {self.img_size} and --model-kwargs img_size={self.model_kwargs['img_size']}: give one of"
+                ' them.')
 
 
 @dataclasses.dataclass

@@ -99,15 +99,16 @@ def test_batches_are_those_without_a_cache(dataset, tmp_path, kind, augment, num
             assert torch.equal(labels, expected)
 
 
-def test_loader_processes_share_what_they_read(dataset, tmp_path):
-    cached = []
-    loader = SplitLoader(
-        dataset, DATA, 6, AugmentConfig(aug='paper'), 2,
-        cache=lambda data, front: cached.append(make(data, 'ram', tmp_path, front)) or cached[0])
-    assert cached[0].store.get(0) is None
-    list(loader.epoch(0))
+@pytest.mark.parametrize(('kind', 'start_method'), [('ram', 'fork'), ('disk', 'fork'), ('ram', 'forkserver')])
+def test_loader_processes_share_what_they_read(dataset, tmp_path, kind, start_method):
+    front = split_transform(create_eval_transform(DATA))[0]
+    cached = make(dataset, kind, tmp_path, front)
+    assert cached.store.get(0) is None
+    loader = torch.utils.data.DataLoader(
+        cached, num_workers=2, multiprocessing_context=start_method, collate_fn=list)
+    assert sum(len(batch) for batch in loader) == 18
     for i in range(18):
-        assert cached[0].store.get(i).size == (24, 24)
+        assert cached.store.get(i).tobytes() == front(dataset.read(i)).tobytes()
 
 
 @pytest.mark.parametrize(('transform', 'fixed'), [

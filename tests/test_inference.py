@@ -166,3 +166,8 @@ def test_damaged_model_folder(model_folder):
     (model_folder / 'model.safetensors').write_bytes(b'nothing')
     with pytest.raises(ValueError, match='Cannot load'):
         load_classifier(str(model_folder), CONFIG)
+
+
+def test_two_image_sizes():
+    with pytest.raises(ValueError, match='--img-size 64 and --model-kwargs img_size=48: give one of them'):
+        InferenceConfig(img_size=64, model_kwargs=dict(img_size=48))
