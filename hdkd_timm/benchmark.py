@@ -32,7 +32,9 @@ from .checkpoint import save_model
 from .config import check_values, setting
 from .data import DataConfig, create_datasets
 from .distributed import pick_device
+from .export import export_model, import_packages
 from .files import write_rows
+from .inference import OnnxModel
 from .loader import SplitLoader
 from .losses import hdkd_loss
 from .memory import format_bytes, keep_freed_memory, kept_memory
@@ -368,8 +370,6 @@ def create_inference(
 
 
 def _export(model: nn.Module, int8: bool, img_size: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    from .export import export_model
-    from .inference import OnnxModel
     with tempfile.TemporaryDirectory() as folder:
         path, images = Path(folder), Path(folder) / 'images'
         save_model(model, path / 'model', model_args=dict(num_classes=model.num_classes))
@@ -539,6 +539,7 @@ def run_benchmark(config: BenchConfig, report: Callable[[str], None] = print) ->
     Raises:
         FileExistsError: if the CSV file exists.
         FileNotFoundError: if its folder does not.
+        ImportError: without the packages of forms 'onnx' and 'int8'.
         ValueError: for an unknown model.
     """
     out = Path(config.out)
@@ -550,6 +551,8 @@ def run_benchmark(config: BenchConfig, report: Callable[[str], None] = print) ->
         if not timm.is_model(name):
             raise ValueError(f"Unknown model '{name}' in --models: choose timm's or {', '.join(MODELS)}.")
     device = pick_device(config.device)
+    if 'inference' in config.parts and device.type == 'cpu' and {'onnx', 'int8'} & set(config.forms):
+        import_packages('onnx')
     machine = describe_machine(device)
     report(machine)
     rows: List[Row] = []

@@ -16,6 +16,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import PIL
+import torch
 from filelock import FileLock
 from PIL import Image
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
@@ -24,13 +25,16 @@ from torch.utils.data import Dataset
 from torchvision import transforms
 
 from .data import FileReader, SampleDataset
+from .distributed import World
 from .files import whole_file
 from .images import IMG_MODES
 from .memory import available_memory, format_bytes
+from .version import __version__
 
 _logger = logging.getLogger(__name__)
 
 CACHES = ('ram', 'disk')
+SHARED = Path('/dev/shm')  # where Linux has memory that processes share
 CHECKSUM = np.dtype(np.uint32)
 
 
@@ -162,8 +166,30 @@ def _fingerprint(dataset: SampleDataset, front: Callable, sizes: np.ndarray) -> 
     else:
         raise ValueError('--cache disk is for image files and tar files, this --dataset has neither: take --cache ram.')
     stats = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in ((name, os.stat(name)) for name in files)]
-    words: List[Any] = [stats, names, dataset.img_mode, repr(front), sizes.tolist(), PIL.__version__]
+    words: List[Any] = [stats, names, dataset.img_mode, repr(front), sizes.tolist(), PIL.__version__, __version__]
     return hashlib.sha256(json.dumps(words).encode()).hexdigest()
+
+
+def _find_lack(kind: str, needed: int, what: str, processes: int, folder: Path) -> Optional[Exception]:
+    """What is lacking for a cache, as an error."""
+    way_out = 'keep smaller ones by --load-size, or leave --cache out'
+    if kind == 'disk':
+        free = shutil.disk_usage(folder).free
+        return OSError(
+            f"--cache disk: {what} of the disk of '{folder}', {format_bytes(free)} are free: choose another"
+            f' --cache-dir, {way_out}.') if needed > free else None
+    times = f' in each of {processes} processes' if processes > 1 else ''
+    available = available_memory()
+    if needed * processes > available:
+        return MemoryError(
+            f'--cache ram: {what} of memory{times}, {format_bytes(available)} are free: take --cache disk, {way_out}.')
+    if SHARED.exists():
+        free = shutil.disk_usage(SHARED).free
+        if needed * processes > free:
+            return MemoryError(
+                f"--cache ram: {what} of memory{times}, of '{SHARED}', through which processes share it,"
+                f' {format_bytes(free)} are free: enlarge that (docker run --shm-size), take --cache disk, {way_out}.')
+    return None
 
 
 def cache_images(
@@ -172,7 +198,7 @@ def cache_images(
         kind: str,
         folder: Path,
         name: str,
-        processes: int = 1,
+        world: World = World(torch.device('cpu')),
 ) -> CachedDataset:
     """A dataset that keeps its images once they were read.
 
@@ -182,7 +208,7 @@ def cache_images(
         kind: 'ram', or 'disk': a file in `folder`, that other runs on the same images find there, too.
         folder: Where a file goes.
         name: Name of the dataset in messages.
-        processes: Processes of this machine that keep images of their own in memory.
+        world: The processes of the run, each of which keeps images of its own in memory. What one lacks, all raise.
 
     Raises:
         MemoryError: if it takes more memory than there is; both are named.
@@ -193,31 +219,23 @@ def cache_images(
     sizes = _find_sizes(dataset, front)
     needed = int(sizes.prod(axis=1, dtype=np.int64).sum()) * channels + CHECKSUM.itemsize * len(sizes)
     what = f'{len(sizes)} images of {name} take {format_bytes(needed)}'
-    way_out = 'keep smaller ones by --load-size, or leave --cache out'
-    if kind == 'ram':
-        available = available_memory()
-        if needed * processes > available:
-            times = f' in each of {processes} processes' if processes > 1 else ''
-            raise MemoryError(
-                f'--cache ram: {what} of memory{times}, {format_bytes(available)} are free: take --cache disk,'
-                f' {way_out}.')
-        _logger.info(f'Cache: {what} of memory ({format_bytes(available)} are free).')
-        return CachedDataset(dataset, front, ImageStore(sizes, channels))
-
-    path = folder / f'{_fingerprint(dataset, front, sizes)[:20]}.images'
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(f'{path}.lock'):
-        if path.exists() and path.stat().st_size == needed:
-            _logger.info(f"Cache: {what} of the disk, in '{path}' from before.")
-        else:
-            free = shutil.disk_usage(folder).free
-            if needed > free:
-                raise OSError(
-                    f"--cache disk: {what} of the disk of '{folder}', {format_bytes(free)} are free: choose another"
-                    f' --cache-dir, {way_out}.')
-            with whole_file(path, 'wb') as file:
-                file.truncate(needed)
-                if hasattr(os, 'posix_fallocate'):  # taken now: a disk that is full later would kill who writes to it
-                    os.posix_fallocate(file.fileno(), 0, needed)
-            _logger.info(f"Cache: {what} of the disk ({format_bytes(free)} are free), in '{path}'.")
+    path = None
+    if kind == 'disk':
+        path = folder / f'{_fingerprint(dataset, front, sizes)[:20]}.images'
+        folder.mkdir(parents=True, exist_ok=True)
+    is_there = path is not None and path.exists() and path.stat().st_size == needed
+    lack = None if is_there else _find_lack(kind, needed, what, world.local_size, folder)
+    lack = next((error for error in world.gather(lack) if error is not None), None)  # before any takes its part
+    if lack is not None:
+        raise lack
+    if world.is_primary:
+        where = 'memory' if path is None else f"the disk, in '{path}'"
+        _logger.info(f"Cache: {what} of {where}{' from before' if is_there else ''}.")
+    if path is not None:
+        with FileLock(f'{path}.lock'):
+            if not (path.exists() and path.stat().st_size == needed):
+                with whole_file(path, 'wb') as file:
+                    file.truncate(needed)
+                    if hasattr(os, 'posix_fallocate'):  # taken now: a full disk later would kill who writes to it
+                        os.posix_fallocate(file.fileno(), 0, needed)
     return CachedDataset(dataset, front, ImageStore(sizes, channels, path))

@@ -1,5 +1,6 @@
 """The processes of a run (torchrun, SLURM, or a single one) and what they tell each other, on timm's helpers."""
 import dataclasses
+import os
 from typing import Any, List, Optional
 
 import torch
@@ -23,6 +24,12 @@ class World:
     @property
     def is_distributed(self) -> bool:
         return self.size > 1
+
+    @property
+    def local_size(self) -> int:
+        """How many of the processes are on this machine, as torchrun or SLURM tell; at most all."""
+        told = os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('SLURM_NTASKS_PER_NODE') or ''
+        return min(int(told), self.size) if told.isdigit() else self.size
 
     def gather(self, value: Any) -> List[Any]:
         """The value of every process, in the order of their ranks."""

@@ -39,7 +39,8 @@ TOLERANCE = 1e-3
 BATCH_SIZE = 8
 
 
-def _import_packages(format: str) -> None:
+def import_packages(format: str) -> None:
+    """Raises ImportError if a package is missing that a format needs."""
     try:
         for package in PACKAGES[format]:
             import_module(package)
@@ -269,7 +270,7 @@ def export_model(
         raise FileNotFoundError(f"Folder '{out.parent}' of --out does not exist.")
     if str(name).endswith(tuple(FORMATS.values())) and os.path.isfile(name):
         raise ValueError(f"'{name}' is an exported file already: give the model that it was exported from.")
-    _import_packages(format)
+    import_packages(format)
     files, calibration_files = find_images(images), find_images(calibration)
     picked = np.linspace(
         0, len(calibration_files) - 1, min(calibration_images, len(calibration_files))).round().astype(int)

@@ -8,15 +8,26 @@ from typing import Iterator
 import torch
 
 
+CGROUPS, CGROUP_OF_SELF = Path('/sys/fs/cgroup'), Path('/proc/self/cgroup')
+
+
 def _container_memory() -> float:
-    """Bytes that a container (cgroup 2) may still take, those of its file cache included."""
-    folder = Path('/sys/fs/cgroup')
+    """Bytes that the container or job (cgroup 2) may still take, those of its file cache included."""
+    root, least = CGROUPS, float('inf')
     try:
-        limit, used = ((folder / name).read_text() for name in ('memory.max', 'memory.current'))
-        stat = dict(line.split() for line in (folder / 'memory.stat').read_text().splitlines())
-        return int(limit) - int(used) + int(stat['inactive_file'])
-    except (OSError, ValueError, KeyError):  # no container, or one without a limit ('max')
-        return float('inf')
+        lines = CGROUP_OF_SELF.read_text().splitlines()
+    except OSError:
+        return least
+    inner = next((line[4:] for line in lines if line.startswith('0::/')), '')
+    inside = [root / inner, *(root / inner).parents]
+    for folder in inside[:inside.index(root) + 1]:  # those around it have limits of their own
+        try:
+            limit, used = ((folder / name).read_text() for name in ('memory.max', 'memory.current'))
+            stat = dict(line.split() for line in (folder / 'memory.stat').read_text().splitlines())
+            least = min(least, int(limit) - int(used) + int(stat['inactive_file']))
+        except (OSError, ValueError, KeyError):  # one without a limit ('max')
+            continue
+    return least
 
 
 def available_memory() -> int:

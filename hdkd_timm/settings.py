@@ -98,6 +98,8 @@ class TrainConfig(DataConfig, AugmentConfig):
                 raise ValueError(f'{flag(name)} must be {words}, got {low} {high}.')
         if self.aa and self.aug != 'timm':
             raise ValueError(f"--aa '{self.aa}' is a part of --aug timm, not of --aug {self.aug}.")
+        if self.cache_dir and self.cache != 'disk':
+            raise ValueError(f"--cache-dir '{self.cache_dir}' is for --cache disk alone.")
         if self.aug_device and self.aug != 'paper':
             raise ValueError(f'--aug-device is for --aug paper, not for --aug {self.aug}.')
         if (self.mixup or self.cutmix) and self.batch_size % 2:

@@ -206,7 +206,8 @@ class HDKDTask(TrainingTask):
             reduction=reduction, label_smoothing=label_smoothing)
         self.trainable_module = StudentModule(student_model, self.stages, **self.loss_args)
         self.teacher = reparameterize_model(copy.deepcopy(teacher).eval(), inplace=True)
-        self.teacher.requires_grad_(False).to(memory_format=torch.channels_last)
+        param = next(teacher.parameters())  # some of timm's layers are fused into new ones on the CPU, in float32
+        self.teacher.requires_grad_(False).to(param.device, param.dtype, memory_format=torch.channels_last)
 
         # the input is normalised for the student, its pixel x * scale + shift is normalised for the teacher
         (mean_s, std_s), (mean_t, std_t) = _channel_stats(student), _channel_stats(teacher)

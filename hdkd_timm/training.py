@@ -15,7 +15,6 @@ import functools
 import json
 import logging
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -77,12 +76,14 @@ class Run:
     def train_targets(self) -> np.ndarray:
         return self.datasets['train'].targets
 
-    def create_loaders(self, model: nn.Module) -> Dict[str, SplitLoader]:
-        """Loaders of all splits, normalised as the model wants it; with the caches once the run's folder is open."""
+    def create_loaders(self, model: nn.Module, only: Optional[str] = None) -> Dict[str, SplitLoader]:
+        """Loaders of all splits, or of one, normalised as the model wants it; cached once the run's folder is open."""
         config, world = self.config, self.world
         data_config = timm.data.resolve_data_config(dict(input_size=self.input_size), model=model)
         loaders = {}
         for split, dataset in self.datasets.items():
+            if only not in (None, split):
+                continue
             args: Dict[str, Any] = {}
             if split == 'train':
                 args = dict(
@@ -99,8 +100,7 @@ class Run:
         key = split, repr(front)
         if key not in self.caches:
             folder = Path(self.config.cache_dir or Path(self.config.output) / '.cache')
-            processes = int(os.environ.get('LOCAL_WORLD_SIZE', self.world.size))
-            self.caches[key] = cache_images(dataset, front, self.config.cache, folder, f"split '{split}'", processes)
+            self.caches[key] = cache_images(dataset, front, self.config.cache, folder, f"split '{split}'", self.world)
         return self.caches[key]
 
     def class_weights(self) -> Optional[torch.Tensor]:
@@ -642,8 +642,8 @@ def _test_given(run: Run, teacher: nn.Module, teacher_args: Dict[str, Any]) -> D
     split = 'test' if 'test' in run.datasets else 'val'
     layout = torch.channels_last if config.channels_last else torch.preserve_format
     teacher.to(device=world.device, memory_format=layout)
-    predicted = evaluate(
-        teacher, run.create_loaders(teacher)[split], world, channels_last=config.channels_last, signals=run.signals)
+    loader = run.create_loaders(teacher, split)[split]
+    predicted = evaluate(teacher, loader, world, channels_last=config.channels_last, signals=run.signals)
     signum = world.max(run.signals.received or 0)
     if signum:
         raise Interrupted(signum, run.folder)

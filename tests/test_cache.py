@@ -18,6 +18,7 @@ from hdkd_timm import cache as cache_module
 from hdkd_timm.augment import AugmentConfig, create_eval_transform, create_train_transform
 from hdkd_timm.cache import ImageStore, cache_images, split_transform
 from hdkd_timm.data import DataConfig, SampleDataset, create_datasets
+from hdkd_timm.distributed import World
 from hdkd_timm.loader import SplitLoader
 
 DATA = dict(
@@ -186,11 +187,24 @@ def test_too_little_memory(dataset, tmp_path, monkeypatch, processes):
     front = split_transform(create_eval_transform(DATA))[0]
     needed = 18 * (24 * 24 * 3 + 4) * processes
     monkeypatch.setattr(cache_module, 'available_memory', lambda: needed)
-    make(dataset, 'ram', tmp_path, front, processes=processes)
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', str(processes))
+    asked = []
+    world = World(torch.device('cpu'), size=processes)
+    monkeypatch.setattr(World, 'gather', lambda self, value: asked.append(value) or [None, value])
+    make(dataset, 'ram', tmp_path, front, world=world)
     monkeypatch.setattr(cache_module, 'available_memory', lambda: needed - 1)
     times = ' in each of 3 processes' if processes == 3 else ''
     with pytest.raises(MemoryError, match=rf'--cache ram: 18 images of train take 30\.4 KiB of memory{times}, .* free'):
-        make(dataset, 'ram', tmp_path, front, processes=processes)
+        make(dataset, 'ram', tmp_path, front, world=world)
+    assert len(asked) == 2  # all processes are, and raise what one of them lacks
+    # where processes share memory, there is less of it
+    monkeypatch.setattr(cache_module, 'available_memory', lambda: needed)
+    for free in (needed, needed - 1):
+        monkeypatch.setattr(cache_module.shutil, 'disk_usage', lambda folder, free=free: type('', (), dict(free=free)))
+        if free == needed:
+            make(dataset, 'ram', tmp_path, front, world=world)
+    with pytest.raises(MemoryError, match=r'through which processes share it, .* free: enlarge .*--shm-size'):
+        make(dataset, 'ram', tmp_path, front, world=world)
 
 
 def test_too_little_disk(dataset, tmp_path, monkeypatch):

@@ -14,6 +14,20 @@ def test_available_memory(monkeypatch):
     assert available_memory() == 12345
 
 
+def test_memory_of_a_job(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, 'CGROUPS', tmp_path)
+    monkeypatch.setattr(memory, 'CGROUP_OF_SELF', tmp_path / 'self')
+    assert memory._container_memory() == float('inf')
+    (tmp_path / 'self').write_text('1:cpu:/x\n0::/jobs/7/step\n')
+    for folder, limit in (('.', '900'), ('jobs', 'max'), ('jobs/7', '600'), ('jobs/7/step', 'max')):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for name, text in (('max', limit), ('current', '250'), ('stat', 'anon 200\ninactive_file 30\n')):
+            (tmp_path / folder / f'memory.{name}').write_text(text)
+    assert memory._container_memory() == 600 - 250 + 30
+    (tmp_path / 'memory.max').write_text('300\n')
+    assert memory._container_memory() == 80
+
+
 @pytest.mark.parametrize(('number', 'words'), [
     (100, '0.1 KiB'), (1024, '1.0 KiB'), (1000 * 2 ** 10, '1.0 MiB'), (3 * 2 ** 29, '1.5 GiB')])
 def test_format_bytes(number, words):

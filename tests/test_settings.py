@@ -94,6 +94,12 @@ def test_values_are_checked_without_the_command_line(config_cls, name, value, wo
         dataclasses.replace(config_cls(), **{name: value})
 
 
+@pytest.mark.parametrize('cache', ['ram', None])
+def test_folder_of_a_cache_is_for_files(cache):
+    with pytest.raises(ValueError, match="--cache-dir 'x' is for --cache disk alone"):
+        TrainConfig(cache=cache, cache_dir='x')
+
+
 @pytest.mark.parametrize('aug', ['timm', 'none'])
 def test_augmentation_on_the_device_is_the_published_one(aug):
     with pytest.raises(ValueError, match=f'--aug-device is for --aug paper, not for --aug {aug}'):

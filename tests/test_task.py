@@ -96,6 +96,13 @@ def test_teacher_is_a_fused_copy():
     assert torch.isfinite(task(x, y)['loss'])
 
 
+def test_fused_teacher_keeps_its_dtype():
+    teacher = timm.create_model('levit_128s', num_classes=5, img_size=32).double()
+    student = create_student().double()
+    task = HDKDTask(student, teacher, feature_weight=0., verbose=False, dtype=torch.float64)
+    assert {p.dtype for p in task.teacher.parameters()} == {torch.float64}
+
+
 def test_student_returns_pairs_inside_the_task_only():
     student = create_student().train()
     task = HDKDTask(student, create_teacher(), verbose=False).train()

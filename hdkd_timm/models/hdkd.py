@@ -98,8 +98,10 @@ class ReparamLayer(nn.Module):
 
     def _load_from_state_dict(
             self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs):
-        names = [name for name in state_dict if name.startswith(prefix)]
-        if names and self.fused == any(name.endswith('.running_mean') for name in names):
+        # the convolutions that take up a BatchNorm have a bias when they are fused, and only then
+        convs = [name for name, m in self.named_children() if isinstance(m, nn.Conv2d)]
+        has_weights = any(f'{prefix}{name}.weight' in state_dict for name in convs)
+        if has_weights and self.fused != any(f'{prefix}{name}.bias' in state_dict for name in convs):
             message = 'the {} is fused (timm.utils.reparameterize_model), the {} is not: {}.'.format(*(
                 ('model', 'state dict', 'load it into a new model, and fuse that') if self.fused else
                 ('state dict', 'model', 'take the state dict of a model that is not')))
@@ -162,7 +164,8 @@ class _MeanMax(torch.autograd.Function):
 def mean_max(x: torch.Tensor, dims: List[int]) -> Tuple[torch.Tensor, torch.Tensor]:
     """ Mean and maximum over dimensions, which are kept with size 1."""
     if not torch.jit.is_scripting():  # noqa: SIM102, TorchScript reads no further in this form alone
-        if x.requires_grad and not torch.compiler.is_compiling():  # a compiler fuses the plain ones better
+        # a compiler fuses the plain ones better, a trace has no place for it
+        if x.requires_grad and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
             return _MeanMax.apply(x, tuple(dims))
     return x.mean(dims, keepdim=True), x.amax(dims, keepdim=True)
 
