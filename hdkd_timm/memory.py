@@ -7,7 +7,6 @@ from typing import Iterator
 
 import torch
 
-
 CGROUPS, CGROUP_OF_SELF = Path('/sys/fs/cgroup'), Path('/proc/self/cgroup')
 
 
