@@ -119,6 +119,8 @@ def _has_distillation_head(model: nn.Module) -> bool:
 class StudentModule(nn.Module):
     """All of the student that is trained, and its loss, in one forward pass: DDP and the compiler see the whole of it.
 
+    Images (B, C, H, W), class indices (B,) or probabilities (B, K), the teacher's logits (B, K) and its maps of the
+    chosen stages, (B, C_i, H_i, W_i) each -> the logits as at inference, 'output' (B, K), and what `hdkd_loss` returns.
     The loss is computed where the maps are made, so that the compiler can fuse it with them.
     """
 
