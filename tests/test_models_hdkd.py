@@ -534,6 +534,19 @@ def test_compile_fullgraph_in_training(name, grad_checkpointing):
         torch.testing.assert_close(c, b, msg=lambda m, n=n: f'{n}: {m}')
 
 
+def test_compiled_gradient_under_autocast():
+    """Kernels compute x anew, unrounded, for the backward pass: no x may equal the rounded maximum that was kept."""
+    model, again = (timm.create_model('hdkd_teacher', **TINY_TEACHER).train() for _ in range(2))
+    again.load_state_dict(model.state_dict())
+    x, target = images(batch_size=4), torch.tensor([0, 1, 2, 0])
+    for forward in (model, torch.compile(again, fullgraph=True)):
+        with torch.autocast('cpu', torch.bfloat16):
+            loss = torch.nn.functional.cross_entropy(forward(x), target)
+        loss.backward()
+    gradients = [torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (model, again)]
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.99
+
+
 def test_compile_inductor():
     model = timm.create_model('hdkd_student', **TINY_STUDENT).eval()
     x = images(size=32)
@@ -560,6 +573,23 @@ def test_export_with_dynamic_image_size(pad):
         for size in ((96, 48), (61, 33)):
             x = images(batch_size=3, size=size)
             torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('dims', [[1], [2, 3]])
+def test_mean_max_compiled(dims):
+    compiled = torch.compile(mean_max, backend='aot_eager', fullgraph=True)
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)  # no equal maxima
+    weights = torch.randn(2, *x.amax(dims, keepdim=True).shape, dtype=x.dtype)
+    gradients = []
+    for pools in (mean_max(x, dims), compiled(x, dims)):
+        assert torch.equal(pools[0], x.mean(dims, keepdim=True))
+        assert torch.equal(pools[1], x.amax(dims, keepdim=True))
+        gradients.append(torch.autograd.grad(sum((weights[i] * pools[i]).sum() for i in range(2)), x)[0])
+    torch.testing.assert_close(*gradients)
+    ones = torch.ones(2, 3, 4, 5, requires_grad=True)  # of equal maxima the first has all, as in the published code
+    compiled(ones, dims)[1].sum().backward()
+    assert ones.grad.flatten(dims[0], dims[-1]).movedim(dims[0], 0)[0].eq(1).all()
+    assert ones.grad.sum() == compiled(ones, dims)[1].numel()
 
 
 @pytest.mark.parametrize('dims', [[1], [2, 3]])

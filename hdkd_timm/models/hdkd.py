@@ -160,13 +160,35 @@ class _MeanMax(torch.autograd.Function):
         return (is_max * grad_max).add_(grad_mean * (x_max.numel() / x.numel())), None
 
 
+class _MeanMaxIndex(torch.autograd.Function):
+    """ The same for a compiler, which computes x anew for the backward pass and need not get the same bits: there may
+    be no x equal to the maximum then (NaN under autocast). So the place of the (first) maximum is kept.
+    """
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, dims: Tuple[int, ...]) -> Tuple[torch.Tensor, torch.Tensor]:
+        mean = x.mean(dims, keepdim=True)
+        x_max, index = x.flatten(dims[0], dims[-1]).max(dims[0], keepdim=True)
+        index = index.view(mean.shape)
+        ctx.shape = [size if i in dims else 1 for i, size in enumerate(x.shape)]
+        ctx.save_for_backward(index)
+        return mean, x_max.view(mean.shape)
+
+    @staticmethod
+    def backward(ctx, grad_mean: torch.Tensor, grad_max: torch.Tensor) -> Tuple[torch.Tensor, None]:
+        index, = ctx.saved_tensors
+        number = math.prod(ctx.shape)
+        is_max = index == torch.arange(number, device=index.device).view(ctx.shape)
+        return grad_mean / number + torch.where(is_max, grad_max, 0), None
+
+
 @torch.fx.wrap
 def mean_max(x: torch.Tensor, dims: List[int]) -> Tuple[torch.Tensor, torch.Tensor]:
-    """ Mean and maximum over dimensions, which are kept with size 1."""
+    """ Mean and maximum over dimensions that follow each other, which are kept with size 1."""
     if not torch.jit.is_scripting():  # noqa: SIM102, TorchScript reads no further in this form alone
-        # a compiler fuses the plain ones better, a trace has no place for it
-        if x.requires_grad and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
-            return _MeanMax.apply(x, tuple(dims))
+        if x.requires_grad and not torch.jit.is_tracing():  # a trace has no place for it
+            function = _MeanMaxIndex if torch.compiler.is_compiling() else _MeanMax
+            return function.apply(x, tuple(dims))
     return x.mean(dims, keepdim=True), x.amax(dims, keepdim=True)
 
 
