@@ -18,7 +18,7 @@ import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import timm
 import torch
@@ -43,6 +43,7 @@ from .phantoms import write_phantoms
 from .task import HDKDTask
 
 PARTS = ('step', 'inference', 'epoch', 'growth')
+FORMS = ('eager', 'fused', 'kept', 'compiled', 'onnx', 'int8')
 MODELS = ('hdkd_teacher', 'hdkd_student', 'hdkd_student_plain', 'hdkd_teacher_s4', 'hdkd_student_s4')
 OTHERS = ('mobilevit_s', 'tiny_vit_5m_224', 'levit_128', 'deit_tiny_distilled_patch16_224', 'efficientnet_b0')
 STAGES = (1, 2, 3)
@@ -60,9 +61,7 @@ class BenchConfig:
     batch_size: int = setting(8, 'images a training step', flags=('-b',), at_least=1)
     rounds: int = setting(5, 'turns of each form', at_least=1)
     models: Tuple[str, ...] = setting((*MODELS, *OTHERS), 'networks of the inference table, any of timm\'s')
-    forms: Tuple[str, ...] = setting(
-        ('eager', 'fused', 'compiled', 'onnx', 'int8'), 'their forms',
-        choices=('eager', 'fused', 'compiled', 'onnx', 'int8'))
+    forms: Tuple[str, ...] = setting(FORMS, 'their forms', choices=FORMS)
     inference_batches: Tuple[int, ...] = setting((1, 8, 64), 'their batch sizes', at_least=1)
     growth_sizes: Tuple[int, ...] = setting(
         (112, 160, 224, 320, 448), 'image sizes of the growth table', at_least=MIN_IMG_SIZE)
@@ -71,7 +70,8 @@ class BenchConfig:
     epoch_images: int = setting(128, 'number of these phantoms', at_least=8)
     compiled: bool = setting(True, 'also measure compiled networks')
     memory: bool = setting(True, 'also measure the peak memory of a step, in a process for each form')
-    amp_dtype: str = setting('bfloat16', 'lower precision on a GPU', choices=('float16', 'bfloat16'))
+    amp: bool = setting(True, 'also measure mixed precision (a CPU needs AMX or AVX-512 BF16 to gain by it)')
+    amp_dtype: str = setting('bfloat16', 'lower precision of it', choices=('float16', 'bfloat16'))
     workers: int = setting(2, 'loader processes of the epochs', flags=('-j',), at_least=0)
     device: Optional[str] = setting(None, 'cpu, cuda, ... (default: the best there is)')
     out: str = setting('bench.csv', 'CSV file to write', metavar='FILE')
@@ -286,12 +286,12 @@ def measure_steps(config: BenchConfig, device: torch.device) -> List[Row]:
     has_kept = device.type == 'cpu' and keep_freed_memory(False)
     forms = {
         name: form for name, form in STEP_FORMS.items()
-        if (config.compiled or not form.compiled) and (device.type != 'cpu' or not form.amp)
+        if (config.compiled or not form.compiled) and (config.amp or not form.amp)
         and (has_kept or not form.kept or form.compiled)}
     steps = {
         name: create_step(form, config.batch_size, config.img_size, device, amp_dtype)
         for name, form in forms.items()}
-    losses = {name: float(step()) for name, step in steps.items()}
+    losses = {name: [float(step()) for _ in range(3)][-1] for name, step in steps.items()}
     expected = losses['stages again']
     for name, loss in losses.items():  # or there is nothing to compare
         if not abs(loss / expected - 1) < (5e-2 if forms[name].amp else 1e-3):
@@ -350,7 +350,7 @@ def create_inference(
         device: torch.device,
         amp_dtype: Optional[torch.dtype] = None,
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A timm model with random weights in a form: 'eager', 'fused' (and channels-last), 'compiled', 'onnx', 'int8'."""
+    """A timm model with random weights in one of `FORMS`: all but 'eager' are fused, those of PyTorch channels-last."""
     torch.manual_seed(0)
     model = timm.create_model(name, **_size_args(name, img_size)).eval()
     if form in ('onnx', 'int8'):
@@ -380,14 +380,15 @@ def _export(model: nn.Module, int8: bool, img_size: int) -> Callable[[torch.Tens
         return OnnxModel(path / 'model.onnx')
 
 
-def measure_inference(config: BenchConfig, device: torch.device) -> List[Row]:
+def measure_inference(config: BenchConfig, device: torch.device) -> Iterator[Row]:
     """Images a second of each network, form and batch size."""
-    rows = []
     for name in config.models:
         parameters, multiply_adds = count_multiply_adds(name, config.img_size)
-        forms = [form for form in config.forms if device.type == 'cpu' or form not in ('onnx', 'int8')]
+        forms = [form for form in config.forms if device.type == 'cpu' or form not in ('kept', 'onnx', 'int8')]
+        if not keep_freed_memory(False):
+            forms = [form for form in forms if form != 'kept']
         infer = {form: create_inference(name, form, config.img_size, device) for form in forms}
-        if device.type != 'cpu':
+        if config.amp:
             infer.update({
                 f'{form}, {config.amp_dtype}': create_inference(
                     name, form, config.img_size, device, getattr(torch, config.amp_dtype))
@@ -396,13 +397,14 @@ def measure_inference(config: BenchConfig, device: torch.device) -> List[Row]:
             torch.compiler.reset()  # for a graph of this batch size alone
             x = torch.randn(batch_size, 3, config.img_size, config.img_size, device=device)
             seconds = take_turns(
-                {form: (lambda call=call, x=x: call(x)) for form, call in infer.items()}, config.rounds, device)
+                {form: (lambda call=call, x=x: call(x)) for form, call in infer.items()}, config.rounds, device,
+                kept=tuple({'kept'} & set(infer)))
             slowest = seconds.get('eager', max(seconds.values()))
-            rows.extend(dict(
-                part='inference', name=name, form=form, img_size=config.img_size, batch_size=batch_size,
-                ms=1000 * value, images_per_second=batch_size / value, ratio=slowest / value, parameters=parameters,
-                multiply_adds=multiply_adds) for form, value in seconds.items())
-    return rows
+            for form, value in seconds.items():
+                yield dict(
+                    part='inference', name=name, form=form, img_size=config.img_size, batch_size=batch_size,
+                    ms=1000 * value, images_per_second=batch_size / value, ratio=slowest / value,
+                    parameters=parameters, multiply_adds=multiply_adds)
 
 
 # -- epochs ------------------------------------------------------------------------------------------------------------
@@ -531,7 +533,7 @@ def format_rows(rows: List[Row], part: str) -> str:
 
 
 def run_benchmark(config: BenchConfig, report: Callable[[str], None] = print) -> List[Row]:
-    """Measure what the settings say, report each table as it is done, and write all rows into a CSV file.
+    """Measure what the settings say, report each table as it is done, and write the rows into a CSV file.
 
     Returns:
         A row for each form: 'part', 'name', 'ms' a step or batch, 'ratio' and more, see `COLUMNS`.
@@ -557,7 +559,8 @@ def run_benchmark(config: BenchConfig, report: Callable[[str], None] = print) ->
     report(machine)
     rows: List[Row] = []
     for part in config.parts:
-        rows += [dict(row, machine=machine) for row in MEASURES[part](config, device)]
+        for row in MEASURES[part](config, device):
+            rows.append(dict(row, machine=machine))
+            write_rows(rows, out)  # what was measured is kept if something later fails
         report(f'\n{HEADS[part].format(**vars(config))}\n\n{format_rows(rows, part)}')
-        write_rows(rows, out)
     return rows

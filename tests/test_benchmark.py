@@ -86,7 +86,7 @@ def test_command(tmp_path, capsys):
              'teacher alone']
     assert [row['name'] for row in rows if row['part'] == 'step'] == steps
     assert {('inference', name, form, '32', batch) for name in ('hdkd_student_s4', 'resnet10t')
-            for form in ('eager', 'fused') for batch in '12'} < found
+            for form in ('eager', 'fused', 'fused, bfloat16') for batch in '12'} < found
     assert [row['name'] for row in rows if row['part'] == 'epoch'] == ['one batch', 'files', 'files, cached']
     assert {('growth', 'image size', '', size, '4') for size in ('32', '64')} < found
     assert {('growth', 'batch size', '', '32', batch) for batch in '24'} < found
