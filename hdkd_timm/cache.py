@@ -52,31 +52,31 @@ def split_transform(transform: transforms.Compose) -> Tuple[transforms.Compose, 
     return transforms.Compose(steps[:number]), transforms.Compose(steps[number:])
 
 
+def find_starts(sizes: np.ndarray, channels: int) -> np.ndarray:
+    """Where each image starts, and the last one ends, (N + 1,), in bytes: checksums of all, then image after image."""
+    ends = sizes.prod(axis=1, dtype=np.int64).cumsum() * channels
+    return CHECKSUM.itemsize * len(sizes) + np.concatenate([[0], ends])
+
+
 class ImageStore:
     """uint8 images by number, each of a size that is known before, in bytes that processes share.
 
     Args:
         sizes: Width and height of each image, (N, 2).
         channels: 1 or 3.
-        path: File to keep them in, which must be `num_bytes` long; None for memory.
+        path: File to keep them in, which must be as long as `find_starts` says; None for memory.
     """
 
     def __init__(self, sizes: np.ndarray, channels: int, path: Optional[Path] = None):
         self.sizes = sizes
         self.channels = channels
         self.path = path
-        ends = sizes.prod(axis=1, dtype=np.int64).cumsum() * channels + CHECKSUM.itemsize * len(sizes)
-        self.starts = np.concatenate([[CHECKSUM.itemsize * len(sizes)], ends])
-        self.memory = None if path else RawArray('B', self.num_bytes)
+        self.starts = find_starts(sizes, channels)
+        self.memory = None if path else RawArray('B', int(self.starts[-1]))
         self._bytes: Optional[np.ndarray] = None
 
     def __len__(self) -> int:
         return len(self.sizes)
-
-    @property
-    def num_bytes(self) -> int:
-        """Of all images and their checksums."""
-        return int(self.starts[-1])
 
     def __getstate__(self) -> Dict[str, Any]:
         return dict(self.__dict__, _bytes=None)  # each process maps the file itself
@@ -217,7 +217,7 @@ def cache_images(
     """
     channels = {mode: channels for channels, mode in IMG_MODES.items()}[dataset.img_mode]
     sizes = _find_sizes(dataset, front)
-    needed = int(sizes.prod(axis=1, dtype=np.int64).sum()) * channels + CHECKSUM.itemsize * len(sizes)
+    needed = int(find_starts(sizes, channels)[-1])
     what = f'{len(sizes)} images of {name} take {format_bytes(needed)}'
     path = None
     if kind == 'disk':

@@ -66,7 +66,7 @@ class Run:
     classes: List[str]
     folder: Path = Path()
     signals: Signals = dataclasses.field(default_factory=Signals)
-    caches: Dict[Tuple[str, str], CachedDataset] = dataclasses.field(default_factory=dict)  # by split and transform
+    caches: Dict[str, Tuple[str, CachedDataset]] = dataclasses.field(default_factory=dict)  # by split, with transform
 
     @property
     def input_size(self) -> Tuple[int, int, int]:
@@ -96,12 +96,15 @@ class Run:
         return loaders
 
     def _cache(self, split: str, dataset: Any, front: transforms.Compose) -> CachedDataset:
-        """The cache of a split, shared by all networks that want its images alike."""
-        key = split, repr(front)
-        if key not in self.caches:
+        """The cache of a split, for one network after another that wants its images alike."""
+        wanted = repr(front)
+        if split in self.caches and self.caches[split][0] != wanted:
+            del self.caches[split]  # the network before is trained: its memory first
+        if split not in self.caches:
             folder = Path(self.config.cache_dir or Path(self.config.output) / '.cache')
-            self.caches[key] = cache_images(dataset, front, self.config.cache, folder, f"split '{split}'", self.world)
-        return self.caches[key]
+            self.caches[split] = wanted, cache_images(
+                dataset, front, self.config.cache, folder, f"split '{split}'", self.world)
+        return self.caches[split][1]
 
     def class_weights(self) -> Optional[torch.Tensor]:
         """Weights of the classes in the cross entropy, (K,)."""

@@ -1,11 +1,13 @@
 """Whole trainings on small folders, with networks cut down to a second or two."""
 import csv
 import dataclasses
+import gc
 import itertools
 import json
 import math
 import os
 import signal
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -21,11 +23,13 @@ from hdkd_timm import DistillConfig, TrainConfig, distill, evaluate_model, train
 from hdkd_timm import cache as cache_module
 from hdkd_timm import training as training_module
 from hdkd_timm.checkpoint import save_model
-from hdkd_timm.data import SampleDataset
+from hdkd_timm.data import SampleDataset, create_datasets
+from hdkd_timm.distributed import World
 from hdkd_timm.evaluate import format_table
 from hdkd_timm.inference import EvalConfig
 from hdkd_timm.metrics import METRICS
 from hdkd_timm.runs import Interrupted, load_state
+from hdkd_timm.training import Run
 
 STUDENT = {k: v for k, v in TINY_STUDENT.items() if k not in ('img_size', 'num_classes')}
 TEACHER = {k: v for k, v in TINY_TEACHER.items() if k not in ('img_size', 'num_classes')}
@@ -549,6 +553,27 @@ def test_cached_training_is_the_same(config, run, cache, monkeypatch, caplog):
     # a run may go on without it, or with another
     run_args = dataclasses.replace(config, experiment='cached', cache=None)
     assert distill(run_args, resume=True)['models'].keys() == actual['models'].keys()
+
+
+def test_cache_for_another_network(train_config, image_folder):
+    config = dataclasses.replace(train_config, cache='ram')
+    datasets, classes = create_datasets(config)
+    run = Run(config, World(torch.device('cpu')), datasets, classes, folder=Path('run'))
+    model = timm.create_model('hdkd_student', **TINY_STUDENT)
+
+    def load(interpolation):
+        model.pretrained_cfg['interpolation'] = interpolation
+        run.create_loaders(model, 'test')
+        return run.caches['test'][1]
+
+    first = load('bilinear')
+    assert load('bilinear') is first
+    first = weakref.ref(first)
+    gc.collect()
+    assert first() is not None
+    load('nearest')
+    gc.collect()
+    assert first() is None
 
 
 def test_cache_that_does_not_fit_leaves_nothing(train_config, run, monkeypatch):
