@@ -292,6 +292,26 @@ def load_model(
         raise ValueError(f"Cannot load '{name}' ({type(e).__name__}: {first}).{expected}") from e
 
 
+def find_model_folder(path: PathLike) -> Path:
+    """The model folder that a path means: itself, a network's folder in a run (its `best`), or a run of one network.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if it holds several models.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"Model '{path}' does not exist: give a model folder, such as a run's 'best', a checkpoint file or"
+            ' hf-hub:NAME.')
+    if (folder / 'best' / 'config.json').is_file():
+        return folder / 'best'
+    several = [str(config.parent.parent) for config in sorted(folder.glob('*/best/config.json'))]
+    if several and not (folder / 'config.json').is_file():
+        raise ValueError(f"'{path}' holds several models: give one of {', '.join(several)}.")
+    return folder
+
+
 def load_saved(
         name: PathLike,
         model_name: Optional[str] = None,
@@ -319,16 +339,7 @@ def load_saved(
         path = path.parent
     if path.is_file():
         return load_checkpoint(path, model_name, **size, **model_kwargs)
-    if not path.is_dir():
-        raise FileNotFoundError(
-            f"Model '{name}' does not exist: give a model folder, such as a run's 'best', a checkpoint file or"
-            ' hf-hub:NAME.')
-    if (path / 'best' / 'config.json').is_file():
-        path = path / 'best'
-    several = [str(config.parent.parent) for config in sorted(path.glob('*/best/config.json'))]
-    if several and not (path / 'config.json').is_file():
-        raise ValueError(f"'{name}' holds several models: give one of {', '.join(several)}.")
-    return load_model(f'local-dir:{path}', optional=size)
+    return load_model(f'local-dir:{find_model_folder(path)}', optional=size)
 
 
 def load_teacher(

@@ -117,6 +117,18 @@ def _export(args: argparse.Namespace) -> None:
     print(f"{report['bytes'] / 1e6:.1f} MB written to '{args.out}'.")
 
 
+def _push(args: argparse.Namespace) -> None:
+    from .hub import push, write_hub_folder
+    data = Path(args.data_card).read_text(encoding='utf-8') if args.data_card else None
+    if args.out:
+        write_hub_folder(args.checkpoint, args.out, args.repo_id, args.license, data)
+        print(f"What would be on the Hub is in '{args.out}'.")
+        return
+    url = push(args.checkpoint, args.repo_id, args.private, args.license, data)
+    print(f"Pushed to {url}. After `import hdkd_timm`, load it with")
+    print(f"timm.create_model('hf-hub:{args.repo_id}', pretrained=True)")
+
+
 def _bench(args: argparse.Namespace) -> None:
     from .benchmark import run_benchmark
     from .config import from_arguments
@@ -196,6 +208,16 @@ def create_parser() -> argparse.ArgumentParser:
     command.add_argument(
         '--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='NAME=VALUE',
         help='its other arguments, where the keys leave a choice')
+
+    command = add_command(
+        'push', _push, 'put a trained model on the Hugging Face Hub, with a model card made from its run')
+    command.add_argument('checkpoint', help="model folder, or a network's folder in a run")
+    command.add_argument('repo_id', metavar='ORG/NAME', help='where; it is made if it is not there')
+    command.add_argument('--private', action='store_true', help='make it private')
+    command.add_argument(
+        '--license', metavar='NAME', help="licence of the weights as the Hub names it, such as cc-by-nc-4.0")
+    command.add_argument('--data-card', metavar='FILE', help='Markdown about the data: source, licence, attribution')
+    command.add_argument('--out', metavar='FOLDER', help='write what would be on the Hub there instead')
 
     add_command('bench', _bench, 'measure training steps, inference, epochs and their growth beside alternatives',
                 BenchConfig)

@@ -1,0 +1,173 @@
+"""`hdkd push`: a trained model on the Hugging Face Hub, with a model card made from its run."""
+import csv
+import json
+import shutil
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+import yaml
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+
+from .card import CONFUSION_PICTURE, write_card
+from .checkpoint import find_model_folder
+from .files import PathLike, new_folder, write_json
+from .plots import plot_confusion_matrix
+from .runs import CONFIG, IMAGES, METRICS
+from .version import __version__
+
+# settings that tell of the machine of the run
+_PLACES = (
+    'data_dir', 'data_csv', 'class_map', 'smote', 'cache', 'cache_dir', 'teacher_checkpoint', 'workers', 'device',
+    'log', 'output', 'experiment')
+
+
+def _read(path: Path) -> Dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _count_images(path: Path) -> Dict[str, Dict[str, int]]:
+    """Split -> class -> number of images, of a run's images.csv."""
+    if not path.is_file():
+        return {}
+    with path.open(newline='', encoding='utf-8') as file:
+        counts = Counter((row['split'], row['label']) for row in csv.DictReader(file))
+    splits = [split for split in ('train', 'val', 'test') if any(split == s for s, _ in counts)]
+    return {split: {label: n for (s, label), n in sorted(counts.items()) if s == split} for split in splits}
+
+
+def write_hub_folder(
+        model: PathLike,
+        out: PathLike,
+        name: str,
+        license: Optional[str] = None,
+        data: Optional[str] = None,
+) -> None:
+    """Write what a model is on the Hub: config.json, model.safetensors, and of a run README.md (the model card),
+    train.yaml, metrics.json and a picture of the confusion matrix. Nothing in them tells paths of this machine.
+
+    Args:
+        model: Model folder, a network's folder in a run, or a run of one network.
+        out: Folder to write; must not exist or be empty.
+        name: Name of the model on the Hub, ORG/NAME.
+        license: Licence of the weights as the Hub names it; by default that of the weights it started from, if told.
+        data: What it was trained on, with source, licence and attribution, Markdown.
+
+    Raises:
+        FileNotFoundError: if there is no such model.
+        ValueError: if the folder holds several.
+        FileExistsError: if `out` holds something.
+        ImportError: without matplotlib, where there are results.
+    """
+    best = find_model_folder(model)
+    for file in ('config.json', 'model.safetensors'):
+        if not (best / file).is_file():
+            raise FileNotFoundError(f"'{best}' is no model folder, it has no {file}.")
+    network = best.parent if best.name == 'best' else best
+    run = next((folder for folder in (network, network.parent) if (folder / CONFIG).is_file()), None)
+    config, metrics = _read(best / 'config.json'), _read(network / METRICS)
+    metrics.pop('checkpoint', None)
+    settings: Dict[str, Any] = {}
+    if run is not None:
+        settings = {k: v for k, v in yaml.safe_load((run / CONFIG).read_text()).items() if k not in _PLACES}
+        for key in ('model', 'teacher'):
+            if str(settings.get(key)).startswith('local-dir:'):
+                settings[key] = f'a model of before ({Path(settings[key]).parent.name})'
+    with new_folder(out) as folder:
+        for file in ('config.json', 'model.safetensors'):
+            shutil.copyfile(best / file, folder / file)
+        if settings:
+            (folder / 'train.yaml').write_text(yaml.safe_dump(settings, sort_keys=False))
+        split = next((split for split in ('test', 'val') if split in metrics), None)
+        if split:
+            write_json(metrics, folder / METRICS)
+            plot_confusion_matrix(
+                metrics[split]['confusion_matrix'], metrics['classes'], folder / CONFUSION_PICTURE)
+        counts = _count_images(run / IMAGES) if run is not None else {}
+        (folder / 'README.md').write_text(
+            write_card(name, config, metrics, settings, counts, license, data), encoding='utf-8')
+
+
+def _explain(error: Exception, repo_id: str) -> Exception:
+    """The same error in words that say what to do. None of them holds a token."""
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
+    where = f"'{repo_id}' on {constants.ENDPOINT}"
+    if isinstance(error, HFValidationError):
+        return ValueError(f"'{repo_id}' is no name of a model on the Hub, ORG/NAME: {error}")
+    if isinstance(error, OfflineModeIsEnabled):
+        return ConnectionError(f'Cannot push to {where}: HF_HUB_OFFLINE is set, unset it.')
+    if isinstance(error, LocalTokenNotFoundError) or status == 401:
+        return PermissionError(
+            f'Cannot push to {where}: the Hub does not know who you are. Log in with `hf auth login`, or set HF_TOKEN'
+            ' to a token that may write.')
+    if status == 403:
+        return PermissionError(
+            f'Cannot push to {where}: your token may not write there. Take one with write access, or another ORG.')
+    if isinstance(error, RepositoryNotFoundError):
+        return FileNotFoundError(f'There is no {where}, or your token may not see it.')
+    if status is not None:
+        return OSError(f'Cannot push to {where}: the Hub answered {status} ({error.server_message or error}).')
+    return ConnectionError(f'Cannot reach {where} ({type(error).__name__}: {error}): is there a network, or a proxy?')
+
+
+def push_folder(folder: PathLike, repo_id: str, private: bool = False) -> str:
+    """Upload a folder that `write_hub_folder` wrote, by the token of `hf auth login` or HF_TOKEN. Returns its address.
+
+    What is on the Hub already stays in its history.
+
+    Raises:
+        ValueError: if `repo_id` is no name.
+        PermissionError: if there is no token, or it may not write there; also if a private one was asked for and the
+            repository is public.
+        ConnectionError: if the Hub cannot be reached.
+        OSError: if it refuses.
+    """
+    api = HfApi(library_name='hdkd_timm', library_version=__version__)
+    try:
+        url = api.create_repo(repo_id, private=private or None, exist_ok=True)
+        if private and not api.model_info(url.repo_id).private:
+            raise PermissionError(
+                f"'{url.repo_id}' is there already, and public: make it private on the Hub first, or push without"
+                ' --private.')
+        api.upload_folder(
+            repo_id=url.repo_id, folder_path=str(folder), commit_message=f'Model by hdkd_timm {__version__}')
+    except PermissionError:
+        raise
+    except Exception as e:  # of the client, and of the HTTP library that it happens to use
+        raise _explain(e, repo_id) from e
+    return str(url)
+
+
+def push(
+        model: PathLike,
+        repo_id: str,
+        private: bool = False,
+        license: Optional[str] = None,
+        data: Optional[str] = None,
+) -> str:
+    """Upload a trained model with a model card made from its run. Returns its address.
+
+    `timm.create_model('hf-hub:ORG/NAME', pretrained=True)` then loads it for all who `import hdkd_timm`.
+
+    Args:
+        model: Model folder, a network's folder in a run, or a run of one network.
+        repo_id: ORG/NAME, made if it is not there.
+        private: Make it private.
+        license: Licence of the weights as the Hub names it, such as 'cc-by-nc-4.0'.
+        data: What it was trained on, with source, licence and attribution, Markdown.
+
+    Raises:
+        As `write_hub_folder` and `push_folder`.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / 'model'
+        write_hub_folder(model, folder, repo_id, license, data)
+        return push_folder(folder, repo_id, private)

@@ -1,0 +1,45 @@
+"""Pictures of results, by matplotlib (extra `plots`)."""
+from pathlib import Path
+from typing import Any, Sequence
+
+import numpy as np
+
+from .files import PathLike
+
+
+def new_figure(width: float, height: float) -> Any:
+    """A matplotlib figure, in inches, that needs no display and leaves matplotlib's state alone.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as e:
+        raise ImportError("Pictures need matplotlib: pip install 'hdkd-timm[plots]'.") from e
+    return Figure(figsize=(width, height), layout='constrained')
+
+
+def plot_confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: PathLike) -> None:
+    """Write a PNG of a confusion matrix, (K, K), rows true and columns predicted: counts, and per cent of each row.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    counts = np.asarray(matrix)
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
+    side = 2.2 + 0.75 * len(classes)
+    figure = new_figure(side + 0.6, side)
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label='share of the true class', shrink=0.8)
+    names = [name if len(name) <= 24 else f'{name[:23]}…' for name in classes]
+    axes.set_xticks(range(len(names)), names, rotation=45, ha='right', parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.set(xlabel='predicted', ylabel='true')
+    for i, row in enumerate(counts):
+        for j, count in enumerate(row):
+            axes.text(
+                j, i, f'{count}\n{100 * shares[i, j]:.0f} %', ha='center', va='center', fontsize=8,
+                color='white' if shares[i, j] > 0.5 else 'black')
+    figure.savefig(Path(path), dpi=120, format='png')

@@ -1,0 +1,158 @@
+"""Models go to a Hub and come back, by the real client against a server of our own; what fails says what to do."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from conftest import TINY_STUDENT, write_images
+from hub_server import hub_server
+
+from hdkd_timm import TrainConfig, train
+from hdkd_timm.card import escape, write_card
+from hdkd_timm.hub import write_hub_folder
+
+STUDENT = {k: v for k, v in TINY_STUDENT.items() if k not in ('img_size', 'num_classes')}
+# runs commands one after another, each with changes to the environment, and tells how each ended
+DRIVER = '''
+import contextlib, io, json, os, sys
+from hdkd_timm.cli import main
+ended = []
+for env, args in json.loads(sys.argv[1]):
+    os.environ.update(env)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(args)
+    ended.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(ended))
+'''
+LOAD = '''
+import sys
+import hdkd_timm, timm, torch
+model = timm.create_model(sys.argv[1], pretrained=True).eval()
+torch.manual_seed(0)
+print(model.pretrained_cfg['label_names'], model(torch.randn(1, 3, 32, 32)).tolist())
+'''
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('hub')
+    write_images(folder / 'data' / 'train', number=8)
+    write_images(folder / 'data' / 'test', number=4, seed=1)
+    metrics = train(TrainConfig(
+        data_dir=str(folder / 'data'), img_size=32, epochs=1, batch_size=4, workers=0, device='cpu', bootstrap=10,
+        model_kwargs=STUDENT, output=str(folder / 'runs'), experiment='run'))
+    return metrics['run']
+
+
+@pytest.fixture(scope='module')
+def server():
+    with hub_server() as server:
+        yield server
+
+
+def call(code, *args, server=None, **env):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith('HF_')}
+    environment.update(
+        HF_ENDPOINT=server.url if server else 'http://127.0.0.1:9', HF_HUB_DISABLE_TELEMETRY='1',
+        HF_HUB_DISABLE_XET='1', **env)
+    return subprocess.run(
+        [sys.executable, '-c', code, *args], env=environment, capture_output=True, text=True, timeout=300)
+
+
+def drive(commands, **kwargs):
+    process = call(DRIVER, json.dumps(commands), **kwargs)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
+
+
+def test_push_and_load(run, server, tmp_path):
+    home = str(tmp_path / 'hf')
+    (tmp_path / 'data.md').write_text('Squares, drawn by the tests.')
+    push = ['push', run, 'us/net', '--license', 'cc0-1.0', '--data-card', str(tmp_path / 'data.md')]
+    (code, out, err), = drive([[{'HF_TOKEN': 'writer'}, push]], server=server, HF_HOME=home)
+    assert code == 0, err
+    assert f'Pushed to {server.url}/us/net.' in out
+    files = server.repos['us/net']['commits'][-1][1]
+    assert set(files) == {
+        'README.md', 'config.json', 'model.safetensors', 'train.yaml', 'metrics.json', 'confusion.png'}
+    assert files['model.safetensors'] == Path(run, 'best', 'model.safetensors').read_bytes()
+
+    model = timm.create_model(f'local-dir:{run}/best', pretrained=True).eval()
+    torch.manual_seed(0)
+    expected = f"{model.pretrained_cfg['label_names']} {model(torch.randn(1, 3, 32, 32)).tolist()}\n"
+    loaded = call(LOAD, 'hf-hub:us/net', server=server, HF_HOME=home)
+    assert loaded.stdout == expected, loaded.stderr
+    # what was loaded once is there without network
+    loaded = call(LOAD, 'hf-hub:us/net', HF_HOME=home, HF_HUB_OFFLINE='1')
+    assert loaded.stdout == expected, loaded.stderr
+    # an older revision stays
+    first = server.repos['us/net']['commits'][-1][0]
+    server.add('us/net', {'model.safetensors': b'broken'})
+    loaded = call(LOAD, f'hf-hub:us/net@{first}', server=server, HF_HOME=str(tmp_path / 'other'))
+    assert loaded.stdout == expected, loaded.stderr
+
+
+def test_push_that_fails(run, server, tmp_path):
+    server.add('us/public', {})
+    ended = drive([
+        [{'HF_TOKEN': ''}, ['push', run, 'us/new']],
+        [{'HF_TOKEN': 'secret-reader'}, ['push', run, 'us/new']],
+        [{'HF_TOKEN': 'reader'}, ['push', run, 'us/new']],
+        [{'HF_TOKEN': 'writer'}, ['push', run, 'us/public', '--private']],
+        [{}, ['push', run, 'no/such/name']],
+        [{}, ['push', str(tmp_path / 'gone'), 'us/new']],
+        [{}, ['push', str(tmp_path), 'us/new']],
+        [{}, ['push', run, 'us/hidden', '--private']],
+    ], server=server, HF_HOME=str(tmp_path))
+    assert [code for code, *_ in ended] == 7 * [1] + [0], ended[-1]
+    errors = [err for _, _, err in ended]
+    for i, words in enumerate([
+            'does not know who you are. Log in with `hf auth login`, or set HF_TOKEN', 'does not know who you are',
+            'your token may not write there', "'us/public' is there already, and public", "'no/such/name' is no name",
+            'gone\' does not exist', 'is no model folder, it has no config.json', '']):
+        assert words in errors[i]
+        assert not words or errors[i].count('\n') == 1
+        assert 'secret-reader' not in errors[i]
+    assert 'us/new' not in server.repos
+    assert server.repos['us/hidden']['private']
+    assert not server.repos['us/public']['commits'][-1][1]
+    ended = drive([[{}, ['push', run, 'us/new']], [{}, ['push', run, 'us/new']]], HF_HOME=str(tmp_path), HF_TOKEN='x')
+    assert "Cannot reach 'us/new' on http://127.0.0.1:9" in ended[0][2]
+    (code, _, err), = drive([[{}, ['push', run, 'us/new']]], HF_HOME=str(tmp_path), HF_HUB_OFFLINE='1')
+    assert code == 1
+    assert 'HF_HUB_OFFLINE is set, unset it' in err
+
+
+def test_hub_folder(run, tmp_path):
+    write_hub_folder(run, tmp_path / 'out', 'us/net', data='From *nowhere*.')
+    settings = yaml.safe_load((tmp_path / 'out' / 'train.yaml').read_text())
+    assert settings['epochs'] == 1
+    card = (tmp_path / 'out' / 'README.md').read_text()
+    for file in ('train.yaml', 'README.md', 'metrics.json', 'config.json'):
+        assert str(tmp_path.parent) not in (tmp_path / 'out' / file).read_text()
+        assert 'data_dir' not in (tmp_path / 'out' / file).read_text()
+    metrics = json.loads((tmp_path / 'out' / 'metrics.json').read_text())
+    metadata = yaml.safe_load(card.split('---\n')[1])
+    assert metadata['library_name'] == 'timm'
+    values = {m['type']: m['value'] for m in metadata['model-index'][0]['results'][0]['metrics']}
+    assert values['accuracy'] == pytest.approx(metrics['test']['accuracy'], abs=1e-4)
+    assert f"| accuracy | {metrics['test']['accuracy']:.1%}".replace('%', ' %') in card
+    assert '| train | 8 | 8 | 8 | 24 |' in card
+    assert 'From *nowhere*.' in card
+    assert 'Not a medical device' in card
+    with pytest.raises(FileExistsError):
+        write_hub_folder(run, tmp_path / 'out', 'us/net')
+
+
+def test_card_of_a_bare_model_folder(run):
+    config = json.loads(Path(run, 'best', 'config.json').read_text())
+    card = write_card('us/net', dict(config, label_names=['<b>|x', 'a_b']))
+    assert '&#60;b&#62;&#124;x, a\\_b' in card
+    assert 'None were uploaded with it.' in card
+    assert escape('a|b\n<i>') == 'a&#124;b &#60;i&#62;'
