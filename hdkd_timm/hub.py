@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, Optional
 
 import yaml
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -113,6 +113,8 @@ def _explain(error: Exception, repo_id: str) -> Exception:
             f'Cannot push to {where}: your token may not write there. Take one with write access, or another ORG.')
     if isinstance(error, RepositoryNotFoundError):
         return FileNotFoundError(f'There is no {where}, or your token may not see it.')
+    if isinstance(error, ValueError) and status in (None, 400):
+        return ValueError(f"The Hub does not take the model card of '{repo_id}': {error}")
     if status is not None:
         return OSError(f'Cannot push to {where}: the Hub answered {status} ({error.server_message or error}).')
     return ConnectionError(f'Cannot reach {where} ({type(error).__name__}: {error}): is there a network, or a proxy?')
@@ -124,7 +126,7 @@ def push_folder(folder: PathLike, repo_id: str, private: bool = False) -> str:
     What is on the Hub already stays in its history.
 
     Raises:
-        ValueError: if `repo_id` is no name.
+        ValueError: if `repo_id` is no name, or the Hub does not take the model card (its licence, for one).
         PermissionError: if there is no token, or it may not write there; also if a private one was asked for and the
             repository is public.
         ConnectionError: if the Hub cannot be reached.
@@ -132,6 +134,7 @@ def push_folder(folder: PathLike, repo_id: str, private: bool = False) -> str:
     """
     api = HfApi(library_name='hdkd_timm', library_version=__version__)
     try:
+        ModelCard.load(Path(folder) / 'README.md').validate()  # before anything is made there
         url = api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.model_info(url.repo_id).private:
             raise PermissionError(

@@ -113,7 +113,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.requests['POST', path] += 1
         token = self.headers.get('Authorization', '').removeprefix('Bearer ')
         if path == '/api/validate-yaml':
-            self.answer(200, dict(errors=[], warnings=[]))
+            bad = re.search(r'^license: (?!cc0-1.0|apache-2.0)', json.loads(body)['content'], re.M)
+            errors = [dict(message='"license" must be one of [apache-2.0, cc0-1.0]')] if bad else []
+            self.answer(400 if errors else 200, dict(errors=errors, warnings=[]))
         elif token not in ('reader', 'writer'):
             self.fail(401, 'Unauthorized')
         elif token == 'reader':

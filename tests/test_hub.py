@@ -108,17 +108,20 @@ def test_push_that_fails(run, server, tmp_path):
         [{}, ['push', run, 'no/such/name']],
         [{}, ['push', str(tmp_path / 'gone'), 'us/new']],
         [{}, ['push', str(tmp_path), 'us/new']],
+        [{}, ['push', run, 'us/new', '--license', 'mine']],
         [{}, ['push', run, 'us/hidden', '--private']],
     ], server=server, HF_HOME=str(tmp_path))
-    assert [code for code, *_ in ended] == 7 * [1] + [0], ended[-1]
+    assert [code for code, *_ in ended] == 8 * [1] + [0], ended[-1]
     errors = [err for _, _, err in ended]
     for i, words in enumerate([
             'does not know who you are. Log in with `hf auth login`, or set HF_TOKEN', 'does not know who you are',
             'your token may not write there', "'us/public' is there already, and public", "'no/such/name' is no name",
-            'gone\' does not exist', 'is no model folder, it has no config.json', '']):
+            'gone\' does not exist', 'is no model folder, it has no config.json',
+            "The Hub does not take the model card of 'us/new': ", '']):
         assert words in errors[i]
         assert not words or errors[i].count('\n') == 1
         assert 'secret-reader' not in errors[i]
+    assert 'must be one of [apache-2.0, cc0-1.0]' in errors[7]
     assert 'us/new' not in server.repos
     assert server.repos['us/hidden']['private']
     assert not server.repos['us/public']['commits'][-1][1]
