@@ -10,8 +10,9 @@ METRIC_NAMES = {
 IN_PER_CENT = ('accuracy', 'balanced_accuracy')
 # what a reader asks first of how a network was trained
 SHOWN_SETTINGS = (
-    'model', 'teacher', 'img_size', 'in_chans', 'epochs', 'batch_size', 'opt', 'lr', 'weight_decay', 'sched', 'aug',
-    'class_weights', 'sampler', 'kd_type', 'alpha', 'tau', 'feature_weight', 'amp', 'seed')
+    'model', 'img_size', 'in_chans', 'epochs', 'batch_size', 'opt', 'lr', 'weight_decay', 'sched', 'aug',
+    'class_weights', 'sampler', 'amp', 'seed')
+SHOWN_OF_STUDENTS = ('teacher', 'kd_type', 'alpha', 'tau', 'feature_weight')
 CITATION = '''@article{elassiouti2024hdkd,
   title   = {HDKD: Hybrid Data-Efficient Knowledge Distillation Network for Medical Image Classification},
   author  = {EL-Assiouti, Omar S. and Hamed, Ghada and Khattab, Dina and Ebied, Hala M.},
@@ -75,7 +76,13 @@ def _training(
     if 'epoch' in metrics:
         seconds = metrics['train_seconds']
         parts.append(f"Best epoch {metrics['epoch']} of {metrics['epochs']}, {seconds:.0f} s of training.")
-    shown = [[f'`{key}`', escape(settings[key])] for key in SHOWN_SETTINGS if settings.get(key) is not None]
+    keys = SHOWN_SETTINGS
+    if metrics.get('name') == 'student':
+        keys += SHOWN_OF_STUDENTS
+    elif metrics.get('name') == 'teacher' and 'teacher' in settings:  # those of `distill` are the student's
+        own = {key.removeprefix('teacher_'): value for key, value in settings.items() if key.startswith('teacher_')}
+        settings = {**settings, **{k: v for k, v in own.items() if v is not None}, 'model': settings['teacher']}
+    shown = [[f'`{key}`', escape(settings[key])] for key in keys if settings.get(key) is not None]
     if shown:
         parts.append('All settings are in [train.yaml](train.yaml). The first to look at:')
         parts.append(_table(['setting', 'value'], shown))

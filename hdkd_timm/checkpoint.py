@@ -301,9 +301,9 @@ def find_model_folder(path: PathLike) -> Path:
     """
     folder = Path(path)
     if not folder.is_dir():
+        wrong = 'is no folder' if folder.exists() else 'does not exist'
         raise FileNotFoundError(
-            f"Model '{path}' does not exist: give a model folder, such as a run's 'best', a checkpoint file or"
-            ' hf-hub:NAME.')
+            f"Model '{path}' {wrong}: give a model folder, such as a run's 'best', or a network's folder in a run.")
     if (folder / 'best' / 'config.json').is_file():
         return folder / 'best'
     several = [str(config.parent.parent) for config in sorted(folder.glob('*/best/config.json'))]
@@ -339,6 +339,10 @@ def load_saved(
         path = path.parent
     if path.is_file():
         return load_checkpoint(path, model_name, **size, **model_kwargs)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"Model '{name}' does not exist: give a model folder, such as a run's 'best', a checkpoint file or"
+            ' hf-hub:NAME.')
     return load_model(f'local-dir:{find_model_folder(path)}', optional=size)
 
 

@@ -58,7 +58,7 @@ def write_hub_folder(
         model: Model folder, a network's folder in a run, or a run of one network.
         out: Folder to write; must not exist or be empty.
         name: Name of the model on the Hub, ORG/NAME.
-        license: Licence of the weights as the Hub names it; by default that of the weights it started from, if told.
+        license: Licence of the weights as the Hub names it, such as 'cc-by-nc-4.0'; None if it is not known.
         data: What it was trained on, with source, licence and attribution, Markdown.
 
     Raises:
@@ -81,6 +81,8 @@ def write_hub_folder(
         for key in ('model', 'teacher'):
             if str(settings.get(key)).startswith('local-dir:'):
                 settings[key] = f'a model of before ({Path(settings[key]).parent.name})'
+        if settings.get('class_weights'):
+            settings['class_weights'] = Path(settings['class_weights']).name
     with new_folder(out) as folder:
         for file in ('config.json', 'model.safetensors'):
             shutil.copyfile(best / file, folder / file)

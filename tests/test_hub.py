@@ -1,6 +1,8 @@
 """Models go to a Hub and come back, by the real client against a server of our own; what fails says what to do."""
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import yaml
 from conftest import TINY_STUDENT, write_images
 from hub_server import hub_server
 
-from hdkd_timm import TrainConfig, train
+from hdkd_timm import DistillConfig, TrainConfig, train
 from hdkd_timm.card import escape, write_card
 from hdkd_timm.hub import write_hub_folder
 
@@ -151,6 +153,31 @@ def test_hub_folder(run, tmp_path):
     assert 'Not a medical device' in card
     with pytest.raises(FileExistsError):
         write_hub_folder(run, tmp_path / 'out', 'us/net')
+
+
+def test_card_tells_the_settings_of_its_network(run):
+    config, metrics = (json.loads(Path(run, name).read_text()) for name in ('best/config.json', 'metrics.json'))
+    settings = vars(DistillConfig(data_dir='data', lr=1e-3, teacher_lr=7e-4, teacher_epochs=9, tau=3.))
+    shown = {}
+    for name in ('teacher', 'student_alone', 'student'):
+        card = write_card('us/net', config, dict(metrics, name=name), settings)
+        shown[name] = dict(re.findall(r'^\| `(\w+)` \| (.*) \|$', card, re.M))
+    assert shown['teacher'].items() >= dict(model='hdkd\\_teacher', lr='0.0007', epochs='9').items()
+    assert shown['student_alone'].items() >= dict(model='hdkd\\_student', lr='0.001', epochs='100').items()
+    assert [name for name in shown if 'tau' in shown[name]] == ['student']
+    assert shown['student']['tau'] == '3.0'
+
+
+def test_settings_tell_no_paths(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / 'run')
+    settings = yaml.safe_load((folder / 'config.yaml').read_text())
+    settings.update(class_weights='/home/me/weights.json', model='local-dir:/home/me/runs/first/student/best')
+    (folder / 'config.yaml').write_text(yaml.safe_dump(settings))
+    write_hub_folder(folder, tmp_path / 'out', 'us/net')
+    for file in (tmp_path / 'out').glob('*.*'):
+        assert b'/home/me' not in file.read_bytes()
+    with pytest.raises(FileNotFoundError, match='config.yaml. is no folder'):
+        write_hub_folder(folder / 'config.yaml', tmp_path / 'other', 'us/net')
 
 
 def test_card_of_a_bare_model_folder(run):
