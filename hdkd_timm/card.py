@@ -75,7 +75,7 @@ def _training(
         parts.append(_table(['split', *map(escape, labels), 'all'], rows))
     if 'epoch' in metrics:
         seconds = metrics['train_seconds']
-        parts.append(f"Best epoch {metrics['epoch']} of {metrics['epochs']}, {seconds:.0f} s of training.")
+        parts.append(f"Best epoch {metrics['epoch'] + 1} of {metrics['epochs']}, {seconds:.0f} s of training.")
     keys = SHOWN_SETTINGS
     if metrics.get('name') == 'student':
         keys += SHOWN_OF_STUDENTS
