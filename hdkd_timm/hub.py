@@ -83,6 +83,9 @@ def write_hub_folder(
                 settings[key] = f'a model of before ({Path(settings[key]).parent.name})'
         if settings.get('class_weights'):
             settings['class_weights'] = Path(settings['class_weights']).name
+        kind, _, place = (settings.get('dataset') or '').partition('/')
+        if Path(place).is_absolute():
+            settings['dataset'] = f'{kind}/{Path(place).name}'
     with new_folder(out) as folder:
         for file in ('config.json', 'model.safetensors'):
             shutil.copyfile(best / file, folder / file)
@@ -115,6 +118,8 @@ def _explain(error: Exception, repo_id: str) -> Exception:
             f'Cannot push to {where}: your token may not write there. Take one with write access, or another ORG.')
     if isinstance(error, RepositoryNotFoundError):
         return FileNotFoundError(f'There is no {where}, or your token may not see it.')
+    if isinstance(error, UnicodeEncodeError):  # of the header that holds it
+        return PermissionError(f'Cannot push to {where}: your token (HF_TOKEN) has characters that no token has.')
     if isinstance(error, ValueError) and status in (None, 400):
         return ValueError(f"The Hub does not take the model card of '{repo_id}': {error}")
     if status is not None:

@@ -112,14 +112,15 @@ def test_push_that_fails(run, server, tmp_path):
         [{}, ['push', str(tmp_path), 'us/new']],
         [{}, ['push', run, 'us/new', '--license', 'mine']],
         [{}, ['push', run, 'us/hidden', '--private']],
+        [{'HF_TOKEN': 'secret-reader-é'}, ['push', run, 'us/new']],
     ], server=server, HF_HOME=str(tmp_path))
-    assert [code for code, *_ in ended] == 8 * [1] + [0], ended[-1]
+    assert [code for code, *_ in ended] == 8 * [1] + [0, 1], ended[-2:]
     errors = [err for _, _, err in ended]
     for i, words in enumerate([
             'does not know who you are. Log in with `hf auth login`, or set HF_TOKEN', 'does not know who you are',
             'your token may not write there', "'us/public' is there already, and public", "'no/such/name' is no name",
             'gone\' does not exist', 'is no model folder, it has no config.json',
-            "The Hub does not take the model card of 'us/new': ", '']):
+            "The Hub does not take the model card of 'us/new': ", '', 'has characters that no token has']):
         assert words in errors[i]
         assert not words or errors[i].count('\n') == 1
         assert 'secret-reader' not in errors[i]
@@ -172,11 +173,14 @@ def test_card_tells_the_settings_of_its_network(run):
 def test_settings_tell_no_paths(run, tmp_path):
     folder = shutil.copytree(run, tmp_path / 'run')
     settings = yaml.safe_load((folder / 'config.yaml').read_text())
-    settings.update(class_weights='/home/me/weights.json', model='local-dir:/home/me/runs/first/student/best')
+    settings.update(
+        class_weights='/home/me/weights.json', model='local-dir:/home/me/runs/first/student/best',
+        dataset='hfds//home/me/scans')
     (folder / 'config.yaml').write_text(yaml.safe_dump(settings))
     write_hub_folder(folder, tmp_path / 'out', 'us/net')
     for file in (tmp_path / 'out').glob('*.*'):
         assert b'/home/me' not in file.read_bytes()
+    assert yaml.safe_load((tmp_path / 'out' / 'train.yaml').read_text())['dataset'] == 'hfds/scans'
     with pytest.raises(FileNotFoundError, match='config.yaml. is no folder'):
         write_hub_folder(folder / 'config.yaml', tmp_path / 'other', 'us/net')
 
