@@ -1,7 +1,8 @@
 """How often 95 % intervals hold the true value: `python tests/simulate_intervals.py`
 
 Draws test sets of a classifier whose figures are known from a million images, with and without groups of images that
-are right or wrong together, and counts. A bootstrap of N images is a little too narrow: near 94 % is what it can do.
+are right or wrong together, and counts. A bootstrap of some hundred images is a little too narrow; one of grouped
+images that does not know their groups is far too narrow.
 """
 import argparse
 
