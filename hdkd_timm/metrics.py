@@ -132,7 +132,7 @@ def bootstrap_intervals(
         defined = np.array(values)[np.isfinite(values)]
         intervals[name] = np.percentile(defined, [tail, 100 - tail]).tolist() if len(defined) else [float('nan')] * 2
     twice = 2 * expected_calibration_error(probs, targets)
-    intervals['ece'] = [max(0., twice - value) for value in reversed(intervals['ece'])]
+    intervals['ece'] = [max(twice - value, 0.) for value in reversed(intervals['ece'])]  # NaN stays
     return intervals
 
 

@@ -168,7 +168,9 @@ def test_intervals_by_their_settings():
     assert intervals != bootstrap_intervals(probs, targets, resamples=60, seed=43)
     half = bootstrap_intervals(probs, targets, resamples=60, confidence=0.5)
     for name in METRICS:
-        assert intervals[name][0] <= half[name][0] < half[name][1] < intervals[name][1]
+        assert intervals[name][0] < half[name][0] or name == 'ece' and intervals[name][0] == half[name][0] == 0
+        assert half[name][0] < half[name][1] < intervals[name][1]
+    assert np.isnan(bootstrap_intervals(probs, targets, resamples=0)['ece']).all()
 
 
 def test_groups_widen_the_intervals():
