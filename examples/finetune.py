@@ -1,10 +1,11 @@
 """Fine-tune a student on other classes in plain PyTorch + timm.
 
-    python examples/finetune.py MODEL_FOLDER DATA_DIR [--epochs N] [--layer-decay D] [--out FOLDER]
+    python examples/finetune.py MODEL DATA_DIR [--epochs N] [--layer-decay D] [--out FOLDER]
 
-MODEL_FOLDER is a model folder, such as runs/<name>/student/best of `hdkd distill`; DATA_DIR holds train/<class>/* and
-test/<class>/*. New heads are made for the classes of DATA_DIR, earlier layers learn slower by the layer decay.
-`hdkd train --model local-dir:MODEL_FOLDER` does the same with all that a training needs.
+MODEL is the name of released weights, such as hdkd_student, or a model folder, such as runs/<name>/student/best of
+`hdkd distill`; DATA_DIR holds train/<class>/* and test/<class>/*. New heads are made for the classes of DATA_DIR,
+earlier layers learn slower by the layer decay. `hdkd train --model hdkd_student --pretrained`, or `--model
+local-dir:FOLDER`, does the same with all that a training needs.
 """
 import argparse
 
@@ -19,7 +20,7 @@ import hdkd_timm  # noqa: F401
 from hdkd_timm.checkpoint import save_model
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-parser.add_argument('model_folder')
+parser.add_argument('model')
 parser.add_argument('data_dir')
 parser.add_argument('--epochs', type=int, default=10)
 parser.add_argument('--batch-size', type=int, default=16)
@@ -32,7 +33,8 @@ args = parser.parse_args()
 device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 datasets = {split: create_dataset('', root=args.data_dir, split=split) for split in ('train', 'test')}
 classes = list(datasets['train'].reader.class_to_idx)
-model = timm.create_model(f'local-dir:{args.model_folder}', pretrained=True, num_classes=len(classes)).to(device)
+name = args.model if timm.models.is_model_pretrained(args.model) else f'local-dir:{args.model}'
+model = timm.create_model(name, pretrained=True, num_classes=len(classes)).to(device)
 data_config = resolve_data_config(model=model)
 loaders = {
     split: create_loader(

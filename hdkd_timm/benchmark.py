@@ -47,6 +47,7 @@ FORMS = ('eager', 'fused', 'kept', 'compiled', 'onnx', 'int8')
 MODELS = ('hdkd_teacher', 'hdkd_student', 'hdkd_student_plain', 'hdkd_teacher_s4', 'hdkd_student_s4')
 OTHERS = ('mobilevit_s', 'tiny_vit_5m_224', 'levit_128', 'deit_tiny_distilled_patch16_224', 'efficientnet_b0')
 STAGES = (1, 2, 3)
+NUM_CLASSES = 7  # of our networks, as published
 KEPT_CALLS = 2  # until no more memory is taken from the system
 TURN_SECONDS = 0.3  # of a form that takes less, several calls are one turn
 
@@ -128,9 +129,11 @@ def count_multiply_adds(name: str, img_size: int) -> Tuple[int, int]:
 
 
 def _size_args(name: str, img_size: int) -> Dict[str, int]:
-    """Arguments by which a timm model takes images of this size: those of fixed size are told it."""
-    cfg = timm.get_pretrained_cfg(name)
-    return dict(img_size=img_size) if cfg.fixed_input_size or name.startswith('hdkd') else {}
+    """Arguments by which a timm model takes images of this size: those of fixed size are told it. Ours have the
+    published number of classes."""
+    if name.startswith('hdkd'):
+        return dict(img_size=img_size, num_classes=NUM_CLASSES)
+    return dict(img_size=img_size) if timm.get_pretrained_cfg(name).fixed_input_size else {}
 
 
 # -- turns -------------------------------------------------------------------------------------------------------------
@@ -205,8 +208,9 @@ def create_step(
 ) -> Callable[[], torch.Tensor]:
     """A training step of HDKD at full size: forward, loss, backward, AdamW. It returns the loss."""
     torch.manual_seed(0)
-    teacher = timm.create_model('hdkd_teacher', img_size=img_size).to(device).eval().requires_grad_(False)
-    student = timm.create_model('hdkd_student', img_size=img_size).to(device)
+    args = dict(img_size=img_size, num_classes=NUM_CLASSES)
+    teacher = timm.create_model('hdkd_teacher', **args).to(device).eval().requires_grad_(False)
+    student = timm.create_model('hdkd_student', **args).to(device)
     images = torch.randn(batch_size, 3, img_size, img_size, device=device)
     targets = torch.randint(student.num_classes, (batch_size,), device=device)
     if form.channels_last:
@@ -316,8 +320,8 @@ def _create_alone(
         amp_dtype: torch.dtype,
 ) -> Dict[str, Callable[[], Any]]:
     """What no step of HDKD can do without: the student's own training step, and a pass of the fused teacher."""
-    student = timm.create_model('hdkd_student', img_size=config.img_size).to(device)
-    teacher = reparameterize_model(timm.create_model('hdkd_teacher').eval()).to(device)
+    student = timm.create_model('hdkd_student', img_size=config.img_size, num_classes=NUM_CLASSES).to(device)
+    teacher = reparameterize_model(timm.create_model('hdkd_teacher', num_classes=NUM_CLASSES).eval()).to(device)
     images = torch.randn(config.batch_size, 3, config.img_size, config.img_size, device=device)
     targets = torch.randint(student.num_classes, (config.batch_size,), device=device)
     optimizer = torch.optim.AdamW(student.parameters(), lr=5e-5)

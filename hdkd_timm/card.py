@@ -67,7 +67,7 @@ def _training(
         counts: Dict[str, Dict[str, int]],
         data: Optional[str],
 ) -> str:
-    parts = [data or 'The data was not described by who uploaded this.']
+    parts = [(data or '').strip() or 'The data was not described by who uploaded this.']
     if counts:
         labels = list(dict.fromkeys(label for split in counts.values() for label in split))
         rows = [[split, *(f'{number.get(label, 0):,}' for label in labels), f'{sum(number.values()):,}']
@@ -89,6 +89,13 @@ def _training(
     return '\n\n'.join(parts)
 
 
+def _licence(license: Optional[str], inherited: Optional[str]) -> str:
+    if license is None:
+        return 'Not told: ask who uploaded this, and see that of the data.'
+    return f'{license}.' if inherited in (None, license) else \
+        f'{license}; that of the weights which the training started from: {inherited}.'
+
+
 def write_card(
         name: str,
         config: Dict[str, Any],
@@ -98,6 +105,7 @@ def write_card(
         license: Optional[str] = None,
         data: Optional[str] = None,
         load: Optional[str] = None,
+        more: Optional[Dict[str, str]] = None,
 ) -> str:
     """A model card as Markdown with metadata.
 
@@ -107,11 +115,15 @@ def write_card(
         metrics: Its metrics.json, of a run.
         settings: The settings of the run.
         counts: Split -> class -> number of images.
-        license: Licence of the weights as the Hub names it, such as 'cc-by-nc-4.0'; None if it is not known.
+        license: Licence of the weights as the Hub names it, such as 'cc-by-nc-4.0'; None for that of the weights that
+            the training started from, which config.json tells if there is one.
         data: What it was trained on, with source, licence and attribution, Markdown.
         load: What `timm.create_model` takes; by default 'hf-hub:NAME'.
+        more: Other sections after that about the training, heading -> Markdown.
     """
     metrics, settings = metrics or {}, settings or {}
+    inherited = config['pretrained_cfg'].get('license')
+    license = license or inherited
     split = next((split for split in ('test', 'val') if split in metrics), None)
     architecture, labels = config['architecture'], config.get('label_names') or []
     size = config['pretrained_cfg']['input_size']
@@ -145,8 +157,9 @@ labels = model.pretrained_cfg['label_names']
 Other classes, sizes and channels: `num_classes=`, `img_size=`, `in_chans=` as with any timm model.""",
         '## Results': _results(metrics[split], split) if split else 'None were uploaded with it.',
         '## Training': _training(metrics, settings, counts or {}, data),
+        **{f'## {head}': text for head, text in (more or {}).items()},
         '## Intended use and limits': LIMITS,
-        '## Licence': f'{license}.' if license else 'Not told: that of the data and the weights it started from.',
+        '## Licence': _licence(license, inherited),
         '## Citation': f'```bibtex\n{CITATION}\n```',
     }
     body = '\n\n'.join(f'{head}\n\n{text}' for head, text in sections.items())

@@ -15,7 +15,7 @@ import safetensors.torch
 import timm
 import torch
 from timm.data.loader import adapt_to_chs
-from timm.models import save_for_hf
+from timm.models import is_model_pretrained, save_for_hf
 from timm.utils import unwrap_model
 from torch import nn
 
@@ -262,10 +262,10 @@ def load_model(
         optional: Optional[Dict[str, Any]] = None,
         **kwargs: Any,
 ) -> Tuple[nn.Module, Dict[str, Any]]:
-    """A pretrained timm model from 'local-dir:FOLDER' or 'hf-hub:NAME', and the arguments that it is built with.
+    """A pretrained timm model, and the arguments that it is built with.
 
     Args:
-        name: As `timm.create_model` takes it.
+        name: As `timm.create_model` takes it: model name, 'local-dir:FOLDER' or 'hf-hub:NAME'.
         optional: Arguments for models that take them.
         kwargs: Other arguments of the model.
 
@@ -321,8 +321,8 @@ def load_saved(
     """A trained model wherever it was saved, and the arguments that it is built with.
 
     Args:
-        name: Model folder, run folder (its `best` is meant), checkpoint file of an HDKD network, 'local-dir:FOLDER' or
-            'hf-hub:NAME'.
+        name: Model folder, run folder (its `best` is meant), checkpoint file of an HDKD network, 'local-dir:FOLDER',
+            'hf-hub:NAME', or the name of a pretrained timm model, such as 'hdkd_student.ham10k'.
         model_name: Model name of a checkpoint file, where its keys leave a choice (`_s4`).
         img_size: Image size in pixels, for models that take one; None for that of the training.
         model_kwargs: Model arguments of a checkpoint file, where keys and shapes leave a choice.
@@ -340,9 +340,11 @@ def load_saved(
     if path.is_file():
         return load_checkpoint(path, model_name, **size, **model_kwargs)
     if not path.exists():
+        if is_model_pretrained(str(name)):
+            return load_model(str(name), optional=size)
         raise FileNotFoundError(
-            f"Model '{name}' does not exist: give a model folder, such as a run's 'best', a checkpoint file or"
-            ' hf-hub:NAME.')
+            f"Model '{name}' does not exist: give a model folder, such as a run's 'best', a checkpoint file,"
+            ' hf-hub:NAME, or the name of a pretrained timm model, such as hdkd_student.')
     return load_model(f'local-dir:{find_model_folder(path)}', optional=size)
 
 

@@ -170,12 +170,13 @@ def create_parser() -> argparse.ArgumentParser:
     add_command('demo', _demo, 'run distill on phantom images that it draws itself, or on a folder, at 64 px',
                 DistillConfig, True, **DEMO)
 
+    saved = 'model folder or run, checkpoint file, released weights (hdkd_student.ham10k), hf-hub:NAME'
     command = add_command('eval', _eval, 'test a saved model on a split', EvalConfig)
-    command.add_argument('checkpoint', help='model folder or run, checkpoint file, hf-hub:NAME, or ONNX file')
+    command.add_argument('checkpoint', help=f'{saved}, or ONNX file')
     command.add_argument('--out-dir', help='folder to write metrics.json and predictions.csv into')
 
     command = add_command('predict', _predict, 'label images by a saved model', InferenceConfig)
-    command.add_argument('checkpoint', help='model folder or run, checkpoint file, hf-hub:NAME, or ONNX file')
+    command.add_argument('checkpoint', help=f'{saved}, or ONNX file')
     command.add_argument('paths', nargs='+', help='image files, and folders that are searched for them')
     command.add_argument('--out', default='predictions.csv', metavar='FILE',
                          help='CSV file to write: path, label and the probability of each class (default: %(default)s)')
@@ -192,7 +193,7 @@ def create_parser() -> argparse.ArgumentParser:
     command.add_argument('--label-names', nargs='+', metavar='NAME', help='class names by index')
 
     command = add_command('export', _export, 'write a saved model as one ONNX or torch.export file, and compare both')
-    command.add_argument('checkpoint', help='model folder or run, checkpoint file, or hf-hub:NAME')
+    command.add_argument('checkpoint', help=saved)
     command.add_argument('--out', required=True, metavar='FILE', help='file to write, .onnx or .pt2 (torch-export)')
     command.add_argument('--format', default='onnx', choices=('onnx', 'torch-export'), help='default: %(default)s')
     command.add_argument('--opset', type=int, metavar='N', help="ONNX opset version (default: PyTorch's choice)")
@@ -211,7 +212,8 @@ def create_parser() -> argparse.ArgumentParser:
 
     command = add_command(
         'push', _push, 'put a trained model on the Hugging Face Hub, with a model card made from its run')
-    command.add_argument('checkpoint', help="model folder, or a network's folder in a run")
+    command.add_argument('checkpoint', help=(
+        "model folder, a network's folder in a run, or released weights (hdkd_student.ham10k)"))
     command.add_argument('repo_id', metavar='ORG/NAME', help='where; it is made if it is not there')
     command.add_argument('--private', action='store_true', help='make it private')
     command.add_argument(

@@ -18,14 +18,15 @@ from huggingface_hub.errors import (
 )
 
 from .card import CONFUSION_PICTURE, write_card
-from .checkpoint import find_model_folder
+from .checkpoint import HUBS, find_model_folder
 from .files import PathLike, new_folder, write_json
 from .plots import plot_confusion_matrix
+from .released import RELEASES, find_folder
 from .runs import CONFIG, IMAGES, METRICS
 from .version import __version__
 
 # settings that tell of the machine of the run
-_PLACES = (
+PLACES = (
     'data_dir', 'data_csv', 'class_map', 'smote', 'cache', 'cache_dir', 'teacher_checkpoint', 'workers', 'device',
     'log', 'output', 'experiment')
 
@@ -34,7 +35,7 @@ def _read(path: Path) -> Dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _count_images(path: Path) -> Dict[str, Dict[str, int]]:
+def count_images(path: Path) -> Dict[str, Dict[str, int]]:
     """Split -> class -> number of images, of a run's images.csv."""
     if not path.is_file():
         return {}
@@ -42,6 +43,23 @@ def _count_images(path: Path) -> Dict[str, Dict[str, int]]:
         counts = Counter((row['split'], row['label']) for row in csv.DictReader(file))
     splits = [split for split in ('train', 'val', 'test') if any(split == s for s, _ in counts)]
     return {split: {label: n for (s, label), n in sorted(counts.items()) if s == split} for split in splits}
+
+
+def _started_from_weights(network: Optional[str], settings: Dict[str, Any]) -> bool:
+    """Did the training of a network of a run start from weights of before?"""
+    is_teacher = network == 'teacher' and 'teacher' in settings
+    name, pretrained = ('teacher', 'teacher_pretrained') if is_teacher else ('model', 'pretrained')
+    return bool(settings.get(pretrained)) or str(settings.get(name)).startswith(HUBS)
+
+
+def _copy_release(name: str, out: PathLike, is_described: Any) -> None:
+    shipped = find_folder(name)
+    if shipped is None:
+        raise FileNotFoundError(f"The weights '{name}' did not come with this installation of hdkd_timm.")
+    if is_described:
+        raise ValueError(f"'{name}' has its model card, with data and licence: leave out --license and --data-card.")
+    with new_folder(out) as folder:
+        shutil.copytree(shipped, folder, dirs_exist_ok=True)
 
 
 def write_hub_folder(
@@ -55,18 +73,22 @@ def write_hub_folder(
     train.yaml, metrics.json and a picture of the confusion matrix. Nothing in them tells paths of this machine.
 
     Args:
-        model: Model folder, a network's folder in a run, or a run of one network.
+        model: Model folder, a network's folder in a run, a run of one network, or released weights by their name.
         out: Folder to write; must not exist or be empty.
         name: Name of the model on the Hub, ORG/NAME.
-        license: Licence of the weights as the Hub names it, such as 'cc-by-nc-4.0'; None if it is not known.
+        license: Licence of the weights as the Hub names it, such as 'cc-by-nc-4.0'; None for that of the weights that
+            the training started from, if there is one.
         data: What it was trained on, with source, licence and attribution, Markdown.
 
     Raises:
         FileNotFoundError: if there is no such model.
-        ValueError: if the folder holds several.
+        ValueError: if the folder holds several, or released weights, which have a card, are given another.
         FileExistsError: if `out` holds something.
         ImportError: without matplotlib, where there are results.
     """
+    if str(model) in RELEASES and not Path(model).exists():
+        _copy_release(str(model), out, license or data)
+        return
     best = find_model_folder(model)
     for file in ('config.json', 'model.safetensors'):
         if not (best / file).is_file():
@@ -77,7 +99,9 @@ def write_hub_folder(
     metrics.pop('checkpoint', None)
     settings: Dict[str, Any] = {}
     if run is not None:
-        settings = {k: v for k, v in yaml.safe_load((run / CONFIG).read_text()).items() if k not in _PLACES}
+        settings = {k: v for k, v in yaml.safe_load((run / CONFIG).read_text()).items() if k not in PLACES}
+        if not _started_from_weights(metrics.get('name'), settings):
+            config['pretrained_cfg'].pop('license', None)
         for key in ('model', 'teacher'):
             if str(settings.get(key)).startswith('local-dir:'):
                 settings[key] = f'a model of before ({Path(settings[key]).parent.name})'
@@ -96,7 +120,7 @@ def write_hub_folder(
             write_json(metrics, folder / METRICS)
             plot_confusion_matrix(
                 metrics[split]['confusion_matrix'], metrics['classes'], folder / CONFUSION_PICTURE)
-        counts = _count_images(run / IMAGES) if run is not None else {}
+        counts = count_images(run / IMAGES) if run is not None else {}
         (folder / 'README.md').write_text(
             write_card(name, config, metrics, settings, counts, license, data), encoding='utf-8')
 
@@ -168,10 +192,11 @@ def push(
     `timm.create_model('hf-hub:ORG/NAME', pretrained=True)` then loads it for all who `import hdkd_timm`.
 
     Args:
-        model: Model folder, a network's folder in a run, or a run of one network.
+        model: Model folder, a network's folder in a run, a run of one network, or released weights by their name.
         repo_id: ORG/NAME, made if it is not there.
         private: Make it private.
-        license: Licence of the weights as the Hub names it, such as 'cc-by-nc-4.0'.
+        license: Licence of the weights as the Hub names it, such as 'cc-by-nc-4.0'; None for that of the weights that
+            the training started from, if there is one.
         data: What it was trained on, with source, licence and attribution, Markdown.
 
     Raises:

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class HubServer(ThreadingHTTPServer):
     """Repositories, by name: 'private', and 'commits', a list of (commit id, path -> bytes), newest last.
 
-    Tokens: 'writer' may write, 'reader' may read.
+    Tokens: 'writer' may write, 'reader' may read. Of the files (repository, path) in  half is sent.
     """
     daemon_threads = True
 
@@ -42,7 +42,7 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self, status, body=b'', **headers):
         body = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
-        headers.setdefault('Content-Length', len(body))
+        headers.setdefault('Content_Length', len(body))
         for name, value in headers.items():
             self.send_header(name.replace('_', '-'), str(value))
         self.end_headers()
@@ -82,11 +82,16 @@ class _Handler(BaseHTTPRequestHandler):
                 self.answer(404, b'', X_Error_Code='EntryNotFound', X_Repo_Commit=sha)
                 return
             headers = dict(ETag=f'"{hashlib.sha256(files[name]).hexdigest()}"', X_Repo_Commit=sha)
-            if self.command == 'GET' and name in self.server.truncated:
+            start = int((self.headers.get('Range') or 'bytes=0-').removeprefix('bytes=').split('-')[0])
+            body, status = files[name][start:], 200
+            if start:
+                status = 206
+                headers['Content_Range'] = f'bytes {start}-{len(files[name]) - 1}/{len(files[name])}'
+            headers['Content_Length'] = len(body)
+            if self.command == 'GET' and (repo_id, name) in self.server.truncated:
                 self.close_connection = True
-                self.answer(200, files[name][:len(files[name]) // 2], **headers, Content_Length=len(files[name]))
-                return
-            self.answer(200, files[name], **headers)
+                body = body[:len(body) // 2]
+            self.answer(status, body, **headers)
             return
         match = re.fullmatch(r'/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?', path)
         if match:
@@ -113,8 +118,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.requests['POST', path] += 1
         token = self.headers.get('Authorization', '').removeprefix('Bearer ')
         if path == '/api/validate-yaml':
-            bad = re.search(r'^license: (?!cc0-1.0|apache-2.0)', json.loads(body)['content'], re.M)
-            errors = [dict(message='"license" must be one of [apache-2.0, cc0-1.0]')] if bad else []
+            bad = re.search(r'^license: (?!cc0-1.0|apache-2.0|cc-by-nc-4.0)', json.loads(body)['content'], re.M)
+            errors = [dict(message='"license" must be one of [apache-2.0, cc0-1.0, cc-by-nc-4.0]')] if bad else []
             self.answer(400 if errors else 200, dict(errors=errors, warnings=[]))
         elif token not in ('reader', 'writer'):
             self.fail(401, 'Unauthorized')

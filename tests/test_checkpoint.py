@@ -356,7 +356,7 @@ def test_load_saved_asks_which(tmp_path):
     with pytest.raises(ValueError, match=r"run' holds several models: give one of \S+run/student, \S+run/teacher\."):
         load_saved(tmp_path / 'run')
     assert load_saved(tmp_path / 'run' / 'teacher')[0].num_classes == 5
-    for name in (tmp_path / 'nowhere', 'nowhere', 'resnet18'):
+    for name in (tmp_path / 'nowhere', 'nowhere', 'hdkd_student_plain'):
         with pytest.raises(FileNotFoundError, match=f"Model '{name}' does not exist: give a model folder"):
             load_saved(name)
     with pytest.raises(FileNotFoundError, match="Model folder 'nowhere' does not exist"):

@@ -17,7 +17,9 @@ from hub_server import hub_server
 from hdkd_timm import DistillConfig, TrainConfig, train
 from hdkd_timm.card import escape, write_card
 from hdkd_timm.hub import write_hub_folder
+from hdkd_timm.released import find_folder
 
+RELEASED = 'hdkd_student.ham10k'
 STUDENT = {k: v for k, v in TINY_STUDENT.items() if k not in ('img_size', 'num_classes')}
 # runs commands one after another, each with changes to the environment, and tells how each ended
 DRIVER = '''
@@ -35,9 +37,11 @@ print(json.dumps(ended))
 LOAD = '''
 import sys
 import hdkd_timm, timm, torch
-model = timm.create_model(sys.argv[1], pretrained=True).eval()
-torch.manual_seed(0)
-print(model.pretrained_cfg['label_names'], model(torch.randn(1, 3, 32, 32)).tolist())
+for name in sys.argv[1:]:
+    size = {} if name.startswith('hf-hub:us/net') else {'img_size': 32}
+    model = timm.create_model(name, pretrained=True, **size).eval()
+    torch.manual_seed(0)
+    print(list(model.pretrained_cfg['label_names']), model(torch.randn(1, 3, 32, 32)).tolist())
 '''
 
 
@@ -77,8 +81,10 @@ def test_push_and_load(run, server, tmp_path):
     home = str(tmp_path / 'hf')
     (tmp_path / 'data.md').write_text('Squares, drawn by the tests.')
     push = ['push', run, 'us/net', '--license', 'cc0-1.0', '--data-card', str(tmp_path / 'data.md')]
-    (code, out, err), = drive([[{'HF_TOKEN': 'writer'}, push]], server=server, HF_HOME=home)
+    (code, out, err), (released_code, _, released_err) = drive(
+        [[{'HF_TOKEN': 'writer'}, push], [{}, ['push', RELEASED, 'us/released']]], server=server, HF_HOME=home)
     assert code == 0, err
+    assert released_code == 0, released_err
     assert f'Pushed to {server.url}/us/net.' in out
     files = server.repos['us/net']['commits'][-1][1]
     assert set(files) == {
@@ -88,8 +94,13 @@ def test_push_and_load(run, server, tmp_path):
     model = timm.create_model(f'local-dir:{run}/best', pretrained=True).eval()
     torch.manual_seed(0)
     expected = f"{model.pretrained_cfg['label_names']} {model(torch.randn(1, 3, 32, 32)).tolist()}\n"
-    loaded = call(LOAD, 'hf-hub:us/net', server=server, HF_HOME=home)
-    assert loaded.stdout == expected, loaded.stderr
+    loaded = call(LOAD, 'hf-hub:us/net', 'hf-hub:us/released', RELEASED, server=server, HF_HOME=home)
+    *_, pushed, shipped = loaded.stdout.splitlines()
+    assert loaded.stdout.startswith(expected), loaded.stderr
+    assert pushed == shipped
+    assert "The weights 'us/released' are for non-commercial use only" in loaded.stderr
+    files = server.repos['us/released']['commits'][-1][1]
+    assert files == {path.name: path.read_bytes() for path in find_folder(RELEASED).iterdir()}
     # what was loaded once is there without network
     loaded = call(LOAD, 'hf-hub:us/net', HF_HOME=home, HF_HUB_OFFLINE='1')
     assert loaded.stdout == expected, loaded.stderr
@@ -124,7 +135,7 @@ def test_push_that_fails(run, server, tmp_path):
         assert words in errors[i]
         assert not words or errors[i].count('\n') == 1
         assert 'secret-reader' not in errors[i]
-    assert 'must be one of [apache-2.0, cc0-1.0]' in errors[7]
+    assert 'must be one of [apache-2.0, cc0-1.0, cc-by-nc-4.0]' in errors[7]
     assert 'us/new' not in server.repos
     assert server.repos['us/hidden']['private']
     assert not server.repos['us/public']['commits'][-1][1]

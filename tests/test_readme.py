@@ -1,6 +1,7 @@
 """The README's Python snippets and the examples run as they are."""
 import os
 import re
+import runpy
 import shutil
 import statistics
 import subprocess
@@ -24,6 +25,7 @@ def run_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for split, number in (('train', 6), ('test', 2)):
         write_images(tmp_path / 'data' / split, number=number)
+    shutil.copy(tmp_path / 'data' / 'test' / 'a' / '0.png', tmp_path / 'image.png')
     args = dict(num_classes=3, img_size=64)
     for name in ('teacher', 'student'):
         save_model(timm.create_model(f'hdkd_{name}', **args), f'runs/first/{name}/best', list('abc'), args)
@@ -31,7 +33,7 @@ def run_folder(tmp_path, monkeypatch):
 
 
 def test_snippets_are_found():
-    assert len(SNIPPETS) == 4
+    assert len(SNIPPETS) == 5
 
 
 @pytest.mark.parametrize('snippet', SNIPPETS, ids=lambda s: s.splitlines()[2][:24])
@@ -76,6 +78,14 @@ def test_model_table():
     readme = (ROOT / 'README.md').read_text()
     for name, figures in rows.items():
         assert re.search(rf'\| `{name}` \| .*? \| {re.escape(figures)} \|', readme), (name, figures)
+
+
+def test_tables_of_released_weights():
+    """Both tables say what the weights' own metrics say."""
+    table = runpy.run_path(str(ROOT / 'weights' / 'table.py'))
+    assert table['write_table'](table['HEAD']) in (ROOT / 'weights' / 'README.md').read_text()
+    shown = ['weights', 'data', 'licence', 'accuracy', 'balanced accuracy', 'macro AUROC']
+    assert table['write_table'](shown) in (ROOT / 'README.md').read_text()
 
 
 def run_example(name, *args):

@@ -37,7 +37,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import Attention, DropPath, Mlp, SEModule, SelectAdaptivePool2d, calculate_drop_path_rates, \
     get_device_dtype, global_pool_nlc, resample_abs_pos_embed, to_2tuple
 from timm.models import adapt_input_conv, build_model_with_cfg, checkpoint, clean_state_dict, generate_default_cfgs, \
-    register_model
+    register_model, resolve_pretrained_cfg
 try:
     # timm >= 1.0.31 records the arguments that rebuild a model, and its own models keep them up to date by this
     # function, which has no public name
@@ -45,6 +45,8 @@ try:
 except ImportError:
     def update_model_input_size(model: nn.Module, img_size: Any) -> None:
         model._model_args = dict(getattr(model, '_model_args', {}), img_size=img_size)
+
+from ..released import hub_id, release_overlay
 
 __all__ = ['HDKDTeacher', 'HDKDStudent']
 
@@ -1168,6 +1170,9 @@ def _adapt_first_conv(weight: torch.Tensor, in_chans: int) -> torch.Tensor:
 def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> Dict[str, torch.Tensor]:
     """ Fit a checkpoint, ours or the published code's, to a model: names, position embedding, first conv."""
     state_dict = convert_state_dict(state_dict)
+    # released weights are of half precision, but not what is made of them
+    state_dict = {
+        k: v.float() if isinstance(v, torch.Tensor) and v.dtype == torch.float16 else v for k, v in state_dict.items()}
     if 'pos_embed' in state_dict and isinstance(model, HDKDStudent):
         state_dict = dict(state_dict, pos_embed=_resample_pos_embed(state_dict, model))
     if _OLD_TIMM and f'{_FIRST_CONV}.weight' in state_dict:
@@ -1184,17 +1189,27 @@ def _cfg(url: str = '', **kwargs: Any) -> Dict[str, Any]:
         'first_conv': _FIRST_CONV, 'classifier': 'head',
         'paper_ids': 'arXiv:2407.07516',
         'paper_name': 'HDKD: Hybrid Data-Efficient Knowledge Distillation Network for Medical Image Classification',
-        'origin_url': 'https://github.com/omarsherif200/HDKD', 'license': 'apache-2.0',
+        'origin_url': 'https://github.com/omarsherif200/HDKD',
         **kwargs
     }
 
 
 _student_cfg = partial(_cfg, pool_size=(14, 14), fixed_input_size=True)
 
+# the data that weights were released for
+_brain_mri = dict(
+    num_classes=4, label_names=('glioma', 'meningioma', 'notumor', 'pituitary'), license='cc0-1.0')
+_ham10k = dict(
+    num_classes=7, label_names=('akiec', 'bcc', 'bkl', 'df', 'mel', 'nv', 'vasc'), license='cc-by-nc-4.0')
+
 
 default_cfgs = generate_default_cfgs({
-    'hdkd_teacher.untrained': _cfg(),
-    'hdkd_student.untrained': _student_cfg(classifier=('head', 'head_dist')),
+    'hdkd_teacher.brain_mri': _cfg(hf_hub_id=hub_id('hdkd_teacher.brain_mri'), **_brain_mri),
+    'hdkd_teacher.ham10k': _cfg(hf_hub_id=hub_id('hdkd_teacher.ham10k'), **_ham10k),
+    'hdkd_student.brain_mri': _student_cfg(
+        hf_hub_id=hub_id('hdkd_student.brain_mri'), classifier=('head', 'head_dist'), **_brain_mri),
+    'hdkd_student.ham10k': _student_cfg(
+        hf_hub_id=hub_id('hdkd_student.ham10k'), classifier=('head', 'head_dist'), **_ham10k),
     'hdkd_student_plain.untrained': _student_cfg(),
     'hdkd_teacher_s4.untrained': _cfg(pool_size=(14, 14)),
     'hdkd_student_s4.untrained': _student_cfg(pool_size=(7, 7), classifier=('head', 'head_dist')),
@@ -1211,6 +1226,8 @@ def _create_hdkd(
     pretrained_cfg_overlay = dict(pretrained_cfg_overlay or {})
     if model_cls is HDKDStudent:
         pretrained_cfg_overlay['classifier'] = ('head', 'head_dist') if kwargs.get('distilled', True) else 'head'
+    cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), pretrained_cfg_overlay)
+    pretrained_cfg_overlay = {**release_overlay(cfg, pretrained, kwargs.get('cache_dir')), **pretrained_cfg_overlay}
     if _OLD_TIMM:
         pretrained_cfg_overlay['first_conv'] = None  # keep timm's own hands off
     model = build_model_with_cfg(

@@ -1,0 +1,140 @@
+"""Released weights: which there are, and where their file is: shipped with the package, in the Hub's cache, on the Hub.
+
+Of the Hub only model.safetensors is taken, and no file is loaded that is not the one released, by its sha256.
+"""
+import hashlib
+import os
+import warnings
+from pathlib import Path
+from typing import Any, Dict, NamedTuple, Optional, Union
+
+from timm.models import PretrainedCfg
+
+# organisation on the Hugging Face Hub; HDKD_HUB_ORG names another one that holds the same files
+HUB_ORG = os.environ.get('HDKD_HUB_ORG') or 'hdkd-timm'
+WEIGHTS = 'model.safetensors'
+# in an installed package, and in a clone of the repository
+FOLDERS = (Path(__file__).parent / 'weights', Path(__file__).parent.parent / 'weights')
+
+
+class Release(NamedTuple):
+    """What is known of released weights beside their `pretrained_cfg`."""
+    sha256: str
+    data: str  # what they were trained on, with the attribution that its licence asks for
+
+
+_BRAIN_MRI = 'the Brain Tumor MRI Dataset (Msoud Nickparvar, Kaggle 2021, doi 10.34740/KAGGLE/DSV/2645886)'
+_HAM10K = (
+    'HAM10000 (Tschandl et al., Sci. Data 5, 180161, 2018, doi 10.7910/DVN/DBW86T; ViDIR Group, Department of'
+    ' Dermatology, Medical University of Vienna)')
+RELEASES: Dict[str, Release] = {
+    'hdkd_teacher.brain_mri': Release('d766eff6b248e10489278e5043a26a2c326f7e8fae4174b655819ecdd314a68f', _BRAIN_MRI),
+    'hdkd_student.brain_mri': Release('3ca159e2b0ebbbe337378155814f14d93f81cc7aacf5b7c8d459a56444b19a6f', _BRAIN_MRI),
+    'hdkd_teacher.ham10k': Release('cd08cad9bf8c5f6d28475f8321758061a93eeba0270410171ba49d0c4cd46b74', _HAM10K),
+    'hdkd_student.ham10k': Release('d35e7e6645bfaa8777066ae1fa7f5aca902d59fefe9cb303d775c2965a4369c3', _HAM10K),
+}
+
+
+def hub_id(name: str) -> str:
+    """Repository on the Hugging Face Hub of released weights, such as 'hdkd_student.brain_mri'."""
+    return f'{HUB_ORG}/{name}'
+
+
+def find_folder(name: str) -> Optional[Path]:
+    """The folder of released weights that came with the package; None if there is none."""
+    if name not in RELEASES:
+        return None
+    return next((folder / name for folder in FOLDERS if (folder / name / WEIGHTS).is_file()), None)
+
+
+def _is_released(path: Union[str, Path], name: str) -> bool:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() == RELEASES[name].sha256
+
+
+def _download(name: str, cache_dir: Optional[Union[str, Path]]) -> str:
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+    what = f"'{name}' did not come with this installation, and is not in the Hub's cache"
+    where = f"'{hub_id(name)}' on {constants.ENDPOINT}"
+    ways = (
+        f'install hdkd_timm with its weights, set HDKD_HUB_ORG to an organisation that has them, or put {WEIGHTS} into'
+        f" '{FOLDERS[0] / name}'.")
+    try:
+        return hf_hub_download(hub_id(name), WEIGHTS, cache_dir=cache_dir)
+    except Exception as e:  # of the client, and of the HTTP library that it happens to use
+        cause = e.__cause__ or e if isinstance(e, LocalEntryNotFoundError) else e
+        reason = f"({type(cause).__name__}: {' '.join(str(cause).split())})"
+        if constants.is_offline_mode():
+            raise ConnectionError(f'{what}; HF_HUB_OFFLINE is set: unset it once to download it, {ways}') from e
+        if isinstance(cause, (RepositoryNotFoundError, EntryNotFoundError)):
+            raise FileNotFoundError(
+                f'{what}; there is no {WEIGHTS} at {where}, or your token may not see it: {ways}') from e
+        if isinstance(cause, HfHubHTTPError) and cause.response is not None:
+            status = cause.response.status_code
+            raise OSError(f'{what}; {where} answered {status} {reason}: try later, or {ways}') from e
+        if isinstance(e, LocalEntryNotFoundError):
+            raise ConnectionError(
+                f'{what}; cannot reach {where} {reason}: is there a network, or a proxy? Else {ways}') from e
+        raise OSError(f'{what}; downloading {where} failed {reason}: try again, or {ways}') from e
+
+
+def find_weights(name: str, cache_dir: Optional[Union[str, Path]] = None) -> str:
+    """The file of released weights, checked.
+
+    Args:
+        name: Such as 'hdkd_student.brain_mri'.
+        cache_dir: The Hub's cache, if it is not where the Hub's client has it.
+
+    Raises:
+        ConnectionError: if it has to be downloaded, and there is no network or HF_HUB_OFFLINE is set.
+        FileNotFoundError: if the Hub does not have it.
+        OSError: if the download failed.
+        ValueError: if the file is not the one that was released.
+    """
+    folder = find_folder(name)
+    if folder is not None:
+        if not _is_released(folder / WEIGHTS, name):
+            raise ValueError(
+                f"'{folder / WEIGHTS}' is damaged, or not of this version of hdkd_timm: its sha256 is not"
+                f' {RELEASES[name].sha256}. Install hdkd_timm anew.')
+        return str(folder / WEIGHTS)
+    from huggingface_hub import try_to_load_from_cache
+    path = try_to_load_from_cache(hub_id(name), WEIGHTS, cache_dir=cache_dir)
+    if not isinstance(path, str) or not _is_released(path, name):
+        path = _download(name, cache_dir)
+        if not _is_released(path, name):
+            raise ValueError(
+                f"Refused '{path}', downloaded from '{hub_id(name)}': its sha256 is not {RELEASES[name].sha256}, so it"
+                ' is damaged, of another version of hdkd_timm, or not ours. Delete it and try again, upgrade hdkd_timm,'
+                ' or see what HDKD_HUB_ORG names.')
+    return path
+
+
+def release_overlay(
+        cfg: PretrainedCfg,
+        pretrained: bool,
+        cache_dir: Optional[Union[str, Path]] = None,
+) -> Dict[str, Any]:
+    """What to lay over a `pretrained_cfg` of released weights: the file to load, or, for random weights, that nothing
+    the registry tells of trained ones holds. Nothing for a cfg of other weights.
+
+    Warns, once, of weights that may not be used commercially.
+
+    Raises:
+        As `find_weights`.
+    """
+    name = f'{cfg.architecture}.{cfg.tag}'
+    is_release = name in RELEASES and cfg.hf_hub_id == hub_id(name) and not (cfg.source or cfg.file or cfg.state_dict)
+    overlay: Dict[str, Any] = {}
+    if is_release:
+        overlay = {'file': find_weights(name, cache_dir)} if pretrained else dict.fromkeys(
+            ('hf_hub_id', 'tag', 'label_names', 'license'))
+    if pretrained and '-nc' in (cfg.license or '') and cfg.source != 'local-dir':
+        what, data = (name, f' They were trained on {RELEASES[name].data}.') if is_release else (cfg.hf_hub_id, '')
+        warnings.warn(f"The weights '{what}' are for non-commercial use only, {cfg.license}.{data}", stacklevel=2)
+    return overlay

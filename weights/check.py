@@ -1,0 +1,48 @@
+"""Test released weights again, and compare with their metrics.json: `python weights/check.py TAG --data-dir DIR`.
+
+DIR is the data set's folder, with its images.csv. Exit code 1 if a metric is off by more than 0.1 points.
+"""
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import yaml
+
+from hdkd_timm import EvalConfig, evaluate_model
+from hdkd_timm.card import METRIC_NAMES
+from hdkd_timm.released import RELEASES, find_folder
+
+TOLERANCE = 1e-3
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('tag', choices=RELEASES, metavar='TAG', help=', '.join(RELEASES))
+    parser.add_argument('--data-dir', required=True, type=Path, help="the data set's folder")
+    parser.add_argument('--workers', '-j', type=int, default=0, help='loader processes')
+    args = parser.parse_args()
+    folder = find_folder(args.tag)
+    if folder is None:
+        parser.error(f"'{args.tag}' did not come with this installation of hdkd_timm")
+
+    settings = yaml.safe_load((folder / 'train.yaml').read_text())['settings']
+    column = {key: settings[key] for key in ('split_column',) if key in settings}
+    size = json.loads((folder / 'config.json').read_text())['pretrained_cfg']['input_size'][-1]
+    report, _ = evaluate_model(args.tag, EvalConfig(
+        data_csv=str(args.data_dir / 'images.csv'), split='test', img_size=size, workers=args.workers, **column))
+    released = json.loads((folder / 'metrics.json').read_text())['test']
+    print(f"{args.tag}, sha256 {hashlib.sha256((folder / 'model.safetensors').read_bytes()).hexdigest()}")
+    print(f"{report['images']} test images, {released['images']} in metrics.json")
+    print(f"{'':<24}{'measured':>10}{'released':>10}")
+    same = report['images'] == released['images']
+    for key, words in METRIC_NAMES.items():
+        is_same = abs(report[key] - released[key]) <= TOLERANCE
+        print(f"{words:<24}{report[key]:>10.4f}{released[key]:>10.4f}{'' if is_same else '  differs'}")
+        same = same and is_same
+    return 0 if same else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""Train released weights again: `python weights/reproduce.py TAG --data-dir DIR`.
+
+DIR is the data set's folder, with its images.csv. TAG/train.yaml lists the stages of the training, from small images to
+large ones: teacher and student go on from their best epochs of the stage before. A part of the training images chooses
+the epoch, the same in all stages, and the seed, if there are several; the test images are looked at once, after the
+last stage. A training that was stopped goes on where it was.
+
+Folders like those here are written beside the runs. To release one, put it in place of the old one, and its sha256 into
+hdkd_timm/released.py.
+"""
+import argparse
+import csv
+import dataclasses
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any, Dict, List
+
+import safetensors.torch
+import timm
+import torch
+import yaml
+
+from hdkd_timm import DistillConfig, EvalConfig, distill, evaluate_model
+from hdkd_timm.card import CONFUSION_PICTURE, write_card
+from hdkd_timm.data import DataConfig, create_datasets, list_images
+from hdkd_timm.files import new_folder, write_json, write_rows
+from hdkd_timm.hub import PLACES, count_images
+from hdkd_timm.plots import plot_confusion_matrix
+from hdkd_timm.released import WEIGHTS
+
+HERE = Path(__file__).parent
+SPLIT_SETTINGS = ('split_column', 'val_fraction', 'train_fraction')  # told by the CSV files that are written
+
+
+class Dumper(yaml.SafeDumper):
+    """Text of several lines is written as such."""
+
+
+Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar(
+    'tag:yaml.org,2002:str', text, style='|' if '\n' in text else None))
+
+
+def read_training(tag: str, changes: Path) -> Dict[str, Any]:
+    """'data', 'settings' and 'stages' of TAG/train.yaml; those of the other file, if any, win."""
+    train = yaml.safe_load((HERE / tag / 'train.yaml').read_text())
+    other = yaml.safe_load(changes.read_text()) if changes else {}
+    return {**train, **other, 'settings': {**train['settings'], **other.get('settings', {})}}
+
+
+def write_splits(folder: Path, data_dir: Path, settings: Dict[str, Any]) -> List[str]:
+    """CSV files of the images for the first stages, without test images, and for the last one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / 'images-train.csv', folder / 'images.csv']
+    if not all(path.exists() for path in paths):
+        fields = {field.name for field in dataclasses.fields(DataConfig)}
+        config = DataConfig(**{
+            **{key: value for key, value in settings.items() if key in fields},
+            'data_csv': str(data_dir / 'images.csv')})
+        rows = list_images(*create_datasets(config))
+        write_rows([row for row in rows if row['split'] != 'test'], paths[0])
+        write_rows(rows, paths[1])
+    return [str(path) for path in paths]
+
+
+def train_stages(name: str, train: Dict[str, Any], data_dir: Path, output: Path) -> List[Path]:
+    """Train teacher and student in all stages, as far as they are not yet. Returns the folders of the runs."""
+    *csvs, last_csv = write_splits(output / name, data_dir, train['settings'])
+    settings = {key: value for key, value in train['settings'].items() if key not in SPLIT_SETTINGS}
+    networks: Dict[str, str] = {}
+    runs = []
+    for i, stage in enumerate(train['stages']):
+        config = DistillConfig(**{
+            **settings, **networks, **stage, 'data_csv': last_csv if i == len(train['stages']) - 1 else csvs[0],
+            'output': str(output), 'experiment': f'{name}-{stage["img_size"]}'})
+        runs.append(output / config.experiment)
+        if not (runs[-1] / 'metrics.json').exists():
+            distill(config, resume=(runs[-1] / 'config.yaml').exists())
+        networks = {'teacher': f'local-dir:{runs[-1]}/teacher/best', 'model': f'local-dir:{runs[-1]}/student/best'}
+    return runs
+
+
+def read_stage(run: Path, network: str) -> Dict[str, Any]:
+    """What a stage did to a network: size, epochs, the best of them, and its results on the validation images."""
+    config = yaml.safe_load((run / 'config.yaml').read_text())
+    metrics = json.loads((run / network / 'metrics.json').read_text())
+    with (run / network / 'summary.csv').open(newline='') as file:
+        best = next(row for row in csv.DictReader(file) if int(row['epoch']) == metrics['epoch'])
+    return {
+        'img_size': config['img_size'], 'epochs': metrics['epochs'],
+        'lr': config['teacher_lr' if network == 'teacher' else 'lr'], 'best_epoch': metrics['epoch'] + 1,
+        'train_seconds': metrics['train_seconds'],
+        **{f'val_{key}': float(best[f'val_{key}']) for key in ('accuracy', 'balanced_accuracy')}}
+
+
+def describe_stages(stages: List[Dict[str, Any]], device: str) -> str:
+    head = ('image size', 'epochs', 'learning rate', 'best epoch', 'validation accuracy', 'balanced', 'minutes')
+    rows = [
+        [stage['img_size'], stage['epochs'], stage['lr'], stage['best_epoch'], f"{stage['val_accuracy']:.1%}",
+         f"{stage['val_balanced_accuracy']:.1%}", f"{stage['train_seconds'] / 60:.0f}"] for stage in stages]
+    lines = [head, ['---:'] * len(head), *rows]
+    table = '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines).replace('%', ' %')
+    return f'Each stage goes on from the best epoch of the one before. Trained on {device}.\n\n{table}'
+
+
+def write_release(tag: str, train: Dict[str, Any], runs: List[Path], seeds: Dict[int, float], out: Path) -> None:
+    """The folder of released weights, in the Hub's layout: float16, and metrics of just this file."""
+    network = tag.split('.')[0].removeprefix('hdkd_')
+    cfg = timm.get_pretrained_cfg(tag)
+    last = runs[-1]
+    stages = [read_stage(run, network) for run in runs]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else \
+        f'a CPU ({torch.get_num_threads()} threads)'
+    with new_folder(out) as folder:
+        config = json.loads((last / network / 'best' / 'config.json').read_text())
+        config['pretrained_cfg'].update(tag=cfg.tag, license=cfg.license)
+        write_json(config, folder / 'config.json')
+        tensors = safetensors.torch.load_file(last / network / 'best' / 'model.safetensors')
+        tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
+        overflown = [name for name, t in tensors.items() if not torch.isfinite(t).all()]
+        if overflown:
+            raise FloatingPointError(f"Too large for float16: {', '.join(overflown)}.")
+        (folder / WEIGHTS).write_bytes(safetensors.torch.save(tensors, metadata={'format': 'pt'}))
+        settings = yaml.safe_load((last / 'config.yaml').read_text())
+        report, _ = evaluate_model(str(folder), EvalConfig(
+            data_csv=str(last / 'images.csv'), split='test', batch_size=settings['batch_size'], workers=0))
+        metrics = json.loads((last / network / 'metrics.json').read_text())
+        metrics = {
+            'name': tag, 'classes': metrics['classes'], 'parameters': metrics['parameters'],
+            'seed': settings['seed'], 'val_of_seeds': seeds, 'device': device, 'stages': stages,
+            'train_seconds': sum(stage['train_seconds'] for stage in stages),
+            'test': {key: value for key, value in report.items() if key not in ('model', 'classes', 'split')}}
+        write_json(metrics, folder / 'metrics.json')
+        plot_confusion_matrix(report['confusion_matrix'], metrics['classes'], folder / CONFUSION_PICTURE)
+        elsewhere = {*PLACES, *(key for stage in train['stages'] for key in stage)}
+        effective = {
+            **{key: value for key, value in settings.items() if key not in elsewhere}, **train['settings'],
+            'model': 'hdkd_student', 'teacher': 'hdkd_teacher', 'seed': settings['seed']}
+        (folder / 'train.yaml').write_text(yaml.dump(
+            {**train, 'settings': effective}, Dumper=Dumper, sort_keys=False, allow_unicode=True), encoding='utf-8')
+        card = write_card(
+            tag, config, metrics, effective, count_images(last / 'images.csv'), cfg.license, train['data'], load=tag,
+            more={'Stages of the training': describe_stages(stages, device)})
+        (folder / 'README.md').write_text(card, encoding='utf-8')
+        sha256 = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    print(f"{tag}: '{out}'\n  sha256 {sha256}\n  test balanced accuracy {report['balanced_accuracy']:.1%}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('tag', help='such as hdkd_student.brain_mri; its teacher is trained with it')
+    parser.add_argument('--data-dir', required=True, type=Path, help="the data set's folder")
+    parser.add_argument('--changes', type=Path, help='YAML file whose settings and stages win, such as gpu.yaml')
+    parser.add_argument('--seeds', type=int, nargs='+', help='train with each, release the best on validation')
+    parser.add_argument('--output', default='runs', type=Path, help='folder of the runs')
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format='%(message)s')
+
+    train = read_training(args.tag, args.changes)
+    data_name = args.tag.split('.')[1]
+    name = f'{data_name}-{args.changes.stem}' if args.changes else data_name
+    runs: Dict[int, List[Path]] = {}
+    for seed in args.seeds or [train['settings']['seed']]:
+        of_seed = {**train, 'settings': {**train['settings'], 'seed': seed}}
+        runs[seed] = train_stages(f'{name}-seed{seed}' if args.seeds else name, of_seed, args.data_dir, args.output)
+    for network in ('teacher', 'student'):
+        vals = {seed: read_stage(of_seed[-1], network)['val_balanced_accuracy'] for seed, of_seed in runs.items()}
+        best = max(vals, key=vals.get)
+        tag = f'hdkd_{network}.{data_name}'
+        write_release(tag, train, runs[best], vals, args.output / f'{name}-released' / tag)
+
+
+if __name__ == '__main__':
+    main()
