@@ -8,6 +8,7 @@ earlier layers learn slower by the layer decay. `hdkd train --model hdkd_student
 local-dir:FOLDER`, does the same with all that a training needs.
 """
 import argparse
+import os
 
 import timm
 import torch
@@ -33,7 +34,7 @@ args = parser.parse_args()
 device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 datasets = {split: create_dataset('', root=args.data_dir, split=split) for split in ('train', 'test')}
 classes = list(datasets['train'].reader.class_to_idx)
-name = args.model if timm.models.is_model_pretrained(args.model) else f'local-dir:{args.model}'
+name = f'local-dir:{args.model}' if os.path.isdir(args.model) else args.model
 model = timm.create_model(name, pretrained=True, num_classes=len(classes)).to(device)
 data_config = resolve_data_config(model=model)
 loaders = {

@@ -1,5 +1,5 @@
 """Model cards, README.md of a model on the Hugging Face Hub, made from what a run wrote."""
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Sequence
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -12,7 +12,7 @@ IN_PER_CENT = ('accuracy', 'balanced_accuracy')
 SHOWN_SETTINGS = (
     'model', 'img_size', 'in_chans', 'epochs', 'batch_size', 'opt', 'lr', 'weight_decay', 'sched', 'aug',
     'class_weights', 'sampler', 'amp', 'seed')
-SHOWN_OF_STUDENTS = ('teacher', 'kd_type', 'alpha', 'tau', 'feature_weight')
+SHOWN_OF_STUDENTS = ('teacher', 'teacher_checkpoint', 'kd_type', 'alpha', 'tau', 'feature_weight')
 CITATION = '''@article{elassiouti2024hdkd,
   title   = {HDKD: Hybrid Data-Efficient Knowledge Distillation Network for Medical Image Classification},
   author  = {EL-Assiouti, Omar S. and Hamed, Ghada and Khattab, Dina and Ebied, Hala M.},
@@ -89,13 +89,6 @@ def _training(
     return '\n\n'.join(parts)
 
 
-def _licence(license: Optional[str], inherited: Optional[str]) -> str:
-    if license is None:
-        return 'Not told: ask who uploaded this, and see that of the data.'
-    return f'{license}.' if inherited in (None, license) else \
-        f'{license}; that of the weights which the training started from: {inherited}.'
-
-
 def write_card(
         name: str,
         config: Dict[str, Any],
@@ -106,6 +99,7 @@ def write_card(
         data: Optional[str] = None,
         load: Optional[str] = None,
         more: Optional[Dict[str, str]] = None,
+        origins: Sequence[str] = (),
 ) -> str:
     """A model card as Markdown with metadata.
 
@@ -115,15 +109,13 @@ def write_card(
         metrics: Its metrics.json, of a run.
         settings: The settings of the run.
         counts: Split -> class -> number of images.
-        license: Licence of the weights as the Hub names it, such as 'cc-by-nc-4.0'; None for that of the weights that
-            the training started from, which config.json tells if there is one.
+        license: Licence of the weights as the Hub names it, such as 'cc-by-nc-4.0'; None if it is not known.
         data: What it was trained on, with source, licence and attribution, Markdown.
         load: What `timm.create_model` takes; by default 'hf-hub:NAME'.
         more: Other sections after that about the training, heading -> Markdown.
+        origins: What licences its beginnings have, sentences.
     """
     metrics, settings = metrics or {}, settings or {}
-    inherited = config['pretrained_cfg'].get('license')
-    license = license or inherited
     split = next((split for split in ('test', 'val') if split in metrics), None)
     architecture, labels = config['architecture'], config.get('label_names') or []
     size = config['pretrained_cfg']['input_size']
@@ -159,7 +151,8 @@ Other classes, sizes and channels: `num_classes=`, `img_size=`, `in_chans=` as w
         '## Training': _training(metrics, settings, counts or {}, data),
         **{f'## {head}': text for head, text in (more or {}).items()},
         '## Intended use and limits': LIMITS,
-        '## Licence': _licence(license, inherited),
+        '## Licence': ' '.join([
+            f'{license}.' if license else 'Not told: ask who uploaded this, and see that of the data.', *origins]),
         '## Citation': f'```bibtex\n{CITATION}\n```',
     }
     body = '\n\n'.join(f'{head}\n\n{text}' for head, text in sections.items())

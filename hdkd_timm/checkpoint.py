@@ -61,6 +61,9 @@ def save_model(
             ' the model that it was made from.')
     model = copy.deepcopy(unwrap_model(model)).cpu().to(memory_format=torch.contiguous_format)
     adapt_stats(model)
+    if label_names or model.num_classes != model.pretrained_cfg.get('num_classes'):  # not those that it came with
+        model.pretrained_cfg = {
+            k: v for k, v in model.pretrained_cfg.items() if k not in ('label_names', 'label_descriptions')}
     if not hasattr(timm.models, 'get_model_args'):  # timm < 1.0.31
         pool = getattr(model, 'global_pool', None)
         pool = getattr(pool, 'pool_type', pool)

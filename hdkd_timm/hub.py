@@ -1,12 +1,14 @@
 """`hdkd push`: a trained model on the Hugging Face Hub, with a model card made from its run."""
 import csv
 import json
+import re
 import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, Optional
 
+import timm
 import yaml
 from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.errors import (
@@ -21,14 +23,15 @@ from .card import CONFUSION_PICTURE, write_card
 from .checkpoint import HUBS, find_model_folder
 from .files import PathLike, new_folder, write_json
 from .plots import plot_confusion_matrix
-from .released import RELEASES, find_folder
+from .released import find_folder, find_weights, full_name
 from .runs import CONFIG, IMAGES, METRICS
 from .version import __version__
 
+CARD = 'README.md'
 # settings that tell of the machine of the run
 PLACES = (
-    'data_dir', 'data_csv', 'class_map', 'smote', 'cache', 'cache_dir', 'teacher_checkpoint', 'workers', 'device',
-    'log', 'output', 'experiment')
+    'data_dir', 'data_csv', 'class_map', 'smote', 'cache', 'cache_dir', 'workers', 'device', 'log', 'output',
+    'experiment')
 
 
 def _read(path: Path) -> Dict[str, Any]:
@@ -52,14 +55,43 @@ def _started_from_weights(network: Optional[str], settings: Dict[str, Any]) -> b
     return bool(settings.get(pretrained)) or str(settings.get(name)).startswith(HUBS)
 
 
-def _copy_release(name: str, out: PathLike, is_described: Any) -> None:
-    shipped = find_folder(name)
-    if shipped is None:
-        raise FileNotFoundError(f"The weights '{name}' did not come with this installation of hdkd_timm.")
+def _without_paths(settings: Dict[str, Any]) -> Dict[str, Any]:
+    """Settings of a run without what they tell of its machine."""
+    settings = {k: v for k, v in settings.items() if k not in PLACES}
+    for key in ('model', 'teacher', 'teacher_checkpoint'):
+        name = settings.get(key)
+        if name and not name.startswith(('hf-hub:', 'hf_hub:')) and not timm.is_model(name.split('.')[0]):
+            path = Path(name.removeprefix('local-dir:'))
+            settings[key] = f"a model of before ({path.parent.name if path.name == 'best' else path.name})"
+    if settings.get('class_weights'):
+        settings['class_weights'] = Path(settings['class_weights']).name
+    kind, _, place = (settings.get('dataset') or '').partition('/')
+    if Path(place).is_absolute():
+        settings['dataset'] = f'{kind}/{Path(place).name}'
+    return settings
+
+
+def _licences_of_beginnings(network: Optional[str], settings: Dict[str, Any], config: Dict[str, Any]) -> Dict[str, str]:
+    """Sentence -> licence of each of the weights that a network was made from, as far as they tell one."""
+    found = {}
+    license = config['pretrained_cfg'].get('license')
+    if license and (not settings or _started_from_weights(network, settings)):
+        found[f'The weights that the training started from: {license}.'] = license
+    teacher = settings.get('teacher_checkpoint') or ''
+    if network not in ('teacher', 'student_alone') and timm.models.is_model_pretrained(teacher):
+        license = timm.get_pretrained_cfg(teacher).license
+        if license:
+            found[f'Its teacher, {teacher}: {license}.'] = license
+    return found
+
+
+def _copy_folder(folder: Path, out: PathLike, is_described: bool) -> None:
+    """What has its card is taken as it is."""
     if is_described:
-        raise ValueError(f"'{name}' has its model card, with data and licence: leave out --license and --data-card.")
-    with new_folder(out) as folder:
-        shutil.copytree(shipped, folder, dirs_exist_ok=True)
+        raise ValueError(
+            f"'{folder}' has its model card, README.md, with data and licence: leave out --license and --data-card.")
+    with new_folder(out) as temporary:
+        shutil.copytree(folder, temporary, dirs_exist_ok=True)
 
 
 def write_hub_folder(
@@ -73,46 +105,48 @@ def write_hub_folder(
     train.yaml, metrics.json and a picture of the confusion matrix. Nothing in them tells paths of this machine.
 
     Args:
-        model: Model folder, a network's folder in a run, a run of one network, or released weights by their name.
+        model: Model folder, a network's folder in a run, a run of one network, or released weights by their name. A
+            folder that has its card, such as this function writes, is taken as it is.
         out: Folder to write; must not exist or be empty.
         name: Name of the model on the Hub, ORG/NAME.
         license: Licence of the weights as the Hub names it, such as 'cc-by-nc-4.0'; None for that of the weights that
-            the training started from, if there is one.
+            it was made from, if that forbids something.
         data: What it was trained on, with source, licence and attribution, Markdown.
 
     Raises:
         FileNotFoundError: if there is no such model.
-        ValueError: if the folder holds several, or released weights, which have a card, are given another.
+        ValueError: if the folder holds several, or what has a card is given another licence or data.
         FileExistsError: if `out` holds something.
         ImportError: without matplotlib, where there are results.
     """
-    if str(model) in RELEASES and not Path(model).exists():
-        _copy_release(str(model), out, license or data)
-        return
-    best = find_model_folder(model)
+    released = None if Path(model).exists() else full_name(str(model))
+    if released:
+        best = find_folder(released)
+        if best is None:
+            raise FileNotFoundError(f"The weights '{released}' did not come with this installation of hdkd_timm.")
+        find_weights(released)  # checks them
+    else:
+        best = find_model_folder(model)
     for file in ('config.json', 'model.safetensors'):
         if not (best / file).is_file():
             raise FileNotFoundError(f"'{best}' is no model folder, it has no {file}.")
+    if (best / CARD).is_file():
+        _copy_folder(best, out, bool(license or data))
+        return
     network = best.parent if best.name == 'best' else best
     run = next((folder for folder in (network, network.parent) if (folder / CONFIG).is_file()), None)
     config, metrics = _read(best / 'config.json'), _read(network / METRICS)
     metrics.pop('checkpoint', None)
-    settings: Dict[str, Any] = {}
-    if run is not None:
-        settings = {k: v for k, v in yaml.safe_load((run / CONFIG).read_text()).items() if k not in PLACES}
-        if not _started_from_weights(metrics.get('name'), settings):
-            config['pretrained_cfg'].pop('license', None)
-        for key in ('model', 'teacher'):
-            if str(settings.get(key)).startswith('local-dir:'):
-                settings[key] = f'a model of before ({Path(settings[key]).parent.name})'
-        if settings.get('class_weights'):
-            settings['class_weights'] = Path(settings['class_weights']).name
-        kind, _, place = (settings.get('dataset') or '').partition('/')
-        if Path(place).is_absolute():
-            settings['dataset'] = f'{kind}/{Path(place).name}'
+    told = yaml.safe_load((run / CONFIG).read_text()) if run is not None else {}
+    licences = _licences_of_beginnings(metrics.get('name'), told, config)
+    license = license or next((name for name in licences.values() if re.search('-(nc|nd|sa)', name)), None)
+    if told and not _started_from_weights(metrics.get('name'), told):  # what timm tells of other weights
+        for key in ('license', 'tag'):
+            config['pretrained_cfg'].pop(key, None)
+    settings = _without_paths(told)
     with new_folder(out) as folder:
-        for file in ('config.json', 'model.safetensors'):
-            shutil.copyfile(best / file, folder / file)
+        write_json(config, folder / 'config.json')
+        shutil.copyfile(best / 'model.safetensors', folder / 'model.safetensors')
         if settings:
             (folder / 'train.yaml').write_text(yaml.safe_dump(settings, sort_keys=False))
         split = next((split for split in ('test', 'val') if split in metrics), None)
@@ -121,8 +155,8 @@ def write_hub_folder(
             plot_confusion_matrix(
                 metrics[split]['confusion_matrix'], metrics['classes'], folder / CONFUSION_PICTURE)
         counts = count_images(run / IMAGES) if run is not None else {}
-        (folder / 'README.md').write_text(
-            write_card(name, config, metrics, settings, counts, license, data), encoding='utf-8')
+        card = write_card(name, config, metrics, settings, counts, license, data, origins=list(licences))
+        (folder / CARD).write_text(card, encoding='utf-8')
 
 
 def _explain(error: Exception, repo_id: str) -> Exception:
@@ -165,7 +199,7 @@ def push_folder(folder: PathLike, repo_id: str, private: bool = False) -> str:
     """
     api = HfApi(library_name='hdkd_timm', library_version=__version__)
     try:
-        ModelCard.load(Path(folder) / 'README.md').validate()  # before anything is made there
+        ModelCard.load(Path(folder) / CARD).validate()  # before anything is made there
         url = api.create_repo(repo_id, private=private or None, exist_ok=True)
         if private and not api.model_info(url.repo_id).private:
             raise PermissionError(
@@ -196,7 +230,7 @@ def push(
         repo_id: ORG/NAME, made if it is not there.
         private: Make it private.
         license: Licence of the weights as the Hub names it, such as 'cc-by-nc-4.0'; None for that of the weights that
-            the training started from, if there is one.
+            it was made from, if that forbids something.
         data: What it was trained on, with source, licence and attribution, Markdown.
 
     Raises:

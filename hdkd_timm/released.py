@@ -6,9 +6,9 @@ import hashlib
 import os
 import warnings
 from pathlib import Path
-from typing import Any, Dict, NamedTuple, Optional, Union
+from typing import Any, Dict, NamedTuple, Optional, Set, Union
 
-from timm.models import PretrainedCfg
+from timm.models import PretrainedCfg, get_pretrained_cfg, is_model_pretrained
 
 # organisation on the Hugging Face Hub; HDKD_HUB_ORG names another one that holds the same files
 HUB_ORG = os.environ.get('HDKD_HUB_ORG') or 'hdkd-timm'
@@ -27,6 +27,7 @@ _BRAIN_MRI = 'the Brain Tumor MRI Dataset (Msoud Nickparvar, Kaggle 2021, doi 10
 _HAM10K = (
     'HAM10000 (Tschandl et al., Sci. Data 5, 180161, 2018, doi 10.7910/DVN/DBW86T; ViDIR Group, Department of'
     ' Dermatology, Medical University of Vienna)')
+_warned: Set[str] = set()
 RELEASES: Dict[str, Release] = {
     'hdkd_teacher.brain_mri': Release('d766eff6b248e10489278e5043a26a2c326f7e8fae4174b655819ecdd314a68f', _BRAIN_MRI),
     'hdkd_student.brain_mri': Release('3ca159e2b0ebbbe337378155814f14d93f81cc7aacf5b7c8d459a56444b19a6f', _BRAIN_MRI),
@@ -51,7 +52,15 @@ def _is_released(path: Union[str, Path], name: str) -> bool:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() == RELEASES[name].sha256
 
 
-def _download(name: str, cache_dir: Optional[Union[str, Path]]) -> str:
+def full_name(name: str) -> Optional[str]:
+    """The name of released weights with its tag, 'hdkd_student.brain_mri' for 'hdkd_student'; None for other models."""
+    cfg = get_pretrained_cfg(name) if is_model_pretrained(name) else None
+    name = f'{cfg.architecture}.{cfg.tag}' if cfg is not None else name
+    return name if name in RELEASES else None
+
+
+def _download(name: str, cache_dir: Optional[Union[str, Path]], is_cached: bool) -> str:
+    """`is_cached` tells that the cache holds a file, which is not the one."""
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -59,17 +68,18 @@ def _download(name: str, cache_dir: Optional[Union[str, Path]]) -> str:
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
     )
-    what = f"'{name}' did not come with this installation, and is not in the Hub's cache"
+    what = f"'{name}' did not come with this installation, and " + (
+        "what the Hub's cache holds is damaged or of another version" if is_cached else "is not in the Hub's cache")
     where = f"'{hub_id(name)}' on {constants.ENDPOINT}"
     ways = (
         f'install hdkd_timm with its weights, set HDKD_HUB_ORG to an organisation that has them, or put {WEIGHTS} into'
         f" '{FOLDERS[0] / name}'.")
     try:
-        return hf_hub_download(hub_id(name), WEIGHTS, cache_dir=cache_dir)
+        return hf_hub_download(hub_id(name), WEIGHTS, cache_dir=cache_dir, force_download=is_cached)
     except Exception as e:  # of the client, and of the HTTP library that it happens to use
         cause = e.__cause__ or e if isinstance(e, LocalEntryNotFoundError) else e
         reason = f"({type(cause).__name__}: {' '.join(str(cause).split())})"
-        if constants.is_offline_mode():
+        if constants.HF_HUB_OFFLINE:
             raise ConnectionError(f'{what}; HF_HUB_OFFLINE is set: unset it once to download it, {ways}') from e
         if isinstance(cause, (RepositoryNotFoundError, EntryNotFoundError)):
             raise FileNotFoundError(
@@ -104,14 +114,18 @@ def find_weights(name: str, cache_dir: Optional[Union[str, Path]] = None) -> str
                 f' {RELEASES[name].sha256}. Install hdkd_timm anew.')
         return str(folder / WEIGHTS)
     from huggingface_hub import try_to_load_from_cache
-    path = try_to_load_from_cache(hub_id(name), WEIGHTS, cache_dir=cache_dir)
-    if not isinstance(path, str) or not _is_released(path, name):
-        path = _download(name, cache_dir)
+    from huggingface_hub.errors import HFValidationError
+    try:
+        path = try_to_load_from_cache(hub_id(name), WEIGHTS, cache_dir=cache_dir)
+    except HFValidationError as e:
+        raise ValueError(f"HDKD_HUB_ORG='{HUB_ORG}' is no name of an organisation on the Hub: {e}") from e
+    is_cached = isinstance(path, str)
+    if not is_cached or not _is_released(path, name):
+        path = _download(name, cache_dir, is_cached)
         if not _is_released(path, name):
             raise ValueError(
                 f"Refused '{path}', downloaded from '{hub_id(name)}': its sha256 is not {RELEASES[name].sha256}, so it"
-                ' is damaged, of another version of hdkd_timm, or not ours. Delete it and try again, upgrade hdkd_timm,'
-                ' or see what HDKD_HUB_ORG names.')
+                ' is of another version of hdkd_timm, or not ours. Upgrade hdkd_timm, or see what HDKD_HUB_ORG names.')
     return path
 
 
@@ -120,21 +134,24 @@ def release_overlay(
         pretrained: bool,
         cache_dir: Optional[Union[str, Path]] = None,
 ) -> Dict[str, Any]:
-    """What to lay over a `pretrained_cfg` of released weights: the file to load, or, for random weights, that nothing
-    the registry tells of trained ones holds. Nothing for a cfg of other weights.
+    """What to lay over a `pretrained_cfg`: the file of released weights; for random ones, that they have no labels and
+    no licence. Nothing for a cfg of other weights.
 
-    Warns, once, of weights that may not be used commercially.
+    Warns, once for each, of weights that may not be used commercially.
 
     Raises:
         As `find_weights`.
     """
     name = f'{cfg.architecture}.{cfg.tag}'
-    is_release = name in RELEASES and cfg.hf_hub_id == hub_id(name) and not (cfg.source or cfg.file or cfg.state_dict)
-    overlay: Dict[str, Any] = {}
-    if is_release:
-        overlay = {'file': find_weights(name, cache_dir)} if pretrained else dict.fromkeys(
-            ('hf_hub_id', 'tag', 'label_names', 'license'))
-    if pretrained and '-nc' in (cfg.license or '') and cfg.source != 'local-dir':
-        what, data = (name, f' They were trained on {RELEASES[name].data}.') if is_release else (cfg.hf_hub_id, '')
-        warnings.warn(f"The weights '{what}' are for non-commercial use only, {cfg.license}.{data}", stacklevel=2)
+    is_own = bool(cfg.file or cfg.state_dict)
+    is_release = name in RELEASES and cfg.hf_hub_id == hub_id(name) and not (cfg.source or is_own)
+    if is_release and not pretrained:
+        return dict(label_names=None, license=None)
+    overlay = dict(file=find_weights(name, cache_dir)) if is_release else {}
+    what = name if is_release else cfg.hf_hub_id or cfg.file
+    if pretrained and '-nc' in (cfg.license or '') and (is_release or cfg.source) and what not in _warned:
+        _warned.add(what)
+        data = f' They were trained on {RELEASES[name].data}.' if is_release else ''
+        warnings.warn(  # where create_model was called
+            f"The weights '{what}' are for non-commercial use only, {cfg.license}.{data}", stacklevel=5)
     return overlay

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class HubServer(ThreadingHTTPServer):
     """Repositories, by name: 'private', and 'commits', a list of (commit id, path -> bytes), newest last.
 
-    Tokens: 'writer' may write, 'reader' may read. Of the files (repository, path) in  half is sent.
+    Tokens: 'writer' may write, 'reader' may read. Of the files in `truncated`, (repository, path), half is sent.
     """
     daemon_threads = True
 

@@ -18,10 +18,10 @@ from hub_server import hub_server
 
 import hdkd_timm
 from hdkd_timm import DistillConfig, distill
-from hdkd_timm.checkpoint import load_saved
+from hdkd_timm.checkpoint import load_saved, save_model
 from hdkd_timm.cli import main
 from hdkd_timm.hub import write_hub_folder
-from hdkd_timm.released import RELEASES, WEIGHTS, find_folder, find_weights, hub_id
+from hdkd_timm.released import HUB_ORG, RELEASES, WEIGHTS, find_folder, find_weights, hub_id
 
 ROOT = Path(__file__).parent.parent
 TEACHER, STUDENT = 'hdkd_teacher.brain_mri', 'hdkd_student.brain_mri'
@@ -56,7 +56,7 @@ def test_names():
     assert timm.list_pretrained('hdkd*') == sorted(RELEASES)
     for name in RELEASES:
         cfg = timm.get_pretrained_cfg(name)
-        assert cfg.hf_hub_id == hub_id(name) == f'hdkd-timm/{name}'
+        assert cfg.hf_hub_id == hub_id(name) == f'{HUB_ORG}/{name}'
         assert len(cfg.label_names) == cfg.num_classes
         assert timm.create_model(name, device='meta').num_classes == cfg.num_classes
     with pytest.raises(RuntimeError, match='Invalid pretrained tag'):
@@ -74,7 +74,7 @@ def test_shipped_folder(name):
     saved = config['pretrained_cfg']
     assert (config['architecture'], saved['tag'], saved['license']) == (cfg.architecture, cfg.tag, cfg.license)
     assert tuple(saved['input_size']) == cfg.input_size
-    assert tuple(config['label_names']) == tuple(saved['label_names']) == cfg.label_names
+    assert tuple(config['label_names']) == cfg.label_names
     metrics = json.loads((folder / 'metrics.json').read_text())
     assert tuple(metrics['classes']) == cfg.label_names
     card = (folder / 'README.md').read_text()
@@ -127,9 +127,21 @@ def test_ways_to_name_weights():
 def test_random_weights_have_no_licence_and_no_labels():
     for kwargs in ({}, dict(pretrained_cfg='ham10k')):
         cfg = timm.create_model('hdkd_student', device='meta', **kwargs).pretrained_cfg
-        assert not {'license', 'label_names', 'tag', 'hf_hub_id', 'file'} & set(cfg)
+        assert not {'license', 'label_names', 'file'} & set(cfg)
     cfg = timm.create_model('hdkd_student', device='meta', pretrained_cfg_overlay=dict(license='mit')).pretrained_cfg
     assert cfg['license'] == 'mit'
+
+
+def test_labels_are_those_of_the_classes(tmp_path):
+    model = timm.create_model('hdkd_student', pretrained=True, num_classes=5)
+    assert 'label_names' not in model.pretrained_cfg
+    model = timm.create_model(STUDENT, pretrained=True)
+    assert timm.create_model(STUDENT, pretrained=True, num_classes=4).pretrained_cfg['label_names'][0] == 'glioma'
+    save_model(model, tmp_path / 'new', ['a', 'b', 'c', 'd'])
+    assert 'glioma' not in (tmp_path / 'new' / 'config.json').read_text()
+    model.reset_classifier(6)
+    save_model(model, tmp_path / 'reset')
+    assert 'label_names' not in timm.create_model(f"local-dir:{tmp_path / 'reset'}").pretrained_cfg
 
 
 def test_licence_is_warned_of_once():
@@ -138,12 +150,12 @@ import hdkd_timm, timm
 for name in ({NC_STUDENT!r}, {NC_STUDENT!r}, {STUDENT!r}):
     timm.create_model(name, pretrained=True)
 timm.create_model({NC_TEACHER!r})
-timm.create_model('local-dir:{find_folder(NC_STUDENT)}', pretrained=True)
 """
     process = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert process.stderr.count('UserWarning') == 1
     assert f"The weights '{NC_STUDENT}' are for non-commercial use only, cc-by-nc-4.0." in process.stderr
     assert 'ViDIR Group' in process.stderr
+    assert '<string>:4: UserWarning' in process.stderr  # where the weights were asked for
 
 
 def test_damaged_file(tmp_path, monkeypatch):
@@ -154,14 +166,23 @@ def test_damaged_file(tmp_path, monkeypatch):
     monkeypatch.setattr('hdkd_timm.released.FOLDERS', (tmp_path,))
     with pytest.raises(ValueError, match='is damaged, or not of this version of hdkd_timm'):
         timm.create_model(STUDENT, pretrained=True)
+    with pytest.raises(ValueError, match='is damaged, or not of this version of hdkd_timm'):
+        write_hub_folder(STUDENT, tmp_path / 'out', 'us/net')
 
 
 def test_push_of_released_weights(tmp_path):
     write_hub_folder(STUDENT, tmp_path / 'out', 'us/net')
     assert {path.name: path.read_bytes() for path in (tmp_path / 'out').iterdir()} == {
         path.name: path.read_bytes() for path in find_folder(STUDENT).iterdir()}
-    with pytest.raises(ValueError, match="'hdkd_student.brain_mri' has its model card"):
+    with pytest.raises(ValueError, match=r"hdkd_student.brain_mri' has its model card, README\.md"):
         write_hub_folder(STUDENT, tmp_path / 'other', 'us/net', license='mit')
+    # by the model's name, and what was written before, which one may have edited
+    (tmp_path / 'out' / 'README.md').write_text('Mine.')
+    write_hub_folder(tmp_path / 'out', tmp_path / 'again', 'us/net')
+    assert (tmp_path / 'again' / 'README.md').read_text() == 'Mine.'
+    write_hub_folder('hdkd_student', tmp_path / 'first', 'us/net')
+    name = f"hdkd_student.{timm.get_pretrained_cfg('hdkd_student').tag}"
+    assert (tmp_path / 'first' / WEIGHTS).read_bytes() == (find_folder(name) / WEIGHTS).read_bytes()
 
 
 def test_commands_take_their_names(tmp_path):
@@ -172,15 +193,24 @@ def test_commands_take_their_names(tmp_path):
         output=str(tmp_path / 'runs'), teacher_checkpoint=TEACHER)
     cards = {}
     for experiment, changes in dict(
-            scratch={}, pretrained=dict(model=NC_STUDENT, pretrained=True)).items():
+            scratch={}, free=dict(model=STUDENT, pretrained=True), nc=dict(model=NC_STUDENT, pretrained=True)).items():
         run = distill(DistillConfig(**settings, **changes, experiment=experiment))['run']
         write_hub_folder(f'{run}/student', tmp_path / experiment, 'us/net')
-        cards[experiment] = yaml.safe_load((tmp_path / experiment / 'README.md').read_text().split('---\n')[1])
-    # what is made of weights has their licence, unless it is told another one
-    assert 'license' not in cards['scratch']
-    assert cards['pretrained']['license'] == 'cc-by-nc-4.0'
+        cards[experiment] = (tmp_path / experiment / 'README.md').read_text()
+        assert '## Licence\n\n' in cards[experiment]
+        assert '| `teacher_checkpoint` | hdkd\\_teacher.brain\\_mri |' in cards[experiment]
+    metadata = {name: yaml.safe_load(card.split('---\n')[1]) for name, card in cards.items()}
+    # what forbids something is handed on, what allows everything is for its owner to say
+    assert ['license' in metadata[name] for name in ('scratch', 'free', 'nc')] == [False, False, True]
+    assert metadata['nc']['license'] == 'cc-by-nc-4.0'
+    assert 'The weights that the training started from: cc-by-nc-4.0.' in cards['nc']
+    assert 'The weights that the training started from: cc0-1.0.' in cards['free']
+    assert all('Its teacher, hdkd_teacher.brain_mri: cc0-1.0.' in card for card in cards.values())
+    assert 'started from' not in cards['scratch']
+    config = json.loads((tmp_path / 'scratch' / 'config.json').read_text())
+    assert not {'license', 'tag'} & set(config['pretrained_cfg'])
     write_hub_folder(f'{run}/student', tmp_path / 'other', 'us/net', license='other')
-    assert 'other; that of the weights which the training started from: cc-by-nc-4.0.' in (
+    assert 'other. The weights that the training started from: cc-by-nc-4.0.' in (
         tmp_path / 'other' / 'README.md').read_text()
 
     out = tmp_path / 'predictions.csv'
@@ -213,7 +243,7 @@ def load(bare_package, tmp_path):
     return run
 
 
-def test_hub(load):
+def test_hub(load, tmp_path):
     files = {name: (find_folder(name) / WEIGHTS).read_bytes() for name in RELEASES}
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -231,13 +261,15 @@ def test_hub(load):
         assert f"there is no model.safetensors at 'hdkd-timm/hdkd_student.brain_mri' on {server.url}" in not_there[1]
         assert truncated[0] == 'OSError'
         assert f"downloading 'hdkd-timm/hdkd_teacher.ham10k' on {server.url} failed" in truncated[1]
-        assert other[0] == 'ValueError'
+        assert other[0] == 'ValueError'  # and what the cache holds now is asked for again
         assert "downloaded from 'hdkd-timm/hdkd_student.ham10k': its sha256 is not" in other[1]
         assert all(path.endswith(f'/{WEIGHTS}') for _, path in server.requests)
-        # a download that was cut off goes on, and a file that was refused is asked for again
+        # a download that was cut off goes on, a file that was refused or damaged is asked for again
         server.truncated.clear()
         server.add(hub_id(NC_STUDENT), {WEIGHTS: files[NC_STUDENT]})
-        assert [kind for kind, _ in load(NC_TEACHER, NC_STUDENT, endpoint=server.url)] == ['', '']
+        blob, = tmp_path.rglob(f'blobs/{RELEASES[TEACHER].sha256}')
+        blob.write_bytes(files[TEACHER][:-4] + b'\1\2\3\4')
+        assert [kind for kind, _ in load(NC_TEACHER, NC_STUDENT, TEACHER, endpoint=server.url)] == ['', '', '']
         # another organisation
         server.requests.clear()
         assert load(TEACHER, endpoint=server.url, HDKD_HUB_ORG='friends') == [['', expected]]
@@ -251,6 +283,9 @@ def test_hub(load):
     assert cached == ['', expected]
     assert offline[0] == 'ConnectionError'
     assert 'HF_HUB_OFFLINE is set: unset it once to download it' in offline[1]
+    (kind, message), = load(STUDENT, HDKD_HUB_ORG='a/b')
+    assert kind == 'ValueError'
+    assert "HDKD_HUB_ORG='a/b' is no name of an organisation on the Hub" in message
 
 
 def test_cache_dir(tmp_path, monkeypatch):

@@ -3,6 +3,8 @@ import csv
 import hashlib
 import json
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import yaml
 from conftest import write_images
 
 import hdkd_timm
+from hdkd_timm import DistillConfig
 from hdkd_timm.released import RELEASES, WEIGHTS
 
 ROOT = Path(__file__).parent.parent
@@ -62,11 +65,11 @@ def test_reproduce(released):
     for tag in (TEACHER, STUDENT):
         folder = released / 'brain_mri-tiny-released' / tag
         metrics = json.loads((folder / 'metrics.json').read_text())
-        vals = metrics['val_of_seeds']
+        vals = metrics['val_balanced_accuracy_of_seeds']
         assert vals[str(metrics['seed'])] == max(vals.values())
         assert list(vals) == ['1', '2']
         assert metrics['test']['images'] == 8  # of grouped_split
-        runs = [released / f"brain_mri-tiny-seed{metrics['seed']}-{size}" for size in (28, 32)]
+        runs = [released / f"brain_mri-tiny-seed{metrics['seed']}-stage{i}" for i in (1, 2)]
         assert [stage['img_size'] for stage in metrics['stages']] == [28, 32]
         assert metrics['stages'][0]['best_epoch'] in (1, 2)
         of_run = json.loads((runs[1] / tag.split('.')[0][5:] / 'metrics.json').read_text())
@@ -76,20 +79,43 @@ def test_reproduce(released):
         assert first == {'train', 'val'}
         settings = yaml.safe_load((runs[1] / 'config.yaml').read_text())
         assert settings['model'] == f'local-dir:{runs[0]}/student/best'
+        assert settings['lr'] == 2e-4
         config = json.loads((folder / 'config.json').read_text())
         assert config['pretrained_cfg']['input_size'] == [3, 32, 32]
         assert config['pretrained_cfg']['license'] == 'cc0-1.0'
         card = (folder / 'README.md').read_text()
         assert '| 28 | 2 |' in card
         assert 'figshare (Cheng 2017)' in card
+        assert re.search(r'^\| `model` \| (.*) \|$', card, re.M)[1] == tag.split('.')[0].replace('_', '\\_')
+        assert ('`kd_type`' in card) == (tag == STUDENT)
         # the effective settings, which repeat it
-        train = yaml.safe_load((folder / 'train.yaml').read_text())
+        train = runpy.run_path(str(ROOT / 'weights' / 'reproduce.py'))['read_training'](str(folder))
+        for stage in train['stages']:
+            config = DistillConfig(**train['settings'], **stage)
+            assert (config.batch_size, config.img_size) == (4, stage['img_size'])
         assert train['settings']['weight_decay'] == 0.05
         assert train['settings']['split_column'] == 'grouped_split'
-        assert not {'lr', 'epochs', 'data_csv', 'output'} & set(train['settings'])
-        assert len(train['stages']) == 2
+        assert not {'lr', 'epochs', 'data_csv', 'output', 'device'} & set(train['settings'])
+        assert [stage['lr'] for stage in train['stages']] == [1e-3, 2e-4]
         assert not any(str(released) in path.read_text() for path in folder.glob('*.[jmy]*'))
         timm.create_model(f'local-dir:{folder}', pretrained=True)
+
+
+def test_reproduce_goes_on_with_the_same_settings_only(released, data_dir):
+    changes = yaml.safe_load((released / 'tiny.yaml').read_text())
+    changes['settings']['batch_size'] = 8
+    other = released / 'other' / 'tiny.yaml'
+    other.parent.mkdir()
+    other.write_text(yaml.safe_dump(changes))
+    args = ('reproduce.py', TEACHER, '--data-dir', data_dir, '--seeds', 1, '--output', released)
+    process = call(*args, '--changes', other)
+    assert process.returncode == 1
+    assert '1 settings differ: batch_size' in process.stderr
+    shutil.rmtree(released / 'brain_mri-tiny-released' / TEACHER)
+    process = call(*args, '--changes', released / 'tiny.yaml')
+    assert process.returncode == 0, process.stderr
+    assert f"{STUDENT}' is there already" in process.stdout
+    assert (released / 'brain_mri-tiny-released' / TEACHER / 'README.md').exists()
 
 
 def test_check(released, data_dir, tmp_path):
@@ -126,7 +152,7 @@ def test_transfer(data_dir, tmp_path):
     for row, start in zip(rows, ('random', 'ham10k')):
         reports = []
         for seed in (1, 2):
-            run = tmp_path / f'transfer-hdkd_student-brain_mri-{start}-32-{seed}'
+            run, = tmp_path.glob(f'transfer-hdkd_student-brain_mri-{start}*-{seed}')
             reports.append(json.loads((run / 'metrics.json').read_text())['test'])
             assert yaml.safe_load((run / 'config.yaml').read_text())['pretrained'] == (start != 'random')
         assert f" {sum(50 * report['balanced_accuracy'] for report in reports):.1f} % |" in row

@@ -1,9 +1,9 @@
 """Train released weights again: `python weights/reproduce.py TAG --data-dir DIR`.
 
 DIR is the data set's folder, with its images.csv. TAG/train.yaml lists the stages of the training, from small images to
-large ones: teacher and student go on from their best epochs of the stage before. A part of the training images chooses
-the epoch, the same in all stages, and the seed, if there are several; the test images are looked at once, after the
-last stage. A training that was stopped goes on where it was.
+large ones: teacher and student go on from their best epochs of the stage before. A part of the training images, the
+same in all stages and of all seeds, chooses the epoch and, if there are several, the seed; the test images are looked
+at after the last stage alone. A training that was stopped goes on where it was.
 
 Folders like those here are written beside the runs. To release one, put it in place of the old one, and its sha256 into
 hdkd_timm/released.py.
@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 import safetensors.torch
 import timm
@@ -24,11 +24,13 @@ import yaml
 
 from hdkd_timm import DistillConfig, EvalConfig, distill, evaluate_model
 from hdkd_timm.card import CONFUSION_PICTURE, write_card
+from hdkd_timm.config import check_settings, read_yaml
 from hdkd_timm.data import DataConfig, create_datasets, list_images
 from hdkd_timm.files import new_folder, write_json, write_rows
 from hdkd_timm.hub import PLACES, count_images
 from hdkd_timm.plots import plot_confusion_matrix
-from hdkd_timm.released import WEIGHTS
+from hdkd_timm.released import RELEASES, WEIGHTS
+from hdkd_timm.runs import IMAGES, METRICS, keep_images
 
 HERE = Path(__file__).parent
 SPLIT_SETTINGS = ('split_column', 'val_fraction', 'train_fraction')  # told by the CSV files that are written
@@ -42,49 +44,48 @@ Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar(
     'tag:yaml.org,2002:str', text, style='|' if '\n' in text else None))
 
 
-def read_training(tag: str, changes: Path) -> Dict[str, Any]:
-    """'data', 'settings' and 'stages' of TAG/train.yaml; those of the other file, if any, win."""
-    train = yaml.safe_load((HERE / tag / 'train.yaml').read_text())
-    other = yaml.safe_load(changes.read_text()) if changes else {}
-    return {**train, **other, 'settings': {**train['settings'], **other.get('settings', {})}}
+def read_training(tag: str, changes: Optional[Path] = None) -> Dict[str, Any]:
+    """'data' (a text), 'settings' and 'stages' of TAG/train.yaml; those of the other file, if any, win."""
+    path = HERE / tag / 'train.yaml'
+    train, other = read_yaml(path), read_yaml(changes) if changes else {}
+    train = {**train, **other, 'settings': {**train['settings'], **other.get('settings', {})}}
+    source = f"'{path}'" + (f" and '{changes}'" if changes else '')
+    train['settings'] = check_settings(train['settings'], [DistillConfig], f'settings of {source}')
+    train['stages'] = [check_settings(stage, [DistillConfig], f'stages of {source}') for stage in train['stages']]
+    return train
 
 
 def write_splits(folder: Path, data_dir: Path, settings: Dict[str, Any]) -> List[str]:
     """CSV files of the images for the first stages, without test images, and for the last one."""
+    fields = {field.name for field in dataclasses.fields(DataConfig)}
+    config = DataConfig(**{
+        **{key: value for key, value in settings.items() if key in fields}, 'data_csv': str(data_dir / IMAGES)})
+    rows = list_images(*create_datasets(config))
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / 'images-train.csv', folder / 'images.csv']
-    if not all(path.exists() for path in paths):
-        fields = {field.name for field in dataclasses.fields(DataConfig)}
-        config = DataConfig(**{
-            **{key: value for key, value in settings.items() if key in fields},
-            'data_csv': str(data_dir / 'images.csv')})
-        rows = list_images(*create_datasets(config))
-        write_rows([row for row in rows if row['split'] != 'test'], paths[0])
-        write_rows(rows, paths[1])
-    return [str(path) for path in paths]
+    keep_images(rows, folder)
+    write_rows([row for row in rows if row['split'] != 'test'], folder / 'images-train.csv')
+    return [str(folder / 'images-train.csv'), str(folder / IMAGES)]
 
 
-def train_stages(name: str, train: Dict[str, Any], data_dir: Path, output: Path) -> List[Path]:
+def train_stages(name: str, train: Dict[str, Any], csvs: List[str], output: Path) -> List[Path]:
     """Train teacher and student in all stages, as far as they are not yet. Returns the folders of the runs."""
-    *csvs, last_csv = write_splits(output / name, data_dir, train['settings'])
     settings = {key: value for key, value in train['settings'].items() if key not in SPLIT_SETTINGS}
     networks: Dict[str, str] = {}
     runs = []
     for i, stage in enumerate(train['stages']):
         config = DistillConfig(**{
-            **settings, **networks, **stage, 'data_csv': last_csv if i == len(train['stages']) - 1 else csvs[0],
-            'output': str(output), 'experiment': f'{name}-{stage["img_size"]}'})
+            **settings, **networks, **stage, 'data_csv': csvs[i == len(train['stages']) - 1], 'output': str(output),
+            'experiment': f'{name}-stage{i + 1}'})
         runs.append(output / config.experiment)
-        if not (runs[-1] / 'metrics.json').exists():
-            distill(config, resume=(runs[-1] / 'config.yaml').exists())
+        distill(config, resume=(runs[-1] / 'config.yaml').exists())
         networks = {'teacher': f'local-dir:{runs[-1]}/teacher/best', 'model': f'local-dir:{runs[-1]}/student/best'}
     return runs
 
 
 def read_stage(run: Path, network: str) -> Dict[str, Any]:
     """What a stage did to a network: size, epochs, the best of them, and its results on the validation images."""
-    config = yaml.safe_load((run / 'config.yaml').read_text())
-    metrics = json.loads((run / network / 'metrics.json').read_text())
+    config = read_yaml(run / 'config.yaml')
+    metrics = json.loads((run / network / 'metrics.json').read_text(encoding='utf-8'))
     with (run / network / 'summary.csv').open(newline='') as file:
         best = next(row for row in csv.DictReader(file) if int(row['epoch']) == metrics['epoch'])
     return {
@@ -104,43 +105,50 @@ def describe_stages(stages: List[Dict[str, Any]], device: str) -> str:
     return f'Each stage goes on from the best epoch of the one before. Trained on {device}.\n\n{table}'
 
 
-def write_release(tag: str, train: Dict[str, Any], runs: List[Path], seeds: Dict[int, float], out: Path) -> None:
+def write_release(tag: str, train: Dict[str, Any], runs: List[Path], vals: Dict[int, float], out: Path) -> None:
     """The folder of released weights, in the Hub's layout: float16, and metrics of just this file."""
     network = tag.split('.')[0].removeprefix('hdkd_')
     cfg = timm.get_pretrained_cfg(tag)
     last = runs[-1]
     stages = [read_stage(run, network) for run in runs]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else \
-        f'a CPU ({torch.get_num_threads()} threads)'
+        f'a CPU (threads: {torch.get_num_threads()})'
     with new_folder(out) as folder:
-        config = json.loads((last / network / 'best' / 'config.json').read_text())
+        config = json.loads((last / network / 'best' / 'config.json').read_text(encoding='utf-8'))
         config['pretrained_cfg'].update(tag=cfg.tag, license=cfg.license)
         write_json(config, folder / 'config.json')
-        tensors = safetensors.torch.load_file(last / network / 'best' / 'model.safetensors')
+        tensors = safetensors.torch.load_file(last / network / 'best' / WEIGHTS)
         tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
         overflown = [name for name, t in tensors.items() if not torch.isfinite(t).all()]
         if overflown:
             raise FloatingPointError(f"Too large for float16: {', '.join(overflown)}.")
         (folder / WEIGHTS).write_bytes(safetensors.torch.save(tensors, metadata={'format': 'pt'}))
-        settings = yaml.safe_load((last / 'config.yaml').read_text())
+
+        settings = read_yaml(last / 'config.yaml')
         report, _ = evaluate_model(str(folder), EvalConfig(
-            data_csv=str(last / 'images.csv'), split='test', batch_size=settings['batch_size'], workers=0))
-        metrics = json.loads((last / network / 'metrics.json').read_text())
+            data_csv=str(last / IMAGES), split='test', batch_size=settings['batch_size'], workers=0))
+        metrics = json.loads((last / network / 'metrics.json').read_text(encoding='utf-8'))
         metrics = {
             'name': tag, 'classes': metrics['classes'], 'parameters': metrics['parameters'],
-            'seed': settings['seed'], 'val_of_seeds': seeds, 'device': device, 'stages': stages,
+            'seed': settings['seed'], 'val_balanced_accuracy_of_seeds': vals, 'device': device, 'stages': stages,
             'train_seconds': sum(stage['train_seconds'] for stage in stages),
             'test': {key: value for key, value in report.items() if key not in ('model', 'classes', 'split')}}
-        write_json(metrics, folder / 'metrics.json')
+        write_json(metrics, folder / METRICS)
         plot_confusion_matrix(report['confusion_matrix'], metrics['classes'], folder / CONFUSION_PICTURE)
-        elsewhere = {*PLACES, *(key for stage in train['stages'] for key in stage)}
+
+        # what the run tells, without what another machine has elsewhere and what the stages tell
+        told = {*SPLIT_SETTINGS, *(key for stage in train['stages'] for key in stage)}
         effective = {
-            **{key: value for key, value in settings.items() if key not in elsewhere}, **train['settings'],
-            'model': 'hdkd_student', 'teacher': 'hdkd_teacher', 'seed': settings['seed']}
+            **{key: train['settings'][key] for key in SPLIT_SETTINGS if key in train['settings']},
+            **{key: value for key, value in settings.items()
+               if key not in told and (key not in PLACES or key in ('cache', 'workers'))},
+            'model': 'hdkd_student', 'teacher': 'hdkd_teacher', 'seed': train['settings']['seed']}
+        listed = {key: list(value) if isinstance(value, tuple) else value for key, value in effective.items()}
         (folder / 'train.yaml').write_text(yaml.dump(
-            {**train, 'settings': effective}, Dumper=Dumper, sort_keys=False, allow_unicode=True), encoding='utf-8')
+            {**train, 'settings': listed}, Dumper=Dumper, sort_keys=False, allow_unicode=True), encoding='utf-8')
         card = write_card(
-            tag, config, metrics, effective, count_images(last / 'images.csv'), cfg.license, train['data'], load=tag,
+            tag, config, {**metrics, 'name': network}, {**effective, 'seed': settings['seed']},
+            count_images(last / IMAGES), cfg.license, train['data'], tag,
             more={'Stages of the training': describe_stages(stages, device)})
         (folder / 'README.md').write_text(card, encoding='utf-8')
         sha256 = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
@@ -149,26 +157,31 @@ def write_release(tag: str, train: Dict[str, Any], runs: List[Path], seeds: Dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('tag', help='such as hdkd_student.brain_mri; its teacher is trained with it')
+    parser.add_argument(
+        'tag', choices=RELEASES, metavar='TAG', help=f"{', '.join(RELEASES)}; teacher and student are trained together")
     parser.add_argument('--data-dir', required=True, type=Path, help="the data set's folder")
     parser.add_argument('--changes', type=Path, help='YAML file whose settings and stages win, such as gpu.yaml')
     parser.add_argument('--seeds', type=int, nargs='+', help='train with each, release the best on validation')
     parser.add_argument('--output', default='runs', type=Path, help='folder of the runs')
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format='%(message)s')
+    logging.basicConfig(level=logging.WARNING, format='%(message)s')
+    logging.getLogger('hdkd_timm').setLevel(logging.INFO)
 
     train = read_training(args.tag, args.changes)
-    data_name = args.tag.split('.')[1]
-    name = f'{data_name}-{args.changes.stem}' if args.changes else data_name
+    data = args.tag.split('.')[1]
+    name = f'{data}-{args.changes.stem}' if args.changes else data
+    csvs = write_splits(args.output / name, args.data_dir, train['settings'])
     runs: Dict[int, List[Path]] = {}
     for seed in args.seeds or [train['settings']['seed']]:
         of_seed = {**train, 'settings': {**train['settings'], 'seed': seed}}
-        runs[seed] = train_stages(f'{name}-seed{seed}' if args.seeds else name, of_seed, args.data_dir, args.output)
+        runs[seed] = train_stages(f'{name}-seed{seed}' if args.seeds else name, of_seed, csvs, args.output)
     for network in ('teacher', 'student'):
         vals = {seed: read_stage(of_seed[-1], network)['val_balanced_accuracy'] for seed, of_seed in runs.items()}
-        best = max(vals, key=vals.get)
-        tag = f'hdkd_{network}.{data_name}'
-        write_release(tag, train, runs[best], vals, args.output / f'{name}-released' / tag)
+        out = args.output / f'{name}-released' / f'hdkd_{network}.{data}'
+        if out.exists():
+            print(f"'{out}' is there already.")
+        else:
+            write_release(out.name, train, runs[max(vals, key=vals.get)], vals, out)
 
 
 if __name__ == '__main__':

@@ -20,7 +20,7 @@ def _in_per_cent(report: Dict[str, Any], key: str) -> str:
 def list_rows() -> List[List[str]]:
     rows = []
     for name, release in RELEASES.items():
-        metrics = json.loads((HERE / name / 'metrics.json').read_text())
+        metrics = json.loads((HERE / name / 'metrics.json').read_text(encoding='utf-8'))
         report = metrics['test']
         low, high = report['intervals_95']['macro_auroc']
         rows.append([

@@ -2,17 +2,17 @@
 
 Each student is fine-tuned on a tenth of the other data set, beside one that starts from random weights.
 
-DIR is a data set's folder, with its images.csv. Same settings for all; the last epoch is tested, once. Runs that are
-done already are not repeated, those that were stopped go on.
+DIR is a data set's folder, with its images.csv. Same settings for all; the last epoch is tested, once. Runs that were
+stopped go on, those that are done are not repeated.
 """
 import argparse
-import json
 import logging
 import statistics
 from pathlib import Path
 from typing import Any, Dict
 
 from hdkd_timm import TrainConfig, train
+from hdkd_timm.released import RELEASES
 
 SETTINGS: Dict[str, Dict[str, Any]] = {
     'brain_mri': dict(split_column='grouped_split'), 'ham10k': dict(class_weights='balanced')}
@@ -40,16 +40,17 @@ def main() -> None:
         for start in STARTS[data] if folder else ():
             reports = []
             for seed in args.seeds:
-                experiment = f"transfer-{args.network}-{data}-{start or 'random'}-{args.img_size}-{seed}"
-                done = args.output / experiment / 'metrics.json'
-                if not done.exists():
-                    train(TrainConfig(
-                        data_csv=str(folder / 'images.csv'), **SETTINGS[data], train_fraction=args.train_fraction,
-                        model=f'{args.network}.{start}' if start else args.network, pretrained=start is not None,
-                        img_size=args.img_size, epochs=args.epochs, seed=seed, amp=True, amp_dtype='bfloat16',
-                        channels_last=True, cache='ram', workers=0, output=str(args.output), experiment=experiment,
-                    ), resume=(args.output / experiment / 'config.yaml').exists())
-                reports.append(json.loads(done.read_text())['test'])
+                name = f'{args.network}.{start}' if start else args.network
+                of_file = f'{start}-{RELEASES[name].sha256[:8]}' if start else 'random'
+                experiment = f'transfer-{args.network}-{data}-{of_file}-{seed}'
+                results = train(TrainConfig(
+                    data_csv=str(folder / 'images.csv'), **SETTINGS[data], train_fraction=args.train_fraction,
+                    model=name, pretrained=start is not None, img_size=args.img_size, epochs=args.epochs, seed=seed,
+                    amp=True, amp_dtype='bfloat16', channels_last=True, cache='ram', workers=0,
+                    output=str(args.output), experiment=experiment,
+                ), resume=(args.output / experiment / 'config.yaml').exists())
+                report, = results['models'].values()
+                reports.append(report['test'])
             balanced = [100 * report['balanced_accuracy'] for report in reports]
             print(
                 f"| {data} | {start or 'random weights'} | {statistics.mean(balanced):.1f} % |"

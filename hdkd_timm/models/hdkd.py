@@ -1227,6 +1227,8 @@ def _create_hdkd(
     if model_cls is HDKDStudent:
         pretrained_cfg_overlay['classifier'] = ('head', 'head_dist') if kwargs.get('distilled', True) else 'head'
     cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), pretrained_cfg_overlay)
+    if kwargs.get('num_classes') not in (None, cfg.num_classes):
+        pretrained_cfg_overlay.setdefault('label_names', None)  # those of the weights are not the model's
     pretrained_cfg_overlay = {**release_overlay(cfg, pretrained, kwargs.get('cache_dir')), **pretrained_cfg_overlay}
     if _OLD_TIMM:
         pretrained_cfg_overlay['first_conv'] = None  # keep timm's own hands off
