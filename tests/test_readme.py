@@ -45,9 +45,10 @@ def test_snippet(snippet, run_folder, capsys):
 
 def find_flags(text):
     """Command and flag of each --flag in the text; what stands with no command is for `distill`."""
-    text = re.sub(r'(?m)^(python \S+\.py|torchrun|pip|hdkd run) .*', '', text.replace('\\\n', ' '))  # others' flags
-    values = dict(re.findall(r'(?m)^([A-Z]+)="(.*)"$', text))
-    text = re.sub(r'\$([A-Z]+)\b', lambda match: values[match[1]], text)
+    text = re.sub(r'(?m)^ *(python \S+\.py|torchrun|pip|hdkd run) .*', '', text.replace('\\\n', ' '))  # others' flags
+    values = dict(re.findall(r'(?m)^ *([A-Z]+)="(.*)"$', text))
+    for _ in range(2):  # values hold values
+        text = re.sub(r'\$([A-Z]+)\b', lambda match: values.get(match[1], ''), text)
     found = set()
     for line in text.splitlines():
         for name, words in re.findall(r'(?:\bhdkd (\w+)|^)(.*?)(?=\bhdkd \w|$)', line):
@@ -57,7 +58,7 @@ def find_flags(text):
 
 def test_every_flag_exists(capsys):
     from hdkd_timm.cli import create_parser
-    found = find_flags((ROOT / 'README.md').read_text())
+    found = find_flags('\n'.join((ROOT / path).read_text() for path in ('README.md', 'weights/README.md')))
     assert found >= {
         ('distill', '--split-column'), ('distill', '--class-weights'), ('distill', '--amp'), ('train', '--amp'),
         ('predict', '--out'), ('eval', '--out-dir'), ('train', '--help')}
