@@ -9,6 +9,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OLDEST_TIMM := 1.0.29
+# a file at a time in each of a few processes
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-oldest lint clean
 
@@ -16,11 +18,11 @@ demo: $(VENV)/installed
 	$(BIN)/hdkd demo $(if $(DATA),--data-dir "$(DATA)")
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-oldest: $(VENV)/installed-test
 	$(BIN)/pip install --quiet --upgrade --no-deps --target $(VENV)/timm-oldest timm==$(OLDEST_TIMM)
-	PYTHONPATH="$(CURDIR)/$(VENV)/timm-oldest" $(BIN)/python -m pytest
+	PYTHONPATH="$(CURDIR)/$(VENV)/timm-oldest" $(PYTEST)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
