@@ -40,8 +40,8 @@ ITERABLE = ('wds', 'tfds', 'hfids')  # timm's datasets without random access
 
 
 @dataclasses.dataclass
-class DataConfig:
-    """Settings of `create_datasets`, named as in timm's train.py."""
+class SourceConfig:
+    """Where labelled images come from, named as in timm's train.py."""
     data_dir: Optional[str] = setting(
         None, 'folder with train/<class>/*, test/<class>/* and optionally val/<class>/*, or with train.tar, test.tar')
     data_csv: Optional[str] = setting(
@@ -61,6 +61,12 @@ class DataConfig:
     target_key: Optional[str] = setting(None, "the --dataset's label field")
     num_classes: Optional[int] = setting(None, 'number of classes, for datasets that do not tell', at_least=2)
     in_chans: int = setting(3, 'image channels, 3 (RGB) or 1 (grey)')
+    seed: int = setting(42, 'random seed', at_least=0)
+
+
+@dataclasses.dataclass
+class DataConfig(SourceConfig):
+    """Settings of `create_datasets`."""
     train_fraction: float = setting(
         1., 'share of the training images to use, drawn per class with the seed', above=0, at_most=1)
     val_fraction: float = setting(
@@ -73,7 +79,6 @@ class DataConfig:
     on_bad_image: str = setting(
         'error', 'images that cannot be read end the run, or are left out', choices=('error', 'skip'))
     check_images: bool = setting(True, 'read every image once before the training')
-    seed: int = setting(42, 'random seed', at_least=0)
 
 
 @dataclasses.dataclass
@@ -167,7 +172,7 @@ class SampleDataset(torch.utils.data.Dataset):
         Raises:
             ValueError: if it cannot be read.
         """
-        return self._open(index, lambda image: convert_image(image, self.img_mode),
+        return self.open(index, lambda image: convert_image(image, self.img_mode),
                           lambda file, name: read_image(file, self.img_mode, name=name))
 
     @functools.cached_property
@@ -178,9 +183,9 @@ class SampleDataset(torch.utils.data.Dataset):
             ValueError: if one cannot be read.
         """
         opened = SampleDataset(copy.deepcopy(self.samples))  # loader processes must not inherit open tar files
-        return [opened._open(i, upright_size, image_size) for i in range(len(self.samples))]
+        return [opened.open(i, upright_size, image_size) for i in range(len(self.samples))]
 
-    def _open(self, index: int, of_image: Callable, of_file: Callable) -> Any:
+    def open(self, index: int, of_image: Callable, of_file: Callable) -> Any:
         name = self.samples.filename(index)
         try:
             file = self.samples.reader[int(self.samples.indices[index])][0]
@@ -392,7 +397,7 @@ def read_csv(
     return samples, names
 
 
-def _open_named(config: DataConfig, split: str, is_training: bool, batch_size: int, **kwargs: Any) -> Any:
+def _open_named(config: SourceConfig, split: str, is_training: bool, batch_size: int, **kwargs: Any) -> Any:
     is_decoded = config.dataset.lower().startswith('tfds/')  # TensorFlow decodes; Pillow's images are converted later
     try:
         return create_dataset(
@@ -413,7 +418,7 @@ def _read_class_map(path: str) -> List[str]:
     return [line.strip() for line in Path(path).read_text(encoding='utf-8').splitlines() if line.strip()]
 
 
-def _read_labels(dataset: Any, config: DataConfig, split: str) -> Tuple[np.ndarray, List[str]]:
+def _read_labels(dataset: Any, config: SourceConfig, split: str) -> Tuple[np.ndarray, List[str]]:
     """Class indices (N,) of a split of a Hugging Face dataset, and the class names, none if labels are mere numbers."""
     key = config.target_key or 'label'
     where = f"of split '{split}' of dataset '{config.dataset}'"
@@ -440,7 +445,7 @@ def _read_labels(dataset: Any, config: DataConfig, split: str) -> Tuple[np.ndarr
     return np.array([index_of[label] for label in labels]), names
 
 
-def read_named(config: DataConfig, only: Optional[str] = None) -> Tuple[Dict[str, Samples], List[str]]:
+def read_named(config: SourceConfig, only: Optional[str] = None) -> Tuple[Dict[str, Samples], List[str]]:
     """Samples of the splits (or of the only one that is wanted) of one of timm's datasets with random access (hfds/,
     torch/), and the class names.
 
@@ -636,6 +641,23 @@ def _create_iterable(
         for split, theirs in splits.items()}, names
 
 
+def read_samples(config: SourceConfig, only: Optional[str] = None) -> Tuple[Dict[str, Samples], List[str]]:
+    """Samples of the splits (or of the only one that is wanted) of a source with random access, and the class names.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_folders`, `read_csv` and `read_named`; if no source is given.
+    """
+    if config.dataset and config.data_csv:
+        raise ValueError('Give either --dataset or --data-csv, not both.')
+    if config.dataset:
+        return read_named(config, only)
+    if config.data_csv:
+        return read_csv(config.data_csv, config.data_dir, config.split_column, config.group_column, only)
+    if config.data_dir:
+        return read_folders(config.data_dir, only)
+    raise ValueError('No images given: name them with --data-dir, --data-csv or --dataset.')
+
+
 def create_datasets(
         config: DataConfig,
         batch_size: int = 1,
@@ -659,24 +681,14 @@ def create_datasets(
         raise ValueError(f'Images can be read with 1 (grey) or 3 (RGB) channels, not with in_chans {config.in_chans}.')
     if config.on_bad_image not in ('error', 'skip'):
         raise ValueError(f"on_bad_image must be 'error' or 'skip', got {config.on_bad_image!r}.")
-    if config.dataset and config.data_csv:
-        raise ValueError('Give either --dataset or --data-csv, not both.')
-    if config.dataset and config.dataset.split('/')[0].lower() in ITERABLE:
+    if config.dataset and not config.data_csv and config.dataset.split('/')[0].lower() in ITERABLE:
         datasets, classes = _create_iterable(config, batch_size, only)
         _check_number(config, classes)
         return datasets, classes
 
     cuts = bool(config.folds or config.val_fraction)
     wanted = None if cuts else only  # a split that is cut from others needs these
-    if config.dataset:
-        samples, classes = read_named(config, wanted)
-    elif config.data_csv:
-        samples, classes = read_csv(
-            config.data_csv, config.data_dir, config.split_column, config.group_column, wanted)
-    elif config.data_dir:
-        samples, classes = read_folders(config.data_dir, wanted)
-    else:
-        raise ValueError('No images given: name them with --data-dir, --data-csv or --dataset.')
+    samples, classes = read_samples(config, wanted)
     _check_number(config, classes)
     if 'train' in samples:
         train = samples['train']
