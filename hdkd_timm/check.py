@@ -7,7 +7,9 @@ import copy
 import dataclasses
 import hashlib
 import io
+import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, BinaryIO, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
@@ -17,9 +19,12 @@ from scipy.sparse import coo_array, csr_array, identity
 from .config import setting
 from .data import FileReader, SampleDataset, Samples, SourceConfig, read_samples
 from .duplicates import THUMBNAIL_SIZE, Pairs, find_clusters, find_near_pairs, make_thumbnail
+from .files import PathLike, new_folder, write_json, write_rows
 from .images import convert_image, read_image
+from .plots import plot_pairs
 
-KINDS = ('file', 'pixels', 'near')  # how much two images are alike: equal files, equal pixels, similar thumbnails
+SIDES = ('first', 'second')
+KINDS = {'file': 'equal files', 'pixels': 'equal pixels', 'near': 'near-duplicates'}  # how two images are alike
 
 
 @dataclasses.dataclass
@@ -241,9 +246,9 @@ def list_pairs(check: DataCheck) -> List[Dict[str, Any]]:
     rows = []
     for p in np.lexsort((pairs.second, pairs.first, -pairs.correlation, kind, ~across, ~differ)):
         row = dict(
-            kind=KINDS[kind[p]], correlation=f'{pairs.correlation[p]:.6f}', labels_differ=bool(differ[p]),
+            kind=list(KINDS)[kind[p]], correlation=f'{pairs.correlation[p]:.6f}', labels_differ=bool(differ[p]),
             across_splits=bool(across[p]), cluster=int(check.duplicates.cluster[pairs.first[p]]))
-        for side, i in (('first', pairs.first[p]), ('second', pairs.second[p])):
+        for side, i in zip(SIDES, (pairs.first[p], pairs.second[p])):
             row.update({
                 f'{side}_path': check.name[i], f'{side}_split': check.splits[check.split[i]],
                 f'{side}_label': check.classes[check.target[i]]})
@@ -279,3 +284,126 @@ def draw_split(check: DataCheck, seed: int = 42) -> Tuple[np.ndarray, np.ndarray
             chosen[unit] = missing.sum(axis=1).argmax()
         missing[chosen[unit]] -= members[unit]
     return chosen[units], units
+
+
+def _read_by_index(check: DataCheck, i: int) -> Image.Image:
+    """The image of this index, RGB."""
+    position = i
+    for part in check.samples.values():
+        if position < len(part):
+            return SampleDataset(part).read(position)
+        position -= len(part)
+    raise IndexError(i)
+
+
+def _choose_pairs(pairs: List[Dict[str, Any]], number: int) -> List[Dict[str, Any]]:
+    """Some pairs of each sort, in their order."""
+    sorts: Dict[Tuple[Any, ...], int] = {}
+    turn = []  # of each pair, which of its sort it is
+    for row in pairs:
+        key = (row['labels_differ'], row['across_splits'], row['kind'])
+        sorts[key] = sorts.get(key, -1) + 1
+        turn.append(sorts[key])
+    return [pairs[i] for i in sorted(sorted(range(len(pairs)), key=turn.__getitem__)[:number])]
+
+
+def write_check(check: DataCheck, folder: PathLike, sheet_pairs: int = 24) -> None:
+    """Write summary.json, images.csv (a row an image), duplicates.csv (a row a pair, as `list_pairs`) and, if there are
+    any, pairs.png, a sheet of some of each sort.
+
+    Raises:
+        FileExistsError: if the folder holds something.
+        ImportError: without matplotlib.
+    """
+    pairs = list_pairs(check)
+    with new_folder(folder) as out:
+        write_json(summarize(check), out / 'summary.json')
+        write_rows([dict(
+            path=name, split=check.splits[s], label=check.classes[k], group=group, width=look.width, height=look.height,
+            mode=look.mode, bits=look.bits, cluster=int(cluster), error=look.error)
+            for name, s, k, group, look, cluster in zip(
+                check.name, check.split, check.target, check.group, check.looks, check.duplicates.cluster)],
+            out / 'images.csv')
+        write_rows(pairs, out / 'duplicates.csv')
+        if pairs:
+            index = {name: i for i, name in enumerate(check.name)}
+            shown = _choose_pairs(pairs, sheet_pairs)
+            plot_pairs(
+                [tuple(_read_by_index(check, index[row[f'{side}_path']]) for side in SIDES) for row in shown],
+                [tuple(f"{row[f'{side}_path']}\n{row[f'{side}_split']}: {row[f'{side}_label']}" for side in SIDES)
+                 for row in shown],
+                [f"{KINDS[row['kind']]}, correlation {row['correlation'][:6]}{', labels differ' * row['labels_differ']}"
+                 for row in shown],
+                out / 'pairs.png')
+
+
+def write_split(check: DataCheck, path: PathLike, seed: int = 42) -> Dict[str, Dict[str, int]]:
+    """Write a CSV file for --data-csv with the split of `draw_split`, paths relative to it, and its units as groups.
+
+    Returns:
+        Split -> class -> number of images.
+
+    Raises:
+        FileExistsError: if there is such a file.
+        ValueError: if the images are not files.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"'{path}' exists already: choose another --write-split, nothing is overwritten.")
+    if not all(isinstance(part.reader, FileReader) for part in check.samples.values()):
+        raise ValueError('--write-split is for image files, it lists their paths: these images have none.')
+    split, units = draw_split(check, seed)
+    kept = [i for i, look in enumerate(check.looks) if not look.error]
+    write_rows([dict(
+        path=os.path.relpath(check.name[i], path.parent), label=check.classes[check.target[i]],
+        split=check.splits[split[i]], group=int(units[i])) for i in kept], path)
+    return {name: {
+        label: int((check.target[kept][split[kept] == s] == k).sum()) for k, label in enumerate(check.classes)}
+        for s, name in enumerate(check.splits)}
+
+
+def has_leak(summary: Dict[str, Any]) -> bool:
+    """Does any split share images, near-duplicates or groups with another?"""
+    return any(leak[key] for leak in summary['leaks'].values() for key in ('pixels', 'near', 'groups'))
+
+
+def format_check(summary: Dict[str, Any]) -> str:
+    """The summary as a text for a terminal."""
+    labels = list(next(iter(summary['images'].values())))
+    width = max(map(len, [*labels, 'class'])) + 2
+    lines = [f"{'class':<{width}}" + ''.join(f'{split:>16}' for split in summary['images'])]
+    totals = {split: sum(counts.values()) for split, counts in summary['images'].items()}
+    for label in labels:
+        lines.append(f'{label:<{width}}' + ''.join(
+            f'{counts[label]:>8,} {counts[label] / max(totals[split], 1):>6.1%}'.rjust(16)
+            for split, counts in summary['images'].items()))
+    lines.append(f"{'all':<{width}}" + ''.join(f'{total:>8,}'.ljust(15).rjust(16) for total in totals.values()))
+    for split, sizes in summary['sizes'].items():
+        modes = ', '.join(f'{number:,} {mode}' for mode, number in summary['modes'][split].items())
+        if sizes['different'] == 1:
+            size = '{} x {}'.format(*sizes['smallest'])
+        else:
+            size = '{} x {} to {} x {}, median {:g} x {:g}'.format(
+                *sizes['smallest'], *sizes['largest'], *sizes['median'])
+        lines.append(f'{split}: {size} pixels (height x width); {modes}')
+    for name, reason in list(summary['unreadable'].items())[:5]:
+        lines.append(f"cannot be read: '{name}' ({reason})")
+    if len(summary['unreadable']) > 5:
+        lines.append(f"... {len(summary['unreadable'])} images cannot be read")
+    found = summary['pairs']
+    lines.append(
+        f"pairs of images: {found['file']:,} equal files, {found['pixels']:,} equal pixels in other files,"
+        f" {found['near']:,} near-duplicates")
+    if summary['labels_differ']:
+        lines.append(f"WARNING: {summary['labels_differ']:,} of these pairs have different labels")
+    for where, leak in summary['leaks'].items():
+        if any(leak[key] for key in ('pixels', 'near', 'groups')):
+            a, b = where.split(' in ')
+            parts = [
+                f"{leak['pixels']:,} with equal pixels in {b}", f"{leak['near']:,} with a near-duplicate or equal"]
+            parts += [f"{leak['groups']:,} of a group that is in {b}, too"] if leak['groups'] else []
+            share = leak['near'] / leak['images']
+            lines.append(f"LEAK: of {leak['images']:,} {a} images {', '.join(parts)} ({share:.1%})")
+    if not has_leak(summary) and len(totals) > 1:
+        lines.append('no image, near-duplicate or group in two splits')
+    return '\n'.join(lines)

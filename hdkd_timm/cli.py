@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
@@ -117,6 +118,40 @@ def _export(args: argparse.Namespace) -> None:
     print(f"{report['bytes'] / 1e6:.1f} MB written to '{args.out}'.")
 
 
+def _check(args: argparse.Namespace) -> int:
+    from . import check
+    from .config import from_arguments
+    if args.data:
+        given = [flag for flag in ('data_dir', 'data_csv', 'dataset') if getattr(args, flag)]
+        if args.data.lower().endswith('.csv') and 'data_csv' not in given:
+            args.data_csv = args.data
+        elif not given:
+            args.data_dir = args.data
+        else:
+            raise ValueError(f"'{args.data}' and --{given[0].replace('_', '-')} both name the images: give one.")
+    out = args.out or time.strftime('runs/%Y%m%d-%H%M%S-check')
+    for path, flag in ((out, '--out'), (args.write_split, '--write-split')):
+        if path and os.path.exists(path):
+            raise FileExistsError(f"'{path}' exists already: choose another {flag}, nothing is overwritten.")
+    config = from_arguments(args.config_cls, args)
+    looked = check.check_data(config)
+    summary = check.summarize(looked)
+    print(check.format_check(summary))
+    check.write_check(looked, out)
+    print(f"All of it is in '{out}': summary.json, images.csv, duplicates.csv"
+          + (', pairs.png.' if any(summary['pairs'].values()) else '.'))
+    if args.write_split:
+        counts = check.write_split(looked, args.write_split, config.seed)
+        sizes = ', '.join(f'{split} {sum(of_class.values()):,}' for split, of_class in counts.items())
+        print(f"'{args.write_split}' is a split without leaks ({sizes}), for --data-csv.")
+        changed = {
+            f'{split} {label}': f"{summary['images'][split][label]} -> {n}" for split, of_class in counts.items()
+            for label, n in of_class.items() if n != summary['images'][split][label]}
+        if changed:
+            print('Its sizes differ: ' + ', '.join(f'{where} {words}' for where, words in changed.items()) + '.')
+    return int(args.strict and check.has_leak(summary))
+
+
 def _push(args: argparse.Namespace) -> None:
     from .hub import push, write_hub_folder
     data = Path(args.data_card).read_text(encoding='utf-8') if args.data_card else None
@@ -138,6 +173,7 @@ def _bench(args: argparse.Namespace) -> None:
 
 def create_parser() -> argparse.ArgumentParser:
     from .benchmark import BenchConfig
+    from .check import CheckConfig
     from .config import KeyValues, add_arguments, recipe_names
     from .inference import EvalConfig, InferenceConfig
     from .settings import DistillConfig, TrainConfig
@@ -210,6 +246,13 @@ def create_parser() -> argparse.ArgumentParser:
         '--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='NAME=VALUE',
         help='its other arguments, where the keys leave a choice')
 
+    command = add_command('check', _check, 'look at a data set: images, classes, duplicates, leaks', CheckConfig)
+    command.add_argument('data', nargs='?', metavar='DATA', help='data folder or CSV file (--data-dir, --data-csv)')
+    command.add_argument('--out', metavar='FOLDER', help='where to write what it found (default: runs/DATE-TIME-check)')
+    command.add_argument('--write-split', metavar='FILE',
+                         help='CSV file to write: a split of the same sizes without duplicates or groups on two sides')
+    command.add_argument('--strict', action='store_true', help='exit code 1 if two splits share something')
+
     command = add_command(
         'push', _push, 'put a trained model on the Hugging Face Hub, with a model card made from its run')
     command.add_argument('checkpoint', help=(
@@ -233,6 +276,7 @@ def create_parser() -> argparse.ArgumentParser:
 
 def _settings_of_files(args: argparse.Namespace) -> Dict[str, Any]:
     """Settings of --recipe and --config, the latter win."""
+    from .check import CheckConfig
     from .config import check_settings, read_yaml
     from .inference import InferenceConfig
     from .settings import DistillConfig, recipe_settings
@@ -241,7 +285,7 @@ def _settings_of_files(args: argparse.Namespace) -> Dict[str, Any]:
         values.update(recipe_settings(args.recipe, args.config_cls))
     if args.config:
         classes = [args.config_cls]
-        if issubclass(args.config_cls, InferenceConfig):  # takes the config of a run, of which it needs a part
+        if issubclass(args.config_cls, (InferenceConfig, CheckConfig)):  # take that of a run, and need a part of it
             classes.insert(0, DistillConfig)
         found = check_settings(read_yaml(args.config), classes, f"'{args.config}'")
         fields = {field.name for field in dataclasses.fields(args.config_cls)}
@@ -273,7 +317,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             if settings:
                 args.parser.set_defaults(**settings)
                 args = parser.parse_args(argv)
-        args.func(args)
+        return args.func(args) or 0
     except Interrupted as e:
         command = 'distill' if args.command == 'demo' else args.command
         print(
@@ -291,4 +335,3 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         hint = '' if expected else f' ({type(e).__name__}; --debug shows where)'
         print(f'hdkd {args.command}: error: {message}{hint}', file=sys.stderr)
         return 1
-    return 0

@@ -59,14 +59,14 @@ class SourceConfig:
     class_map: Optional[str] = setting(None, "the --dataset's class map, a text file with a class a line")
     input_key: Optional[str] = setting(None, "the --dataset's image field")
     target_key: Optional[str] = setting(None, "the --dataset's label field")
-    num_classes: Optional[int] = setting(None, 'number of classes, for datasets that do not tell', at_least=2)
-    in_chans: int = setting(3, 'image channels, 3 (RGB) or 1 (grey)')
     seed: int = setting(42, 'random seed', at_least=0)
 
 
 @dataclasses.dataclass
 class DataConfig(SourceConfig):
     """Settings of `create_datasets`."""
+    num_classes: Optional[int] = setting(None, 'number of classes, for datasets that do not tell', at_least=2)
+    in_chans: int = setting(3, 'image channels, 3 (RGB) or 1 (grey)')
     train_fraction: float = setting(
         1., 'share of the training images to use, drawn per class with the seed', above=0, at_most=1)
     val_fraction: float = setting(
@@ -397,13 +397,12 @@ def read_csv(
     return samples, names
 
 
-def _open_named(config: SourceConfig, split: str, is_training: bool, batch_size: int, **kwargs: Any) -> Any:
-    is_decoded = config.dataset.lower().startswith('tfds/')  # TensorFlow decodes; Pillow's images are converted later
+def _open_named(
+        config: SourceConfig, split: str, is_training: bool, batch_size: int, mode: str = '', **kwargs: Any) -> Any:
     try:
         return create_dataset(
             config.dataset, root=config.data_dir, split=split, is_training=is_training, batch_size=batch_size,
-            download=config.dataset_download, seed=config.seed,
-            input_img_mode=IMG_MODES[config.in_chans] if is_decoded else '', input_key=config.input_key,
+            download=config.dataset_download, seed=config.seed, input_img_mode=mode, input_key=config.input_key,
             target_key=config.target_key, **kwargs)
     except ImportError as e:
         raise ValueError(f"Dataset '{config.dataset}' needs another package ({e}).") from e
@@ -636,8 +635,10 @@ def _create_iterable(
                          ' and --test-split.')
     # labels of wds/ are class indices, that its reader would look up among the names
     class_map = '' if config.dataset.lower().startswith('wds/') else config.class_map or ''
+    # TensorFlow decodes; Pillow's images are converted later
+    mode = IMG_MODES[config.in_chans] if config.dataset.lower().startswith('tfds/') else ''
     return {
-        split: _open_named(config, theirs, split == 'train', batch_size, class_map=class_map)
+        split: _open_named(config, theirs, split == 'train', batch_size, mode, class_map=class_map)
         for split, theirs in splits.items()}, names
 
 

@@ -1,6 +1,6 @@
 """Pictures of results, by matplotlib (extra `plots`)."""
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Sequence, Tuple
 
 import numpy as np
 
@@ -43,3 +43,40 @@ def plot_confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str
                 j, i, f'{count}\n{100 * shares[i, j]:.0f} %', ha='center', va='center', fontsize=8,
                 color='white' if shares[i, j] > 0.5 else 'black')
     figure.savefig(Path(path), dpi=120, format='png')
+
+
+def _shorten(text: str, length: int = 30) -> str:
+    """The end of a long text, which tells paths apart."""
+    return text if len(text) <= length else f'…{text[1 - length:]}'
+
+
+def plot_pairs(
+        images: Sequence[Tuple[Any, Any]],
+        captions: Sequence[Tuple[str, str]],
+        titles: Sequence[str],
+        path: PathLike,
+        columns: int = 3,
+) -> None:
+    """Write a PNG sheet of pairs of images side by side.
+
+    Args:
+        images: Pairs of images, as matplotlib shows them; P of them, one at least.
+        captions: Of each image, whose ends are shown, lines may be several.
+        titles: Of each pair.
+        path: File to write.
+        columns: Pairs in a row of the sheet.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    figure = new_figure(4.6 * columns, 3.1 * rows)
+    sheets = figure.subfigures(rows, columns, squeeze=False).flat
+    for sheet, pair, texts, title in zip(sheets, images, captions, titles):
+        sheet.suptitle(title, fontsize=9, parse_math=False)
+        for axes, image, text in zip(sheet.subplots(1, 2), pair, texts):
+            axes.imshow(image, cmap='gray', vmin=0, vmax=255)
+            axes.set(xticks=[], yticks=[])
+            axes.set_xlabel('\n'.join(_shorten(line) for line in text.split('\n')), fontsize=7, parse_math=False)
+    figure.savefig(Path(path), dpi=100, format='png')

@@ -1,0 +1,139 @@
+"""What `hdkd check` finds in data sets whose faults are known."""
+import csv
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import write_images
+from PIL import Image
+
+from hdkd_timm.check import CheckConfig, check_data, draw_split, has_leak, list_pairs, summarize, write_split
+from hdkd_timm.cli import main
+from hdkd_timm.data import read_csv
+
+
+def smooth(seed, size=48):
+    """A random image without fine detail, RGB."""
+    rng = np.random.default_rng(seed)
+    grid = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    return grid.resize((size, size), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def leaky(tmp_path):
+    """Classes a and b, 8 training and 4 test images each, but for what the comments tell."""
+    data = tmp_path / 'data'
+    for split, number in (('train', 8), ('test', 4)):
+        for label in 'ab':
+            (data / split / label).mkdir(parents=True)
+            for i in range(number):
+                smooth([split == 'test', label == 'b', i]).save(data / split / label / f'{i}.png')
+    shutil.copy(data / 'train' / 'a' / '0.png', data / 'test' / 'a' / '0.png')  # an equal file
+    Image.open(data / 'train' / 'a' / '1.png').save(data / 'test' / 'a' / '1.bmp')  # equal pixels
+    Image.open(data / 'train' / 'a' / '2.png').resize((40, 44)).save(data / 'test' / 'b' / '2.png')  # near, other label
+    shutil.copy(data / 'train' / 'b' / '3.png', data / 'train' / 'b' / 'again.png')  # within a split
+    (data / 'train' / 'b' / 'broken.png').write_bytes(b'no image')
+    return data
+
+
+def test_finds_what_is_wrong(leaky):
+    check = check_data(CheckConfig(data_dir=str(leaky)))
+    summary = summarize(check)
+    assert summary['images'] == {'train': {'a': 8, 'b': 10}, 'test': {'a': 5, 'b': 4}}
+    assert list(summary['unreadable']) == [str(leaky / 'train' / 'b' / 'broken.png')]
+    assert summary['sizes']['test'] == dict(smallest=[44, 40], median=[48, 48], largest=[48, 48], different=2)
+    assert summary['modes']['train'] == {'RGB, 8 bit': 17}
+    assert summary['pairs'] == dict(file=2, pixels=1, near=1)
+    assert summary['labels_differ'] == 1
+    assert summary['leaks'] == {
+        'train in test': dict(images=18, pixels=2, near=3, groups=0),
+        'test in train': dict(images=9, pixels=2, near=3, groups=0)}
+    rows = list_pairs(check)
+    assert [row['kind'] for row in rows] == ['near', 'file', 'pixels', 'file']
+    assert (rows[0]['first_path'], rows[0]['second_label']) == (str(leaky / 'train' / 'a' / '2.png'), 'b')
+    assert [row['across_splits'] for row in rows] == [True, True, True, False]
+
+
+def test_command(leaky, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(['check', str(leaky), '--out', 'out', '--write-split', 'new.csv', '--strict']) == 1
+    out = capsys.readouterr().out
+    assert 'WARNING: 1 of these pairs have different labels' in out
+    assert 'LEAK: of 9 test images 2 with equal pixels in train, 3 with a near-duplicate or equal (33.3%)' in out
+    assert 'broken.png' in out
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == {
+        'summary.json', 'images.csv', 'duplicates.csv', 'pairs.png'}
+    assert json.loads((tmp_path / 'out' / 'summary.json').read_text())['labels_differ'] == 1
+    with Image.open(tmp_path / 'out' / 'pairs.png') as picture:
+        assert picture.width > 1000
+    # the split that it wrote has none of it, and is the trainer's
+    assert main(['check', 'new.csv', '--out', 'again', '--strict']) == 0
+    assert 'no image, near-duplicate or group in two splits' in capsys.readouterr().out
+    samples, _ = read_csv(tmp_path / 'new.csv')
+    assert sum(map(len, samples.values())) == 26
+    assert abs(len(samples['test']) - 9) <= 1
+    # nothing is overwritten
+    for args in (['--out', 'out'], ['--out', 'other', '--write-split', 'new.csv']):
+        assert main(['check', str(leaky), *args]) == 1
+        assert 'exists already' in capsys.readouterr().err
+    assert not (tmp_path / 'other').exists()
+    assert main(['check', str(leaky), '--data-csv', 'new.csv']) == 1
+    assert 'both name the images' in capsys.readouterr().err
+
+
+def test_groups(tmp_path):
+    write_images(tmp_path, 'ab', number=6, size=48)
+    with (tmp_path / 'images.csv').open('w', newline='') as file:
+        writer = csv.writer(file)
+        writer.writerow(['path', 'label', 'split', 'group'])
+        for label in 'ab':
+            for i in range(6):
+                writer.writerow([f'{label}/{i}.png', label, 'test' if i in (1, 4) else 'train', f'{label}{i // 2}'])
+    check = check_data(CheckConfig(data_csv=str(tmp_path / 'images.csv')))
+    summary = summarize(check)
+    assert {where: leak['groups'] for where, leak in summary['leaks'].items()} == {
+        'train in test': 4, 'test in train': 4}
+    assert has_leak(summary)
+    split, units = draw_split(check)
+    for unit in set(units.tolist()):
+        assert len(set(split[units == unit].tolist())) == 1
+    for label in (0, 1):
+        assert (split[check.target == label] == check.splits.index('test')).sum() == 2
+    write_split(check, tmp_path / 'new.csv')
+    assert not has_leak(summarize(check_data(CheckConfig(data_csv=str(tmp_path / 'new.csv')))))
+
+
+def test_split_keeps_the_sizes(tmp_path):
+    """Of many images with clusters of all sizes."""
+    rng = np.random.default_rng(0)
+    for i in range(120):
+        split = 'train' if i % 3 else 'test'
+        (tmp_path / split / 'ab'[i % 2]).mkdir(parents=True, exist_ok=True)
+        smooth([7, int(rng.integers(70)), i % 2], 24).save(tmp_path / split / 'ab'[i % 2] / f'{i}.png')
+    check = check_data(CheckConfig(data_dir=str(tmp_path)))
+    before = summarize(check)
+    assert before['leaks']['test in train']['pixels'] > 5
+    write_split(check, tmp_path / 'new.csv')
+    after = summarize(check_data(CheckConfig(data_csv=str(tmp_path / 'new.csv'))))
+    assert after['images'] == before['images']
+    assert not has_leak(after)
+    # by the seed
+    assert (draw_split(check, 1)[0] == draw_split(check, 1)[0]).all()
+    assert (draw_split(check, 1)[0] != draw_split(check, 2)[0]).any()
+
+
+def test_names_may_hold_anything(tmp_path):
+    for split in ('train', 'test'):
+        for label in ('<b>$x$', 'a_b, "c"'):
+            (tmp_path / 'data' / split / label).mkdir(parents=True)
+            smooth([1, split == 'test']).save(tmp_path / 'data' / split / label / '$\\alpha$.png')
+    process = subprocess.run(
+        [sys.executable, '-m', 'hdkd_timm', 'check', tmp_path / 'data', '--out', tmp_path / 'out'], capture_output=True,
+        text=True)
+    assert process.returncode == 0, process.stderr
+    with (tmp_path / 'out' / 'duplicates.csv').open(newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert {row['first_label'] for row in rows} | {row['second_label'] for row in rows} == {'<b>$x$', 'a_b, "c"'}
