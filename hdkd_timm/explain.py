@@ -1,0 +1,228 @@
+"""Where a network looks: Grad-CAM of a convolutional stage, and attention rollout from the tokens of a transformer."""
+from contextlib import ExitStack
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.data import create_transform
+from torch import nn
+
+from .files import PathLike
+from .images import read_image
+from .inference import InferenceConfig, find_images, load_classifier
+
+
+def _find_maps(model: nn.Module, outputs: Dict[str, torch.Tensor]) -> torch.Tensor:
+    """The output of the last stage that has maps, with four dimensions."""
+    for output in reversed(outputs.values()):
+        if output.ndim == 4:
+            return output
+    raise ValueError(
+        f'{type(model).__name__} has no stage of maps (looked at {", ".join(outputs) or "none"}): name a layer with an'
+        ' output (B, K, h, w).')
+
+
+@torch.enable_grad()
+def grad_cam(
+        model: nn.Module,
+        images: torch.Tensor,
+        targets: Optional[torch.Tensor] = None,
+        layer: Optional[str] = None,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391, eq. 1 and 2): which parts of an image speak for a class.
+
+    Args:
+        model: A timm model, as it is for inference.
+        images: (B, C, H, W), normalised.
+        targets: Class index of each image, (B,); the predicted one by default.
+        layer: Module whose output (B, K, h, w) is looked at; by default the last stage that has maps, stage 3 of ours.
+
+    Returns:
+        Maps (B, H, W), 0 to 1 with 1 at the strongest place of each, 0 everywhere where nothing speaks for the class;
+        and the logits (B, classes).
+
+    Raises:
+        ValueError: if there is no such layer, or none with maps.
+    """
+    names = [layer] if layer else [info['module'] for info in getattr(model, 'feature_info', [])]
+    modules = dict(model.named_modules())
+    unknown = [name for name in names if name not in modules]
+    if layer and unknown:
+        raise ValueError(f"{type(model).__name__} has no layer '{layer}': choose one of its named_modules().")
+    outputs: Dict[str, torch.Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+            outputs[name] = output
+        return hook
+
+    with ExitStack() as stack:
+        for name in names:
+            if name in modules:
+                handle = modules[name].register_forward_hook(keep(name))
+                stack.callback(handle.remove)
+        logits = model(images.detach().requires_grad_())  # of a frozen network too there is a gradient
+    maps = _find_maps(model, outputs)
+    if targets is None:
+        targets = logits.argmax(dim=1)
+    score = logits.gather(1, targets[:, None]).sum()  # images do not touch each other in evaluation
+    gradient, = torch.autograd.grad(score, maps)
+    if getattr(model, 'output_fmt', 'NCHW') == 'NHWC':
+        maps, gradient = maps.permute(0, 3, 1, 2), gradient.permute(0, 3, 1, 2)
+    weights = gradient.mean(dim=(2, 3), keepdim=True)
+    cam = (weights * maps).sum(dim=1, keepdim=True).relu().detach().float()
+    cam = F.interpolate(cam, size=images.shape[-2:], mode='bilinear', align_corners=False)[:, 0]
+    return cam / cam.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(cam.dtype).tiny), logits.detach()
+
+
+@torch.inference_mode()
+def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928): from which patches a token has what it knows.
+
+    The attention of each block, mean of its heads, and the residual around it, half each, are multiplied through.
+
+    Args:
+        model: A timm model with `blocks` of attention, such as our students and vision transformers.
+        images: (B, C, H, W), normalised.
+
+    Returns:
+        Maps (B, tokens, H, W) of each token that is no patch (class, then distillation), 0 to 1 with 1 at the
+        strongest place of each.
+
+    Raises:
+        ValueError: if the model has no such blocks or tokens.
+    """
+    layers = [getattr(block, 'attn', None) for block in getattr(model, 'blocks', ())]
+    layers = [layer for layer in layers if hasattr(layer, 'attn_drop') and hasattr(layer, 'fused_attn')]
+    prefix = getattr(model, 'num_prefix_tokens', 0)
+    if not layers or not prefix:
+        raise ValueError(f'{type(model).__name__} has no blocks of attention with a class token.')
+    attentions: List[torch.Tensor] = []
+    with ExitStack() as stack:
+        for layer in layers:
+            handle = layer.attn_drop.register_forward_pre_hook(lambda module, args: attentions.append(args[0]))
+            stack.callback(handle.remove)
+            stack.callback(setattr, layer, 'fused_attn', layer.fused_attn)
+            layer.fused_attn = False  # the fused kernel never has the whole matrix
+        model(images)
+    rollout = None
+    for attention in attentions:
+        mixed = attention.float().mean(dim=1)
+        mixed = (mixed + torch.eye(mixed.shape[-1], device=mixed.device)) / 2
+        rollout = mixed if rollout is None else mixed @ rollout
+    height, width = images.shape[-2:]
+    reduction = model.feature_info[-1]['reduction']
+    find_grid = getattr(model, '_get_grid_size', None) or model.patch_embed.dynamic_feat_size
+    maps = rollout[:, :prefix, prefix:].unflatten(2, find_grid((height, width)))  # (B, tokens, rows, columns)
+    size = (maps.shape[2] * reduction, maps.shape[3] * reduction)  # may reach over the edge, or leave one out
+    maps = F.interpolate(maps, size=size, mode='bilinear', align_corners=False)
+    maps = F.pad(maps, (0, max(0, width - size[1]), 0, max(0, height - size[0])))[..., :height, :width]
+    return maps / maps.amax(dim=(2, 3), keepdim=True)
+
+
+def _seen_box(size: Tuple[int, int], data_config: Dict[str, Any]) -> Tuple[float, float, float, float]:
+    """Part of an image, (height, width), that the evaluation transform shows to the network: top, left, height, width
+    in pixels. It may reach over the image's edges, into a border."""
+    wanted = data_config['input_size'][-2:]
+    if data_config['crop_mode'] == 'squash':
+        seen = tuple(s * data_config['crop_pct'] for s in size)
+    else:
+        choose = max if data_config['crop_mode'] == 'border' else min
+        factor = choose(s * data_config['crop_pct'] / w for s, w in zip(size, wanted))
+        seen = tuple(w * factor for w in wanted)
+    return (size[0] - seen[0]) / 2, (size[1] - seen[1]) / 2, *seen
+
+
+def to_image_coordinates(
+        maps: torch.Tensor,
+        size: Tuple[int, int],
+        data_config: Dict[str, Any],
+) -> np.ndarray:
+    """Maps over what the network saw as maps over the image that it was made from.
+
+    Args:
+        maps: (N, H, W), of the network's input.
+        size: Height and width of the image.
+        data_config: Of the evaluation transform, as timm's `resolve_data_config` returns it.
+
+    Returns:
+        (N, height, width); 0 where the network did not see the image.
+    """
+    top, left, height, width = _seen_box(size, data_config)
+    ys = (torch.arange(size[0]) + 0.5 - top) / height * 2 - 1
+    xs = (torch.arange(size[1]) + 0.5 - left) / width * 2 - 1
+    grid = torch.stack(torch.broadcast_tensors(xs[None, :], ys[:, None]), dim=-1)[None]
+    inside = (grid.abs() <= 1).all(dim=-1)[0]
+    sampled = F.grid_sample(maps[None].float().cpu(), grid, mode='bilinear', padding_mode='border', align_corners=False)
+    return (sampled[0] * inside).numpy()
+
+
+class Explanation(NamedTuple):
+    """Where a network looked in one image, (h, w) pixels.
+
+    Args:
+        path: Image file.
+        image: The image as it is, (h, w, 3) bytes.
+        label: Class that is explained.
+        prob: Its probability.
+        maps: Name ('Grad-CAM', 'rollout, class token', 'rollout, distillation token') -> map over the image, (h, w),
+            0 to 1.
+    """
+    path: str
+    image: np.ndarray
+    label: str
+    prob: float
+    maps: Dict[str, np.ndarray]
+
+
+TOKENS = ('class', 'distillation')
+
+
+def explain(
+        model: PathLike,
+        paths: Sequence[PathLike],
+        config: Optional[InferenceConfig] = None,
+        label: Optional[str] = None,
+        layer: Optional[str] = None,
+) -> List[Explanation]:
+    """Grad-CAM of the predicted class, and attention rollout of networks with tokens, over images as they are.
+
+    Args:
+        model: As `load_classifier` takes it, no ONNX file.
+        paths: Image files, and folders that are searched for them.
+        config: Device, image size and batch size.
+        label: Class to explain instead of the predicted one.
+        layer: As `grad_cam` takes it.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_classifier` and `find_images`; if there is no such class or layer, or an
+            image cannot be read.
+    """
+    config = config or InferenceConfig()
+    classifier = load_classifier(model, config)
+    names = classifier.classes or [str(i) for i in range(classifier.model.num_classes)]
+    if label is not None and label not in names:
+        raise ValueError(f"Model '{model}' has no class '{label}' (classes: {', '.join(names)}).")
+    transform = create_transform(**classifier.data_config)
+    explained = []
+    for path in find_images(paths):
+        try:
+            image = read_image(path, classifier.img_mode)
+        except Exception as e:  # Pillow's plugins raise errors of many types on broken files
+            raise ValueError(f"Cannot read image '{path}' ({type(e).__name__}: {e}).") from e
+        batch = transform(image)[None].to(classifier.device)
+        target = None if label is None else torch.tensor([names.index(label)], device=classifier.device)
+        maps, logits = grad_cam(classifier.model, batch, target, layer)
+        found = {'Grad-CAM': maps[0]}
+        try:
+            rollout = attention_rollout(classifier.model, batch)[0]
+            found.update({f'rollout, {token} token': rollout[i] for i, token in zip(range(len(rollout)), TOKENS)})
+        except ValueError:
+            pass  # a network without tokens
+        index = int(logits[0].argmax()) if target is None else int(target)
+        over = to_image_coordinates(torch.stack(list(found.values())), image.size[::-1], classifier.data_config)
+        explained.append(Explanation(
+            str(path), np.asarray(image.convert('RGB')), names[index], float(logits[0].float().softmax(0)[index]),
+            dict(zip(found, over))))
+    return explained
