@@ -1,0 +1,86 @@
+"""Temperature scaling: probabilities that are as sure as they should be (Guo et al. 2017, arXiv 1706.04599)."""
+import json
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from .files import PathLike, write_json
+from .metrics import expected_calibration_error
+
+CALIBRATION = 'calibration.json'  # beside a model's config.json
+RANGE = (0.05, 20.)  # temperatures that are looked at
+
+
+def scale(probs: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities of logits that are divided by a temperature: above 1 less sure, below 1 surer, the same labels.
+
+    Args:
+        probs: Probabilities (N, K), of the logits as they are.
+        temperature: Above 0.
+    """
+    logits = np.log(probs.astype(np.float64).clip(np.finfo(np.float64).tiny)) / temperature
+    scaled = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return scaled / scaled.sum(axis=1, keepdims=True)
+
+
+def _log_loss(probs: np.ndarray, targets: np.ndarray) -> float:
+    return float(-np.log(probs[np.arange(len(targets)), targets].clip(np.finfo(np.float64).tiny)).mean())
+
+
+def fit_temperature(probs: np.ndarray, targets: np.ndarray) -> float:
+    """The temperature of the least log loss, `RANGE` at most.
+
+    Args:
+        probs: Probabilities (N, K) of images that the network was not trained on.
+        targets: Class indices (N,).
+
+    Raises:
+        ValueError: if there are no images, or the shapes don't fit.
+    """
+    if probs.ndim != 2 or targets.shape != probs.shape[:1] or not len(targets):
+        raise ValueError(f'Expected (N, K) probabilities and (N,) targets, got {probs.shape} and {targets.shape}.')
+    found = minimize_scalar(
+        lambda log_t: _log_loss(scale(probs, np.exp(log_t)), targets), bounds=np.log(RANGE), method='bounded',
+        options=dict(xatol=1e-6))
+    return float(np.exp(found.x))
+
+
+def describe(probs: np.ndarray, targets: np.ndarray, temperature: float) -> Dict[str, Any]:
+    """Images, and log loss and expected calibration error before and after the scaling."""
+    after = scale(probs, temperature)
+    return {
+        'images': len(targets),
+        'log_loss': {'before': _log_loss(probs, targets), 'after': _log_loss(after, targets)},
+        'ece': {'before': expected_calibration_error(probs, targets),
+                'after': expected_calibration_error(after, targets)}}
+
+
+def write_temperature(folder: PathLike, temperature: float, results: Dict[str, Dict[str, Any]]) -> None:
+    """Write calibration.json beside a model: the temperature, and split -> what `describe` returns."""
+    write_json({'temperature': temperature, **results}, Path(folder) / CALIBRATION)
+
+
+def read_temperature(folder: PathLike) -> Optional[float]:
+    """The temperature of a model folder, None if it has none.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    path = Path(folder) / CALIBRATION
+    if not path.is_file():
+        return None
+    try:
+        temperature = float(json.loads(path.read_text(encoding='utf-8'))['temperature'])
+        if not 0 < temperature < np.inf:
+            raise ValueError(temperature)
+    except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(f"'{path}' tells no temperature ({type(e).__name__}: {e}): run `hdkd calibrate` again.") from e
+    return temperature
+
+
+def split_reports(probs_of: Dict[str, Tuple[np.ndarray, np.ndarray]]) -> Tuple[float, Dict[str, Dict[str, Any]]]:
+    """The temperature of the split 'val', and what it does to each split. Takes split -> probabilities and targets."""
+    temperature = fit_temperature(*probs_of['val'])
+    return temperature, {split: describe(*parts, temperature) for split, parts in probs_of.items()}
