@@ -152,6 +152,17 @@ def _check(args: argparse.Namespace) -> int:
     return int(args.strict and check.has_leak(summary))
 
 
+def _explain(args: argparse.Namespace) -> None:
+    from .config import from_arguments
+    from .explain import explain, write_explanations
+    if os.path.exists(args.out):
+        raise FileExistsError(f"'{args.out}' exists already: choose another --out, nothing is overwritten.")
+    explained = explain(
+        args.checkpoint, args.paths, from_arguments(args.config_cls, args), args.label, args.layer)
+    write_explanations(explained, args.out)
+    print(f"{len(explained)} images explained, see '{args.out}/sheet.png' and the overlays beside it.")
+
+
 def _push(args: argparse.Namespace) -> None:
     from .hub import push, write_hub_folder
     data = Path(args.data_card).read_text(encoding='utf-8') if args.data_card else None
@@ -218,6 +229,13 @@ def create_parser() -> argparse.ArgumentParser:
                          help='CSV file to write: path, label and the probability of each class (default: %(default)s)')
     command.add_argument('--on-bad-image', default='error', choices=('error', 'skip'),
                          help='images that cannot be read end it, or are left out')
+
+    command = add_command('explain', _explain, 'show where a saved model looks in images', InferenceConfig)
+    command.add_argument('checkpoint', help=saved)
+    command.add_argument('paths', nargs='+', help='image files, and folders that are searched for them')
+    command.add_argument('--out', default='explained', metavar='FOLDER', help='folder to write (default: %(default)s)')
+    command.add_argument('--label', metavar='CLASS', help='class to explain (default: the predicted one)')
+    command.add_argument('--layer', metavar='NAME', help="module to look at (default: the last stage with maps)")
 
     command = add_command('convert', _convert, "write a model folder for timm from a checkpoint of the published code")
     command.add_argument('checkpoint', help='file with a state dict')

@@ -1,16 +1,19 @@
 """Where a network looks: Grad-CAM of a convolutional stage, and attention rollout from the tokens of a transformer."""
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from timm.data import create_transform
 from torch import nn
 
-from .files import PathLike
+from .files import PathLike, new_folder
 from .images import read_image
 from .inference import InferenceConfig, find_images, load_classifier
+from .plots import overlay, plot_images, shorten
 
 
 def _find_maps(model: nn.Module, outputs: Dict[str, torch.Tensor]) -> torch.Tensor:
@@ -226,3 +229,24 @@ def explain(
             str(path), np.asarray(image.convert('RGB')), names[index], float(logits[0].float().softmax(0)[index]),
             dict(zip(found, over))))
     return explained
+
+
+def write_explanations(explained: Sequence[Explanation], folder: PathLike) -> None:
+    """Write the overlay of each map over each image, NUMBER-NAME-MAP.png, and sheet.png of all.
+
+    Raises:
+        FileExistsError: if the folder holds something.
+        ImportError: without matplotlib.
+    """
+    heads = ['image', *explained[0].maps]
+    rows, labels = [], []
+    with new_folder(folder) as out:
+        for number, e in enumerate(explained, 1):
+            overlays = [overlay(e.image, heat) for heat in e.maps.values()]
+            stem = ''.join(c if c.isalnum() or c in '-_.' else '_' for c in Path(e.path).stem)[:60]
+            for name, picture in zip(e.maps, overlays):
+                words = name.lower().replace(',', '').replace(' ', '-')
+                Image.fromarray(picture).save(out / f'{number:03d}-{stem}-{words}.png')
+            rows.append([e.image, *overlays])
+            labels.append(f'{shorten(Path(e.path).name, 24)}\n{shorten(e.label, 18)} {e.prob:.1%}')
+        plot_images(rows, heads, labels, out / 'sheet.png')

@@ -45,7 +45,7 @@ def plot_confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str
     figure.savefig(Path(path), dpi=120, format='png')
 
 
-def _shorten(text: str, length: int = 30) -> str:
+def shorten(text: str, length: int = 30) -> str:
     """The end of a long text, which tells paths apart."""
     return text if len(text) <= length else f'…{text[1 - length:]}'
 
@@ -78,5 +78,51 @@ def plot_pairs(
         for axes, image, text in zip(sheet.subplots(1, 2), pair, texts):
             axes.imshow(image, cmap='gray', vmin=0, vmax=255)
             axes.set(xticks=[], yticks=[])
-            axes.set_xlabel('\n'.join(_shorten(line) for line in text.split('\n')), fontsize=7, parse_math=False)
+            axes.set_xlabel('\n'.join(shorten(line) for line in text.split('\n')), fontsize=7, parse_math=False)
     figure.savefig(Path(path), dpi=100, format='png')
+
+
+def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.6) -> np.ndarray:
+    """An image under a map, the stronger the more it covers: grey image, colours that all eyes tell apart.
+
+    Args:
+        image: (H, W, 3), bytes.
+        heat: (H, W), 0 to 1.
+        strength: How much of the image the strongest place covers.
+
+    Returns:
+        (H, W, 3), bytes.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    try:
+        from matplotlib import colormaps
+    except ImportError as e:
+        raise ImportError("Pictures need matplotlib: pip install 'hdkd-timm[plots]'.") from e
+    colour = colormaps['inferno'](heat)[..., :3] * 255
+    cover = strength * heat[..., None]
+    return (image * (1 - cover) + colour * cover).round().astype(np.uint8)
+
+
+def plot_images(
+        rows: Sequence[Sequence[np.ndarray]],
+        heads: Sequence[str],
+        labels: Sequence[str],
+        path: PathLike,
+) -> None:
+    """Write a PNG sheet of images, a row of them for each label, a head above each column.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    figure = new_figure(2.4 * len(heads) + 0.4, 2.55 * len(rows) + 0.3)
+    grid = figure.subplots(len(rows), len(heads), squeeze=False)
+    for line, images, label in zip(grid, rows, labels):
+        for axes, image in zip(line, images):
+            axes.imshow(image)
+            axes.set(xticks=[], yticks=[])
+        line[0].set_ylabel(label, fontsize=8, parse_math=False)
+    for axes, head in zip(grid[0], heads):
+        axes.set_title(head, fontsize=9, parse_math=False)
+    figure.savefig(Path(path), dpi=110, format='png')
