@@ -1,7 +1,7 @@
 """Temperature scaling: probabilities that are as sure as they should be (Guo et al. 2017, arXiv 1706.04599)."""
 import json
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -78,9 +78,3 @@ def read_temperature(folder: PathLike) -> Optional[float]:
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f"'{path}' tells no temperature ({type(e).__name__}: {e}): run `hdkd calibrate` again.") from e
     return temperature
-
-
-def split_reports(probs_of: Dict[str, Tuple[np.ndarray, np.ndarray]]) -> Tuple[float, Dict[str, Dict[str, Any]]]:
-    """The temperature of the split 'val', and what it does to each split. Takes split -> probabilities and targets."""
-    temperature = fit_temperature(*probs_of['val'])
-    return temperature, {split: describe(*parts, temperature) for split, parts in probs_of.items()}

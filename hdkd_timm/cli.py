@@ -152,6 +152,20 @@ def _check(args: argparse.Namespace) -> int:
     return int(args.strict and check.has_leak(summary))
 
 
+def _calibrate(args: argparse.Namespace) -> None:
+    from .config import from_arguments
+    from .inference import calibrate_model, find_run_data
+    if not (args.data_dir or args.data_csv or args.dataset):
+        for name, value in find_run_data(args.checkpoint).items():
+            setattr(args, name, value)
+    result = calibrate_model(args.checkpoint, from_arguments(args.config_cls, args))
+    print(f"temperature {result.pop('temperature'):.4f}, kept beside the model for --calibrated")
+    print(f"{'split':<8}{'images':>8}{'log loss':>20}{'calibration error':>22}")
+    for split, report in result.items():
+        log_loss, ece = ('{before:.4f} -> {after:.4f}'.format(**report[key]) for key in ('log_loss', 'ece'))
+        print(f"{split:<8}{report['images']:>8,}{log_loss:>20}{ece:>22}")
+
+
 def _explain(args: argparse.Namespace) -> None:
     from .config import from_arguments
     from .explain import explain, write_explanations
@@ -229,6 +243,11 @@ def create_parser() -> argparse.ArgumentParser:
                          help='CSV file to write: path, label and the probability of each class (default: %(default)s)')
     command.add_argument('--on-bad-image', default='error', choices=('error', 'skip'),
                          help='images that cannot be read end it, or are left out')
+
+    command = add_command(
+        'calibrate', _calibrate, "find a saved model's temperature on validation images, for --calibrated", EvalConfig,
+        split='val')
+    command.add_argument('checkpoint', help="model folder, a network's folder in a run, or a run of one network")
 
     command = add_command('explain', _explain, 'show where a saved model looks in images', InferenceConfig)
     command.add_argument('checkpoint', help=saved)

@@ -10,8 +10,9 @@ import torch
 from timm.utils import natural_key
 from torch import nn
 
-from .checkpoint import HUBS, load_saved
-from .config import KeyValues, check_values, setting
+from .calibrate import describe, fit_temperature, read_temperature, scale, write_temperature
+from .checkpoint import HUBS, find_model_folder, load_saved
+from .config import KeyValues, check_values, read_yaml, setting
 from .data import DataConfig, FileReader, SampleDataset, Samples, create_datasets
 from .distributed import World, pick_device
 from .evaluate import evaluate
@@ -20,6 +21,8 @@ from .images import IMG_EXTENSIONS, IMG_MODES, find_bad_images
 from .loader import SplitLoader
 from .memory import kept_memory
 from .metrics import full_report
+from .released import find_folder, full_name
+from .runs import CONFIG, IMAGES
 
 
 @dataclasses.dataclass
@@ -35,6 +38,7 @@ class InferenceConfig:
     channels_last: bool = setting(False, 'use the channels-last memory layout')
     workers: int = setting(2, 'loader processes', flags=('-j',), at_least=0)
     device: Optional[str] = setting(None, 'cpu, cuda, mps, ... (default: the best there is)')
+    calibrated: bool = setting(False, 'scale probabilities by the temperature of `hdkd calibrate`')
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value out of range; names the flag, the value and the range."""
@@ -55,11 +59,12 @@ class EvalConfig(InferenceConfig, DataConfig):
 
 @dataclasses.dataclass
 class Classifier:
-    """A model, its class names by index (or None) and what it wants of its images."""
+    """A model, its class names by index (or None), what it wants of its images, and a temperature to scale by."""
     model: nn.Module
     classes: Optional[List[str]]
     data_config: Dict[str, Any]
     device: torch.device
+    temperature: Optional[float] = None
 
     @property
     def in_chans(self) -> int:
@@ -132,7 +137,18 @@ def _runs_on(ort: Any, device: torch.device) -> bool:
     return device.type == 'cpu' or device.type == 'cuda' and 'CUDAExecutionProvider' in ort.get_available_providers()
 
 
+def _load_temperature(name: str) -> float:
+    name = name.removeprefix('local-dir:')
+    folder = find_model_folder(name) if os.path.isdir(name) else find_folder(full_name(name) or '')
+    temperature = read_temperature(folder) if folder is not None else None
+    if temperature is None:
+        raise ValueError(f"Model '{name}' is not calibrated: run `hdkd calibrate`, or leave --calibrated out.")
+    return temperature
+
+
 def _load_onnx(name: str, config: InferenceConfig) -> Classifier:
+    if config.calibrated:
+        raise ValueError(f"'{name}' is an ONNX file, which holds no temperature: leave --calibrated out.")
     if config.amp or config.channels_last:
         word = 'amp' if config.amp else 'channels-last'
         raise ValueError(f"'{name}' is an ONNX file, which has no --{word}: leave it out, or say --no-{word}.")
@@ -177,7 +193,8 @@ def load_classifier(name: str, config: Optional[InferenceConfig] = None) -> Clas
     layout = torch.channels_last if config.channels_last else torch.preserve_format
     return Classifier(
         model.eval().to(device=device, memory_format=layout), labels or None,
-        dict(data_config, input_size=(model.in_chans, *data_config['input_size'][-2:])), device)
+        dict(data_config, input_size=(model.in_chans, *data_config['input_size'][-2:])), device,
+        _load_temperature(name) if config.calibrated else None)
 
 
 def image_dataset(files: Sequence[str], img_mode: str, targets: Optional[Sequence[int]] = None) -> SampleDataset:
@@ -191,9 +208,10 @@ def _run(classifier: Classifier, dataset: Any, config: InferenceConfig) -> Tuple
     loader = SplitLoader(
         dataset, classifier.data_config, config.batch_size, num_workers=config.workers, device=classifier.device)
     with kept_memory(classifier.device):
-        return evaluate(
+        probs, targets = evaluate(
             classifier.model, loader, World(classifier.device),
             getattr(torch, config.amp_dtype) if config.amp else None, config.channels_last)
+    return probs if classifier.temperature is None else scale(probs, classifier.temperature), targets
 
 
 def _match_classes(classifier: Classifier, classes: List[str], name: str) -> List[int]:
@@ -242,6 +260,50 @@ def evaluate_model(name: str, config: EvalConfig) -> Tuple[Dict[str, Any], Dict[
         'names': dataset.samples.filenames() if named else [str(i) for i in range(len(targets))], 'probs': probs,
         'targets': targets}
     return dict(model=name, split=config.split, classes=classes, **report), images
+
+
+def find_run_data(name: PathLike) -> Dict[str, Any]:
+    """Settings that read the images of the run that a model folder belongs to, in its splits.
+
+    Raises:
+        FileNotFoundError: if it belongs to no run.
+    """
+    folder = find_model_folder(name).resolve()
+    near = (folder, *list(folder.parents)[:2])
+    run = next((f for f in near if (f / CONFIG).is_file() and (f / IMAGES).is_file()), None)
+    if run is None:
+        raise FileNotFoundError(
+            f"'{name}' belongs to no run (folder with {CONFIG} and {IMAGES}): name the images with --data-dir or"
+            ' --data-csv.')
+    return dict(data_csv=str(run / IMAGES), in_chans=read_yaml(run / CONFIG).get('in_chans'))
+
+
+def calibrate_model(name: PathLike, config: EvalConfig) -> Dict[str, Any]:
+    """Find the temperature of a saved model on its validation images, and write it beside the model, for `calibrated`.
+
+    Args:
+        name: Model folder, a network's folder in a run, or a run of one network.
+        config: Data, whose split `split` is that of the fit, and how images go through the model.
+
+    Returns:
+        'temperature', and split -> what `describe` returns: of the fit, and of the test split where there is one.
+
+    Raises:
+        FileNotFoundError, ValueError: as `evaluate_model` and `find_model_folder`.
+    """
+    folder = find_model_folder(name)
+    _, images = evaluate_model(str(name), dataclasses.replace(config, calibrated=False, bootstrap=0))
+    temperature = fit_temperature(images['probs'], images['targets'])
+    results = {config.split: describe(images['probs'], images['targets'], temperature)}
+    if config.split != 'test':
+        try:
+            _, images = evaluate_model(
+                str(name), dataclasses.replace(config, split='test', calibrated=False, bootstrap=0))
+            results['test'] = describe(images['probs'], images['targets'], temperature)
+        except (FileNotFoundError, ValueError):
+            pass  # no test split
+    write_temperature(folder, temperature, results)
+    return dict(temperature=temperature, **results)
 
 
 def find_images(paths: Sequence[str]) -> List[str]:

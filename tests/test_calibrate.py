@@ -1,8 +1,14 @@
 """Temperatures that are known come back."""
+import csv
+import shutil
+
 import numpy as np
 import pytest
+from conftest import TINY_STUDENT, write_images
 
+from hdkd_timm import TrainConfig, train
 from hdkd_timm.calibrate import describe, fit_temperature, read_temperature, scale, write_temperature
+from hdkd_timm.cli import main
 
 
 def draw(number, temperature, seed=0):
@@ -50,3 +56,37 @@ def test_file(tmp_path):
         (tmp_path / 'calibration.json').write_text(text)
         with pytest.raises(ValueError, match='tells no temperature'):
             read_temperature(tmp_path)
+
+
+def test_command(tmp_path, capsys):
+    write_images(tmp_path / 'data' / 'train', number=12)
+    write_images(tmp_path / 'data' / 'test', number=4, seed=1)
+    settings = {k: v for k, v in TINY_STUDENT.items() if k not in ('img_size', 'num_classes')}
+    run = train(TrainConfig(
+        data_dir=str(tmp_path / 'data'), val_fraction=0.25, img_size=32, epochs=1, batch_size=4, workers=0,
+        device='cpu', bootstrap=0, model_kwargs=settings, output=str(tmp_path / 'runs'), experiment='run'))['run']
+    images = str(tmp_path / 'data' / 'test')
+    assert main(['predict', run, images, '--calibrated', '--out', str(tmp_path / 'none.csv')]) == 1
+    assert f"Model '{run}' is not calibrated: run `hdkd calibrate`" in capsys.readouterr().err
+
+    assert main(['calibrate', run, '-j', '0']) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[:2] for line in out.splitlines()[2:]] == [['val', '9'], ['test', '12']]
+    temperature = read_temperature(f'{run}/best')
+    assert f'temperature {temperature:.4f}' in out
+    probs = {}
+    for flags in ([], ['--calibrated']):
+        path = tmp_path / f'{len(flags)}.csv'
+        assert main(['predict', run, images, '-j', '0', '--out', str(path), *flags]) == 0
+        with path.open(newline='') as file:
+            rows = list(csv.DictReader(file))
+        probs[len(flags)] = np.array([[float(row[f'prob_{label}']) for label in 'abc'] for row in rows])
+    np.testing.assert_allclose(scale(probs[0], temperature), probs[1], atol=1e-4)
+    assert abs(probs[0] - probs[1]).max() > 1e-3
+    # a model that belongs to no run needs its images named
+    shutil.copytree(f'{run}/best', tmp_path / 'model')
+    assert main(['calibrate', str(tmp_path / 'model')]) == 1
+    assert 'belongs to no run' in capsys.readouterr().err
+    assert main(['calibrate', str(tmp_path / 'model'), '--data-dir', str(tmp_path / 'data'), '--val-fraction', '0.25',
+                 '-j', '0']) == 0
+    assert read_temperature(tmp_path / 'model') == pytest.approx(temperature, rel=1e-4)
