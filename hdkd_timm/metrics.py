@@ -4,7 +4,7 @@ Shapes: N images, K classes; probabilities (N, K), targets (N,) from 0 to K - 1.
 (an AUROC of one class alone) is NaN.
 """
 import warnings
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 import numpy as np
 from scipy.stats import rankdata
@@ -88,6 +88,19 @@ def per_class_metrics(probs: np.ndarray, targets: np.ndarray, classes: Sequence[
         for name, p, r, f, s in zip(classes, precision, recall, f1, support)}
 
 
+def draw_resamples(number: int, groups: Optional[np.ndarray], resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Indices of images drawn with replacement, as many as there are; of whole groups, (N,), if there are any."""
+    rng = np.random.default_rng(seed)
+    if groups is not None:
+        _, group_of = np.unique(groups, return_inverse=True)
+        members = np.split(np.argsort(group_of, kind='stable'), np.cumsum(np.bincount(group_of))[:-1])
+    for _ in range(resamples):
+        if groups is None:
+            yield rng.integers(number, size=number)
+        else:
+            yield np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
+
+
 def bootstrap_intervals(
         probs: np.ndarray,
         targets: np.ndarray,
@@ -114,16 +127,8 @@ def bootstrap_intervals(
     Returns:
         Metric -> [low, high], without the draws that leave it undefined.
     """
-    rng = np.random.default_rng(seed)
-    if groups is not None:
-        _, group_of = np.unique(groups, return_inverse=True)
-        members = np.split(np.argsort(group_of, kind='stable'), np.cumsum(np.bincount(group_of))[:-1])
     draws: Dict[str, List[float]] = {name: [] for name in METRICS}
-    for _ in range(resamples):
-        if groups is None:
-            drawn = rng.integers(len(targets), size=len(targets))
-        else:
-            drawn = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
+    for drawn in draw_resamples(len(targets), groups, resamples, seed):
         for name, value in classification_metrics(probs[drawn], targets[drawn]).items():
             draws[name].append(value)
     tail = 50 * (1 - confidence)
