@@ -367,6 +367,20 @@ def has_leak(summary: Dict[str, Any]) -> bool:
     return any(leak[key] for leak in summary['leaks'].values() for key in ('pixels', 'near', 'groups'))
 
 
+def list_leaks(summary: Dict[str, Any]) -> List[str]:
+    """What each split shares with each other one, in words."""
+    lines = []
+    for where, leak in summary['leaks'].items():
+        if any(leak[key] for key in ('pixels', 'near', 'groups')):
+            a, b = where.split(' in ')
+            parts = [
+                f"{leak['pixels']:,} with equal pixels in {b}", f"{leak['near']:,} with a near-duplicate or equal"]
+            parts += [f"{leak['groups']:,} of a group that is in {b}, too"] if leak['groups'] else []
+            share = leak['near'] / leak['images']
+            lines.append(f"of {leak['images']:,} {a} images {', '.join(parts)} ({share:.1%})")
+    return lines
+
+
 def format_check(summary: Dict[str, Any]) -> str:
     """The summary as a text for a terminal."""
     labels = list(next(iter(summary['images'].values())))
@@ -396,14 +410,7 @@ def format_check(summary: Dict[str, Any]) -> str:
         f" {found['near']:,} near-duplicates")
     if summary['labels_differ']:
         lines.append(f"WARNING: {summary['labels_differ']:,} of these pairs have different labels")
-    for where, leak in summary['leaks'].items():
-        if any(leak[key] for key in ('pixels', 'near', 'groups')):
-            a, b = where.split(' in ')
-            parts = [
-                f"{leak['pixels']:,} with equal pixels in {b}", f"{leak['near']:,} with a near-duplicate or equal"]
-            parts += [f"{leak['groups']:,} of a group that is in {b}, too"] if leak['groups'] else []
-            share = leak['near'] / leak['images']
-            lines.append(f"LEAK: of {leak['images']:,} {a} images {', '.join(parts)} ({share:.1%})")
+    lines += [f'LEAK: {leak}' for leak in list_leaks(summary)]
     if not has_leak(summary) and len(totals) > 1:
         lines.append('no image, near-duplicate or group in two splits')
     return '\n'.join(lines)

@@ -21,6 +21,7 @@ def _train(args: argparse.Namespace) -> None:
     from .training import train
     metrics = train(from_arguments(args.config_cls, args), args.resume, args.overwrite)
     _print_on_primary(format_table(metrics), f"The model is in '{metrics['run']}/best'.")
+    _report_run(metrics['run'], args)
 
 
 def _distill(args: argparse.Namespace) -> None:
@@ -30,11 +31,30 @@ def _distill(args: argparse.Namespace) -> None:
     metrics = distill(from_arguments(args.config_cls, args), args.resume, args.overwrite)
     _print_on_primary(
         format_table(metrics), f"Models (student/best, ...), summaries and metrics are in '{metrics['run']}'.")
+    _report_run(metrics['run'], args)
+
+
+def _is_primary() -> bool:
+    return int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
 
 
 def _print_on_primary(*lines: str) -> None:
-    if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0:
+    if _is_primary():
         print('\n'.join(lines))
+
+
+def _report_run(run: str, args: argparse.Namespace) -> None:
+    """The report of a run that has ended, which is no worse without."""
+    if not (args.report and _is_primary()):
+        return
+    try:
+        from .inference import InferenceConfig
+        from .report import write_report
+        print(f"The report is '{write_report([run], config=InferenceConfig(device=args.device, workers=0))}'.")
+    except Exception as e:
+        if args.debug:
+            raise
+        print(f"There is no report ({' '.join(str(e).split()) or type(e).__name__}); hdkd report '{run}' tries again.")
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -177,6 +197,14 @@ def _explain(args: argparse.Namespace) -> None:
     print(f"{len(explained)} images explained, see '{args.out}/sheet.png' and the overlays beside it.")
 
 
+def _report(args: argparse.Namespace) -> None:
+    from .config import from_arguments
+    from .report import write_report
+    page = write_report(
+        args.runs, args.out, args.mistakes, args.check, from_arguments(args.config_cls, args))
+    print(f"The report is '{page}', its pictures are in '{page.parent}/report'.")
+
+
 def _push(args: argparse.Namespace) -> None:
     from .hub import push, write_hub_folder
     data = Path(args.data_card).read_text(encoding='utf-8') if args.data_card else None
@@ -221,6 +249,8 @@ def create_parser() -> argparse.ArgumentParser:
             group = command.add_mutually_exclusive_group()
             group.add_argument('--resume', action='store_true', help='go on with the run --experiment')
             group.add_argument('--overwrite', action='store_true', help='replace the run --experiment')
+            command.add_argument('--report', default=True, action=argparse.BooleanOptionalAction,
+                                 help='write report.html at the end')
         if config_cls is not None:
             add_arguments(command, config_cls, **defaults)
         return command
@@ -289,6 +319,16 @@ def create_parser() -> argparse.ArgumentParser:
     command.add_argument('--write-split', metavar='FILE',
                          help='CSV file to write: a split of the same sizes without duplicates or groups on two sides')
     command.add_argument('--strict', action='store_true', help='exit code 1 if two splits share something')
+
+    command = add_command(
+        'report', _report, 'write a page about a run, or about several beside each other', InferenceConfig, workers=0)
+    command.add_argument('runs', nargs='+', metavar='RUN', help="runs, or networks' folders in them")
+    command.add_argument(
+        '--out', metavar='FOLDER', help="folder for report.html and the pictures (default: the run's, if it is one)")
+    command.add_argument('--mistakes', type=int, default=12, metavar='N',
+                         help='how many mistakes of each network to show (default: %(default)s)')
+    command.add_argument('--check', default=True, action=argparse.BooleanOptionalAction,
+                         help='look for duplicates among the images')
 
     command = add_command(
         'push', _push, 'put a trained model on the Hugging Face Hub, with a model card made from its run')

@@ -69,6 +69,13 @@ def pick_device(name: Optional[str] = None) -> torch.device:
     return device
 
 
+def describe_device(device: torch.device) -> str:
+    """The name of an accelerator, or the CPU's threads."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    return f'CPU, {torch.get_num_threads()} threads' if device.type == 'cpu' else str(device)
+
+
 def init_world(device: Optional[str] = None) -> World:
     """Join the processes that the environment tells of (torchrun's or SLURM's variables, as timm reads them).
 

@@ -16,12 +16,16 @@ from .inference import InferenceConfig, find_images, load_classifier
 from .plots import overlay, plot_images, shorten
 
 
+class NoMaps(ValueError):
+    """A network has no layers of the kind that is looked at."""
+
+
 def _find_maps(model: nn.Module, outputs: Dict[str, torch.Tensor]) -> torch.Tensor:
     """The output of the last stage that has maps, with four dimensions."""
     for output in reversed(outputs.values()):
         if output.ndim == 4:
             return output
-    raise ValueError(
+    raise NoMaps(
         f'{type(model).__name__} has no stage of maps (looked at {", ".join(outputs) or "none"}): name a layer with an'
         ' output (B, K, h, w).')
 
@@ -46,7 +50,7 @@ def grad_cam(
         and the logits (B, classes).
 
     Raises:
-        ValueError: if there is no such layer, or none with maps.
+        ValueError: if there is no such layer; `NoMaps` if none has maps.
     """
     names = [layer] if layer else [info['module'] for info in getattr(model, 'feature_info', [])]
     modules = dict(model.named_modules())
@@ -94,13 +98,13 @@ def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
         strongest place of each.
 
     Raises:
-        ValueError: if the model has no such blocks or tokens.
+        NoMaps: if the model has no such blocks or tokens.
     """
     layers = [getattr(block, 'attn', None) for block in getattr(model, 'blocks', ())]
     layers = [layer for layer in layers if hasattr(layer, 'attn_drop') and hasattr(layer, 'fused_attn')]
     prefix = getattr(model, 'num_prefix_tokens', 0)
     if not layers or not prefix:
-        raise ValueError(f'{type(model).__name__} has no blocks of attention with a class token.')
+        raise NoMaps(f'{type(model).__name__} has no blocks of attention with a class token.')
     attentions: List[torch.Tensor] = []
     with ExitStack() as stack:
         for layer in layers:
@@ -200,7 +204,7 @@ def explain(
 
     Raises:
         FileNotFoundError, ValueError: as `load_classifier` and `find_images`; if there is no such class or layer, or an
-            image cannot be read.
+            image cannot be read; `NoMaps` if the network has none of both.
     """
     config = config or InferenceConfig()
     classifier = load_classifier(model, config)
@@ -215,20 +219,37 @@ def explain(
         except Exception as e:  # Pillow's plugins raise errors of many types on broken files
             raise ValueError(f"Cannot read image '{path}' ({type(e).__name__}: {e}).") from e
         batch = transform(image)[None].to(classifier.device)
-        target = None if label is None else torch.tensor([names.index(label)], device=classifier.device)
-        maps, logits = grad_cam(classifier.model, batch, target, layer)
-        found = {'Grad-CAM': maps[0]}
-        try:
-            rollout = attention_rollout(classifier.model, batch)[0]
-            found.update({f'rollout, {token} token': rollout[i] for i, token in zip(range(len(rollout)), TOKENS)})
-        except ValueError:
-            pass  # a network without tokens
-        index = int(logits[0].argmax()) if target is None else int(target)
-        over = to_image_coordinates(torch.stack(list(found.values())), image.size[::-1], classifier.data_config)
+        with torch.inference_mode():
+            probs = classifier.model(batch)[0].float().softmax(0)
+        index = int(probs.argmax()) if label is None else names.index(label)
+        maps = _find_all_maps(classifier.model, batch, torch.tensor([index], device=classifier.device), layer)
+        over = to_image_coordinates(torch.stack(list(maps.values())), image.size[::-1], classifier.data_config)
         explained.append(Explanation(
-            str(path), np.asarray(image.convert('RGB')), names[index], float(logits[0].float().softmax(0)[index]),
-            dict(zip(found, over))))
+            str(path), np.asarray(image.convert('RGB')), names[index], float(probs[index]), dict(zip(maps, over))))
     return explained
+
+
+def _find_all_maps(
+        model: nn.Module,
+        batch: torch.Tensor,
+        target: torch.Tensor,
+        layer: Optional[str],
+) -> Dict[str, torch.Tensor]:
+    """The maps that a network has: Grad-CAM of stages, rollout of tokens, (H, W) each."""
+    found: Dict[str, torch.Tensor] = {}
+    try:
+        found['Grad-CAM'] = grad_cam(model, batch, target, layer)[0][0]
+    except NoMaps:
+        if layer is not None:
+            raise
+    try:
+        rollout = attention_rollout(model, batch)[0]
+        found.update({f'rollout, {token} token': rollout[i] for i, token in zip(range(len(rollout)), TOKENS)})
+    except NoMaps:
+        pass
+    if not found:
+        raise NoMaps(f'{type(model).__name__} has neither stages of maps nor attention from tokens: name a layer.')
+    return found
 
 
 def write_explanations(explained: Sequence[Explanation], folder: PathLike) -> None:

@@ -9,6 +9,7 @@ import yaml
 from tqdm import tqdm
 
 from .files import whole_file, write_rows
+from .runs import SUMMARY
 
 LOGS = ('tensorboard', 'wandb')
 
@@ -36,7 +37,7 @@ class EpochLog:
     """
 
     def __init__(self, folder: Path, name: str, logs: Sequence[str] = ()):
-        self.path = folder / 'summary.csv'
+        self.path = folder / SUMMARY
         self.tensorboard = self.wandb = None
         if 'tensorboard' in logs:
             from torch.utils.tensorboard import SummaryWriter

@@ -23,31 +23,56 @@ LOWER_IS_BETTER = ('log_loss', 'ece')
 METRICS = ('accuracy', 'balanced_accuracy', 'macro_f1', 'macro_auroc', 'kappa', 'log_loss', 'ece')
 
 
+def reliability(probs: np.ndarray, targets: np.ndarray, bins: int = 15) -> Dict[str, np.ndarray]:
+    """Images, confidence and accuracy in bins of equal width of the confidence, (0, 1/bins], (1/bins, 2/bins], ...
+
+    Args:
+        probs: Probabilities (N, K).
+        targets: Class indices (N,).
+        bins: Number of bins.
+
+    Returns:
+        'images', and the sums 'confidence' and 'correct' over them, (bins,) each.
+    """
+    confidence = probs.max(axis=1)
+    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    return {
+        'images': np.bincount(bin_of, minlength=bins),
+        'confidence': np.bincount(bin_of, confidence, minlength=bins),
+        'correct': np.bincount(bin_of, probs.argmax(axis=1) == targets, minlength=bins)}
+
+
 def expected_calibration_error(probs: np.ndarray, targets: np.ndarray, bins: int = 15) -> float:
-    """Mean distance of confidence and accuracy over bins of equal width, weighed by the images in them.
+    """Mean distance of confidence and accuracy over the bins of `reliability`, weighed by the images in them.
 
     Source: Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599, equation 3.
 
     Args:
         probs: Probabilities (N, K).
         targets: Class indices (N,).
-        bins: Number of bins, (0, 1/bins], (1/bins, 2/bins], ...
+        bins: Number of bins.
     """
-    confidence = probs.max(axis=1)
-    gaps = (probs.argmax(axis=1) == targets) - confidence
-    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    return float(np.abs(np.bincount(bin_of, gaps, minlength=bins)).sum() / len(targets))
+    found = reliability(probs, targets, bins)
+    return float(np.abs(found['correct'] - found['confidence']).sum() / len(targets))
 
 
-def macro_auroc(probs: np.ndarray, targets: np.ndarray) -> float:
-    """Area under the ROC curve of each class against the rest, mean over the classes that have images and a rest."""
+def class_auroc(probs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve of each class against the rest, (K,); NaN where one of both has no images."""
     positive = targets[:, None] == np.arange(probs.shape[1])
     numbers = positive.sum(axis=0)
     rank_sums = np.where(positive, rankdata(probs, axis=0), 0).sum(axis=0)  # the area is Mann and Whitney's U
     defined = (numbers > 0) & (numbers < len(targets))
+    areas = np.full(probs.shape[1], np.nan)
     numbers, rank_sums = numbers[defined], rank_sums[defined]
-    areas = (rank_sums - numbers * (numbers + 1) / 2) / (numbers * (len(targets) - numbers))
-    return float(areas.mean()) if len(areas) else float('nan')
+    areas[defined] = (rank_sums - numbers * (numbers + 1) / 2) / (numbers * (len(targets) - numbers))
+    return areas
+
+
+def macro_auroc(probs: np.ndarray, targets: np.ndarray) -> float:
+    """Mean of `class_auroc` over the classes that define it."""
+    areas = class_auroc(probs, targets)
+    defined = np.isfinite(areas)
+    return float(areas[defined].mean()) if defined.any() else float('nan')
 
 
 def classification_metrics(probs: np.ndarray, targets: np.ndarray) -> Dict[str, float]:

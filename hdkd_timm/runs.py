@@ -26,6 +26,7 @@ _logger = logging.getLogger(__name__)
 Rows = List[Dict[str, str]]
 
 CONFIG, IMAGES, STATE, METRICS = 'config.yaml', 'images.csv', 'last.pth', 'metrics.json'
+PREDICTIONS, SUMMARY = 'predictions.csv', 'summary.csv'
 _LOCK, _BEFORE = '.lock', '.before'  # what `overwrite` replaces is kept until the run has something to show
 
 

@@ -35,7 +35,7 @@ from .cache import CachedDataset, cache_images
 from .checkpoint import HUBS, load_teacher, save_model
 from .config import flag, to_yaml
 from .data import create_datasets, list_images
-from .distributed import World, init_world, leave_world
+from .distributed import World, describe_device, init_world, leave_world
 from .evaluate import evaluate, write_predictions
 from .files import write_json
 from .imbalance import class_weights, count_classes, sample_weights, smote
@@ -44,7 +44,7 @@ from .log import EpochLog, Progress, check_logs
 from .memory import kept_memory
 from .metrics import LOWER_IS_BETTER, classification_metrics, full_report, per_class_metrics
 from .models.hdkd import HDKDStudent
-from .runs import METRICS, STATE, Interrupted, Signals, keep_images, load_state, run_folder, save_state
+from .runs import METRICS, PREDICTIONS, STATE, Interrupted, Signals, keep_images, load_state, run_folder, save_state
 from .settings import DistillConfig, TrainConfig
 from .task import HDKDTask, check_input, check_pair
 from .version import __version__
@@ -118,10 +118,27 @@ class Run:
             'classes': self.classes,
             'images': {split: len(dataset) for split, dataset in self.datasets.items()},
             'img_size': self.config.img_size,
+            **self.describe_environment(),
+        }
+
+    def describe_environment(self) -> Dict[str, Any]:
+        """What the figures of a network may depend on beside its settings."""
+        return {
             'versions': {
                 'hdkd_timm': __version__, 'timm': timm.__version__, 'torch': torch.__version__,
                 'python': sys.version.split()[0]},
+            'device': describe_device(self.world.device),
+            'processes': self.world.size,
         }
+
+
+def _image_names(dataset: Any, number: int) -> List[str]:
+    """Names of the images, numbers where a dataset has none."""
+    return dataset.samples.filenames() if hasattr(dataset, 'samples') else [str(i) for i in range(number)]
+
+
+def _image_groups(dataset: Any) -> Optional[np.ndarray]:
+    return dataset.samples.groups if hasattr(dataset, 'samples') else None
 
 
 # -- one network -------------------------------------------------------------------------------------------------------
@@ -424,7 +441,6 @@ def fit(
     split = 'test' if 'test' in loaders else 'val'
     probs, targets = evaluate_split(split)
     dataset = loaders[split].dataset
-    named = hasattr(dataset, 'samples')
     result = {
         'name': name,
         'classes': classes,
@@ -432,13 +448,13 @@ def fit(
         'epochs': state.epoch,
         'train_seconds': round(state.seconds, 1),
         'parameters': sum(p.numel() for p in network.parameters()),
+        **run.describe_environment(),
         split: full_report(
-            probs, targets, classes, dataset.samples.groups if named else None, config.bootstrap, config.seed),
+            probs, targets, classes, _image_groups(dataset), config.bootstrap, config.seed),
     }
     if world.is_primary:
         log.close()
-        names = dataset.samples.filenames() if named else [str(i) for i in range(len(targets))]
-        write_predictions(folder / 'predictions.csv', names, probs, classes, targets)
+        write_predictions(folder / PREDICTIONS, _image_names(dataset, len(targets)), probs, classes, targets)
         write_json(result, folder / METRICS)
     world.barrier()
     model.load_state_dict(network.state_dict())  # with a moving average they are two
@@ -650,16 +666,19 @@ def _test_given(run: Run, teacher: nn.Module, teacher_args: Dict[str, Any]) -> D
     signum = world.max(run.signals.received or 0)
     if signum:
         raise Interrupted(signum, run.folder)
-    groups = run.datasets[split].samples.groups if hasattr(run.datasets[split], 'samples') else None
+    dataset = run.datasets[split]
     result = {
         'name': 'teacher',
         'classes': run.classes,
         'checkpoint': config.teacher_checkpoint,
         'parameters': sum(p.numel() for p in teacher.parameters()),
-        split: full_report(*predicted, run.classes, groups, config.bootstrap, config.seed),
+        **run.describe_environment(),
+        split: full_report(*predicted, run.classes, _image_groups(dataset), config.bootstrap, config.seed),
     }
     if world.is_primary:
         save_model(teacher, folder / 'best', run.classes, teacher_args, run.input_size, replace=True)
+        probs, targets = predicted
+        write_predictions(folder / PREDICTIONS, _image_names(dataset, len(targets)), probs, run.classes, targets)
         write_json(result, folder / METRICS)
     return result
 

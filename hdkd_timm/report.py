@@ -1,0 +1,533 @@
+"""`hdkd report`: one page, report.html, that tells what a run is worth, or several beside each other.
+
+It is made from the files that the run wrote, its model and its images, and needs no network and no script.
+"""
+import base64
+import csv
+import itertools
+import json
+import math
+import shutil
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .calibrate import CALIBRATION
+from .card import IN_PER_CENT, METRIC_NAMES
+from .check import CheckConfig, check_data, list_leaks, summarize
+from .compare import mcnemar, paired_bootstrap
+from .config import read_yaml
+from .explain import NoMaps, explain
+from .files import PathLike, whole_file
+from .inference import InferenceConfig
+from .metrics import LOWER_IS_BETTER, class_auroc
+from .plots import (
+    overlay,
+    plot_class_counts,
+    plot_confusion_matrix,
+    plot_curves,
+    plot_reliability,
+    plot_roc_pr,
+)
+from .runs import CONFIG, IMAGES, METRICS, PREDICTIONS, SUMMARY
+
+REPORT, PICTURES = 'report.html', 'report'
+NETWORKS = ('teacher', 'student_alone', 'student')  # of `distill`, in this order
+PICTURE_SIZE = 224  # pixels, of an image in the page
+
+
+class Network(NamedTuple):
+    """A trained network of a run, and its results.
+
+    Args:
+        label: What tells it from others in a report.
+        run: Folder of the run.
+        folder: Its own folder, the run's if there is one network.
+        metrics: Its metrics.json.
+        split: Split of its results, test or val.
+        epochs: Rows of its summary.csv; none if it was not trained in this run.
+        names, targets, probs: Of the images of the split: names, class indices (N,), probabilities (N, K); None where
+            the run kept no predictions.
+        groups: Groups of these images, (N,), if there are any.
+        model: Its config.json.
+    """
+    label: str
+    run: Path
+    folder: Path
+    metrics: Dict[str, Any]
+    split: str
+    epochs: List[Dict[str, float]]
+    names: List[str]
+    targets: Optional[np.ndarray]
+    probs: Optional[np.ndarray]
+    groups: Optional[np.ndarray]
+    model: Dict[str, Any]
+
+    @property
+    def result(self) -> Dict[str, Any]:
+        return self.metrics[self.split]
+
+    @property
+    def classes(self) -> List[str]:
+        return self.metrics['classes']
+
+
+def _read_rows(path: Path) -> List[Dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline='', encoding='utf-8') as file:
+        return list(csv.DictReader(file))
+
+
+def _read_json(path: Path) -> Dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+    except ValueError as e:
+        raise ValueError(f"'{path}' is damaged ({e}).") from e
+
+
+def _read_network(folder: Path, run: Path, label: str) -> Network:
+    metrics = _read_json(folder / METRICS)
+    split = next((split for split in ('test', 'val') if split in metrics), None)
+    if split is None:
+        raise ValueError(f"'{folder / METRICS}' holds no results of test or val.")
+    classes = metrics['classes']
+    rows = _read_rows(folder / PREDICTIONS)
+    targets = probs = groups = None
+    if rows:
+        try:
+            targets = np.array([classes.index(row['target']) for row in rows])
+            probs = np.array([[float(row[f'prob_{name}']) for name in classes] for row in rows])
+        except (KeyError, ValueError, TypeError) as e:
+            raise ValueError(f"'{folder / PREDICTIONS}' is damaged ({type(e).__name__}: {e}).") from e
+        group_of = {row['path']: row.get('group') or '' for row in _read_rows(run / IMAGES)}
+        found = [group_of.get(row['path'], '') for row in rows]
+        groups = np.array(found) if all(found) else None
+    epochs = [
+        {key: float(value) for key, value in row.items() if key != 'model' and value}
+        for row in _read_rows(folder / SUMMARY)]
+    return Network(
+        label, run, folder, metrics, split, epochs, [row['path'] for row in rows], targets, probs, groups,
+        _read_json(folder / 'best' / 'config.json'))
+
+
+def read_networks(runs: Sequence[PathLike]) -> List[Network]:
+    """The finished networks of runs.
+
+    Args:
+        runs: Runs, or folders of single networks in them.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or no finished network in it.
+        ValueError: if one is named twice, or a file is damaged.
+    """
+    folders: List[Tuple[Path, Path]] = []
+    for name in runs:
+        path = Path(name)
+        if not path.is_dir():
+            raise FileNotFoundError(f"Run '{name}' does not exist, or is no folder.")
+        if (path / METRICS).is_file() and (path / 'best').is_dir():
+            found = [path]
+        else:
+            found = [path / network for network in NETWORKS if (path / network / METRICS).is_file()]
+        if not found:
+            raise FileNotFoundError(
+                f"'{name}' holds no finished network (none of {METRICS}, {'/, '.join(NETWORKS)}/{METRICS} with its"
+                " model in 'best'): give a run that has ended.")
+        for folder in found:
+            run = folder if (folder / CONFIG).is_file() else folder.resolve().parent
+            folders.append((run, folder))
+    seen = Counter(folder.resolve() for _, folder in folders)
+    twice = [folder for folder, number in seen.items() if number > 1]
+    if twice:
+        raise ValueError(f"'{twice[0]}' was given twice.")
+
+    # the shortest labels that tell them apart
+    own = [folder.name if folder.name in NETWORKS else '' for _, folder in folders]
+    if len({run.resolve() for run, _ in folders}) == 1:
+        labels = [name or run.resolve().name for name, (run, _) in zip(own, folders)]
+    else:
+        labels = ['/'.join(part for part in (run.resolve().name, name) if part) for name, (run, _) in zip(own, folders)]
+        if len(set(labels)) < len(labels):
+            labels = [str(folder) for _, folder in folders]
+    return [_read_network(folder, run, label) for label, (run, folder) in zip(labels, folders)]
+
+
+# -- what the page tells -----------------------------------------------------------------------------------------------
+
+def _format(name: str, value: Optional[float]) -> str:
+    if value is None or not math.isfinite(value):
+        return '–'
+    return f'{100 * value:.1f} %' if name in IN_PER_CENT else f'{value:.3f}'
+
+
+def _format_difference(name: str, value: float) -> str:
+    """With its sign and a digit more, in points of a hundred where the metric is in per cent."""
+    if not math.isfinite(value):
+        return '–'
+    return (f'{100 * value:+.2f} points' if name in IN_PER_CENT else f'{value:+.4f}').replace('-', '−')
+
+
+def _metrics_table(networks: Sequence[Network]) -> List[Dict[str, Any]]:
+    """A row a metric: its name, and of each network value, interval and whether it is the best."""
+    rows = []
+    for name, words in METRIC_NAMES.items():
+        values = [network.result.get(name) for network in networks]
+        defined = [value for value in values if value is not None]
+        best = (min if name in LOWER_IS_BETTER else max)(defined) if len(defined) > 1 else None
+        cells = []
+        for network, value in zip(networks, values):
+            interval = (network.result.get('intervals_95') or {}).get(name)
+            shown = f'{_format(name, interval[0])} to {_format(name, interval[1])}' if interval else ''
+            cells.append(dict(value=_format(name, value), interval=shown, best=best is not None and value == best))
+        rows.append(dict(name=words, better='lower' if name in LOWER_IS_BETTER else 'higher', cells=cells))
+    return rows
+
+
+def _within(names: Sequence[str]) -> List[str]:
+    """Names without the folder that all are in, which may have moved from run to run."""
+    parts = [Path(name).parts for name in names]
+    depth = 0
+    while all(len(part) > depth + 1 and part[:depth + 1] == parts[0][:depth + 1] for part in parts):
+        depth += 1
+    return ['/'.join(part[depth:]) for part in parts]
+
+
+def _pairs(networks: Sequence[Network]) -> Iterator[Tuple[Network, Network]]:
+    """Which networks are compared: those of a run with each other, and between runs those of one role and those of
+    runs that hold one network."""
+    for first, second in itertools.combinations(networks, 2):
+        roles = {network.metrics['name'] for network in (first, second)}
+        if first.run.resolve() == second.run.resolve() or len(roles) == 1 or not roles.issubset(NETWORKS) or (
+                len(networks) == 2):
+            yield first, second
+
+
+def _compare(first: Network, second: Network, resamples: int, seed: int) -> Dict[str, Any]:
+    """Is the second better than the first, on the same images?"""
+    told = dict(first=first.label, second=second.label)
+    if first.probs is None or second.probs is None:
+        return dict(told, problem='The predictions of one of them were not kept.')
+    if first.classes != second.classes:
+        return dict(told, problem='Their classes are not the same.')
+    order = [dict(zip(_within(network.names), range(len(network.names)))) for network in (first, second)]
+    if first.split != second.split or order[0].keys() != order[1].keys() or len(order[0]) != len(first.names):
+        return dict(told, problem='Their images are not the same, so that they cannot be paired.')
+    places = np.array([order[1][name] for name in order[0]])
+    targets = first.targets
+    if not np.array_equal(targets, second.targets[places]):
+        return dict(told, problem='The same images have other classes.')
+    probs = second.probs[places]
+    test = mcnemar(first.probs.argmax(1) == targets, probs.argmax(1) == targets)
+    rows = []
+    for name, found in paired_bootstrap(first.probs, probs, targets, first.groups, resamples, seed=seed).items():
+        low, high = found['interval']
+        better = 'first' if (name in LOWER_IS_BETTER) == (low > 0) else 'second'
+        rows.append(dict(
+            name=METRIC_NAMES[name], difference=_format_difference(name, found['difference']),
+            interval=f'{_format_difference(name, low)} to {_format_difference(name, high)}',
+            better=better if low > 0 or high < 0 else None))
+    p = test['p_value']
+    return dict(told, rows=rows, images=len(targets), groups=len(set(first.groups)) if first.groups is not None else 0,
+                only_first=test['only_first'], only_second=test['only_second'],
+                p_value=f'p = {p:.2g}' if p >= 1e-4 else 'p < 0.0001', significant=p < 0.05)
+
+
+def _per_class(network: Network) -> List[Dict[str, Any]]:
+    areas = [None] * len(network.classes) if network.probs is None else class_auroc(network.probs, network.targets)
+    return [
+        dict(name=name, auroc=_format('', area), support=scores['support'],
+             **{key: _format('', scores[key]) for key in ('precision', 'recall', 'f1')})
+        for (name, scores), area in zip(network.result['per_class'].items(), areas)]
+
+
+def _describe_time(seconds: float) -> str:
+    if seconds < 120:
+        return f'{seconds:.0f} s'
+    return f'{seconds / 60:.0f} min' if seconds < 7200 else f'{seconds / 3600:.1f} h'
+
+
+def _sentence(network: Network, settings: Dict[str, Any], counts: Dict[str, Dict[str, int]]) -> str:
+    """The run in a sentence."""
+    metrics = network.metrics
+    name = network.model.get('architecture') or metrics['name']
+    size = (network.model.get('pretrained_cfg') or {}).get('input_size')
+    parameters = metrics['parameters']
+    shown = f'{parameters / 1e6:.1f} million' if parameters >= 1e6 else f'{parameters:,}'
+    words = f'{name} ({shown} parameters)'
+    if metrics['name'] == 'student':
+        words += ', distilled from a teacher,' + (' from given weights,' if settings.get('pretrained') else '')
+    if 'epoch' in metrics:
+        images = sum(counts.get('train', {}).values())
+        words += f" was trained for {metrics['epochs']} epochs" + (f' on {images:,} images' if images else '')
+        words += f' of {len(network.classes)} classes' + (f' at {size[1]} x {size[2]} pixels' if size else '')
+        words += f" in {_describe_time(metrics['train_seconds'])}; epoch {metrics['epoch'] + 1} was kept"
+    else:
+        words += ' was given, and tested here'
+    interval = (network.result.get('intervals_95') or {}).get('balanced_accuracy')
+    within = f' (95 % interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f})' if interval else ''
+    split = {'test': 'test', 'val': 'validation'}[network.split]
+    words += (
+        f". On {network.result['images']:,} {split} images its balanced accuracy is"
+        f" {100 * network.result['balanced_accuracy']:.1f} %{within}.")
+    if network.split == 'val' and 'epoch' in metrics:
+        words += ' These images chose the epoch, so the figures flatter: a test split was missing.'
+    return words
+
+
+def _calibration(network: Network) -> Optional[str]:
+    found = _read_json(network.folder / 'best' / CALIBRATION)
+    if not found:
+        return None
+    told = [
+        f"{split} {report['ece']['before']:.3f} before, {report['ece']['after']:.3f} after"
+        for split, report in found.items() if isinstance(report, dict)]
+    return f"Temperature {found['temperature']:.3f}, for --calibrated. Calibration error: {'; '.join(told)}."
+
+
+def _count(run: Path) -> Dict[str, Dict[str, int]]:
+    """Split -> class -> number of images."""
+    counts: Dict[str, Dict[str, int]] = {}
+    for row in _read_rows(run / IMAGES):
+        of_class = counts.setdefault(row['split'], {})
+        of_class[row['label']] = of_class.get(row['label'], 0) + 1
+    return {split: counts[split] for split in ('train', 'val', 'test') if split in counts}
+
+
+def _look_for_leaks(run: Path) -> Dict[str, Any]:
+    """Sentences about duplicates, and whether they are bad."""
+    if not (run / IMAGES).is_file():
+        return dict(lines=['The run kept no list of its images: they were not looked at.'], leaks=None)
+    try:
+        summary = summarize(check_data(CheckConfig(data_csv=str(run / IMAGES))))
+    except (OSError, ValueError) as e:
+        return dict(lines=[f'The images could not be looked at: {e}'], leaks=None)
+    leaks, unreadable, pairs = list_leaks(summary), summary['unreadable'], summary['pairs']
+    if len(unreadable) == sum(sum(of_class.values()) for of_class in summary['images'].values()):
+        return dict(lines=[f'The images could not be looked at: {next(iter(unreadable.values()))}'], leaks=None)
+    lines = [
+        f"Pairs of images that are alike: {pairs['file']:,} equal files, {pairs['pixels']:,} equal pixels in other"
+        f" files, {pairs['near']:,} near-duplicates."]
+    if summary['labels_differ']:
+        lines.append(f"Pairs of these with different labels: {summary['labels_differ']:,}.")
+    if unreadable:
+        lines.append(f'Images that cannot be read: {len(unreadable):,}.')
+    lines += [f'{leak[0].upper()}{leak[1:]}.' for leak in leaks] or ['No image, near-duplicate or group in two splits.']
+    return dict(lines=lines, leaks=bool(leaks or summary['labels_differ']))
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+class Pictures:
+    """PNG files in a folder, and what the page needs of them.
+
+    Args:
+        folder: Where they are written.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def show(self, file: str, alt: str) -> Dict[str, Any]:
+        """A picture that was written there: its bytes as a data URL, its size and a text for those who cannot see."""
+        path = self.folder / file
+        with Image.open(path) as image:
+            width, height = image.size
+        data = base64.b64encode(path.read_bytes()).decode()
+        return dict(url=f'data:image/png;base64,{data}', alt=alt, width=width, height=height)
+
+
+def _plot_network(network: Network, pictures: Pictures, stem: str) -> Dict[str, Dict[str, Any]]:
+    shown = {}
+    result, best = network.result, network.metrics.get('epoch')
+    if network.epochs:
+        last = network.epochs[-1]
+        plot_curves(network.epochs, best, pictures.folder / f'{stem}curves.png')
+        shown['curves'] = pictures.show(f'{stem}curves.png', (
+            f'Learning curves of {network.label} over {len(network.epochs)} epochs: log loss, balanced accuracy and the'
+            f" parts of the training loss. Training loss {network.epochs[0]['train_loss']:.3g} at first,"
+            f" {last['train_loss']:.3g} at last."))
+    plot_confusion_matrix(result['confusion_matrix'], network.classes, pictures.folder / f'{stem}confusion.png')
+    recalls = ', '.join(
+        f"{name} {100 * scores['recall']:.0f} % of {scores['support']}" for name, scores in result['per_class'].items())
+    shown['confusion'] = pictures.show(
+        f'{stem}confusion.png', f'Confusion matrix of {network.label}. Recognised: {recalls}.')
+    if network.probs is not None:
+        plot_roc_pr(network.probs, network.targets, network.classes, pictures.folder / f'{stem}roc-pr.png')
+        shown['roc_pr'] = pictures.show(f'{stem}roc-pr.png', (
+            f'ROC and precision-recall curves of {network.label}, a curve a class. Areas under the ROC curve: '
+            + ', '.join(f'{row["name"]} {row["auroc"]}' for row in _per_class(network)) + '.'))
+        plot_reliability(network.probs, network.targets, pictures.folder / f'{stem}reliability.png')
+        shown['reliability'] = pictures.show(f'{stem}reliability.png', (
+            f"Reliability diagram of {network.label}: expected calibration error {_format('ece', result['ece'])}."))
+    return shown
+
+
+def find_mistakes(probs: np.ndarray, targets: np.ndarray, number: int) -> np.ndarray:
+    """Indices of the images that a network is most sure of and gets wrong, the surest first.
+
+    Args:
+        probs: Probabilities (N, K).
+        targets: Class indices (N,).
+        number: How many at most.
+    """
+    wrong = np.flatnonzero(probs.argmax(1) != targets)
+    return wrong[np.argsort(-probs[wrong].max(1), kind='stable')][:number]
+
+
+def _show_mistakes(
+        network: Network,
+        number: int,
+        pictures: Pictures,
+        stem: str,
+        config: InferenceConfig,
+) -> Dict[str, Any]:
+    """The mistakes as pictures, image and Grad-CAM side by side, or why there are none."""
+    if network.probs is None:
+        return dict(problem='The predictions were not kept.')
+    wrong = find_mistakes(network.probs, network.targets, number)
+    total = int((network.probs.argmax(1) != network.targets).sum())
+    paths = [network.names[i] for i in wrong]
+    missing = [path for path in paths if not Path(path).is_file()]
+    if missing:
+        return dict(total=total, problem=f'The images are no files, or are gone ({missing[0]}).')
+    try:
+        explained = explain(network.folder / 'best', paths, config) if paths else []
+    except NoMaps as e:
+        return dict(total=total, problem=f'{e}')
+    items = []
+    for rank, (i, found) in enumerate(zip(wrong, explained), 1):
+        heat = found.maps.get('Grad-CAM', next(iter(found.maps.values())))
+        sheet = Image.fromarray(np.concatenate([found.image, overlay(found.image, heat)], axis=1))
+        file = f'{stem}mistake-{rank:02d}.png'
+        ImageOps.contain(sheet, (2 * PICTURE_SIZE, PICTURE_SIZE)).save(pictures.folder / file)
+        true, predicted = (network.classes[k] for k in (network.targets[i], network.probs[i].argmax()))
+        prob = network.probs[i].max()
+        items.append(dict(
+            pictures.show(file, (
+                f'Image {Path(found.path).name} and where {network.label} looked: it is {true}, predicted was'
+                f' {predicted} with {100 * prob:.0f} %.')),
+            name=Path(found.path).name, true=true, predicted=predicted, prob=f'{100 * prob:.1f} %'))
+    maps = explained[0].maps if explained else {}
+    return dict(total=total, items=items, map='Grad-CAM' if 'Grad-CAM' in maps else next(iter(maps), ''))
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+def _import_jinja2() -> Any:
+    try:
+        import jinja2
+    except ImportError as e:
+        raise ImportError("Reports need Jinja2 and matplotlib: pip install 'hdkd-timm[report]'.") from e
+    return jinja2
+
+
+def _settings_table(networks: Sequence[Network]) -> List[Dict[str, Any]]:
+    """A row a setting with its value in each run."""
+    runs = list(dict.fromkeys(network.run for network in networks))
+    settings = [read_yaml(run / CONFIG) if (run / CONFIG).is_file() else {} for run in runs]
+    rows = []
+    for name in dict.fromkeys(name for values in settings for name in values):
+        values = [values.get(name) for values in settings]
+        shown = ['–' if value is None else str(value) for value in values]
+        rows.append(dict(name=name, values=shown, differs=any(value != values[0] for value in values)))
+    return rows
+
+
+def write_report(
+        runs: Sequence[PathLike],
+        out: Optional[PathLike] = None,
+        mistakes: int = 12,
+        check: bool = True,
+        config: Optional[InferenceConfig] = None,
+        resamples: int = 1000,
+        seed: int = 42,
+) -> Path:
+    """Write report.html, a page about a run or several beside each other, and its pictures as PNG files in report/.
+
+    A report of before is replaced once the new one is whole.
+
+    Args:
+        runs: Runs, or folders of single networks in them.
+        out: Folder to write into; by default the run's own, if it is one.
+        mistakes: How many of the most confident mistakes of each network are shown.
+        check: Look for duplicates among the images, as `hdkd check` does.
+        config: Device and batch size of the network that looks at the mistakes again.
+        resamples: Draws of the paired bootstrap.
+        seed: Its seed.
+
+    Returns:
+        The page.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_networks`; if there are several runs and no `out`.
+        ImportError: without Jinja2 or matplotlib.
+    """
+    jinja2 = _import_jinja2()
+    networks = read_networks(runs)
+    folders = list(dict.fromkeys(network.run for network in networks))
+    if out is None and len(folders) > 1:
+        raise ValueError('A report of several runs needs a folder of its own: name it, --out FOLDER.')
+    out = folders[0] if out is None else Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f'.{PICTURES}-', dir=out))
+    try:
+        pictures = Pictures(temporary)
+        parts = []
+        for i, network in enumerate(networks, 1):
+            stem = f'{i}-{network.metrics["name"]}-' if len(networks) > 1 else ''
+            stem = ''.join(c if c.isalnum() or c in '-_' else '_' for c in stem)
+            run_settings = read_yaml(network.run / CONFIG) if (network.run / CONFIG).is_file() else {}
+            parts.append(dict(
+                label=network.label, sentence=_sentence(network, run_settings, _count(network.run)),
+                pictures=_plot_network(network, pictures, stem), per_class=_per_class(network),
+                calibration=_calibration(network), split=network.split,
+                mistakes=_show_mistakes(network, mistakes, pictures, stem, config or InferenceConfig(workers=0)),
+                environment={
+                    'device': network.metrics.get('device'), 'processes': network.metrics.get('processes'),
+                    **(network.metrics.get('versions') or {})}))
+        data = []
+        for i, run in enumerate(folders, 1):
+            counts = _count(run)
+            told: Dict[str, Any] = dict(name=run.resolve().name, counts=counts)
+            if counts:
+                file = f'{i}-classes.png' if len(folders) > 1 else 'classes.png'
+                plot_class_counts(counts, temporary / file)
+                told['picture'] = pictures.show(file, 'Images of each class: ' + '; '.join(
+                    f'{split}: ' + ', '.join(f'{label} {number:,}' for label, number in of_class.items())
+                    for split, of_class in counts.items()) + '.')
+            if check:
+                same = next((d for d, other in zip(data, folders) if _is_same(run / IMAGES, other / IMAGES)), None)
+                told['check'] = dict(same['check'], same=same['name']) if same else _look_for_leaks(run)
+            data.append(told)
+        environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(Path(__file__).parent / 'templates'), autoescape=True,
+            undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        page = environment.get_template(REPORT).render(
+            title=', '.join(folder.resolve().name for folder in folders), networks=parts, data=data,
+            metrics=_metrics_table(networks),
+            comparisons=[_compare(*pair, resamples, seed) for pair in _pairs(networks)],
+            runs=[folder.resolve().name for folder in folders], settings=_settings_table(networks))
+        _replace(temporary, out / PICTURES)
+        with whole_file(out / REPORT) as file:
+            file.write(page)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out / REPORT
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    return path.is_file() and other.is_file() and path.read_bytes() == other.read_bytes()
+
+
+def _replace(folder: Path, place: Path) -> None:
+    """Put a folder of pictures in the place of the one before."""
+    if place.exists() and not (place.is_dir() and all(file.suffix == '.png' for file in place.iterdir())):
+        raise FileExistsError(f"'{place}' is no folder of a report's pictures: move it, or choose another --out.")
+    shutil.rmtree(place, ignore_errors=True)
+    folder.chmod(0o755)
+    folder.rename(place)

@@ -1,0 +1,253 @@
+"""Reports: what they tell is what the run wrote, whatever its names hold, in a page that asks for nothing."""
+import html
+import json
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from conftest import write_images
+from PIL import Image
+
+from hdkd_timm import DistillConfig, TrainConfig, distill, train
+from hdkd_timm.cli import main
+from hdkd_timm.compare import mcnemar, paired_bootstrap
+from hdkd_timm.files import write_rows
+from hdkd_timm.report import find_mistakes, read_networks, write_report
+
+NASTY = ['<img src=x onerror=alert(1)>', '"&{{ 7 * 7 }}', "b' <script>alert(2)</script>"]
+SETTINGS = dict(
+    model_kwargs=dict(dims=(8, 16, 24), depths=(1, 2, 2, 2), embed_dim=32, num_heads=2, head_dim=8),
+    img_size=32, batch_size=8, epochs=2, workers=0, bootstrap=50, device='cpu')
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    """A folder with two runs on images whose classes, paths and run names hold markup."""
+    root = tmp_path_factory.mktemp('report')
+    rows = []
+    for split, number, seed in (('train', 8, 0), ('val', 4, 1), ('test', 6, 2)):
+        folder = root / '<b>images' / split
+        write_images(folder, number=number, seed=seed)
+        for name, label in zip('abc', NASTY):
+            rows += [
+                dict(path=str(folder / name / f'{i}.png'), label=label, split=split, group=f'{split}{name}{i // 2}')
+                for i in range(number)]
+    shutil.copy(rows[0]['path'], rows[-1]['path'])  # a leak, with another label
+    write_rows(rows, root / 'images.csv')
+    common = dict(SETTINGS, data_csv=str(root / 'images.csv'), output=str(root / 'runs'))
+    distill(DistillConfig(
+        **common, experiment='<i>one', teacher_kwargs=dict(dims=(8, 16, 24), depths=(1, 1, 1)), student_alone=True))
+    train(TrainConfig(**common, model='hdkd_student', experiment='two'))
+    return root / 'runs'
+
+
+class Page(HTMLParser):
+    """Elements, attributes and visible text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.words, self._silent = [], [], False
+        self.feed(text)
+        self.text = ' '.join(' '.join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self._silent = tag == 'style'
+
+    def handle_endtag(self, tag):
+        self._silent = self._silent and tag != 'style'
+
+    def handle_data(self, data):
+        if not self._silent:
+            self.words.append(data)
+
+
+@pytest.fixture(scope='module')
+def report(runs):
+    return write_report([runs / '<i>one'], mistakes=3, resamples=50)
+
+
+def test_page_tells_the_results(runs, report):
+    page = Page(report.read_text(encoding='utf-8'))
+    for name in ('teacher', 'student_alone', 'student'):
+        metrics = json.loads((runs / '<i>one' / name / 'metrics.json').read_text())
+        result = metrics['test']
+        low, high = result['intervals_95']['balanced_accuracy']
+        assert (f"On 18 test images its balanced accuracy is {100 * result['balanced_accuracy']:.1f} %"
+                f' (95 % interval {100 * low:.1f} to {100 * high:.1f})') in page.text
+        assert f"{result['log_loss']:.3f}" in page.text
+        assert f"epoch {metrics['epoch'] + 1} was kept" in page.text
+    assert 'student against teacher' in page.text
+    assert 'student against student_alone' in page.text
+    for words in ('2 epochs on 24 images of 3 classes at 32 x 32 pixels', 'Most confident mistakes', 'batch_size 8',
+                  'alike: 1 equal files, 0 equal pixels', 'with different labels: 1.',
+                  'Of 18 test images 1 with equal pixels in train', 'hdkd_timm 0.', 'CPU, 1 threads'):
+        assert words in page.text, words
+
+
+def test_page_asks_for_nothing_and_runs_nothing(report):
+    text = report.read_text(encoding='utf-8')
+    page = Page(text)
+    tags = [tag for tag, _ in page.elements]
+    assert 'script' not in tags
+    assert 'link' not in tags
+    assert 'b' not in tags  # of the folder
+    for tag, attrs in page.elements:
+        assert not any(name.startswith('on') for name in attrs)
+        for name in ('src', 'href'):
+            assert attrs.get(name, '#').startswith(('data:image/png;base64,', '#'))
+        if tag == 'img':
+            assert len(attrs['alt']) > 20
+            assert int(attrs['width']) > 0
+    assert not re.search(r'url\(|@import', text)
+    assert all(label in page.text for label in (' '.join(name.split()) for name in NASTY))
+    assert '49' not in page.text.split('"&')[1][:20]  # names are no templates
+    assert html.escape(NASTY[0], quote=False) in text
+
+
+def test_pictures_are_files_too(report):
+    names = {path.name for path in (report.parent / 'report').iterdir()}
+    assert {f'{i}-{network}-{plot}.png' for i, network in enumerate(('teacher', 'student_alone', 'student'), 1)
+            for plot in ('curves', 'confusion', 'roc-pr', 'reliability')} <= names
+    assert 'classes.png' in names
+    for name in names:
+        with Image.open(report.parent / 'report' / name) as image:
+            assert image.convert('RGB').getextrema() != ((255, 255),) * 3
+    assert not list(report.parent.glob('.report*'))
+
+
+def test_several_runs(runs, tmp_path):
+    folders = [runs / '<i>one' / 'student', runs / 'two']
+    page = Page(write_report(folders, tmp_path / 'out', 0, check=False, resamples=50).read_text())
+    first, second = read_networks(folders)
+    assert (first.label, second.label) == ('<i>one/student', 'two')
+    assert f'{second.label} against {first.label}' in page.text
+    test = mcnemar(first.probs.argmax(1) == first.targets, second.probs.argmax(1) == first.targets)
+    assert f"Of 18 images, {test['only_second']} are right by {second.label} alone" in page.text
+    difference = paired_bootstrap(first.probs, second.probs, first.targets, first.groups, 1)['log_loss']['difference']
+    assert f'{difference:+.4f}'.replace('-', '−') in page.text
+    assert 'Paired bootstrap over 9 groups' in page.text
+    assert 'Duplicates were not looked for' in page.text
+    assert 'Those that differ' in page.text
+    assert not (runs / 'two' / 'report.html').exists()
+
+
+def test_runs_that_cannot_be_paired(runs, tmp_path):
+    other = shutil.copytree(runs / 'two', tmp_path / 'other')
+    lines = (other / 'predictions.csv').read_text().splitlines()
+    (other / 'predictions.csv').write_text('\n'.join(lines[:-1]) + '\n')
+    page = Page(write_report([runs / 'two', other], tmp_path / 'out', 0, check=False, resamples=50).read_text())
+    assert 'Their images are not the same' in page.text
+    # in another order, and another folder, they are
+    moved = [line.replace('/test/', '/moved/') for line in lines[1:]]
+    (other / 'predictions.csv').write_text('\n'.join([lines[0], *moved[::-1]]) + '\n')
+    page = Page(write_report([runs / 'two', other], tmp_path / 'out', 0, check=False, resamples=50).read_text())
+    assert 'Of 18 images, 0 are right by other alone and 0 by two alone' in page.text
+    (other / 'predictions.csv').unlink()
+    page = Page(write_report([runs / 'two', other], tmp_path / 'out', 1, check=False, resamples=50).read_text())
+    assert 'The predictions of one of them were not kept' in page.text
+    assert 'Not shown: The predictions were not kept' in page.text
+
+
+def test_images_that_are_gone(runs, tmp_path):
+    other = shutil.copytree(runs / 'two', tmp_path / 'other')
+    for name in ('predictions.csv', 'images.csv'):
+        text = (other / name).read_text()
+        (other / name).write_text(text.replace('<b>images', 'gone'))
+    page = Page(write_report([other]).read_text())
+    assert 'The images are no files, or are gone' in page.text
+    assert 'The images could not be looked at' in page.text
+    assert (other / 'report' / 'classes.png').exists()
+
+
+def test_mistakes():
+    probs = np.array([[.9, .1], [.2, .8], [.6, .4], [.1, .9]])
+    assert find_mistakes(probs, np.array([1, 1, 1, 0]), 5).tolist() == [0, 3, 2]
+    assert find_mistakes(probs, np.array([1, 1, 1, 0]), 1).tolist() == [0]
+    assert find_mistakes(probs, np.array([0, 1, 0, 1]), 3).tolist() == []
+
+
+def test_report_replaces_its_own(runs, tmp_path, capsys):
+    run = shutil.copytree(runs / 'two', tmp_path / 'two')
+    assert main(['report', str(run), '--no-check', '--mistakes', '9']) == 0
+    assert f"The report is '{run}/report.html'" in capsys.readouterr().out
+    number = len(list((run / 'report').iterdir()))
+    assert main(['report', str(run), '--no-check', '--mistakes', '0']) == 0
+    assert len(list((run / 'report').iterdir())) < number
+    # what is no report's stays
+    (run / 'report' / 'notes.txt').write_text('mine')
+    assert main(['report', str(run), '--no-check', '--mistakes', '0']) == 1
+    assert "report' is no folder of a report's pictures" in capsys.readouterr().err
+    assert (run / 'report' / 'notes.txt').read_text() == 'mine'
+
+
+def test_bad_input(runs, tmp_path, capsys):
+    (tmp_path / 'empty').mkdir()
+    for args, words in (
+            ([str(tmp_path / 'none')], "none' does not exist, or is no folder"),
+            ([str(tmp_path / 'empty')], 'holds no finished network'),
+            ([str(runs / 'two'), str(runs / '<i>one')], 'needs a folder of its own: name it, --out FOLDER'),
+            ([str(runs / 'two'), f'{runs}/./two', '--out', str(tmp_path / 'out')], 'was given twice')):
+        assert main(['report', *args]) == 1
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count('\n') == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['empty']
+    run = shutil.copytree(runs / 'two', tmp_path / 'damaged')
+    (run / 'predictions.csv').write_text('path,target\na,b\n')
+    with pytest.raises(ValueError, match="predictions.csv' is damaged"):
+        write_report([run])
+
+
+def test_run_ends_with_its_report(image_folder, tmp_path, capsys, monkeypatch):
+    args = ['train', '--data-dir', str(image_folder), '--output', str(tmp_path / 'runs'), '--model', 'resnet10t',
+            '--img-size', '32', '--epochs', '1', '-j', '0', '-b', '8', '--bootstrap', '10', '--device', 'cpu']
+    assert main([*args, '--experiment', 'a']) == 0
+    assert (tmp_path / 'runs' / 'a' / 'report.html').stat().st_size > 1e5
+    assert main([*args, '--experiment', 'b', '--no-report']) == 0
+    assert not (tmp_path / 'runs' / 'b' / 'report.html').exists()
+    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)  # a run is no worse without
+    assert main([*args, '--experiment', 'c']) == 0
+    assert "There is no report (Pictures need matplotlib: pip install 'hdkd-timm[plots]'.)" in capsys.readouterr().out
+    assert (tmp_path / 'runs' / 'c' / 'best' / 'config.json').exists()
+
+
+BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
+
+
+@pytest.mark.skipif(BROWSER is None, reason='there is no Chromium')
+def test_in_a_browser(report, tmp_path):
+    """A real browser shows all pictures, runs no script and asks for no other file, on a desktop and on a phone."""
+    playwright = pytest.importorskip('playwright.sync_api')
+
+    def look(browser, path, width, scheme):
+        page = browser.new_page(viewport=dict(width=width, height=800), color_scheme=scheme)
+        asked, dialogs = [], []
+        page.on('request', lambda request: asked.append(request.url))
+        page.on('dialog', lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+        page.goto(path.as_uri())
+        return dict(
+            asked=[url for url in asked if not url.startswith('data:image/png')], dialogs=dialogs,
+            images=page.evaluate('[...document.images].map(image => image.naturalWidth)'),
+            is_wide=page.evaluate('document.documentElement.scrollWidth > innerWidth'),
+            ground=page.evaluate('getComputedStyle(document.body).backgroundColor'))
+
+    bad = tmp_path / 'bad.html'  # what is seen of a page that is not so
+    bad.write_text(
+        '<!DOCTYPE html><img src="http://127.0.0.1:9/x.png"><img src=x onerror=alert(1)><p style="width:2000px">')
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=BROWSER, args=['--no-sandbox'])
+        desktop, phone = look(browser, report, 1280, 'light'), look(browser, report, 390, 'dark')
+        other = look(browser, bad, 390, 'light')
+        browser.close()
+    for seen in (desktop, phone):
+        assert seen['asked'] == [report.as_uri()]
+        assert seen['dialogs'] == []
+        assert len(seen['images']) > 10
+        assert min(seen['images']) > 100
+        assert not seen['is_wide']
+    assert (desktop['ground'], phone['ground']) == ('rgb(255, 255, 255)', 'rgb(21, 23, 26)')
+    assert (len(other['asked']), other['dialogs'], other['images'], other['is_wide']) == (3, ['1'], [0, 0], True)
