@@ -237,7 +237,7 @@ def test_in_a_browser(report, tmp_path):
 
     bad = tmp_path / 'bad.html'  # what is seen of a page that is not so
     bad.write_text(
-        '<!DOCTYPE html><img src="http://127.0.0.1:9/x.png"><img src=x onerror=alert(1)><p style="width:2000px">')
+        '<!DOCTYPE html><img src="http://127.0.0.1:9/x.png"><img src=x onerror=alert(1)><p style="width:2000px">wide')
     with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=BROWSER, args=['--no-sandbox'])
         desktop, phone = look(browser, report, 1280, 'light'), look(browser, report, 390, 'dark')
