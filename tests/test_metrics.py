@@ -9,11 +9,13 @@ from hdkd_timm.metrics import (
     LOWER_IS_BETTER,
     METRICS,
     bootstrap_intervals,
+    class_auroc,
     classification_metrics,
     expected_calibration_error,
     full_report,
     macro_auroc,
     per_class_metrics,
+    reliability,
 )
 
 
@@ -60,6 +62,24 @@ def test_auroc_by_hand():
     assert macro_auroc(np.stack([1 - scores, scores], axis=1), targets) == 0.75
     assert macro_auroc(np.full((4, 2), 0.5), targets) == 0.5  # a tie is half a pair
     assert macro_auroc(np.stack([scores, 1 - scores], axis=1), targets) == 0.25
+
+
+def test_auroc_of_classes():
+    probs, targets = random_split(4, decimals=0)
+    assert class_auroc(probs, targets) == pytest.approx(
+        [sk.roc_auc_score(targets == k, probs[:, k]) for k in range(4)])
+    some = targets < 2
+    found = class_auroc(probs[some], targets[some])
+    assert np.isfinite(found).tolist() == [True, True, False, False]
+    assert np.isnan(class_auroc(probs[targets == 1], targets[targets == 1])).all()
+
+
+def test_reliability():
+    probs = np.array([[.5, .5], [.95, .05], [.2, .8], [.1, .9], [.75, .25]])
+    found = reliability(probs, np.array([0, 1, 1, 1, 0]), bins=4)  # bins end at their edge
+    assert found['images'].tolist() == [0, 1, 1, 3]
+    assert found['confidence'] == pytest.approx([0, .5, .75, 2.65])
+    assert found['correct'].tolist() == [0, 1, 1, 2]
 
 
 def test_absent_classes():
