@@ -39,6 +39,10 @@ SPLITS = {  # their names in folders and tables, in lower case
 ITERABLE = ('wds', 'tfds', 'hfids')  # timm's datasets without random access
 
 
+class NoSplit(ValueError, FileNotFoundError):
+    """The data has no such split."""
+
+
 @dataclasses.dataclass
 class SourceConfig:
     """Where labelled images come from, named as in timm's train.py."""
@@ -253,7 +257,7 @@ def find_splits(data_dir: Union[str, Path], required: str = 'train') -> Dict[str
         if found:
             splits[split] = data_dir / found[0]
     if required not in splits:
-        raise FileNotFoundError(
+        raise NoSplit(
             f"'{data_dir}' has no folder '{required}' (folders found: {', '.join(entries) or 'none'}); expected"
             " 'train/<class>/*' and 'test/<class>/*'.")
     return splits
@@ -383,7 +387,7 @@ def read_csv(
         _logger.warning(f"Left out {left_out} rows of '{path}' without a split.")
     by_split = {split: rows for split, rows in by_split.items() if only in (None, split)}
     if (only or 'train') not in by_split:
-        raise ValueError(f"'{path}' has no row of split '{only or 'train'}' (column '{split_column}').")
+        raise NoSplit(f"'{path}' has no row of split '{only or 'train'}' (column '{split_column}').")
     classes = {
         split: sorted({row['label'] for row in rows}, key=_by_name) for split, rows in by_split.items()}
     names = _check_classes(classes, {split: f'{path}, split {split}' for split in by_split})
@@ -477,7 +481,7 @@ def read_named(config: SourceConfig, only: Optional[str] = None) -> Tuple[Dict[s
         samples[split] = Samples(reader, np.arange(len(reader)), targets)
         places[split] = f'{config.dataset}, split {theirs}'
     if (only or 'train') not in samples:
-        raise ValueError(f"No split '{only or 'train'}' of dataset '{config.dataset}' is named: see --train-split,"
+        raise NoSplit(f"No split '{only or 'train'}' of dataset '{config.dataset}' is named: see --train-split,"
                          ' --val-split and --test-split.')
     names = _check_classes(classes, places)
     if not names:
@@ -631,7 +635,7 @@ def _create_iterable(
     splits = {split: theirs for split, theirs in splits.items() if theirs and only in (None, split)}
     if (only or 'train') not in splits or (only is None and len(splits) == 1):
         lacking = only or ('test' if 'train' in splits else 'train')
-        raise ValueError(f"No split '{lacking}' of dataset '{config.dataset}' is named: see --train-split, --val-split"
+        raise NoSplit(f"No split '{lacking}' of dataset '{config.dataset}' is named: see --train-split, --val-split"
                          ' and --test-split.')
     # labels of wds/ are class indices, that its reader would look up among the names
     class_map = '' if config.dataset.lower().startswith('wds/') else config.class_map or ''
@@ -675,6 +679,7 @@ def create_datasets(
         Split -> dataset (`SampleDataset`; of those without random access timm's), and the class names by index.
 
     Raises:
+        NoSplit: if `only` is not there.
         FileNotFoundError, ValueError: as the functions above; if an image cannot be read (it is named), none is left
             or none is given to test on.
     """
@@ -701,7 +706,7 @@ def create_datasets(
         _warn_of_leaks(samples)
     if only is not None:
         if only not in samples:
-            raise ValueError(f"The data has no split '{only}' (found: {', '.join(samples)}).")
+            raise NoSplit(f"The data has no split '{only}' (found: {', '.join(samples)}).")
         samples = {only: samples[only]}
     if config.check_images:
         samples = {split: _drop_bad_images(part, split, classes, config) for split, part in samples.items()}

@@ -13,7 +13,7 @@ from torch import nn
 from .calibrate import describe, fit_temperature, read_temperature, scale, write_temperature
 from .checkpoint import HUBS, find_model_folder, load_saved
 from .config import KeyValues, check_values, read_yaml, setting
-from .data import DataConfig, FileReader, SampleDataset, Samples, create_datasets
+from .data import DataConfig, FileReader, NoSplit, SampleDataset, Samples, create_datasets
 from .distributed import World, pick_device
 from .evaluate import evaluate
 from .files import PathLike
@@ -286,7 +286,8 @@ def calibrate_model(name: PathLike, config: EvalConfig) -> Dict[str, Any]:
         config: Data, whose split `split` is that of the fit, and how images go through the model.
 
     Returns:
-        'temperature', and split -> what `describe` returns: of the fit, and of the test split where there is one.
+        'temperature', and split -> what `describe` returns: of the fit, and of the test split where there is one
+        of other images.
 
     Raises:
         FileNotFoundError, ValueError: as `evaluate_model` and `find_model_folder`.
@@ -297,11 +298,12 @@ def calibrate_model(name: PathLike, config: EvalConfig) -> Dict[str, Any]:
     results = {config.split: describe(images['probs'], images['targets'], temperature)}
     if config.split != 'test':
         try:
-            _, images = evaluate_model(
+            _, tested = evaluate_model(
                 str(name), dataclasses.replace(config, split='test', calibrated=False, bootstrap=0))
-            results['test'] = describe(images['probs'], images['targets'], temperature)
-        except (FileNotFoundError, ValueError):
-            pass  # no test split
+        except NoSplit:
+            tested = images
+        if not (tested['names'] == images['names'] and np.array_equal(tested['probs'], images['probs'])):
+            results['test'] = describe(tested['probs'], tested['targets'], temperature)
     write_temperature(folder, temperature, results)
     return dict(temperature=temperature, **results)
 

@@ -90,3 +90,12 @@ def test_command(tmp_path, capsys):
     assert main(['calibrate', str(tmp_path / 'model'), '--data-dir', str(tmp_path / 'data'), '--val-fraction', '0.25',
                  '-j', '0']) == 0
     assert read_temperature(tmp_path / 'model') == pytest.approx(temperature, rel=1e-4)
+    # class folders without splits are one set of images, that of the fit
+    capsys.readouterr()
+    model, images = str(tmp_path / 'model'), tmp_path / 'data' / 'test'
+    assert main(['calibrate', model, '--data-dir', str(images), '-j', '0']) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == ['val']
+    # a test split that cannot be read is no missing one
+    (images / 'a' / '0.png').write_bytes(b'broken')
+    assert main(['calibrate', run, '-j', '0']) == 1
+    assert 'Cannot read image' in capsys.readouterr().err
