@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from .calibrate import CALIBRATION
 from .card import CONFUSION_PICTURE, write_card
 from .checkpoint import HUBS, find_model_folder
 from .files import PathLike, new_folder, write_json
@@ -101,8 +102,9 @@ def write_hub_folder(
         license: Optional[str] = None,
         data: Optional[str] = None,
 ) -> None:
-    """Write what a model is on the Hub: config.json, model.safetensors, and of a run README.md (the model card),
-    train.yaml, metrics.json and a picture of the confusion matrix. Nothing in them tells paths of this machine.
+    """Write what a model is on the Hub: config.json, model.safetensors, calibration.json if it is calibrated, and of a
+    run README.md (the model card), train.yaml, metrics.json and a picture of the confusion matrix. Nothing in them
+    tells paths of this machine.
 
     Args:
         model: Model folder, a network's folder in a run, a run of one network, or released weights by their name. A
@@ -147,6 +149,8 @@ def write_hub_folder(
     with new_folder(out) as folder:
         write_json(config, folder / 'config.json')
         shutil.copyfile(best / 'model.safetensors', folder / 'model.safetensors')
+        if (best / CALIBRATION).is_file():
+            shutil.copyfile(best / CALIBRATION, folder / CALIBRATION)
         if settings:
             (folder / 'train.yaml').write_text(yaml.safe_dump(settings, sort_keys=False))
         split = next((split for split in ('test', 'val') if split in metrics), None)

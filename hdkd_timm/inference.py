@@ -2,15 +2,18 @@
 import dataclasses
 import json
 import os
+from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import timm
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from timm.utils import natural_key
 from torch import nn
 
-from .calibrate import describe, fit_temperature, read_temperature, scale, write_temperature
+from .calibrate import CALIBRATION, describe, fit_temperature, read_temperature, scale, write_temperature
 from .checkpoint import HUBS, find_model_folder, load_saved
 from .config import KeyValues, check_values, read_yaml, setting
 from .data import DataConfig, FileReader, NoSplit, SampleDataset, Samples, create_datasets
@@ -137,9 +140,21 @@ def _runs_on(ort: Any, device: torch.device) -> bool:
     return device.type == 'cpu' or device.type == 'cuda' and 'CUDAExecutionProvider' in ort.get_available_providers()
 
 
+def _download_temperature(name: str) -> Optional[Path]:
+    """Folder of the Hub's cache that holds the temperature of 'hf-hub:ORG/NAME', if that is calibrated."""
+    repo_id, _, revision = name.split(':', 1)[1].partition('@')
+    try:
+        return Path(hf_hub_download(repo_id, CALIBRATION, revision=revision or None)).parent
+    except EntryNotFoundError:
+        return None
+
+
 def _load_temperature(name: str) -> float:
     name = name.removeprefix('local-dir:')
-    folder = find_model_folder(name) if os.path.isdir(name) else find_folder(full_name(name) or '')
+    if name.startswith(HUBS):
+        folder = _download_temperature(name)
+    else:
+        folder = find_model_folder(name) if os.path.isdir(name) else find_folder(full_name(name) or '')
     temperature = read_temperature(folder) if folder is not None else None
     if temperature is None:
         raise ValueError(f"Model '{name}' is not calibrated: run `hdkd calibrate`, or leave --calibrated out.")

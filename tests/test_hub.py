@@ -146,6 +146,27 @@ def test_push_that_fails(run, server, tmp_path):
     assert 'HF_HUB_OFFLINE is set, unset it' in err
 
 
+def test_temperature_goes_with_the_model(run, server, tmp_path):
+    images = str(Path(run).parents[1] / 'data' / 'test')
+    folder = shutil.copytree(run, tmp_path / 'run')
+    predict = ['predict', 'hf-hub:us/sure', images, '-j', '0', '--calibrated', '--out']
+    flags = ['--data-dir', str(Path(images).parent), '--split', 'train', '-j', '0']
+    write_hub_folder(folder, tmp_path / 'before', 'us/sure')
+    server.add('us/sure', {path.name: path.read_bytes() for path in (tmp_path / 'before').iterdir()})
+    first, calibrated, local = drive([
+        [{}, [*predict, str(tmp_path / 'none.csv')]], [{}, ['calibrate', str(folder), *flags]],
+        [{}, ['predict', str(folder), *predict[2:], str(tmp_path / 'local.csv')]],
+    ], server=server, HF_HOME=str(tmp_path / 'hf'))
+    assert first[0] == 1
+    assert "'hf-hub:us/sure' is not calibrated" in first[2]
+    assert calibrated[0] == local[0] == 0, (calibrated, local)
+    write_hub_folder(folder, tmp_path / 'after', 'us/sure')
+    server.add('us/sure', {path.name: path.read_bytes() for path in (tmp_path / 'after').iterdir()})
+    (code, _, err), = drive([[{}, [*predict, str(tmp_path / 'hub.csv')]]], server=server, HF_HOME=str(tmp_path / 'hf'))
+    assert code == 0, err
+    assert (tmp_path / 'hub.csv').read_text() == (tmp_path / 'local.csv').read_text()
+
+
 def test_hub_folder(run, tmp_path):
     write_hub_folder(run, tmp_path / 'out', 'us/net', data='From *nowhere*.')
     settings = yaml.safe_load((tmp_path / 'out' / 'train.yaml').read_text())
