@@ -172,14 +172,14 @@ class Explanation(NamedTuple):
         path: Image file.
         image: The image as it is, (h, w, 3) bytes.
         label: Class that is explained.
-        prob: Its probability.
+        probs: Class -> probability, of all.
         maps: Name ('Grad-CAM', 'rollout, class token', 'rollout, distillation token') -> map over the image, (h, w),
             0 to 1.
     """
     path: str
     image: np.ndarray
     label: str
-    prob: float
+    probs: Dict[str, float]
     maps: Dict[str, np.ndarray]
 
 
@@ -225,7 +225,8 @@ def explain(
         maps = _find_all_maps(classifier.model, batch, torch.tensor([index], device=classifier.device), layer)
         over = to_image_coordinates(torch.stack(list(maps.values())), image.size[::-1], classifier.data_config)
         explained.append(Explanation(
-            str(path), np.asarray(image.convert('RGB')), names[index], float(probs[index]), dict(zip(maps, over))))
+            str(path), np.asarray(image.convert('RGB')), names[index], dict(zip(names, probs.tolist())),
+            dict(zip(maps, over))))
     return explained
 
 
@@ -269,5 +270,5 @@ def write_explanations(explained: Sequence[Explanation], folder: PathLike) -> No
                 words = name.lower().replace(',', '').replace(' ', '-')
                 Image.fromarray(picture).save(out / f'{number:03d}-{stem}-{words}.png')
             rows.append([e.image, *overlays])
-            labels.append(f'{shorten(Path(e.path).name, 24)}\n{shorten(e.label, 18)} {e.prob:.1%}')
+            labels.append(f'{shorten(Path(e.path).name, 24)}\n{shorten(e.label, 18)} {e.probs[e.label]:.1%}')
         plot_images(rows, heads, labels, out / 'sheet.png')

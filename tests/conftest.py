@@ -1,6 +1,7 @@
 """Fixtures that several test files share: tiny networks, the published code's tensors, small image folders."""
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from torch import nn
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
 
+# a browser for the tests of pages
+BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
 FIXTURES = Path(__file__).parent / 'fixtures'
 
 # the networks of the fixtures

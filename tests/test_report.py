@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from conftest import write_images
+from conftest import BROWSER, write_images
 from PIL import Image
 
 from hdkd_timm import DistillConfig, TrainConfig, distill, train
@@ -213,9 +213,6 @@ def test_run_ends_with_its_report(image_folder, tmp_path, capsys, monkeypatch):
     assert main([*args, '--experiment', 'c']) == 0
     assert "There is no report (Pictures need matplotlib: pip install 'hdkd-timm[plots]'.)" in capsys.readouterr().out
     assert (tmp_path / 'runs' / 'c' / 'best' / 'config.json').exists()
-
-
-BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
 
 
 @pytest.mark.skipif(BROWSER is None, reason='there is no Chromium')
