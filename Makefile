@@ -29,7 +29,7 @@ lint: $(VENV)/installed-test
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --editable '.[report]'
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed

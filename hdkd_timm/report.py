@@ -6,6 +6,7 @@ import base64
 import csv
 import itertools
 import json
+import logging
 import math
 import shutil
 import tempfile
@@ -34,6 +35,8 @@ from .plots import (
     plot_roc_pr,
 )
 from .runs import CONFIG, IMAGES, METRICS, PREDICTIONS, SUMMARY
+
+_logger = logging.getLogger(__name__)
 
 REPORT, PICTURES = 'report.html', 'report'
 NETWORKS = ('teacher', 'student_alone', 'student')  # of `distill`, in this order
@@ -302,6 +305,7 @@ def _look_for_leaks(run: Path) -> Dict[str, Any]:
     """Sentences about duplicates, and whether they are bad."""
     if not (run / IMAGES).is_file():
         return dict(lines=['The run kept no list of its images: they were not looked at.'], leaks=None)
+    _logger.info('Looking for duplicates among the images of the run.')
     try:
         summary = summarize(check_data(CheckConfig(data_csv=str(run / IMAGES))))
     except (OSError, ValueError) as e:
