@@ -30,20 +30,27 @@ def _log_loss(probs: np.ndarray, targets: np.ndarray) -> float:
 
 
 def fit_temperature(probs: np.ndarray, targets: np.ndarray) -> float:
-    """The temperature of the least log loss, `RANGE` at most.
+    """The temperature of the least log loss.
 
     Args:
         probs: Probabilities (N, K) of images that the network was not trained on.
         targets: Class indices (N,).
 
     Raises:
-        ValueError: if there are no images, or the shapes don't fit.
+        ValueError: if there are no images, or the shapes don't fit; if no temperature within `RANGE` is best, as of
+            images that are all labelled right, or by chance.
     """
     if probs.ndim != 2 or targets.shape != probs.shape[:1] or not len(targets):
         raise ValueError(f'Expected (N, K) probabilities and (N,) targets, got {probs.shape} and {targets.shape}.')
     found = minimize_scalar(
         lambda log_t: _log_loss(scale(probs, np.exp(log_t)), targets), bounds=np.log(RANGE), method='bounded',
         options=dict(xatol=1e-6))
+    if found.fun > min(_log_loss(scale(probs, end), targets) for end in RANGE) - 1e-9:
+        right = float((probs.argmax(axis=1) == targets).mean())
+        raise ValueError(
+            f'No temperature can be told from these {len(targets)} images, of which {right:.1%} are labelled right: the'
+            f' log loss is least at the end of what is looked at, {RANGE[0]} to {RANGE[1]}. Take more images, with some'
+            ' mistakes among them.')
     return float(np.exp(found.x))
 
 

@@ -276,12 +276,14 @@ def draw_split(check: DataCheck, seed: int = 42) -> Tuple[np.ndarray, np.ndarray
     order = rng.permutation(len(members))
     chosen = np.zeros(len(members), int)
     for unit in order[np.argsort(-members[order].sum(axis=1), kind='stable')]:  # the large ones first
-        fits = (missing >= members[unit]).all(axis=1)
-        room = missing.clip(0)[:, members[unit] > 0].sum(axis=1) * fits
+        own = members[unit] > 0
+        left = missing[:, own] - members[unit, own]
+        fits = (left >= 0).all(axis=1)
         if fits.any():
+            room = missing[:, own].sum(axis=1) * fits
             chosen[unit] = rng.choice(len(room), p=room / room.sum())
         else:
-            chosen[unit] = missing.sum(axis=1).argmax()
+            chosen[unit] = (-left.clip(max=0)).sum(axis=1).argmin()  # the least too many
         missing[chosen[unit]] -= members[unit]
     return chosen[units], units
 
@@ -345,7 +347,7 @@ def write_split(check: DataCheck, path: PathLike, seed: int = 42) -> Dict[str, D
 
     Raises:
         FileExistsError: if there is such a file.
-        ValueError: if the images are not files.
+        ValueError: if the images are not files, or a class would be missing in a split.
     """
     path = Path(path)
     if path.exists():
@@ -353,9 +355,18 @@ def write_split(check: DataCheck, path: PathLike, seed: int = 42) -> Dict[str, D
     if not all(isinstance(part.reader, FileReader) for part in check.samples.values()):
         raise ValueError('--write-split is for image files, it lists their paths: these images have none.')
     split, units = draw_split(check, seed)
-    kept = [i for i, look in enumerate(check.looks) if not look.error]
+    kept = np.flatnonzero([not look.error for look in check.looks])
+    for k, label in enumerate(check.classes):
+        lacking = [name for s, name in enumerate(check.splits) if not ((split == s) & (check.target == k))[kept].any()]
+        if lacking:
+            of_class = kept[check.target[kept] == k]
+            raise ValueError(
+                f"There is no split without leaks that has class '{label}' in {' and '.join(lacking)}, too: its"
+                f' {len(of_class)} readable images are {len(set(units[of_class]))} clusters. Add images of it, leave'
+                ' the class out, or try another --seed.')
+    base = os.path.realpath(path.parent)
     write_rows([dict(
-        path=os.path.relpath(check.name[i], path.parent), label=check.classes[check.target[i]],
+        path=os.path.relpath(os.path.realpath(check.name[i]), base), label=check.classes[check.target[i]],
         split=check.splits[split[i]], group=int(units[i])) for i in kept], path)
     return {name: {
         label: int((check.target[kept][split[kept] == s] == k).sum()) for k, label in enumerate(check.classes)}

@@ -713,15 +713,19 @@ def create_datasets(
     return {split: SampleDataset(part, IMG_MODES[config.in_chans]) for split, part in samples.items()}, classes
 
 
+def name_image(samples: Samples, i: int) -> str:
+    """What a run calls an image: the whole path of a file, else its name in the dataset."""
+    name = samples.filename(i)
+    return os.path.abspath(name) if isinstance(samples.reader, FileReader) else name
+
+
 def list_images(datasets: Dict[str, Any], classes: List[str]) -> List[Dict[str, str]]:
     """Path, label, split (and group) of each image of datasets with random access, rows that `read_csv` can read."""
     rows = []
     for split, dataset in datasets.items():
         samples = getattr(dataset, 'samples', None)
         for i in range(len(samples) if samples else 0):
-            name = samples.filename(i)
-            path = os.path.abspath(name) if isinstance(samples.reader, FileReader) else name
-            row = dict(path=path, label=classes[samples.targets[i]], split=split)
+            row = dict(path=name_image(samples, i), label=classes[samples.targets[i]], split=split)
             rows.append(row if samples.groups is None else dict(row, group=str(samples.groups[i])))
     return rows
 

@@ -67,7 +67,7 @@ def write_predictions(
     for i, name in enumerate(names):
         row = {'path': name} if targets is None else {'path': name, 'target': classes[targets[i]]}
         row['label'] = classes[int(probs[i].argmax())]
-        row.update({f'prob_{label}': f'{p:.6f}' for label, p in zip(classes, probs[i])})
+        row.update({f'prob_{label}': repr(float(p)) for label, p in zip(classes, probs[i])})  # digits that give it back
         rows.append(row)
     write_rows(rows, path)
 

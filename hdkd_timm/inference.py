@@ -1,6 +1,7 @@
 """A saved model at work: `evaluate_model` tests it on a split, `predict` labels images."""
 import dataclasses
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -26,6 +27,8 @@ from .memory import kept_memory
 from .metrics import full_report
 from .released import find_folder, full_name
 from .runs import CONFIG, IMAGES
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -319,6 +322,12 @@ def calibrate_model(name: PathLike, config: EvalConfig) -> Dict[str, Any]:
             tested = images
         if not (tested['names'] == images['names'] and np.array_equal(tested['probs'], images['probs'])):
             results['test'] = describe(tested['probs'], tested['targets'], temperature)
+            before, after = results['test']['log_loss'].values()
+            if after > before:
+                _logger.warning(
+                    f'On the test images the log loss rises, from {before:.4f} to {after:.4f}: there are too few'
+                    f" images of split '{config.split}' ({results[config.split]['images']}), or they are of another"
+                    ' kind.')
     write_temperature(folder, temperature, results)
     return dict(temperature=temperature, **results)
 

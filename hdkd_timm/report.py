@@ -100,6 +100,7 @@ def _read_network(folder: Path, run: Path, label: str) -> Network:
         raise ValueError(f"'{folder / METRICS}' holds no results of test or val.")
     classes = metrics['classes']
     rows = _read_rows(folder / PREDICTIONS)
+    names = [row['path'] for row in rows]
     targets = probs = groups = None
     if rows:
         try:
@@ -107,14 +108,15 @@ def _read_network(folder: Path, run: Path, label: str) -> Network:
             probs = np.array([[float(row[f'prob_{name}']) for name in classes] for row in rows])
         except (KeyError, ValueError, TypeError) as e:
             raise ValueError(f"'{folder / PREDICTIONS}' is damaged ({type(e).__name__}: {e}).") from e
-        group_of = {row['path']: row.get('group') or '' for row in _read_rows(run / IMAGES)}
-        found = [group_of.get(row['path'], '') for row in rows]
-        groups = np.array(found) if all(found) else None
+        listed = [row for row in _read_rows(run / IMAGES) if row['split'] == split]  # in the same order
+        if [row['label'] for row in listed] == [row['target'] for row in rows]:
+            names = [row['path'] for row in listed]
+            groups = np.array([row['group'] for row in listed]) if all(row.get('group') for row in listed) else None
     epochs = [
         {key: float(value) for key, value in row.items() if key != 'model' and value}
         for row in _read_rows(folder / SUMMARY)]
     return Network(
-        label, run, folder, metrics, split, epochs, [row['path'] for row in rows], targets, probs, groups,
+        label, run, folder, metrics, split, epochs, names, targets, probs, groups,
         _read_json(folder / 'best' / 'config.json'))
 
 

@@ -34,7 +34,7 @@ from .build import create_network, create_optimizer, create_schedule, freeze_sta
 from .cache import CachedDataset, cache_images
 from .checkpoint import HUBS, load_teacher, save_model
 from .config import flag, to_yaml
-from .data import create_datasets, list_images
+from .data import create_datasets, list_images, name_image
 from .distributed import World, describe_device, init_world, leave_world
 from .evaluate import evaluate, write_predictions
 from .files import write_json
@@ -133,8 +133,10 @@ class Run:
 
 
 def _image_names(dataset: Any, number: int) -> List[str]:
-    """Names of the images, numbers where a dataset has none."""
-    return dataset.samples.filenames() if hasattr(dataset, 'samples') else [str(i) for i in range(number)]
+    """Names of the images as in images.csv, numbers where a dataset has none."""
+    if not hasattr(dataset, 'samples'):
+        return [str(i) for i in range(number)]
+    return [name_image(dataset.samples, i) for i in range(number)]
 
 
 def _image_groups(dataset: Any) -> Optional[np.ndarray]:

@@ -43,7 +43,9 @@ def test_scale():
 
 def test_extremes():
     probs, targets = draw(50, 1.)
-    assert 0.05 <= fit_temperature(np.eye(4)[targets] * 0.9 + 0.025, targets) < 0.1  # always right, never sure enough
+    for probs_of_all in (np.eye(4)[targets] * 0.9 + 0.025, np.eye(4)[(targets + 1) % 4] * 0.9 + 0.025):
+        with pytest.raises(ValueError, match='No temperature can be told from these 50 images'):  # all right, all wrong
+            fit_temperature(probs_of_all, targets)
     with pytest.raises(ValueError, match=r'got \(0, 4\)'):
         fit_temperature(probs[:0], targets[:0])
 

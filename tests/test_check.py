@@ -13,6 +13,7 @@ from PIL import Image
 from hdkd_timm.check import CheckConfig, check_data, draw_split, has_leak, list_pairs, summarize, write_split
 from hdkd_timm.cli import main
 from hdkd_timm.data import read_csv
+from hdkd_timm.files import write_rows
 
 
 def smooth(seed, size=48):
@@ -123,6 +124,55 @@ def test_split_keeps_the_sizes(tmp_path):
     # by the seed
     assert (draw_split(check, 1)[0] == draw_split(check, 1)[0]).all()
     assert (draw_split(check, 1)[0] != draw_split(check, 2)[0]).any()
+
+
+def test_no_split_without_a_class(tmp_path):
+    """One lesion in two images, a side each: no split without leaks holds it in both."""
+    rows = []
+    for label, groups in (('a', range(8)), ('b', range(8, 16)), ('c', (99, 99))):
+        for i, group in enumerate(groups):
+            split = 'test' if i % 2 else 'train'
+            (tmp_path / label).mkdir(exist_ok=True)
+            smooth([ord(label), i, group]).save(tmp_path / label / f'{i}.png')
+            rows.append(dict(path=f'{label}/{i}.png', label=label, split=split, group=group))
+    write_rows(rows, tmp_path / 'images.csv')
+    check = check_data(CheckConfig(data_csv=str(tmp_path / 'images.csv')))
+    with pytest.raises(ValueError, match=r"has class 'c' in t\w+, too: its 2 readable images are 1 clusters"):
+        write_split(check, tmp_path / 'new.csv')
+    assert not (tmp_path / 'new.csv').exists()
+
+
+def test_split_with_a_cluster_that_is_too_large(tmp_path):
+    """It is overfull wherever it goes; the other classes are not moved by that."""
+    splits = np.repeat(['train', 'test'], [60, 20])
+    labels = np.tile(['a', 'b', 'c', 'd'], 20)
+    groups = np.array([f'{label}{i // 8}' for i, label in enumerate(labels)])
+    groups[(labels == 'a') & (np.arange(80) < 72)] = 'large'
+    rows = []
+    for i, (split, label, group) in enumerate(zip(splits, labels, groups)):
+        (tmp_path / label).mkdir(exist_ok=True)
+        smooth([i, ord(label)]).save(tmp_path / label / f'{i}.png')
+        rows.append(dict(path=f'{label}/{i}.png', label=label, split=split, group=group))
+    write_rows(rows, tmp_path / 'images.csv')
+    check = check_data(CheckConfig(data_csv=str(tmp_path / 'images.csv')))
+    before = summarize(check)['images']
+    for seed in range(5):
+        after = write_split(check, tmp_path / f'{seed}.csv', seed)
+        moved = {label: after['test'][label] - before['test'][label] for label in 'bcd'}
+        assert all(abs(number) <= 1 for number in moved.values()), moved
+        assert not has_leak(summarize(check_data(CheckConfig(data_csv=str(tmp_path / f'{seed}.csv')))))
+
+
+def test_split_behind_a_link(tmp_path):
+    for i in range(8):
+        folder = tmp_path / 'data' / ('test' if i % 2 else 'train') / 'ab'[i // 4]
+        folder.mkdir(parents=True, exist_ok=True)
+        smooth([i, 1]).save(folder / f'{i}.png')
+    (tmp_path / 'deep' / 'er').mkdir(parents=True)
+    (tmp_path / 'link').symlink_to(tmp_path / 'deep' / 'er')
+    write_split(check_data(CheckConfig(data_dir=str(tmp_path / 'data'))), tmp_path / 'link' / 'new.csv')
+    again = summarize(check_data(CheckConfig(data_csv=str(tmp_path / 'link' / 'new.csv'))))
+    assert not again['unreadable']
 
 
 def test_names_may_hold_anything(tmp_path):
