@@ -48,9 +48,8 @@ def _report_run(run: str, args: argparse.Namespace) -> None:
     if not (args.report and _is_primary()):
         return
     try:
-        from .inference import InferenceConfig
         from .report import write_report
-        print(f"The report is '{write_report([run], config=InferenceConfig(device=args.device, workers=0))}'.")
+        print(f"The report is '{write_report([run], device=args.device)}'.")
     except Exception as e:
         if args.debug:
             raise
@@ -191,17 +190,15 @@ def _explain(args: argparse.Namespace) -> None:
     from .explain import explain, write_explanations
     if os.path.exists(args.out):
         raise FileExistsError(f"'{args.out}' exists already: choose another --out, nothing is overwritten.")
-    explained = explain(
-        args.checkpoint, args.paths, from_arguments(args.config_cls, args), args.label, args.layer)
-    write_explanations(explained, args.out)
-    print(f"{len(explained)} images explained, see '{args.out}/sheet.png' and the overlays beside it.")
+    number = write_explanations(explain(
+        args.checkpoint, args.paths, from_arguments(args.config_cls, args), args.label, args.layer, args.on_bad_image),
+        args.out)
+    print(f"{number} images explained, see '{args.out}/sheet.png' and the overlays beside it.")
 
 
 def _report(args: argparse.Namespace) -> None:
-    from .config import from_arguments
     from .report import write_report
-    page = write_report(
-        args.runs, args.out, args.mistakes, args.check, from_arguments(args.config_cls, args))
+    page = write_report(args.runs, args.out, args.mistakes, args.check, args.device)
     print(f"The report is '{page}', its pictures are in '{page.parent}/report'.")
 
 
@@ -228,7 +225,7 @@ def create_parser() -> argparse.ArgumentParser:
     from .benchmark import BenchConfig
     from .check import CheckConfig
     from .config import KeyValues, add_arguments, recipe_names
-    from .inference import EvalConfig, InferenceConfig
+    from .inference import EvalConfig, InferenceConfig, ModelConfig
     from .settings import DistillConfig, TrainConfig
 
     parser = argparse.ArgumentParser(prog='hdkd', description='HDKD (arXiv 2407.07516) for timm.')
@@ -279,9 +276,11 @@ def create_parser() -> argparse.ArgumentParser:
         split='val')
     command.add_argument('checkpoint', help="model folder, a network's folder in a run, or a run of one network")
 
-    command = add_command('explain', _explain, 'show where a saved model looks in images', InferenceConfig)
+    command = add_command('explain', _explain, 'show where a saved model looks in images', ModelConfig)
     command.add_argument('checkpoint', help=saved)
     command.add_argument('paths', nargs='+', help='image files, and folders that are searched for them')
+    command.add_argument('--on-bad-image', default='error', choices=('error', 'skip'),
+                         help='images that cannot be read end it, or are left out')
     command.add_argument('--out', default='explained', metavar='FOLDER', help='folder to write (default: %(default)s)')
     command.add_argument('--label', metavar='CLASS', help='class to explain (default: the predicted one)')
     command.add_argument('--layer', metavar='NAME', help="module to look at (default: the last stage with maps)")
@@ -321,12 +320,13 @@ def create_parser() -> argparse.ArgumentParser:
     command.add_argument('--strict', action='store_true', help='exit code 1 if two splits share something')
 
     command = add_command(
-        'report', _report, 'write a page about a run, or about several beside each other', InferenceConfig, workers=0)
+        'report', _report, 'write a page about a run, or about several beside each other')
     command.add_argument('runs', nargs='+', metavar='RUN', help="runs, or networks' folders in them")
     command.add_argument(
         '--out', metavar='FOLDER', help="folder for report.html and the pictures (default: the run's, if it is one)")
     command.add_argument('--mistakes', type=int, default=12, metavar='N',
                          help='how many mistakes of each network to show (default: %(default)s)')
+    command.add_argument('--device', help='where networks look at their mistakes again (default: the best there is)')
     command.add_argument('--check', default=True, action=argparse.BooleanOptionalAction,
                          help='look for duplicates among the images')
 
@@ -355,14 +355,14 @@ def _settings_of_files(args: argparse.Namespace) -> Dict[str, Any]:
     """Settings of --recipe and --config, the latter win."""
     from .check import CheckConfig
     from .config import check_settings, read_yaml
-    from .inference import InferenceConfig
+    from .inference import ModelConfig
     from .settings import DistillConfig, recipe_settings
     values: Dict[str, Any] = {}
     if getattr(args, 'recipe', None):
         values.update(recipe_settings(args.recipe, args.config_cls))
     if args.config:
         classes = [args.config_cls]
-        if issubclass(args.config_cls, (InferenceConfig, CheckConfig)):  # take that of a run, and need a part of it
+        if issubclass(args.config_cls, (ModelConfig, CheckConfig)):  # take that of a run, and need a part of it
             classes.insert(0, DistillConfig)
         found = check_settings(read_yaml(args.config), classes, f"'{args.config}'")
         fields = {field.name for field in dataclasses.fields(args.config_cls)}

@@ -1,30 +1,45 @@
 """Where a network looks: Grad-CAM of a convolutional stage, and attention rollout from the tokens of a transformer."""
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import create_transform
 from torch import nn
 
+from .calibrate import scale
 from .files import PathLike, new_folder
 from .images import read_image
-from .inference import InferenceConfig, find_images, load_classifier
+from .inference import Classifier, ModelConfig, OnnxModel, drop_bad_images, find_images, load_classifier
 from .plots import overlay, plot_images, shorten
+
+SHEET_SIZE = 300  # pixels of an image on a sheet
 
 
 class NoMaps(ValueError):
     """A network has no layers of the kind that is looked at."""
 
 
-def _find_maps(model: nn.Module, outputs: Dict[str, torch.Tensor]) -> torch.Tensor:
-    """The output of the last stage that has maps, with four dimensions."""
-    for output in reversed(outputs.values()):
-        if output.ndim == 4:
-            return output
+def _find_maps(
+        model: nn.Module,
+        outputs: Dict[str, Any],
+        channels: Dict[str, int],
+) -> Tuple[torch.Tensor, bool]:
+    """The output of the last stage that has maps, with four dimensions, and whether its channels come last.
+
+    Args:
+        model: The network, to name it.
+        outputs: Of its stages.
+        channels: How many they have, as far as timm tells.
+    """
+    for name, output in reversed(outputs.items()):
+        if isinstance(output, torch.Tensor) and output.ndim == 4:
+            first, last = (output.shape[axis] == channels.get(name) for axis in (1, 3))
+            is_last = last if first != last else getattr(model, 'output_fmt', 'NCHW') == 'NHWC'
+            return output, is_last
     raise NoMaps(
         f'{type(model).__name__} has no stage of maps (looked at {", ".join(outputs) or "none"}): name a layer with an'
         ' output (B, K, h, w).')
@@ -52,7 +67,9 @@ def grad_cam(
     Raises:
         ValueError: if there is no such layer; `NoMaps` if none has maps.
     """
-    names = [layer] if layer else [info['module'] for info in getattr(model, 'feature_info', [])]
+    infos = [] if layer else getattr(model, 'feature_info', [])
+    channels = {info['module']: info.get('num_chs', 0) for info in infos}
+    names = [layer] if layer else list(channels)
     modules = dict(model.named_modules())
     unknown = [name for name in names if name not in modules]
     if layer and unknown:
@@ -70,12 +87,12 @@ def grad_cam(
                 handle = modules[name].register_forward_hook(keep(name))
                 stack.callback(handle.remove)
         logits = model(images.detach().requires_grad_())  # of a frozen network too there is a gradient
-    maps = _find_maps(model, outputs)
+    maps, channels_last = _find_maps(model, outputs, channels)
     if targets is None:
         targets = logits.argmax(dim=1)
     score = logits.gather(1, targets[:, None]).sum()  # images do not touch each other in evaluation
     gradient, = torch.autograd.grad(score, maps)
-    if getattr(model, 'output_fmt', 'NCHW') == 'NHWC':
+    if channels_last:
         maps, gradient = maps.permute(0, 3, 1, 2), gradient.permute(0, 3, 1, 2)
     weights = gradient.mean(dim=(2, 3), keepdim=True)
     cam = (weights * maps).sum(dim=1, keepdim=True).relu().detach().float()
@@ -103,7 +120,10 @@ def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     layers = [getattr(block, 'attn', None) for block in getattr(model, 'blocks', ())]
     layers = [layer for layer in layers if hasattr(layer, 'attn_drop') and hasattr(layer, 'fused_attn')]
     prefix = getattr(model, 'num_prefix_tokens', 0)
-    if not layers or not prefix:
+    find_grid = getattr(model, '_get_grid_size', None) or getattr(
+        getattr(model, 'patch_embed', None), 'dynamic_feat_size', None)
+    reduction = model.feature_info[-1].get('reduction') if getattr(model, 'feature_info', None) else None
+    if not layers or not prefix or find_grid is None or reduction is None:
         raise NoMaps(f'{type(model).__name__} has no blocks of attention with a class token.')
     attentions: List[torch.Tensor] = []
     with ExitStack() as stack:
@@ -119,8 +139,6 @@ def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
         mixed = (mixed + torch.eye(mixed.shape[-1], device=mixed.device)) / 2
         rollout = mixed if rollout is None else mixed @ rollout
     height, width = images.shape[-2:]
-    reduction = model.feature_info[-1]['reduction']
-    find_grid = getattr(model, '_get_grid_size', None) or model.patch_embed.dynamic_feat_size
     maps = rollout[:, :prefix, prefix:].unflatten(2, find_grid((height, width)))  # (B, tokens, rows, columns)
     size = (maps.shape[2] * reduction, maps.shape[3] * reduction)  # may reach over the edge, or leave one out
     maps = F.interpolate(maps, size=size, mode='bilinear', align_corners=False)
@@ -183,51 +201,69 @@ class Explanation(NamedTuple):
     maps: Dict[str, np.ndarray]
 
 
-TOKENS = ('class', 'distillation')
-
-
 def explain(
-        model: PathLike,
+        model: Union[PathLike, Classifier],
         paths: Sequence[PathLike],
-        config: Optional[InferenceConfig] = None,
+        config: Optional[ModelConfig] = None,
         label: Optional[str] = None,
         layer: Optional[str] = None,
-) -> List[Explanation]:
+        on_bad_image: str = 'error',
+) -> Iterator[Explanation]:
     """Grad-CAM of the predicted class, and attention rollout of networks with tokens, over images as they are.
 
     Args:
-        model: As `load_classifier` takes it, no ONNX file.
-        paths: Image files, and folders that are searched for them.
-        config: Device, image size and batch size.
+        model: As `load_classifier` takes it or returns it, no ONNX file.
+        paths: Image files, and folders that are searched for them. All are read once before the first is explained.
+        config: Device and image size.
         label: Class to explain instead of the predicted one.
         layer: As `grad_cam` takes it.
+        on_bad_image: What becomes of images that cannot be read: 'error' or 'skip'.
+
+    Returns:
+        An explanation after the other, as they are asked for.
 
     Raises:
         FileNotFoundError, ValueError: as `load_classifier` and `find_images`; if there is no such class or layer, or an
             image cannot be read; `NoMaps` if the network has none of both.
     """
-    config = config or InferenceConfig()
-    classifier = load_classifier(model, config)
+    classifier = model if isinstance(model, Classifier) else load_classifier(model, config)
+    if isinstance(classifier.model, OnnxModel):
+        raise ValueError('ONNX files have no gradients: take the model that it was exported from.')
     names = classifier.classes or [str(i) for i in range(classifier.model.num_classes)]
     if label is not None and label not in names:
-        raise ValueError(f"Model '{model}' has no class '{label}' (classes: {', '.join(names)}).")
-    transform = create_transform(**classifier.data_config)
-    explained = []
-    for path in find_images(paths):
-        try:
-            image = read_image(path, classifier.img_mode)
-        except Exception as e:  # Pillow's plugins raise errors of many types on broken files
-            raise ValueError(f"Cannot read image '{path}' ({type(e).__name__}: {e}).") from e
-        batch = transform(image)[None].to(classifier.device)
-        with torch.inference_mode():
-            probs = classifier.model(batch)[0].float().softmax(0)
-        index = int(probs.argmax()) if label is None else names.index(label)
-        maps = _find_all_maps(classifier.model, batch, torch.tensor([index], device=classifier.device), layer)
-        over = to_image_coordinates(torch.stack(list(maps.values())), image.size[::-1], classifier.data_config)
-        explained.append(Explanation(
-            str(path), np.asarray(image.convert('RGB')), names[index], dict(zip(names, probs.tolist())),
-            dict(zip(maps, over))))
-    return explained
+        raise ValueError(f"The model has no class '{label}' (classes: {', '.join(names)}).")
+    files = drop_bad_images(find_images(paths), classifier.img_mode, on_bad_image)
+    return (_explain_image(classifier, path, names, label, layer) for path in files)
+
+
+def _explain_image(
+        classifier: Classifier,
+        path: PathLike,
+        names: List[str],
+        label: Optional[str],
+        layer: Optional[str],
+) -> Explanation:
+    image = read_image(path, classifier.img_mode)
+    batch = create_transform(**classifier.data_config)(image)[None].to(classifier.device)
+    with torch.inference_mode():
+        probs = classifier.model(batch).float().softmax(1).double().cpu().numpy()
+    if classifier.temperature is not None:
+        probs = scale(probs, classifier.temperature)
+    index = int(probs[0].argmax()) if label is None else names.index(label)
+    maps = _find_all_maps(classifier.model, batch, torch.tensor([index], device=classifier.device), layer)
+    over = to_image_coordinates(torch.stack(list(maps.values())), image.size[::-1], classifier.data_config)
+    return Explanation(
+        str(path), np.asarray(image.convert('RGB')), names[index], dict(zip(names, probs[0].tolist())),
+        dict(zip(maps, over)))
+
+
+def _name_tokens(model: nn.Module) -> List[str]:
+    """What the tokens in front of the patches are, as far as a model tells."""
+    prefix = model.num_prefix_tokens
+    names = ['class token'] if getattr(model, 'cls_token', None) is not None else []
+    names += ['distillation token'] if getattr(model, 'dist_token', None) is not None else []
+    names += [f'register {i + 1}' for i in range(getattr(model, 'num_reg_tokens', 0))]
+    return names if len(names) == prefix else [f'token {i + 1}' for i in range(prefix)]
 
 
 def _find_all_maps(
@@ -236,7 +272,7 @@ def _find_all_maps(
         target: torch.Tensor,
         layer: Optional[str],
 ) -> Dict[str, torch.Tensor]:
-    """The maps that a network has: Grad-CAM of stages, rollout of tokens, (H, W) each."""
+    """The maps that a network has: Grad-CAM of stages, rollout of its class and distillation tokens, (H, W) each."""
     found: Dict[str, torch.Tensor] = {}
     try:
         found['Grad-CAM'] = grad_cam(model, batch, target, layer)[0][0]
@@ -245,7 +281,9 @@ def _find_all_maps(
             raise
     try:
         rollout = attention_rollout(model, batch)[0]
-        found.update({f'rollout, {token} token': rollout[i] for i, token in zip(range(len(rollout)), TOKENS)})
+        found.update({
+            f'rollout, {name}': heat for name, heat in zip(_name_tokens(model), rollout)
+            if not name.startswith('register')})
     except NoMaps:
         pass
     if not found:
@@ -253,22 +291,39 @@ def _find_all_maps(
     return found
 
 
-def write_explanations(explained: Sequence[Explanation], folder: PathLike) -> None:
-    """Write the overlay of each map over each image, NUMBER-NAME-MAP.png, and sheet.png of all.
+def write_explanations(explained: Iterable[Explanation], folder: PathLike, sheet_rows: int = 40) -> int:
+    """Write the overlay of each map over each image, NUMBER-NAME-MAP.png, and sheets of them, so many images on each:
+    sheet.png, sheet-2.png, ... Returns the number of images.
 
     Raises:
         FileExistsError: if the folder holds something.
         ImportError: without matplotlib.
     """
-    heads = ['image', *explained[0].maps]
-    rows, labels = [], []
+    number, sheets = 0, 0
+    rows: List[List[np.ndarray]] = []
+    labels: List[str] = []
+    heads: List[str] = []
+
+    def write_sheet(out: Path) -> None:
+        nonlocal sheets
+        sheets += 1
+        plot_images(rows, heads, labels, out / ('sheet.png' if sheets == 1 else f'sheet-{sheets}.png'))
+        rows.clear()
+        labels.clear()
+
     with new_folder(folder) as out:
         for number, e in enumerate(explained, 1):
-            overlays = [overlay(e.image, heat) for heat in e.maps.values()]
+            pictures = [Image.fromarray(e.image), *(
+                Image.fromarray(overlay(e.image, heat)) for heat in e.maps.values())]
             stem = ''.join(c if c.isalnum() or c in '-_.' else '_' for c in Path(e.path).stem)[:60]
-            for name, picture in zip(e.maps, overlays):
+            for name, picture in zip(e.maps, pictures[1:]):
                 words = name.lower().replace(',', '').replace(' ', '-')
-                Image.fromarray(picture).save(out / f'{number:03d}-{stem}-{words}.png')
-            rows.append([e.image, *overlays])
+                picture.save(out / f'{number:03d}-{stem}-{words}.png')
+            heads = ['image', *e.maps]
+            rows.append([np.asarray(ImageOps.contain(picture, (SHEET_SIZE, SHEET_SIZE))) for picture in pictures])
             labels.append(f'{shorten(Path(e.path).name, 24)}\n{shorten(e.label, 18)} {e.probs[e.label]:.1%}')
-        plot_images(rows, heads, labels, out / 'sheet.png')
+            if len(rows) == sheet_rows:
+                write_sheet(out)
+        if rows:
+            write_sheet(out)
+    return number

@@ -32,17 +32,12 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
-class InferenceConfig:
-    """Settings of `load_classifier` and of how images go through it."""
+class ModelConfig:
+    """Settings of a saved model that is loaded."""
     model: Optional[str] = setting(None, 'model name of a checkpoint file, where its keys leave a choice (_s4)')
     model_kwargs: Dict[str, Any] = setting(
         {}, 'its other arguments, where the keys leave a choice', nargs='*', action=KeyValues, metavar='NAME=VALUE')
     img_size: Optional[int] = setting(None, "height and width in pixels (default: the model's)", at_least=1)
-    batch_size: int = setting(64, 'images a batch', flags=('-b',), at_least=1)
-    amp: bool = setting(False, 'mixed precision')
-    amp_dtype: str = setting('float16', 'its lower precision', choices=('float16', 'bfloat16'))
-    channels_last: bool = setting(False, 'use the channels-last memory layout')
-    workers: int = setting(2, 'loader processes', flags=('-j',), at_least=0)
     device: Optional[str] = setting(None, 'cpu, cuda, mps, ... (default: the best there is)')
     calibrated: bool = setting(False, 'scale probabilities by the temperature of `hdkd calibrate`')
 
@@ -53,6 +48,16 @@ class InferenceConfig:
             raise ValueError(
                 f"--img-size {self.img_size} and --model-kwargs img_size={self.model_kwargs['img_size']}: give one of"
                 ' them.')
+
+
+@dataclasses.dataclass
+class InferenceConfig(ModelConfig):
+    """Settings of `load_classifier` and of how images go through it."""
+    batch_size: int = setting(64, 'images a batch', flags=('-b',), at_least=1)
+    amp: bool = setting(False, 'mixed precision')
+    amp_dtype: str = setting('float16', 'its lower precision', choices=('float16', 'bfloat16'))
+    channels_last: bool = setting(False, 'use the channels-last memory layout')
+    workers: int = setting(2, 'loader processes', flags=('-j',), at_least=0)
 
 
 @dataclasses.dataclass
@@ -157,6 +162,7 @@ def _load_temperature(name: str) -> float:
     if name.startswith(HUBS):
         folder = _download_temperature(name)
     else:
+        name = name.removesuffix('/model.safetensors')
         folder = find_model_folder(name) if os.path.isdir(name) else find_folder(full_name(name) or '')
     temperature = read_temperature(folder) if folder is not None else None
     if temperature is None:
@@ -183,7 +189,7 @@ def _load_onnx(name: str, config: InferenceConfig) -> Classifier:
     return Classifier(model.eval(), model.metadata['label_names'], data_config, device)
 
 
-def load_classifier(name: str, config: Optional[InferenceConfig] = None) -> Classifier:
+def load_classifier(name: PathLike, config: Optional[ModelConfig] = None) -> Classifier:
     """A saved model, ready to label images.
 
     Args:
@@ -195,7 +201,9 @@ def load_classifier(name: str, config: Optional[InferenceConfig] = None) -> Clas
             mixed precision or a memory layout is asked for.
         ImportError: if it is an ONNX file and onnxruntime is missing.
     """
-    config, name = config or InferenceConfig(), str(name)
+    name = str(name)
+    if not isinstance(config, InferenceConfig):
+        config = InferenceConfig(**vars(config or ModelConfig()))
     if name.endswith('.onnx') and not (os.path.isdir(name) or name.startswith(HUBS)):
         return _load_onnx(name, config)
     if name.endswith('.pt2') and os.path.isfile(name):
@@ -353,6 +361,23 @@ def find_images(paths: Sequence[str]) -> List[str]:
     return found
 
 
+def drop_bad_images(files: Sequence[str], img_mode: str, on_bad_image: str = 'error') -> List[str]:
+    """The files that can be read as images.
+
+    Raises:
+        ValueError: if one cannot be read, with 'skip' if none can.
+    """
+    bad = find_bad_images(files, img_mode)
+    if bad and on_bad_image == 'error':
+        path, error = next(iter(bad.items()))
+        raise ValueError(
+            f"Cannot read image '{path}' ({error}); {len(bad)} such. Leave such images out with --on-bad-image skip.")
+    good = [path for path in files if path not in bad]
+    if not good:
+        raise ValueError('None of the images can be read.')
+    return good
+
+
 def predict(
         name: str,
         paths: Sequence[str],
@@ -376,13 +401,6 @@ def predict(
     config = config or InferenceConfig()
     files = find_images(paths)
     classifier = load_classifier(name, config)
-    bad = find_bad_images(files, classifier.img_mode)
-    if bad and on_bad_image == 'error':
-        path, error = next(iter(bad.items()))
-        raise ValueError(
-            f"Cannot read image '{path}' ({error}); {len(bad)} such. Leave such images out with --on-bad-image skip.")
-    files = [path for path in files if path not in bad]
-    if not files:
-        raise ValueError('None of the images can be read.')
+    files = drop_bad_images(files, classifier.img_mode, on_bad_image)
     probs, _ = _run(classifier, image_dataset(files, classifier.img_mode), config)
     return files, probs, classifier.classes or [str(i) for i in range(probs.shape[1])]

@@ -9,6 +9,7 @@ from .metrics import class_auroc, expected_calibration_error, reliability
 
 # the colours of Okabe and Ito, that all eyes tell apart; beyond eight, lines differ by their dashes
 COLOURS = ('#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9', '#000000', '#B8A800')
+MAX_CELLS = 25  # classes up to which a confusion matrix shows its numbers
 DASHES = ('-', '--', ':', '-.')
 
 
@@ -34,9 +35,13 @@ def _begin(name: str, length: int = 24) -> str:
     return name if len(name) <= length else f'{name[:length - 1]}…'
 
 
-def _add_legend(axes: Any, number: int, **kwargs: Any) -> None:
-    """A legend of so many lines, none of which is taken for mathematics."""
-    legend = axes.legend(fontsize=7 if number > 8 else 8, ncols=1 + number // 16, **kwargs)
+def _add_legend(axes: Any, labels: Sequence[str], **kwargs: Any) -> None:
+    """A legend of the axes' first lines, none of which is taken for mathematics or left out for its underscore."""
+    if len(labels) > 10:
+        kwargs = dict(loc='upper left', bbox_to_anchor=(1, 1))
+    legend = axes.legend(
+        axes.get_lines()[:len(labels)], labels, fontsize=7 if len(labels) > 8 else 8, ncols=1 + len(labels) // 24,
+        **kwargs)
     for text in legend.get_texts():
         text.set_parse_math(False)
 
@@ -49,15 +54,21 @@ def plot_confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str
     """
     counts = np.asarray(matrix)
     shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
-    side = 2.2 + 0.75 * len(classes)
+    number = len(classes)
+    side = min(2.2 + 0.75 * number, 14)
     figure = new_figure(side + 0.6, side)
     axes = figure.subplots()
     image = axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label='share of the true class', shrink=0.8)
-    names = [_begin(name) for name in classes]
-    axes.set_xticks(range(len(names)), names, rotation=45, ha='right', parse_math=False)
-    axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set(xlabel='predicted', ylabel='true')
+    if number <= 60:
+        names, size = [_begin(name) for name in classes], 10 if number <= 16 else 6
+        axes.set_xticks(range(number), names, rotation=45 if number <= 16 else 90, ha='right' if number <= 16 else
+                        'center', parse_math=False, fontsize=size)
+        axes.set_yticks(range(number), names, parse_math=False, fontsize=size)
+    if number > MAX_CELLS:  # no one could read them
+        figure.savefig(Path(path), dpi=120, format='png')
+        return
     for i, row in enumerate(counts):
         for j, count in enumerate(row):
             axes.text(
@@ -173,15 +184,15 @@ def plot_curves(rows: Sequence[Mapping[str, float]], best_epoch: Optional[int], 
             (panels[2], 'training loss and its parts',
              [(key, key.removeprefix('train_').replace('_', ' ')) for key in parts])):
         lines = [(key, label) for key, label in lines if key in rows[0]]
-        for i, (key, label) in enumerate(lines):
-            axes.plot(epochs, [row[key] for row in rows], label=label, **_style(i), **marker)
+        for i, (key, _) in enumerate(lines):
+            axes.plot(epochs, [row[key] for row in rows], **_style(i), **marker)
         axes.set(title=title, xlabel='epoch')
         axes.grid(alpha=0.25)
         axes.xaxis.get_major_locator().set_params(integer=True)
         if best_epoch is not None:
             axes.axvline(best_epoch + 1, color='0.5', linewidth=1, linestyle=':')
         outside = dict(loc='upper left', bbox_to_anchor=(1, 1)) if len(lines) > 2 else {}
-        _add_legend(axes, len(lines), **outside)
+        _add_legend(axes, [label for _, label in lines], **outside)
     values = [row[key] for row in rows for key in parts]
     if values and min(values) > 0 and max(values) > 20 * min(values):
         panels[2].set_yscale('log')
@@ -203,9 +214,9 @@ def plot_roc_pr(probs: np.ndarray, targets: np.ndarray, classes: Sequence[str], 
     from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
     areas = class_auroc(probs, targets)
-    figure = new_figure(10.4, 4.9)
+    figure = new_figure(10.4 if len(classes) <= 10 else 14, 4.9)
     roc, pr = figure.subplots(1, 2)
-    shown = 0
+    areas_of, precisions_of = [], []
     for k, name in enumerate(classes):
         is_class = targets == k
         if not is_class.any() or is_class.all():
@@ -213,17 +224,18 @@ def plot_roc_pr(probs: np.ndarray, targets: np.ndarray, classes: Sequence[str], 
         false, true, _ = roc_curve(is_class, probs[:, k])
         precision, recall, _ = precision_recall_curve(is_class, probs[:, k])
         precise = average_precision_score(is_class, probs[:, k])
-        roc.plot(false, true, label=f'{_begin(name)}  {areas[k]:.3f}', **_style(k))
-        pr.plot(recall, precision, label=f'{_begin(name)}  {precise:.3f}', drawstyle='steps-post', **_style(k))
-        shown += 1
+        roc.plot(false, true, **_style(k))
+        pr.plot(recall, precision, drawstyle='steps-post', **_style(k))
+        areas_of.append(f'{_begin(name)}  {areas[k]:.3f}')
+        precisions_of.append(f'{_begin(name)}  {precise:.3f}')
     roc.plot([0, 1], [0, 1], color='0.6', linewidth=0.8)
     roc.set(title='ROC: class, area', xlabel='false positive rate', ylabel='true positive rate')
     pr.set(title='precision-recall: class, average precision', xlabel='recall', ylabel='precision')
-    for axes, place in ((roc, 'lower right'), (pr, 'lower left')):
+    for axes, labels, place in ((roc, areas_of, 'lower right'), (pr, precisions_of, 'lower left')):
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect='equal')
         axes.grid(alpha=0.25)
-        if shown:
-            _add_legend(axes, shown, loc=place)
+        if labels:
+            _add_legend(axes, labels, loc=place)
     figure.savefig(Path(path), dpi=110, format='png')
 
 

@@ -4,10 +4,13 @@ It is made from the files that the run wrote, its model and its images, and need
 """
 import base64
 import csv
+import dataclasses
 import itertools
 import json
 import logging
 import math
+import os
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -22,9 +25,10 @@ from .card import IN_PER_CENT, METRIC_NAMES
 from .check import CheckConfig, check_data, list_leaks, summarize
 from .compare import mcnemar, paired_bootstrap
 from .config import read_yaml
-from .explain import NoMaps, explain
+from .data import SourceConfig
+from .explain import explain
 from .files import PathLike, whole_file
-from .inference import InferenceConfig
+from .inference import ModelConfig, load_classifier
 from .metrics import LOWER_IS_BETTER, class_auroc
 from .plots import (
     overlay,
@@ -40,6 +44,8 @@ _logger = logging.getLogger(__name__)
 
 REPORT, PICTURES = 'report.html', 'report'
 NETWORKS = ('teacher', 'student_alone', 'student')  # of `distill`, in this order
+GENERATOR = '<meta name="generator" content="hdkd_timm">'
+PICTURE_NAME = re.compile(r'(\d+-(\w|-)+-)?(curves|confusion|roc-pr|reliability|mistake-\d+)\.png|(\d+-)?classes\.png')
 PICTURE_SIZE = 224  # pixels, of an image in the page
 
 
@@ -162,6 +168,17 @@ def read_networks(runs: Sequence[PathLike]) -> List[Network]:
     return [_read_network(folder, run, label) for label, (run, folder) in zip(labels, folders)]
 
 
+def _list_unfinished(runs: Sequence[PathLike]) -> List[str]:
+    """Networks of whole runs of `distill` that have no results."""
+    found = []
+    for run in map(Path, runs):
+        settings = read_yaml(run / CONFIG) if (run / CONFIG).is_file() else {}
+        wanted = [name for name in NETWORKS if 'teacher' in settings and (
+            name != 'student_alone' or settings.get('student_alone'))]
+        found += [f'{run.resolve().name}/{name}' for name in wanted if not (run / name / METRICS).is_file()]
+    return found
+
+
 # -- what the page tells -----------------------------------------------------------------------------------------------
 
 def _format(name: str, value: Optional[float]) -> str:
@@ -180,10 +197,11 @@ def _format_difference(name: str, value: float) -> str:
 def _metrics_table(networks: Sequence[Network]) -> List[Dict[str, Any]]:
     """A row a metric: its name, and of each network value, interval and whether it is the best."""
     rows = []
+    is_fair = len({(network.split, network.result['images']) for network in networks}) == 1
     for name, words in METRIC_NAMES.items():
         values = [network.result.get(name) for network in networks]
         defined = [value for value in values if value is not None]
-        best = (min if name in LOWER_IS_BETTER else max)(defined) if len(defined) > 1 else None
+        best = (min if name in LOWER_IS_BETTER else max)(defined) if len(defined) > 1 and is_fair else None
         cells = []
         for network, value in zip(networks, values):
             interval = (network.result.get('intervals_95') or {}).get(name)
@@ -212,6 +230,12 @@ def _pairs(networks: Sequence[Network]) -> Iterator[Tuple[Network, Network]]:
             yield first, second
 
 
+def _source(network: Network) -> Dict[str, Any]:
+    """The settings that tell which images a run has."""
+    settings = read_yaml(network.run / CONFIG) if (network.run / CONFIG).is_file() else {}
+    return {key: settings.get(key) for key in (field.name for field in dataclasses.fields(SourceConfig))}
+
+
 def _compare(first: Network, second: Network, resamples: int, seed: int) -> Dict[str, Any]:
     """Is the second better than the first, on the same images?"""
     told = dict(first=first.label, second=second.label)
@@ -219,7 +243,13 @@ def _compare(first: Network, second: Network, resamples: int, seed: int) -> Dict
         return dict(told, problem='The predictions of one of them were not kept.')
     if first.classes != second.classes:
         return dict(told, problem='Their classes are not the same.')
-    order = [dict(zip(_within(network.names), range(len(network.names)))) for network in (first, second)]
+    names, moved = [first.names, second.names], False
+    if not all(os.path.isabs(name) for part in names for name in part):
+        if _source(first) != _source(second):
+            return dict(told, problem='Their images have no paths and are of two sources: they cannot be paired.')
+    elif set(names[0]) != set(names[1]):
+        names, moved = [_within(part) for part in names], True
+    order = [dict(zip(part, range(len(part)))) for part in names]
     if first.split != second.split or order[0].keys() != order[1].keys() or len(order[0]) != len(first.names):
         return dict(told, problem='Their images are not the same, so that they cannot be paired.')
     places = np.array([order[1][name] for name in order[0]])
@@ -237,9 +267,10 @@ def _compare(first: Network, second: Network, resamples: int, seed: int) -> Dict
             interval=f'{_format_difference(name, low)} to {_format_difference(name, high)}',
             better=better if low > 0 or high < 0 else None))
     p = test['p_value']
-    return dict(told, rows=rows, images=len(targets), groups=len(set(first.groups)) if first.groups is not None else 0,
-                only_first=test['only_first'], only_second=test['only_second'],
-                p_value=f'p = {p:.2g}' if p >= 1e-4 else 'p < 0.0001', significant=p < 0.05)
+    shown = f'p = {p:.2g}' if p >= 1e-4 else 'p < 0.0001'
+    groups = len(set(first.groups)) if first.groups is not None else 0
+    return dict(told, rows=rows, moved=moved, images=len(targets), groups=groups, only_first=test['only_first'],
+                only_second=test['only_second'], p_value=shown, significant=p < 0.05)
 
 
 def _per_class(network: Network) -> List[Dict[str, Any]]:
@@ -390,7 +421,7 @@ def _show_mistakes(
         number: int,
         pictures: Pictures,
         stem: str,
-        config: InferenceConfig,
+        device: Optional[str],
 ) -> Dict[str, Any]:
     """The mistakes as pictures, image and Grad-CAM side by side, or why there are none."""
     if network.probs is None:
@@ -401,25 +432,28 @@ def _show_mistakes(
     missing = [path for path in paths if not Path(path).is_file()]
     if missing:
         return dict(total=total, problem=f'The images are no files, or are gone ({missing[0]}).')
-    try:
-        explained = explain(network.folder / 'best', paths, config) if paths else []
-    except NoMaps as e:
-        return dict(total=total, problem=f'{e}')
-    items = []
-    for rank, (i, found) in enumerate(zip(wrong, explained), 1):
-        heat = found.maps.get('Grad-CAM', next(iter(found.maps.values())))
-        sheet = Image.fromarray(np.concatenate([found.image, overlay(found.image, heat)], axis=1))
+    items, kinds, classifier = [], set(), None
+    for rank, (i, path) in enumerate(zip(wrong, paths), 1):
+        true, predicted = (network.classes[k] for k in (network.targets[i], network.probs[i].argmax()))
+        told = dict(
+            name='/'.join(Path(path).parts[-3:]), true=true, predicted=predicted,
+            prob=f'{100 * network.probs[i].max():.1f} %')
+        try:
+            if classifier is None:
+                classifier = load_classifier(network.folder / 'best', ModelConfig(device=device))
+            found, = explain(classifier, [path], label=predicted)
+        except (OSError, ValueError) as e:  # the image, or the network has no maps
+            items.append(dict(told, problem=str(e)))
+            continue
+        kind = 'Grad-CAM' if 'Grad-CAM' in found.maps else next(iter(found.maps))
+        kinds.add(kind)
+        sheet = Image.fromarray(np.concatenate([found.image, overlay(found.image, found.maps[kind])], axis=1))
         file = f'{stem}mistake-{rank:02d}.png'
         ImageOps.contain(sheet, (2 * PICTURE_SIZE, PICTURE_SIZE)).save(pictures.folder / file)
-        true, predicted = (network.classes[k] for k in (network.targets[i], network.probs[i].argmax()))
-        prob = network.probs[i].max()
-        items.append(dict(
-            pictures.show(file, (
-                f'Image {Path(found.path).name} and where {network.label} looked: it is {true}, predicted was'
-                f' {predicted} with {100 * prob:.0f} %.')),
-            name=Path(found.path).name, true=true, predicted=predicted, prob=f'{100 * prob:.1f} %'))
-    maps = explained[0].maps if explained else {}
-    return dict(total=total, items=items, map='Grad-CAM' if 'Grad-CAM' in maps else next(iter(maps), ''))
+        items.append(dict(told, **pictures.show(file, (
+            f"Image {told['name']} and where {network.label} looked: it is {true}, predicted was {predicted} with"
+            f" {told['prob']}."))))
+    return dict(total=total, items=items, map=' or '.join(sorted(kinds)))
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
@@ -449,7 +483,7 @@ def write_report(
         out: Optional[PathLike] = None,
         mistakes: int = 12,
         check: bool = True,
-        config: Optional[InferenceConfig] = None,
+        device: Optional[str] = None,
         resamples: int = 1000,
         seed: int = 42,
 ) -> Path:
@@ -459,10 +493,10 @@ def write_report(
 
     Args:
         runs: Runs, or folders of single networks in them.
-        out: Folder to write into; by default the run's own, if it is one.
+        out: Folder to write into; by default the run's, or the network's if it is one.
         mistakes: How many of the most confident mistakes of each network are shown.
         check: Look for duplicates among the images, as `hdkd check` does.
-        config: Device and batch size of the network that looks at the mistakes again.
+        device: Where the network looks at its mistakes again, by default the best there is.
         resamples: Draws of the paired bootstrap.
         seed: Its seed.
 
@@ -471,6 +505,7 @@ def write_report(
 
     Raises:
         FileNotFoundError, ValueError: as `read_networks`; if there are several runs and no `out`.
+        FileExistsError: if a file that is no report's would be replaced.
         ImportError: without Jinja2 or matplotlib.
     """
     jinja2 = _import_jinja2()
@@ -478,7 +513,10 @@ def write_report(
     folders = list(dict.fromkeys(network.run for network in networks))
     if out is None and len(folders) > 1:
         raise ValueError('A report of several runs needs a folder of its own: name it, --out FOLDER.')
-    out = folders[0] if out is None else Path(out)
+    if out is None:
+        out = networks[0].folder if len(networks) == 1 else folders[0]
+    out = Path(out)
+    _check_place(out)
     out.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f'.{PICTURES}-', dir=out))
     try:
@@ -492,7 +530,8 @@ def write_report(
                 label=network.label, sentence=_sentence(network, run_settings, _count(network.run)),
                 pictures=_plot_network(network, pictures, stem), per_class=_per_class(network),
                 calibration=_calibration(network), split=network.split,
-                mistakes=_show_mistakes(network, mistakes, pictures, stem, config or InferenceConfig(workers=0)),
+                images=f"{network.result['images']:,} {network.split} images",
+                mistakes=_show_mistakes(network, mistakes, pictures, stem, device),
                 environment={
                     'device': network.metrics.get('device'), 'processes': network.metrics.get('processes'),
                     **(network.metrics.get('versions') or {})}))
@@ -515,7 +554,7 @@ def write_report(
             undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         page = environment.get_template(REPORT).render(
             title=', '.join(folder.resolve().name for folder in folders), networks=parts, data=data,
-            metrics=_metrics_table(networks),
+            metrics=_metrics_table(networks), unfinished=_list_unfinished(runs),
             comparisons=[_compare(*pair, resamples, seed) for pair in _pairs(networks)],
             runs=[folder.resolve().name for folder in folders], settings=_settings_table(networks))
         _replace(temporary, out / PICTURES)
@@ -530,10 +569,23 @@ def _is_same(path: Path, other: Path) -> bool:
     return path.is_file() and other.is_file() and path.read_bytes() == other.read_bytes()
 
 
+def _check_place(out: Path) -> None:
+    """Would a report replace anything but a report?"""
+    page, pictures = out / REPORT, out / PICTURES
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"'{out}' is no folder: choose another --out.")
+    if page.exists() and GENERATOR not in page.read_text(encoding='utf-8', errors='replace')[:5000]:
+        raise FileExistsError(f"'{page}' is no page of hdkd_timm: move it, or choose another --out.")
+    others = [pictures] if pictures.exists() and not pictures.is_dir() else [
+        file for file in (pictures.iterdir() if pictures.exists() else ()) if not PICTURE_NAME.fullmatch(file.name)]
+    if others:
+        raise FileExistsError(f"'{others[0]}' is no picture of a report: move it, or choose another --out.")
+
+
 def _replace(folder: Path, place: Path) -> None:
     """Put a folder of pictures in the place of the one before."""
-    if place.exists() and not (place.is_dir() and all(file.suffix == '.png' for file in place.iterdir())):
-        raise FileExistsError(f"'{place}' is no folder of a report's pictures: move it, or choose another --out.")
     shutil.rmtree(place, ignore_errors=True)
-    folder.chmod(0o755)
+    umask = os.umask(0)
+    os.umask(umask)
+    folder.chmod(0o777 & ~umask)  # mkdtemp's folders are for their owner alone
     folder.rename(place)

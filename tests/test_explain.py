@@ -3,12 +3,24 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import TINY_STUDENT, TINY_TEACHER
+from conftest import TINY_STUDENT, TINY_TEACHER, write_images
 from timm.data import create_transform
 from torch import nn
 
 import hdkd_timm  # noqa: F401
-from hdkd_timm.explain import attention_rollout, grad_cam, to_image_coordinates
+from hdkd_timm.calibrate import scale, write_temperature
+from hdkd_timm.checkpoint import save_model
+from hdkd_timm.cli import main
+from hdkd_timm.explain import (
+    NoMaps,
+    _find_all_maps,
+    attention_rollout,
+    explain,
+    grad_cam,
+    to_image_coordinates,
+    write_explanations,
+)
+from hdkd_timm.inference import ModelConfig
 
 
 class Brightness(nn.Module):
@@ -135,3 +147,64 @@ def test_places_come_back_to_where_they_were(mode, crop_pct, size):
     weights = over[0] / over[0].sum()
     found = (weights * np.arange(size[0])[:, None]).sum(), (weights * np.arange(size[1])).sum()
     assert np.allclose(found, place, atol=1.5)
+
+
+def test_names_of_tokens():
+    student = timm.create_model('hdkd_student', **TINY_STUDENT).eval()
+    vit = timm.create_model(
+        'vit_base_patch16_224', img_size=32, embed_dim=24, depth=1, num_heads=2, reg_tokens=2, num_classes=3).eval()
+    images = torch.randn(1, 3, 32, 32)
+    target = torch.tensor([0])
+    assert list(_find_all_maps(student, images, target, None)) == [
+        'Grad-CAM', 'rollout, class token', 'rollout, distillation token']
+    assert list(_find_all_maps(vit, images, target, None)) == ['rollout, class token']  # and no registers
+    with pytest.raises(NoMaps, match='XCiT|Xcit'):
+        attention_rollout(timm.create_model('xcit_nano_12_p16_224', num_classes=3).eval(), torch.randn(1, 3, 224, 224))
+
+
+class ChannelsLast(nn.Module):
+    """A stage whose channels come last, which timm tells by their number alone."""
+    feature_info = [dict(module='stage', num_chs=2)]
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.stage = Brightness(), nn.Identity()
+
+    def forward(self, x):
+        return self.stage(self.inner.stage(x).permute(0, 2, 3, 1)).mean((1, 2))
+
+
+def test_channels_that_come_last():
+    images = torch.zeros(1, 3, 32, 32)
+    images[0, 0, 8:16, 16:24] = 1
+    torch.testing.assert_close(grad_cam(ChannelsLast(), images)[0], grad_cam(Brightness(), images)[0])
+
+
+def test_command(tmp_path, capsys):
+    model = timm.create_model('hdkd_student', **TINY_STUDENT)
+    save_model(model, tmp_path / 'model', list('abcde'), TINY_STUDENT, (3, 32, 32))
+    write_temperature(tmp_path / 'model', 3., {})
+    write_images(tmp_path / 'images', classes=['a'], number=4)
+    explain_it = ['explain', str(tmp_path / 'model'), str(tmp_path / 'images'), '--out']
+    assert main([*explain_it, str(tmp_path / 'out')]) == 0
+    assert '4 images explained' in capsys.readouterr().out
+    names = sorted(path.name for path in (tmp_path / 'out').iterdir())
+    assert len(names) == 13
+    kinds = ('grad-cam', 'rollout-class-token', 'rollout-distillation-token')
+    assert names[:3] == [f'001-0-{kind}.png' for kind in kinds]
+    # several sheets, and temperatures
+    config = ModelConfig(calibrated=True)
+    explained = list(explain(tmp_path / 'model', [tmp_path / 'images'], config))
+    assert write_explanations(explained, tmp_path / 'sheets', sheet_rows=3) == 4
+    assert (tmp_path / 'sheets' / 'sheet-2.png').exists()
+    plain = next(explain(tmp_path / 'model', [tmp_path / 'images']))
+    expected = scale(np.array([list(plain.probs.values())]), 3.)[0]
+    assert list(explained[0].probs.values()) == pytest.approx(expected, rel=1e-4)
+    # bad input
+    (tmp_path / 'images' / 'a' / 'bad.png').write_bytes(b'bad')
+    for flags, words in (([], 'Cannot read image'), (['--label', 'x'], "no class 'x' (classes: a, b, c, d, e)"),
+                         (['--on-bad-image', 'skip', '--layer', 'x'], "no layer 'x'")):
+        assert main([*explain_it, str(tmp_path / 'none'), *flags]) == 1
+        assert words in capsys.readouterr().err
+    assert main([*explain_it, str(tmp_path / 'more'), '--on-bad-image', 'skip', '--label', 'c']) == 0
+    assert not (tmp_path / 'none').exists()

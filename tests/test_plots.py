@@ -14,7 +14,7 @@ from hdkd_timm.plots import (
     plot_roc_pr,
 )
 
-NAMES = ['a', '$x_1$ <b>', 'a name longer than twenty-four letters', 'under_score$']  # no mathematics, no markup
+NAMES = ['_a', '$x_1$ <b>', 'a name longer than twenty-four letters', 'under_score$']  # no mathematics, no markup
 
 
 def changed_share(draw, first, second, folder):
@@ -33,6 +33,13 @@ def test_confusion_matrix(tmp_path):
     matrices = ([[9, 1, 0], [0, 0, 0], [2, 0, 8]], [[1, 9, 0], [0, 0, 0], [2, 0, 8]])
     changed = changed_share(plot_confusion_matrix, *((matrix, NAMES[:3]) for matrix in matrices), tmp_path)
     assert 0.02 < changed < 0.3  # two cells of nine
+
+
+def test_confusion_matrix_of_many_classes(tmp_path):
+    """It stays a picture that can be opened."""
+    plot_confusion_matrix(np.eye(150, dtype=int) * 5, [f'class {i}' for i in range(150)], tmp_path / 'many.png')
+    with Image.open(tmp_path / 'many.png') as image:
+        assert max(image.size) < 2000
 
 
 def test_curves(tmp_path):
@@ -59,7 +66,7 @@ def test_roc_and_reliability(tmp_path):
 
 def test_class_counts(tmp_path):
     counts = {'train': dict.fromkeys(NAMES, 10), 'test': {NAMES[0]: 3}}
-    other = {'train': dict(counts['train'], a=2), 'test': counts['test']}
+    other = {'train': dict(counts['train'], _a=2), 'test': counts['test']}
     assert 0.005 < changed_share(plot_class_counts, (counts,), (other,), tmp_path) < 0.2
 
 

@@ -152,6 +152,41 @@ def test_runs_that_cannot_be_paired(runs, tmp_path):
     assert 'Not shown: The predictions were not kept' in page.text
 
 
+def test_networks_of_a_run_one_by_one(runs, tmp_path):
+    """The report of one stays with it; what is not finished is told."""
+    run = shutil.copytree(runs / '<i>one', tmp_path / 'run')
+    before = (run / 'report.html').read_bytes() if (run / 'report.html').exists() else None
+    assert write_report([run / 'teacher'], mistakes=0, check=False) == run / 'teacher' / 'report.html'
+    assert before == ((run / 'report.html').read_bytes() if before else None)
+    (run / 'student' / 'metrics.json').unlink()
+    page = Page(write_report([run], mistakes=0, check=False, resamples=10).read_text())
+    assert 'Not finished, and not shown: run/student.' in page.text
+
+
+def test_stars_are_for_the_same_images(runs, tmp_path):
+    """A run that was tested on val is no rival."""
+    other = shutil.copytree(runs / 'two', tmp_path / 'other')
+    assert '★' in write_report([runs / 'two', other], tmp_path / 'a', 0, False, resamples=10).read_text()
+    metrics = json.loads((other / 'metrics.json').read_text())
+    metrics['val'] = metrics.pop('test')
+    (other / 'metrics.json').write_text(json.dumps(metrics))
+    page = write_report([runs / 'two', other], tmp_path / 'b', 0, False, resamples=10).read_text()
+    assert '★' not in page
+    assert '18 val images' in page
+
+
+def test_one_broken_image(runs, tmp_path):
+    run = shutil.copytree(runs / 'two', tmp_path / 'run')
+    network, = read_networks([run])
+    first = network.names[find_mistakes(network.probs, network.targets, 1)[0]]
+    broken = tmp_path / 'broken.png'
+    broken.write_bytes(b'broken')
+    (run / 'images.csv').write_text((run / 'images.csv').read_text().replace(first, str(broken)))
+    page = Page(write_report([run], mistakes=2, check=False).read_text())
+    assert 'Cannot read image' in page.text
+    assert (run / 'report' / 'mistake-02.png').exists()
+
+
 def test_images_that_are_gone(runs, tmp_path):
     other = shutil.copytree(runs / 'two', tmp_path / 'other')
     for name in ('predictions.csv', 'images.csv'):
@@ -189,10 +224,15 @@ def test_report_replaces_its_own(runs, tmp_path, capsys):
     assert main(['report', str(run), '--no-check', '--mistakes', '0']) == 0
     assert len(list((run / 'report').iterdir())) < number
     # what is no report's stays
-    (run / 'report' / 'notes.txt').write_text('mine')
-    assert main(['report', str(run), '--no-check', '--mistakes', '0']) == 1
-    assert "report' is no folder of a report's pictures" in capsys.readouterr().err
-    assert (run / 'report' / 'notes.txt').read_text() == 'mine'
+    for file, words in (('report/mine.png', "mine.png' is no picture of a report"),
+                        ('report.html', "report.html' is no page of hdkd_timm")):
+        (run / file).write_text('mine')
+        assert main(['report', str(run), '--no-check', '--mistakes', '0']) == 1
+        assert words in capsys.readouterr().err
+        assert (run / file).read_text() == 'mine'
+        (run / file).unlink()
+    assert main(['report', str(run), '--no-check', '--out', str(run / 'metrics.json')]) == 1
+    assert "metrics.json' is no folder" in capsys.readouterr().err
 
 
 def test_bad_input(runs, tmp_path, capsys):

@@ -6,6 +6,7 @@
 
 It opens on http://127.0.0.1:7860. The folder is a Hugging Face Space as it is.
 """
+import functools
 import sys
 from typing import Any, Dict, List, Tuple
 
@@ -15,11 +16,12 @@ from PIL import Image
 
 import hdkd_timm  # noqa: F401
 from hdkd_timm.explain import explain
-from hdkd_timm.inference import InferenceConfig
+from hdkd_timm.inference import load_classifier
 from hdkd_timm.plots import overlay
 from hdkd_timm.released import RELEASES
 
 MODELS = sys.argv[1:] or sorted(RELEASES)  # students first
+load_classifier = functools.lru_cache(load_classifier)
 NOT_A_DEVICE = """**For research and teaching. Not a medical device:** not tested, approved or meant for diagnosis,
 triage or treatment. The network knows its own classes and no others: any image gets one of them, a healthy, a foreign
 one, a photograph of a cat."""
@@ -41,7 +43,7 @@ def look(path: str, model: str) -> Tuple[Dict[str, float], List[Tuple[Image.Imag
     if not path:
         raise gr.Error('Upload an image first.')
     try:
-        found, = explain(model, [path], InferenceConfig(workers=0))
+        found, = explain(load_classifier(model), [path])
     except (ValueError, OSError) as e:
         raise gr.Error(str(e)) from e
     pictures = [(Image.fromarray(found.image), 'image')]
