@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import hashlib
 import io
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,12 @@ from .files import PathLike, new_folder, write_json, write_rows
 from .images import convert_image, read_image
 from .plots import plot_pairs
 
+_logger = logging.getLogger(__name__)
+
 SIDES = ('first', 'second')
+PAIR_COLUMNS = ('kind', 'correlation', 'labels_differ', 'across_splits', 'cluster', *(
+    f'{side}_{key}' for side in SIDES for key in ('path', 'split', 'label')))
+MAX_ROWS = 200_000  # of duplicates.csv
 KINDS = {'file': 'equal files', 'pixels': 'equal pixels', 'near': 'near-duplicates'}  # how two images are alike
 
 
@@ -174,13 +180,19 @@ class DataCheck(NamedTuple):
     duplicates: Duplicates
 
 
-def check_data(config: CheckConfig) -> DataCheck:
+def check_data(config: CheckConfig, only_files: bool = False) -> DataCheck:
     """Look at all images of a data set.
+
+    Args:
+        config: Where they are.
+        only_files: Refuse images that are no files, before the first is read: `write_split` wants files.
 
     Raises:
         FileNotFoundError, ValueError: as `read_samples` and `find_duplicates`.
     """
     samples, classes = read_samples(config)
+    if only_files:
+        _refuse_others_than_files(samples)
     splits = list(samples)
     looks = [look for part in samples.values() for look in look_at_images(part)]
     split = np.repeat(np.arange(len(splits)), [len(part) for part in samples.values()])
@@ -211,7 +223,8 @@ def summarize(check: DataCheck) -> Dict[str, Any]:
     pairs, kind = check.duplicates.pairs, check.duplicates.kind
     differ = check.target[pairs.first] != check.target[pairs.second]
     summary: Dict[str, Any] = {'images': {}, 'unreadable': {
-        name: look.error for name, look in zip(check.name, check.looks) if look.error}, 'sizes': {}, 'modes': {}}
+        name if os.path.isabs(name) else f'{check.splits[s]}: {name}': look.error
+        for name, s, look in zip(check.name, check.split, check.looks) if look.error}, 'sizes': {}, 'modes': {}}
     for s, split in enumerate(check.splits):
         of_split = check.split == s
         summary['images'][split] = {
@@ -237,14 +250,15 @@ def summarize(check: DataCheck) -> Dict[str, Any]:
     return summary
 
 
-def list_pairs(check: DataCheck) -> List[Dict[str, Any]]:
+def list_pairs(check: DataCheck) -> Tuple[List[Dict[str, Any]], np.ndarray]:
     """Pairs of images that are alike, a row each: those with different labels first, then those across splits, then by
-    how much they are alike."""
+    how much they are alike; `MAX_ROWS` at most. And the indices of their images, (rows, 2)."""
     pairs, kind = check.duplicates.pairs, check.duplicates.kind
     differ = check.target[pairs.first] != check.target[pairs.second]
     across = check.split[pairs.first] != check.split[pairs.second]
+    order = np.lexsort((pairs.second, pairs.first, -pairs.correlation, kind, ~across, ~differ))[:MAX_ROWS]
     rows = []
-    for p in np.lexsort((pairs.second, pairs.first, -pairs.correlation, kind, ~across, ~differ)):
+    for p in order:
         row = dict(
             kind=list(KINDS)[kind[p]], correlation=f'{pairs.correlation[p]:.6f}', labels_differ=bool(differ[p]),
             across_splits=bool(across[p]), cluster=int(check.duplicates.cluster[pairs.first[p]]))
@@ -253,7 +267,7 @@ def list_pairs(check: DataCheck) -> List[Dict[str, Any]]:
                 f'{side}_path': check.name[i], f'{side}_split': check.splits[check.split[i]],
                 f'{side}_label': check.classes[check.target[i]]})
         rows.append(row)
-    return rows
+    return rows, np.stack([pairs.first[order], pairs.second[order]], axis=1)
 
 
 def draw_split(check: DataCheck, seed: int = 42) -> Tuple[np.ndarray, np.ndarray]:
@@ -298,26 +312,27 @@ def _read_by_index(check: DataCheck, i: int) -> Image.Image:
     raise IndexError(i)
 
 
-def _choose_pairs(pairs: List[Dict[str, Any]], number: int) -> List[Dict[str, Any]]:
-    """Some pairs of each sort, in their order."""
+def _choose_pairs(pairs: List[Dict[str, Any]], number: int) -> List[int]:
+    """Indices of some pairs of each sort, in their order."""
     sorts: Dict[Tuple[Any, ...], int] = {}
     turn = []  # of each pair, which of its sort it is
     for row in pairs:
         key = (row['labels_differ'], row['across_splits'], row['kind'])
         sorts[key] = sorts.get(key, -1) + 1
         turn.append(sorts[key])
-    return [pairs[i] for i in sorted(sorted(range(len(pairs)), key=turn.__getitem__)[:number])]
+    return sorted(sorted(range(len(pairs)), key=turn.__getitem__)[:number])
 
 
 def write_check(check: DataCheck, folder: PathLike, sheet_pairs: int = 24) -> None:
     """Write summary.json, images.csv (a row an image), duplicates.csv (a row a pair, as `list_pairs`) and, if there are
     any, pairs.png, a sheet of some of each sort.
 
+    Without matplotlib there is no sheet.
+
     Raises:
         FileExistsError: if the folder holds something.
-        ImportError: without matplotlib.
     """
-    pairs = list_pairs(check)
+    pairs, indices = list_pairs(check)
     with new_folder(folder) as out:
         write_json(summarize(check), out / 'summary.json')
         write_rows([dict(
@@ -326,17 +341,28 @@ def write_check(check: DataCheck, folder: PathLike, sheet_pairs: int = 24) -> No
             for name, s, k, group, look, cluster in zip(
                 check.name, check.split, check.target, check.group, check.looks, check.duplicates.cluster)],
             out / 'images.csv')
-        write_rows(pairs, out / 'duplicates.csv')
+        write_rows(pairs, out / 'duplicates.csv', PAIR_COLUMNS)
+        if len(pairs) < len(check.duplicates.kind):
+            _logger.warning(
+                f'duplicates.csv lists the first {len(pairs):,} of {len(check.duplicates.kind):,} pairs: a --threshold'
+                ' nearer to 1 finds fewer.')
         if pairs:
-            index = {name: i for i, name in enumerate(check.name)}
             shown = _choose_pairs(pairs, sheet_pairs)
-            plot_pairs(
-                [tuple(_read_by_index(check, index[row[f'{side}_path']]) for side in SIDES) for row in shown],
-                [tuple(f"{row[f'{side}_path']}\n{row[f'{side}_split']}: {row[f'{side}_label']}" for side in SIDES)
-                 for row in shown],
-                [f"{KINDS[row['kind']]}, correlation {row['correlation'][:6]}{', labels differ' * row['labels_differ']}"
-                 for row in shown],
-                out / 'pairs.png')
+            try:
+                plot_pairs(
+                    [tuple(_read_by_index(check, i) for i in indices[p]) for p in shown],
+                    [tuple(f"{row[f'{side}_path']}\n{row[f'{side}_split']}: {row[f'{side}_label']}" for side in SIDES)
+                     for row in (pairs[p] for p in shown)],
+                    [f"{KINDS[row['kind']]}, correlation {row['correlation'][:6]}"
+                     f"{', labels differ' * row['labels_differ']}" for row in (pairs[p] for p in shown)],
+                    out / 'pairs.png')
+            except ImportError as e:
+                _logger.warning(f'No pairs.png: {e}')
+
+
+def _refuse_others_than_files(samples: Dict[str, Samples]) -> None:
+    if not all(isinstance(part.reader, FileReader) for part in samples.values()):
+        raise ValueError('--write-split is for image files, it lists their paths: these images have none.')
 
 
 def write_split(check: DataCheck, path: PathLike, seed: int = 42) -> Dict[str, Dict[str, int]]:
@@ -352,8 +378,7 @@ def write_split(check: DataCheck, path: PathLike, seed: int = 42) -> Dict[str, D
     path = Path(path)
     if path.exists():
         raise FileExistsError(f"'{path}' exists already: choose another --write-split, nothing is overwritten.")
-    if not all(isinstance(part.reader, FileReader) for part in check.samples.values()):
-        raise ValueError('--write-split is for image files, it lists their paths: these images have none.')
+    _refuse_others_than_files(check.samples)
     split, units = draw_split(check, seed)
     kept = np.flatnonzero([not look.error for look in check.looks])
     for k, label in enumerate(check.classes):

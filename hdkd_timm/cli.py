@@ -152,13 +152,15 @@ def _check(args: argparse.Namespace) -> int:
     for path, flag in ((out, '--out'), (args.write_split, '--write-split')):
         if path and os.path.exists(path):
             raise FileExistsError(f"'{path}' exists already: choose another {flag}, nothing is overwritten.")
+    if args.write_split and not os.path.isdir(os.path.dirname(args.write_split) or '.'):
+        raise FileNotFoundError(f"Folder '{os.path.dirname(args.write_split)}' of --write-split does not exist.")
     config = from_arguments(args.config_cls, args)
-    looked = check.check_data(config)
+    looked = check.check_data(config, only_files=bool(args.write_split))
     summary = check.summarize(looked)
     print(check.format_check(summary))
     check.write_check(looked, out)
     print(f"All of it is in '{out}': summary.json, images.csv, duplicates.csv"
-          + (', pairs.png.' if any(summary['pairs'].values()) else '.'))
+          + (', pairs.png.' if os.path.exists(os.path.join(out, 'pairs.png')) else '.'))
     if args.write_split:
         counts = check.write_split(looked, args.write_split, config.seed)
         sizes = ', '.join(f'{split} {sum(of_class.values()):,}' for split, of_class in counts.items())

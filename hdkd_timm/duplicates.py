@@ -49,7 +49,7 @@ def _correlated_blocks(rows: torch.Tensor, threshold: float) -> Iterator[Tuple[n
             yield first[later], second[later]
 
 
-def find_near_pairs(thumbnails: np.ndarray, threshold: float = 0.99, max_pairs: int = 2_000_000) -> Pairs:
+def find_near_pairs(thumbnails: np.ndarray, threshold: float = 0.99, max_pairs: int = 20_000_000) -> Pairs:
     """All pairs of images whose thumbnails correlate by the threshold or more, most alike first.
 
     Exact: the same pairs as comparing each with each in float64. Time grows with N squared (two cores compare 100,000

@@ -7,9 +7,12 @@ import shutil
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Union
+from typing import Any, Dict, Iterator, List, Sequence, Union
 
 PathLike = Union[str, Path]
+
+# how text is written and read; names of files that are no UTF-8 come back as they were
+TEXT = dict(newline='', encoding='utf-8', errors='surrogateescape')
 
 
 @contextmanager
@@ -18,7 +21,7 @@ def whole_file(path: PathLike, mode: str = 'w') -> Iterator[Any]:
     path = Path(path)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
-        with open(temporary, mode, **({} if 'b' in mode else {'newline': '', 'encoding': 'utf-8'})) as file:
+        with open(temporary, mode, **({} if 'b' in mode else TEXT)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -52,9 +55,9 @@ def new_folder(folder: PathLike) -> Iterator[Path]:
         raise
 
 
-def write_rows(rows: List[Dict[str, Any]], path: PathLike) -> None:
-    """Write a CSV file with the columns of all rows."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+def write_rows(rows: List[Dict[str, Any]], path: PathLike, columns: Sequence[str] = ()) -> None:
+    """Write a CSV file with these columns, and those of all rows."""
+    columns = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
     with whole_file(path) as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()

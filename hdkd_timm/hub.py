@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 from .calibrate import CALIBRATION
 from .card import CONFUSION_PICTURE, write_card
 from .checkpoint import HUBS, find_model_folder
-from .files import PathLike, new_folder, write_json
+from .files import TEXT, PathLike, new_folder, write_json
 from .plots import plot_confusion_matrix
 from .released import find_folder, find_weights, full_name
 from .runs import CONFIG, IMAGES, METRICS
@@ -43,7 +43,7 @@ def count_images(path: Path) -> Dict[str, Dict[str, int]]:
     """Split -> class -> number of images, of a run's images.csv."""
     if not path.is_file():
         return {}
-    with path.open(newline='', encoding='utf-8') as file:
+    with path.open(**TEXT) as file:
         counts = Counter((row['split'], row['label']) for row in csv.DictReader(file))
     splits = [split for split in ('train', 'val', 'test') if any(split == s for s, _ in counts)]
     return {split: {label: n for (s, label), n in sorted(counts.items()) if s == split} for split in splits}

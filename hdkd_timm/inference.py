@@ -1,10 +1,11 @@
 """A saved model at work: `evaluate_model` tests it on a split, `predict` labels images."""
+import csv
 import dataclasses
 import json
 import logging
 import os
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Type
 
 import numpy as np
 import timm
@@ -17,10 +18,10 @@ from torch import nn
 from .calibrate import CALIBRATION, describe, fit_temperature, read_temperature, scale, write_temperature
 from .checkpoint import HUBS, find_model_folder, load_saved
 from .config import KeyValues, check_values, read_yaml, setting
-from .data import DataConfig, FileReader, NoSplit, SampleDataset, Samples, create_datasets
+from .data import DataConfig, FileReader, NoSplit, SampleDataset, Samples, SourceConfig, create_datasets
 from .distributed import World, pick_device
 from .evaluate import evaluate
-from .files import PathLike
+from .files import TEXT, PathLike
 from .images import IMG_EXTENSIONS, IMG_MODES, find_bad_images
 from .loader import SplitLoader
 from .memory import kept_memory
@@ -301,7 +302,22 @@ def find_run_data(name: PathLike) -> Dict[str, Any]:
         raise FileNotFoundError(
             f"'{name}' belongs to no run (folder with {CONFIG} and {IMAGES}): name the images with --data-dir or"
             ' --data-csv.')
-    return dict(data_csv=str(run / IMAGES), in_chans=read_yaml(run / CONFIG).get('in_chans'))
+    settings = read_yaml(run / CONFIG)
+    return dict(read_source(run, settings, DataConfig), in_chans=settings.get('in_chans'))
+
+
+def read_source(run: Path, settings: Dict[str, Any], config_cls: Type[SourceConfig]) -> Dict[str, Any]:
+    """Settings that read the images of a run, by its images.csv if they are files, else as it read them.
+
+    Args:
+        run: Folder of the run.
+        settings: Its config.yaml.
+        config_cls: Whose settings are wanted.
+    """
+    with (run / IMAGES).open(**TEXT) as file:
+        if all(os.path.isabs(row['path']) for row in csv.DictReader(file)):
+            return dict(data_csv=str(run / IMAGES))
+    return {field.name: settings[field.name] for field in dataclasses.fields(config_cls) if field.name in settings}
 
 
 def calibrate_model(name: PathLike, config: EvalConfig) -> Dict[str, Any]:
@@ -319,7 +335,12 @@ def calibrate_model(name: PathLike, config: EvalConfig) -> Dict[str, Any]:
         FileNotFoundError, ValueError: as `evaluate_model` and `find_model_folder`.
     """
     folder = find_model_folder(name)
-    _, images = evaluate_model(str(name), dataclasses.replace(config, calibrated=False, bootstrap=0))
+    try:
+        _, images = evaluate_model(str(name), dataclasses.replace(config, calibrated=False, bootstrap=0))
+    except NoSplit as e:
+        raise NoSplit(
+            f"{e} The temperature is found on images that the network was not trained on: train with --val-fraction, or"
+            ' name such images with --data-dir or --data-csv (and --split).') from e
     temperature = fit_temperature(images['probs'], images['targets'])
     results = {config.split: describe(images['probs'], images['targets'], temperature)}
     if config.split != 'test':

@@ -27,8 +27,8 @@ from .compare import mcnemar, paired_bootstrap
 from .config import read_yaml
 from .data import SourceConfig
 from .explain import explain
-from .files import PathLike, whole_file
-from .inference import ModelConfig, load_classifier
+from .files import TEXT, PathLike, whole_file
+from .inference import ModelConfig, load_classifier, read_source
 from .metrics import LOWER_IS_BETTER, class_auroc
 from .plots import (
     overlay,
@@ -88,7 +88,7 @@ class Network(NamedTuple):
 def _read_rows(path: Path) -> List[Dict[str, str]]:
     if not path.is_file():
         return []
-    with path.open(newline='', encoding='utf-8') as file:
+    with path.open(**TEXT) as file:
         return list(csv.DictReader(file))
 
 
@@ -340,7 +340,8 @@ def _look_for_leaks(run: Path) -> Dict[str, Any]:
         return dict(lines=['The run kept no list of its images: they were not looked at.'], leaks=None)
     _logger.info('Looking for duplicates among the images of the run.')
     try:
-        summary = summarize(check_data(CheckConfig(data_csv=str(run / IMAGES))))
+        settings = read_yaml(run / CONFIG) if (run / CONFIG).is_file() else {}
+        summary = summarize(check_data(CheckConfig(**read_source(run, settings, SourceConfig))))
     except (OSError, ValueError) as e:
         return dict(lines=[f'The images could not be looked at: {e}'], leaks=None)
     leaks, unreadable, pairs = list_leaks(summary), summary['unreadable'], summary['pairs']
@@ -508,6 +509,8 @@ def write_report(
         FileExistsError: if a file that is no report's would be replaced.
         ImportError: without Jinja2 or matplotlib.
     """
+    if mistakes < 0:
+        raise ValueError(f'--mistakes must be at least 0, got {mistakes}.')
     jinja2 = _import_jinja2()
     networks = read_networks(runs)
     folders = list(dict.fromkeys(network.run for network in networks))

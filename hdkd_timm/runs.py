@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from .checkpoint import read_checkpoint
 from .config import read_yaml
-from .files import whole_file, write_rows
+from .files import TEXT, whole_file, write_rows
 
 _logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def keep_images(rows: Rows, folder: Path) -> None:
     if not path.exists():
         write_rows(rows, path)
         return
-    with path.open(newline='', encoding='utf-8') as file:
+    with path.open(**TEXT) as file:
         before = _within(list(csv.DictReader(file)))
     now = _within(rows)
     if before != now:
@@ -103,7 +103,7 @@ def _remove(path: Path) -> None:
 def _remove_halves(folder: Path) -> None:
     """What a killed process was writing when it ended."""
     for path in list(folder.rglob('.*')):
-        if path.name.endswith('.tmp') or path.name.startswith('.best-'):
+        if path.name.endswith('.tmp') or path.name.startswith(('.best-', '.report-')):
             _remove(path)
 
 

@@ -52,7 +52,8 @@ def test_finds_what_is_wrong(leaky):
     assert summary['leaks'] == {
         'train in test': dict(images=18, pixels=2, near=3, groups=0),
         'test in train': dict(images=9, pixels=2, near=3, groups=0)}
-    rows = list_pairs(check)
+    rows, indices = list_pairs(check)
+    assert [check.name[i] for i in indices[:, 1]] == [row['second_path'] for row in rows]
     assert [row['kind'] for row in rows] == ['near', 'file', 'pixels', 'file']
     assert (rows[0]['first_path'], rows[0]['second_label']) == (str(leaky / 'train' / 'a' / '2.png'), 'b')
     assert [row['across_splits'] for row in rows] == [True, True, True, False]

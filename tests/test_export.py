@@ -93,8 +93,7 @@ def test_metadata(models):
     assert metadata.pop('data_config') == json.loads(json.dumps(data_config))
     assert metadata.pop('versions')['torch'] == torch.__version__
     assert metadata == dict(
-        architecture='hdkd_student', num_classes=3, label_names=['a', 'b', 'c'], precision='float32',
-        license='apache-2.0')
+        architecture='hdkd_student', num_classes=3, label_names=['a', 'b', 'c'], precision='float32', license=None)
     (input_info,), (output_info,) = proto.graph.input, proto.graph.output
     assert (input_info.name, output_info.name) == ('input', 'logits')
     assert [d.dim_param or d.dim_value for d in input_info.type.tensor_type.shape.dim] == ['batch', 3, 32, 32]
