@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.sparse import coo_array, csr_array, identity
 
 from .config import setting
-from .data import FileReader, SampleDataset, Samples, SourceConfig, read_samples
+from .data import SPLITS, FileReader, NoSplit, SampleDataset, Samples, SourceConfig, read_samples
 from .duplicates import THUMBNAIL_SIZE, Pairs, find_clusters, find_near_pairs, make_thumbnail
 from .files import PathLike, new_folder, write_json, write_rows
 from .images import convert_image, read_image
@@ -180,6 +180,20 @@ class DataCheck(NamedTuple):
     duplicates: Duplicates
 
 
+def _read_some(config: CheckConfig) -> Tuple[Dict[str, Samples], List[str]]:
+    """As `read_samples`, also of a folder with one split, or of class folders that were not split yet ('train')."""
+    try:
+        return read_samples(config)
+    except NoSplit:
+        if config.data_csv or config.dataset:
+            raise
+        there = {entry.name.lower().removesuffix('.tar') for entry in os.scandir(config.data_dir)}
+        splits = [split for split, names in SPLITS.items() if there.intersection(names)]
+        if len(splits) > 1:
+            raise
+        return read_samples(config, *(splits or ['train']))
+
+
 def check_data(config: CheckConfig, only_files: bool = False) -> DataCheck:
     """Look at all images of a data set.
 
@@ -190,7 +204,7 @@ def check_data(config: CheckConfig, only_files: bool = False) -> DataCheck:
     Raises:
         FileNotFoundError, ValueError: as `read_samples` and `find_duplicates`.
     """
-    samples, classes = read_samples(config)
+    samples, classes = _read_some(config)
     if only_files:
         _refuse_others_than_files(samples)
     splits = list(samples)

@@ -11,6 +11,7 @@ from typing import Any, Dict, Optional, Sequence
 from .run import run_script
 from .version import __version__
 
+CHECKED_IMAGES = 20_000  # at most, among which the report of a run that has ended looks for duplicates
 # settings of `hdkd demo`: small enough for a minute or two on a laptop
 DEMO = dict(img_size=64, epochs=6, student_alone=True, channels_last=True, color_jitter=0.2)
 
@@ -21,7 +22,7 @@ def _train(args: argparse.Namespace) -> None:
     from .training import train
     metrics = train(from_arguments(args.config_cls, args), args.resume, args.overwrite)
     _print_on_primary(format_table(metrics), f"The model is in '{metrics['run']}/best'.")
-    _report_run(metrics['run'], args)
+    _report_run(metrics, args)
 
 
 def _distill(args: argparse.Namespace) -> None:
@@ -31,7 +32,7 @@ def _distill(args: argparse.Namespace) -> None:
     metrics = distill(from_arguments(args.config_cls, args), args.resume, args.overwrite)
     _print_on_primary(
         format_table(metrics), f"Models (student/best, ...), summaries and metrics are in '{metrics['run']}'.")
-    _report_run(metrics['run'], args)
+    _report_run(metrics, args)
 
 
 def _is_primary() -> bool:
@@ -43,13 +44,15 @@ def _print_on_primary(*lines: str) -> None:
         print('\n'.join(lines))
 
 
-def _report_run(run: str, args: argparse.Namespace) -> None:
+def _report_run(metrics: Dict[str, Any], args: argparse.Namespace) -> None:
     """The report of a run that has ended, which is no worse without."""
     if not (args.report and _is_primary()):
         return
+    run = metrics['run']
     try:
         from .report import write_report
-        print(f"The report is '{write_report([run], device=args.device)}'.")
+        is_quick = sum(metrics['images'].values()) <= CHECKED_IMAGES
+        print(f"The report is '{write_report([run], check=is_quick, device=args.device)}'.")
     except Exception as e:
         if args.debug:
             raise

@@ -1,4 +1,5 @@
 """Pictures of results, by matplotlib (extra `plots`)."""
+import warnings
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
@@ -9,6 +10,9 @@ from .metrics import class_auroc, expected_calibration_error, reliability
 
 # the colours of Okabe and Ito, that all eyes tell apart; beyond eight, lines differ by their dashes
 COLOURS = ('#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9', '#000000', '#B8A800')
+OTHER_FONTS = (
+    'Noto Sans CJK SC', 'Noto Sans CJK JP', 'Noto Sans CJK KR', 'WenQuanYi Zen Hei', 'Microsoft YaHei', 'PingFang SC',
+    'Hiragino Sans', 'Malgun Gothic', 'Arial Unicode MS', 'Noto Sans Devanagari', 'Noto Sans Arabic')
 MAX_CELLS = 25  # classes up to which a confusion matrix shows its numbers
 DASHES = ('-', '--', ':', '-.')
 
@@ -46,6 +50,20 @@ def _add_legend(axes: Any, labels: Sequence[str], **kwargs: Any) -> None:
         text.set_parse_math(False)
 
 
+def _save(figure: Any, path: PathLike, dpi: int) -> None:
+    """Write a PNG, with fonts for names in other scripts where the system has them."""
+    from matplotlib.font_manager import fontManager
+    from matplotlib.text import Text
+
+    there = {font.name for font in fontManager.ttflist}
+    family = ['DejaVu Sans', *(name for name in OTHER_FONTS if name in there)]
+    for text in figure.findobj(Text):
+        text.set_fontfamily(family)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='Glyph .* missing')  # the tables beside the pictures have the names
+        figure.savefig(Path(path), dpi=dpi, format='png')
+
+
 def plot_confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: PathLike) -> None:
     """Write a PNG of a confusion matrix, (K, K), rows true and columns predicted: counts, and per cent of each row.
 
@@ -67,14 +85,14 @@ def plot_confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str
                         'center', parse_math=False, fontsize=size)
         axes.set_yticks(range(number), names, parse_math=False, fontsize=size)
     if number > MAX_CELLS:  # no one could read them
-        figure.savefig(Path(path), dpi=120, format='png')
+        _save(figure, path, 120)
         return
     for i, row in enumerate(counts):
         for j, count in enumerate(row):
             axes.text(
                 j, i, f'{count}\n{100 * shares[i, j]:.0f} %', ha='center', va='center', fontsize=8,
                 color='white' if shares[i, j] > 0.5 else 'black')
-    figure.savefig(Path(path), dpi=120, format='png')
+    _save(figure, path, 120)
 
 
 def shorten(text: str, length: int = 30) -> str:
@@ -111,7 +129,7 @@ def plot_pairs(
             axes.imshow(image, cmap='gray', vmin=0, vmax=255)
             axes.set(xticks=[], yticks=[])
             axes.set_xlabel('\n'.join(shorten(line) for line in text.split('\n')), fontsize=7, parse_math=False)
-    figure.savefig(Path(path), dpi=100, format='png')
+    _save(figure, path, 100)
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.6) -> np.ndarray:
@@ -157,7 +175,7 @@ def plot_images(
         line[0].set_ylabel(label, fontsize=8, parse_math=False)
     for axes, head in zip(grid[0], heads):
         axes.set_title(head, fontsize=9, parse_math=False)
-    figure.savefig(Path(path), dpi=110, format='png')
+    _save(figure, path, 110)
 
 
 def plot_curves(rows: Sequence[Mapping[str, float]], best_epoch: Optional[int], path: PathLike) -> None:
@@ -196,7 +214,7 @@ def plot_curves(rows: Sequence[Mapping[str, float]], best_epoch: Optional[int], 
     values = [row[key] for row in rows for key in parts]
     if values and min(values) > 0 and max(values) > 20 * min(values):
         panels[2].set_yscale('log')
-    figure.savefig(Path(path), dpi=110, format='png')
+    _save(figure, path, 110)
 
 
 def plot_roc_pr(probs: np.ndarray, targets: np.ndarray, classes: Sequence[str], path: PathLike) -> None:
@@ -236,7 +254,7 @@ def plot_roc_pr(probs: np.ndarray, targets: np.ndarray, classes: Sequence[str], 
         axes.grid(alpha=0.25)
         if labels:
             _add_legend(axes, labels, loc=place)
-    figure.savefig(Path(path), dpi=110, format='png')
+    _save(figure, path, 110)
 
 
 def plot_reliability(probs: np.ndarray, targets: np.ndarray, path: PathLike) -> None:
@@ -270,7 +288,7 @@ def plot_reliability(probs: np.ndarray, targets: np.ndarray, path: PathLike) -> 
     lower.set(xlabel='confidence', ylabel='images', xlim=(0, 1))
     for axes in (upper, lower):
         axes.grid(alpha=0.25)
-    figure.savefig(Path(path), dpi=110, format='png')
+    _save(figure, path, 110)
 
 
 def plot_class_counts(counts: Mapping[str, Mapping[str, int]], path: PathLike) -> None:
@@ -297,4 +315,4 @@ def plot_class_counts(counts: Mapping[str, Mapping[str, int]], path: PathLike) -
     axes.margins(x=0.1)
     axes.set(xlabel='images')
     axes.legend(fontsize=8)
-    figure.savefig(Path(path), dpi=110, format='png')
+    _save(figure, path, 110)

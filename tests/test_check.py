@@ -86,6 +86,18 @@ def test_command(leaky, tmp_path, capsys, monkeypatch):
     assert 'both name the images' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('place', ['', 'test'])
+def test_one_split(tmp_path, capsys, place):
+    """Before it was split, and of test images alone."""
+    write_images(tmp_path / 'data' / place, number=3)
+    shutil.copy(tmp_path / 'data' / place / 'a' / '0.png', tmp_path / 'data' / place / 'b' / 'again.png')
+    assert main(['check', str(tmp_path / 'data'), '--out', str(tmp_path / 'out'), '--strict']) == 0
+    out = capsys.readouterr().out
+    assert out.split()[:2] == ['class', place or 'train']
+    assert '1 equal files' in out
+    assert 'WARNING: 1 of these pairs have different labels' in out
+
+
 def test_groups(tmp_path):
     write_images(tmp_path, 'ab', number=6, size=48)
     with (tmp_path / 'images.csv').open('w', newline='') as file:

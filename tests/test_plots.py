@@ -79,6 +79,11 @@ def test_overlay():
     assert found[0, 1] == pytest.approx([176, 178, 132], abs=2)  # half of the strongest colour, (252, 255, 164)
 
 
+def test_names_in_other_scripts(tmp_path, recwarn):
+    plot_confusion_matrix([[1, 0], [0, 1]], ['膠質腫', 'опухоль'], tmp_path / 'a.png')
+    assert [str(warning.message) for warning in recwarn] == []
+
+
 def test_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
     with pytest.raises(ImportError, match=r"pip install 'hdkd-timm\[plots\]'"):

@@ -4,7 +4,7 @@
     python examples/space/app.py                    # released weights
     python examples/space/app.py runs/NAME/student  # a model of your own
 
-It opens on http://127.0.0.1:7860. The folder is a Hugging Face Space as it is.
+It opens on http://127.0.0.1:7860. The folder has what a Hugging Face Space needs, see its README.md.
 """
 import functools
 import sys
