@@ -27,6 +27,7 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.utils import natural_key
 
 from .config import setting
+from .files import TEXT
 from .images import IMG_EXTENSIONS, IMG_MODES, convert_image, find_bad_images, image_size, read_image, upright_size
 
 _logger = logging.getLogger(__name__)
@@ -326,6 +327,14 @@ def read_folders(
     return samples, names
 
 
+def _is_utf8(text: Any) -> bool:
+    try:
+        str(text).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_csv(
         path: Union[str, Path],
         root: Optional[Union[str, Path]] = None,
@@ -353,11 +362,16 @@ def read_csv(
         raise FileNotFoundError(f"CSV file '{path}' does not exist, or is no file.")
     root = Path(root) if root else path.parent
     try:
-        with path.open(newline='', encoding='utf-8-sig') as file:
+        with path.open(**{**TEXT, 'encoding': 'utf-8-sig'}) as file:
             reader = csv.DictReader(file)
             rows, columns = [(reader.line_num, row) for row in reader], list(reader.fieldnames or ())
-    except (UnicodeDecodeError, csv.Error) as e:
+    except csv.Error as e:
         raise ValueError(f"'{path}' is no CSV file in UTF-8 ({e}).") from e
+    for line, row in [(1, dict(zip(columns, columns))), *rows]:
+        for name, value in row.items():
+            # a name that is no UTF-8 may be that of a file, anything else is of a table in another encoding
+            if not _is_utf8(value) and not (name == 'path' and (root / value).exists()):
+                raise ValueError(f"'{path}' line {line}: {value!r} is not UTF-8: save the table as 'CSV UTF-8'.")
     wanted = ['path', 'label']
     wanted += [split_column] if split_column != 'split' else []
     wanted += [group_column] if group_column is not None else []

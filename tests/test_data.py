@@ -1,8 +1,10 @@
 import io
 import json
 import logging
+import os
 import re
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -496,6 +498,17 @@ def test_csv_encodings(write_csv, encoding):
     assert create(data_csv=path)[1] == ['ß', 'ä']
 
 
+def test_csv_file_names_that_are_no_utf8(write_csv):
+    path = Path(write_csv(*table('ttee')))
+    path.write_bytes(path.read_bytes().replace(b'images/0', b'images/\xe4'))
+    with pytest.raises(ValueError, match='line 2: .* is not UTF-8'):
+        create(data_csv=path)
+    os.rename(path.parent / 'images/0.png', os.fsencode(path.parent) + b'/images/\xe4.png')
+    datasets, _ = create(data_csv=path)
+    assert sizes(datasets) == {'train': 2, 'test': 2}
+    assert datasets['train'][0][0] is not None
+
+
 def test_csv_of_excel(write_csv, tmp_path):
     path = write_csv(*table('ttee'))
     with open(path, 'rb') as file:
@@ -505,7 +518,7 @@ def test_csv_of_excel(write_csv, tmp_path):
     assert sizes(create(data_csv=path)[0]) == {'train': 2, 'test': 2}
     with open(path, 'wb') as file:
         file.write('path,label,split\nimages/0.png,ä,train\n'.encode('latin-1'))
-    with pytest.raises(ValueError, match='no CSV file in UTF-8'):
+    with pytest.raises(ValueError, match=r"line 2: '\\udce4' is not UTF-8: save the table as 'CSV UTF-8'"):
         create(data_csv=path)
     with pytest.raises(FileNotFoundError, match=r"CSV file '.*nowhere\.csv' does not exist"):
         create(data_csv=str(tmp_path / 'nowhere.csv'))
