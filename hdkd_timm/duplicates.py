@@ -53,7 +53,7 @@ def find_near_pairs(thumbnails: np.ndarray, threshold: float = 0.99, max_pairs: 
     """All pairs of images whose thumbnails correlate by the threshold or more, most alike first.
 
     Exact: the same pairs as comparing each with each in float64. Time grows with N squared (two cores compare 100,000
-    in minutes), memory with N and the number of pairs. Images of one colour correlate with none.
+    in a minute), memory with N and the number of pairs. Images of one colour correlate with none.
 
     Args:
         thumbnails: (N, size, size), of grey levels 0..255.
