@@ -325,7 +325,7 @@ def load_saved(
 
     Args:
         name: Model folder, run folder (its `best` is meant), checkpoint file of an HDKD network, 'local-dir:FOLDER',
-            'hf-hub:NAME', or the name of a pretrained timm model, such as 'hdkd_student.ham10k'.
+            'hf-hub:NAME', or the name of a pretrained timm model, such as 'hdkd_student.brain_mri'.
         model_name: Model name of a checkpoint file, where its keys leave a choice (`_s4`).
         img_size: Image size in pixels, for models that take one; None for that of the training.
         model_kwargs: Model arguments of a checkpoint file, where keys and shapes leave a choice.

@@ -263,7 +263,7 @@ def create_parser() -> argparse.ArgumentParser:
     add_command('demo', _demo, 'run distill on phantom images that it draws itself, or on a folder, at 64 px',
                 DistillConfig, True, **DEMO)
 
-    saved = 'model folder or run, checkpoint file, released weights (hdkd_student.ham10k), hf-hub:NAME'
+    saved = 'model folder or run, checkpoint file, released weights (hdkd_student.brain_mri), hf-hub:NAME'
     command = add_command('eval', _eval, 'test a saved model on a split', EvalConfig)
     command.add_argument('checkpoint', help=f'{saved}, or ONNX file')
     command.add_argument('--out-dir', help='folder to write metrics.json and predictions.csv into')
@@ -338,7 +338,7 @@ def create_parser() -> argparse.ArgumentParser:
     command = add_command(
         'push', _push, 'put a trained model on the Hugging Face Hub, with a model card made from its run')
     command.add_argument('checkpoint', help=(
-        "model folder, a network's folder in a run, or released weights (hdkd_student.ham10k)"))
+        "model folder, a network's folder in a run, or released weights (hdkd_student.brain_mri)"))
     command.add_argument('repo_id', metavar='ORG/NAME', help='where; it is made if it is not there')
     command.add_argument('--private', action='store_true', help='make it private')
     command.add_argument(
