@@ -45,10 +45,12 @@ Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar(
 
 
 def read_training(tag: str, changes: Optional[Path] = None) -> Dict[str, Any]:
-    """'data' (a text), 'settings' and 'stages' of TAG/train.yaml; those of the other file, if any, win."""
+    """'data' (a text), 'settings', 'stages' and 'note' (a text on the stages) of TAG/train.yaml; those of the other file,
+    if any, win."""
     path = HERE / tag / 'train.yaml'
     train, other = read_yaml(path), read_yaml(changes) if changes else {}
-    train = {**train, **other, 'settings': {**train['settings'], **other.get('settings', {})}}
+    note = (other if 'stages' in other else train).get('note', '')
+    train = {**train, **other, 'note': note, 'settings': {**train['settings'], **other.get('settings', {})}}
     source = f"'{path}'" + (f" and '{changes}'" if changes else '')
     train['settings'] = check_settings(train['settings'], [DistillConfig], f'settings of {source}')
     train['stages'] = [check_settings(stage, [DistillConfig], f'stages of {source}') for stage in train['stages']]
@@ -95,14 +97,15 @@ def read_stage(run: Path, network: str) -> Dict[str, Any]:
         **{f'val_{key}': float(best[f'val_{key}']) for key in ('accuracy', 'balanced_accuracy')}}
 
 
-def describe_stages(stages: List[Dict[str, Any]], device: str) -> str:
+def describe_stages(stages: List[Dict[str, Any]], device: str, note: str) -> str:
     head = ('image size', 'epochs', 'learning rate', 'best epoch', 'validation accuracy', 'balanced', 'minutes')
     rows = [
         [stage['img_size'], stage['epochs'], stage['lr'], stage['best_epoch'], f"{stage['val_accuracy']:.1%}",
          f"{stage['val_balanced_accuracy']:.1%}", f"{stage['train_seconds'] / 60:.0f}"] for stage in stages]
     lines = [head, ['---:'] * len(head), *rows]
     table = '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines).replace('%', ' %')
-    return f'Each stage goes on from the best epoch of the one before. Trained on {device}.\n\n{table}'
+    text = f'Each stage goes on from the best epoch of the one before. Trained on {device}. {note}'.strip()
+    return f'{text}\n\n{table}'
 
 
 def write_release(tag: str, train: Dict[str, Any], runs: List[Path], vals: Dict[int, float], out: Path) -> None:
@@ -111,8 +114,7 @@ def write_release(tag: str, train: Dict[str, Any], runs: List[Path], vals: Dict[
     cfg = timm.get_pretrained_cfg(tag)
     last = runs[-1]
     stages = [read_stage(run, network) for run in runs]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else \
-        f'a CPU (threads: {torch.get_num_threads()})'
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'a CPU'
     with new_folder(out) as folder:
         config = json.loads((last / network / 'best' / 'config.json').read_text(encoding='utf-8'))
         config['pretrained_cfg'].update(tag=cfg.tag, license=cfg.license)
@@ -149,7 +151,7 @@ def write_release(tag: str, train: Dict[str, Any], runs: List[Path], vals: Dict[
         card = write_card(
             tag, config, {**metrics, 'name': network}, {**effective, 'seed': settings['seed']},
             count_images(last / IMAGES), cfg.license, train['data'], tag,
-            more={'Stages of the training': describe_stages(stages, device)})
+            more={'Stages of the training': describe_stages(stages, device, train['note'])})
         (folder / 'README.md').write_text(card, encoding='utf-8')
         sha256 = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     print(f"{tag}: '{out}'\n  sha256 {sha256}\n  test balanced accuracy {report['balanced_accuracy']:.1%}")
