@@ -24,15 +24,10 @@ class Release(NamedTuple):
 
 
 _BRAIN_MRI = 'the Brain Tumor MRI Dataset (Msoud Nickparvar, Kaggle 2021, doi 10.34740/KAGGLE/DSV/2645886)'
-_HAM10K = (
-    'HAM10000 (Tschandl et al., Sci. Data 5, 180161, 2018, doi 10.7910/DVN/DBW86T; ViDIR Group, Department of'
-    ' Dermatology, Medical University of Vienna)')
 _warned: Set[str] = set()
 RELEASES: Dict[str, Release] = {
-    'hdkd_teacher.brain_mri': Release('d766eff6b248e10489278e5043a26a2c326f7e8fae4174b655819ecdd314a68f', _BRAIN_MRI),
-    'hdkd_student.brain_mri': Release('3ca159e2b0ebbbe337378155814f14d93f81cc7aacf5b7c8d459a56444b19a6f', _BRAIN_MRI),
-    'hdkd_teacher.ham10k': Release('cd08cad9bf8c5f6d28475f8321758061a93eeba0270410171ba49d0c4cd46b74', _HAM10K),
-    'hdkd_student.ham10k': Release('d35e7e6645bfaa8777066ae1fa7f5aca902d59fefe9cb303d775c2965a4369c3', _HAM10K),
+    'hdkd_teacher.brain_mri': Release('c8c81272cca514359dbbdeb7252f8e47afc5eb0f9d12cbf5127bbb7aebdaff4b', _BRAIN_MRI),
+    'hdkd_student.brain_mri': Release('dda2bddfc8c3448133dbae197597729e515b177f8693829476ae395d0a06a415', _BRAIN_MRI),
 }
 
 
