@@ -26,8 +26,8 @@ class Release(NamedTuple):
 _BRAIN_MRI = 'the Brain Tumor MRI Dataset (Msoud Nickparvar, Kaggle 2021, doi 10.34740/KAGGLE/DSV/2645886)'
 _warned: Set[str] = set()
 RELEASES: Dict[str, Release] = {
-    'hdkd_teacher.brain_mri': Release('c8c81272cca514359dbbdeb7252f8e47afc5eb0f9d12cbf5127bbb7aebdaff4b', _BRAIN_MRI),
-    'hdkd_student.brain_mri': Release('dda2bddfc8c3448133dbae197597729e515b177f8693829476ae395d0a06a415', _BRAIN_MRI),
+    'hdkd_teacher.brain_mri': Release('92a08816c81e91feaa9a41c4179be925369a516b82154ef13a3682ee2e6e8eb1', _BRAIN_MRI),
+    'hdkd_student.brain_mri': Release('b046241b4ec9023fb88fde63a75da19667d30532ed217bfeba36e3e2c5eae9c3', _BRAIN_MRI),
 }
 
 
