@@ -5,6 +5,7 @@ It is made from the files that the run wrote, its model and its images, and need
 import base64
 import csv
 import dataclasses
+import hashlib
 import itertools
 import json
 import logging
@@ -28,6 +29,7 @@ from .config import read_yaml
 from .data import SourceConfig
 from .explain import explain
 from .files import TEXT, PathLike, whole_file
+from .images import read_image
 from .inference import ModelConfig, load_classifier, read_source
 from .metrics import LOWER_IS_BETTER, class_auroc
 from .plots import (
@@ -405,16 +407,24 @@ def _plot_network(network: Network, pictures: Pictures, stem: str) -> Dict[str, 
     return shown
 
 
-def find_mistakes(probs: np.ndarray, targets: np.ndarray, number: int) -> np.ndarray:
-    """Indices of the images that a network is most sure of and gets wrong, the surest first.
+def find_mistakes(probs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Indices of the images that a network gets wrong, those that it is most sure of first.
 
     Args:
         probs: Probabilities (N, K).
         targets: Class indices (N,).
-        number: How many at most.
     """
     wrong = np.flatnonzero(probs.argmax(1) != targets)
-    return wrong[np.argsort(-probs[wrong].max(1), kind='stable')][:number]
+    return wrong[np.argsort(-probs[wrong].max(1), kind='stable')]
+
+
+def _hash_pixels(path: str) -> str:
+    """Of an image as a person sees it; of one that cannot be read its path."""
+    try:
+        image = read_image(path)
+    except (OSError, ValueError):
+        return path
+    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
 
 
 def _show_mistakes(
@@ -424,21 +434,28 @@ def _show_mistakes(
         stem: str,
         device: Optional[str],
 ) -> Dict[str, Any]:
-    """The mistakes as pictures, image and Grad-CAM side by side, or why there are none."""
+    """So many mistakes as pictures, image and Grad-CAM side by side, or why there are none. Equal images are one."""
     if network.probs is None:
         return dict(problem='The predictions were not kept.')
-    wrong = find_mistakes(network.probs, network.targets, number)
-    total = int((network.probs.argmax(1) != network.targets).sum())
-    paths = [network.names[i] for i in wrong]
-    missing = [path for path in paths if not Path(path).is_file()]
+    wrong = find_mistakes(network.probs, network.targets)
+    missing = [network.names[i] for i in wrong[:number] if not Path(network.names[i]).is_file()]
     if missing:
-        return dict(total=total, problem=f'The images are no files, or are gone ({missing[0]}).')
-    items, kinds, classifier = [], set(), None
-    for rank, (i, path) in enumerate(zip(wrong, paths), 1):
+        return dict(total=len(wrong), problem=f'The images are no files, or are gone ({missing[0]}).')
+    items: List[Dict[str, Any]] = []
+    seen: Dict[Tuple[str, str], Dict[str, Any]] = {}  # label and pixels -> the item that stands for them
+    kinds, classifier = set(), None
+    for i in wrong if number else ():
+        path = network.names[i]
         true, predicted = (network.classes[k] for k in (network.targets[i], network.probs[i].argmax()))
         told = dict(
-            name='/'.join(Path(path).parts[-3:]), true=true, predicted=predicted,
+            name='/'.join(Path(path).parts[-3:]), true=true, predicted=predicted, equal=0,
             prob=f'{100 * network.probs[i].max():.1f} %')
+        key = (true, _hash_pixels(path))
+        if key in seen:
+            seen[key]['equal'] += 1
+            continue
+        if len(items) == number:
+            break
         try:
             if classifier is None:
                 classifier = load_classifier(network.folder / 'best', ModelConfig(device=device))
@@ -449,12 +466,13 @@ def _show_mistakes(
         kind = 'Grad-CAM' if 'Grad-CAM' in found.maps else next(iter(found.maps))
         kinds.add(kind)
         sheet = Image.fromarray(np.concatenate([found.image, overlay(found.image, found.maps[kind])], axis=1))
-        file = f'{stem}mistake-{rank:02d}.png'
+        file = f'{stem}mistake-{len(items) + 1:02d}.png'
         ImageOps.contain(sheet, (2 * PICTURE_SIZE, PICTURE_SIZE)).save(pictures.folder / file)
         items.append(dict(told, **pictures.show(file, (
             f"Image {told['name']} and where {network.label} looked: it is {true}, predicted was {predicted} with"
             f" {told['prob']}."))))
-    return dict(total=total, items=items, map=' or '.join(sorted(kinds)))
+        seen[key] = items[-1]
+    return dict(total=len(wrong), items=items, map=' or '.join(sorted(kinds)))
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------

@@ -178,13 +178,29 @@ def test_stars_are_for_the_same_images(runs, tmp_path):
 def test_one_broken_image(runs, tmp_path):
     run = shutil.copytree(runs / 'two', tmp_path / 'run')
     network, = read_networks([run])
-    first = network.names[find_mistakes(network.probs, network.targets, 1)[0]]
+    first = network.names[find_mistakes(network.probs, network.targets)[0]]
     broken = tmp_path / 'broken.png'
     broken.write_bytes(b'broken')
     (run / 'images.csv').write_text((run / 'images.csv').read_text().replace(first, str(broken)))
     page = Page(write_report([run], mistakes=2, check=False).read_text())
     assert 'Cannot read image' in page.text
     assert (run / 'report' / 'mistake-02.png').exists()
+
+
+def test_equal_images_are_one_mistake(runs, tmp_path):
+    run = shutil.copytree(runs / 'two', tmp_path / 'run')
+    network, = read_networks([run])
+    wrong = find_mistakes(network.probs, network.targets)
+    labels = set(network.targets[wrong])
+    text = (run / 'images.csv').read_text()
+    for i in wrong:  # one picture in other files; with another label it is another mistake
+        Image.open(network.names[wrong[0]]).convert('RGB').save(tmp_path / f'{i}.bmp')
+        text = text.replace(network.names[i], str(tmp_path / f'{i}.bmp'))
+    (run / 'images.csv').write_text(text)
+    page = Page(write_report([run], mistakes=5, check=False).read_text())
+    assert f'The surest {len(labels)} of {len(wrong)} wrong images' in page.text
+    assert sum(map(int, re.findall(r'and (\d+) equal to it', page.text))) == len(wrong) - len(labels) > 0
+    assert len(list((run / 'report').glob('mistake-*.png'))) == len(labels)
 
 
 def test_images_that_are_gone(runs, tmp_path):
@@ -211,9 +227,8 @@ def test_names_in_predictions_do_not_matter(runs, tmp_path):
 
 def test_mistakes():
     probs = np.array([[.9, .1], [.2, .8], [.6, .4], [.1, .9]])
-    assert find_mistakes(probs, np.array([1, 1, 1, 0]), 5).tolist() == [0, 3, 2]
-    assert find_mistakes(probs, np.array([1, 1, 1, 0]), 1).tolist() == [0]
-    assert find_mistakes(probs, np.array([0, 1, 0, 1]), 3).tolist() == []
+    assert find_mistakes(probs, np.array([1, 1, 1, 0])).tolist() == [0, 3, 2]
+    assert find_mistakes(probs, np.array([0, 1, 0, 1])).tolist() == []
 
 
 def test_report_replaces_its_own(runs, tmp_path, capsys):

@@ -45,8 +45,8 @@ Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar(
 
 
 def read_training(tag: str, changes: Optional[Path] = None) -> Dict[str, Any]:
-    """'data' (a text), 'settings', 'stages' and 'note' (a text on the stages) of TAG/train.yaml; those of the other file,
-    if any, win."""
+    """'data' (a text), 'settings', 'stages' and 'note' (a text on the stages) of TAG/train.yaml; those of the other
+    file, if any, win."""
     path = HERE / tag / 'train.yaml'
     train, other = read_yaml(path), read_yaml(changes) if changes else {}
     note = (other if 'stages' in other else train).get('note', '')
