@@ -354,8 +354,8 @@ def read_csv(
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if a column is missing, a row lacks its path or label, a path is there twice, a split is unknown, or
-            the classes of two splits differ.
+        ValueError: if a column is missing, a row lacks its path or label, a path is there twice, a split is unknown,
+            the classes of two splits differ, or the text is not UTF-8 (but for names of files that are so called).
     """
     path = Path(path)
     if not path.is_file():
