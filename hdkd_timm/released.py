@@ -24,10 +24,15 @@ class Release(NamedTuple):
 
 
 _BRAIN_MRI = 'the Brain Tumor MRI Dataset (Msoud Nickparvar, Kaggle 2021, doi 10.34740/KAGGLE/DSV/2645886)'
+_HAM10K = (
+    'HAM10000 (Tschandl et al., Sci. Data 5, 180161, 2018, doi 10.7910/DVN/DBW86T; ViDIR Group, Department of'
+    ' Dermatology, Medical University of Vienna)')
 _warned: Set[str] = set()
 RELEASES: Dict[str, Release] = {
     'hdkd_teacher.brain_mri': Release('92a08816c81e91feaa9a41c4179be925369a516b82154ef13a3682ee2e6e8eb1', _BRAIN_MRI),
     'hdkd_student.brain_mri': Release('b046241b4ec9023fb88fde63a75da19667d30532ed217bfeba36e3e2c5eae9c3', _BRAIN_MRI),
+    'hdkd_teacher.ham10k': Release('cd08cad9bf8c5f6d28475f8321758061a93eeba0270410171ba49d0c4cd46b74', _HAM10K),
+    'hdkd_student.ham10k': Release('d35e7e6645bfaa8777066ae1fa7f5aca902d59fefe9cb303d775c2965a4369c3', _HAM10K),
 }
 
 

@@ -19,7 +19,7 @@ from hdkd_timm.card import escape, write_card
 from hdkd_timm.hub import write_hub_folder
 from hdkd_timm.released import find_folder
 
-RELEASED = 'hdkd_student.brain_mri'
+RELEASED = 'hdkd_student.ham10k'
 STUDENT = {k: v for k, v in TINY_STUDENT.items() if k not in ('img_size', 'num_classes')}
 # runs commands one after another, each with changes to the environment, and tells how each ended
 DRIVER = '''
@@ -98,6 +98,7 @@ def test_push_and_load(run, server, tmp_path):
     *_, pushed, shipped = loaded.stdout.splitlines()
     assert loaded.stdout.startswith(expected), loaded.stderr
     assert pushed == shipped
+    assert "The weights 'us/released' are for non-commercial use only" in loaded.stderr
     files = server.repos['us/released']['commits'][-1][1]
     assert files == {path.name: path.read_bytes() for path in find_folder(RELEASED).iterdir()}
     # what was loaded once is there without network

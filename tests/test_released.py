@@ -25,6 +25,7 @@ from hdkd_timm.released import HUB_ORG, RELEASES, WEIGHTS, find_folder, find_wei
 
 ROOT = Path(__file__).parent.parent
 TEACHER, STUDENT = 'hdkd_teacher.brain_mri', 'hdkd_student.brain_mri'
+NC_TEACHER, NC_STUDENT = 'hdkd_teacher.ham10k', 'hdkd_student.ham10k'
 FILES = {'README.md', 'config.json', 'confusion.png', 'metrics.json', 'model.safetensors', 'train.yaml'}
 # loads models one after another, and tells a logit of each, or the error
 LOAD = '''
@@ -107,23 +108,23 @@ def test_pretrained(name):
     torch.testing.assert_close(features.model.stages[1].state_dict(), model.stages[1].state_dict())
 
 
-def test_ways_to_name_weights(tmp_path):
+def test_ways_to_name_weights():
     first = timm.get_pretrained_cfg('hdkd_student').tag
-    expected = logit(STUDENT)
+    expected = logit(NC_STUDENT)
     assert logit('hdkd_student') == logit(f'hdkd_student.{first}')
-    assert logit('hdkd_student', pretrained_cfg='brain_mri') == expected
-    assert logit('hdkd_student', pretrained_cfg=timm.get_pretrained_cfg(STUDENT).to_dict()) == expected
+    assert logit('hdkd_student', pretrained_cfg='ham10k') == expected
+    assert logit('hdkd_student', pretrained_cfg=timm.get_pretrained_cfg(NC_STUDENT).to_dict()) == expected
+    assert logit(STUDENT) != expected
     # a file of one's own wins
-    other = {**safetensors.torch.load_file(find_folder(STUDENT) / WEIGHTS), 'head.bias': torch.full((4,), 9.)}
-    safetensors.torch.save_file(other, tmp_path / WEIGHTS)
-    assert logit(STUDENT, pretrained_cfg_overlay=dict(file=str(tmp_path / WEIGHTS))) > expected + 2
-    model, args = load_saved(STUDENT, img_size=32)
+    assert logit(STUDENT, num_classes=7, pretrained_cfg_overlay=dict(
+        file=str(find_folder(NC_STUDENT) / WEIGHTS), num_classes=7)) == expected
+    model, args = load_saved(NC_STUDENT, img_size=32)
     torch.manual_seed(0)
     assert model.eval()(torch.randn(1, 3, 32, 32))[0, 0].item() == expected
 
 
 def test_random_weights_have_no_licence_and_no_labels():
-    for kwargs in ({}, dict(pretrained_cfg='brain_mri')):
+    for kwargs in ({}, dict(pretrained_cfg='ham10k')):
         cfg = timm.create_model('hdkd_student', device='meta', **kwargs).pretrained_cfg
         assert not {'license', 'label_names', 'file'} & set(cfg)
     cfg = timm.create_model('hdkd_student', device='meta', pretrained_cfg_overlay=dict(license='mit')).pretrained_cfg
@@ -145,16 +146,15 @@ def test_labels_are_those_of_the_classes(tmp_path):
 def test_licence_is_warned_of_once():
     code = f"""
 import hdkd_timm, timm
-nc = dict(license='cc-by-nc-4.0')
-for name, overlay in (({STUDENT!r}, nc), ({STUDENT!r}, nc), ({TEACHER!r}, {{}})):
-    timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
-timm.create_model({TEACHER!r}, pretrained_cfg_overlay=nc)
+for name in ({NC_STUDENT!r}, {NC_STUDENT!r}, {STUDENT!r}):
+    timm.create_model(name, pretrained=True)
+timm.create_model({NC_TEACHER!r})
 """
     process = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert process.stderr.count('UserWarning') == 1
-    assert f"The weights '{STUDENT}' are for non-commercial use only, cc-by-nc-4.0." in process.stderr
-    assert 'They were trained on the Brain Tumor MRI Dataset (Msoud Nickparvar' in process.stderr
-    assert '<string>:5: UserWarning' in process.stderr  # where the weights were asked for
+    assert f"The weights '{NC_STUDENT}' are for non-commercial use only, cc-by-nc-4.0." in process.stderr
+    assert 'ViDIR Group' in process.stderr
+    assert '<string>:4: UserWarning' in process.stderr  # where the weights were asked for
 
 
 def test_damaged_file(tmp_path, monkeypatch):
@@ -190,12 +190,9 @@ def test_commands_take_their_names(tmp_path):
     settings = dict(
         data_dir=str(tmp_path / 'data'), img_size=32, epochs=1, batch_size=4, workers=0, device='cpu', bootstrap=10,
         output=str(tmp_path / 'runs'), teacher_checkpoint=TEACHER)
-    shutil.copytree(find_folder(STUDENT), tmp_path / 'nc-weights')
-    config = (tmp_path / 'nc-weights' / 'config.json').read_text()
-    (tmp_path / 'nc-weights' / 'config.json').write_text(config.replace('cc0-1.0', 'cc-by-nc-4.0'))
-    nc = dict(model=f"local-dir:{tmp_path / 'nc-weights'}", pretrained=True)
     cards = {}
-    for experiment, changes in dict(scratch={}, free=dict(model=STUDENT, pretrained=True), nc=nc).items():
+    for experiment, changes in dict(
+            scratch={}, free=dict(model=STUDENT, pretrained=True), nc=dict(model=NC_STUDENT, pretrained=True)).items():
         run = distill(DistillConfig(**settings, **changes, experiment=experiment))['run']
         write_hub_folder(f'{run}/student', tmp_path / experiment, 'us/net')
         cards[experiment] = (tmp_path / experiment / 'README.md').read_text()
@@ -252,30 +249,26 @@ def test_hub(load, tmp_path):
         expected = logit(TEACHER)
     with hub_server() as server:
         server.add(hub_id(TEACHER), {WEIGHTS: files[TEACHER], 'pytorch_model.bin': b'never asked for'})
+        server.add(hub_id(NC_TEACHER), {WEIGHTS: files[NC_TEACHER]})
+        server.truncated.add((hub_id(NC_TEACHER), WEIGHTS))
+        server.add(hub_id(NC_STUDENT), {WEIGHTS: files[STUDENT]})
         server.add(f'friends/{TEACHER}', {WEIGHTS: files[TEACHER]})
-        there, not_there = load(TEACHER, STUDENT, endpoint=server.url)
+        there, not_there, truncated, other = load(TEACHER, STUDENT, NC_TEACHER, NC_STUDENT, endpoint=server.url)
         assert there == ['', expected]
         assert not_there[0] == 'FileNotFoundError'
         assert "'hdkd_student.brain_mri' did not come with this installation" in not_there[1]
         assert f"there is no model.safetensors at 'hdkd-timm/hdkd_student.brain_mri' on {server.url}" in not_there[1]
-        server.add(hub_id(STUDENT), {WEIGHTS: files[STUDENT]})
-        server.truncated.add((hub_id(STUDENT), WEIGHTS))
-        truncated, = load(STUDENT, endpoint=server.url, HF_HOME=str(tmp_path / 'hf2'))
         assert truncated[0] == 'OSError'
-        assert f"downloading 'hdkd-timm/hdkd_student.brain_mri' on {server.url} failed" in truncated[1]
-        server.add(hub_id(STUDENT), {WEIGHTS: files[TEACHER]})
-        server.truncated.clear()
-        other, = load(STUDENT, endpoint=server.url, HF_HOME=str(tmp_path / 'hf3'))
+        assert f"downloading 'hdkd-timm/hdkd_teacher.ham10k' on {server.url} failed" in truncated[1]
         assert other[0] == 'ValueError'  # and what the cache holds now is asked for again
-        assert "downloaded from 'hdkd-timm/hdkd_student.brain_mri': its sha256 is not" in other[1]
+        assert "downloaded from 'hdkd-timm/hdkd_student.ham10k': its sha256 is not" in other[1]
         assert all(path.endswith(f'/{WEIGHTS}') for _, path in server.requests)
         # a download that was cut off goes on, a file that was refused or damaged is asked for again
-        server.add(hub_id(STUDENT), {WEIGHTS: files[STUDENT]})
-        blob, = (tmp_path / 'hf').rglob(f'blobs/{RELEASES[TEACHER].sha256}')
+        server.truncated.clear()
+        server.add(hub_id(NC_STUDENT), {WEIGHTS: files[NC_STUDENT]})
+        blob, = tmp_path.rglob(f'blobs/{RELEASES[TEACHER].sha256}')
         blob.write_bytes(files[TEACHER][:-4] + b'\1\2\3\4')
-        assert load(TEACHER, endpoint=server.url) == [['', expected]]
-        for home in ('hf2', 'hf3'):
-            assert load(STUDENT, endpoint=server.url, HF_HOME=str(tmp_path / home))[0][0] == ''
+        assert [kind for kind, _ in load(NC_TEACHER, NC_STUDENT, TEACHER, endpoint=server.url)] == ['', '', '']
         # another organisation
         server.requests.clear()
         assert load(TEACHER, endpoint=server.url, HDKD_HUB_ORG='friends') == [['', expected]]

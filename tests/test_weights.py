@@ -85,7 +85,6 @@ def test_reproduce(released):
         assert config['pretrained_cfg']['license'] == 'cc0-1.0'
         card = (folder / 'README.md').read_text()
         assert '| 28 | 2 |' in card
-        assert 'looked at before the last stage' not in card  # of other stages
         assert 'figshare (Cheng 2017)' in card
         assert re.search(r'^\| `model` \| (.*) \|$', card, re.M)[1] == tag.split('.')[0].replace('_', '\\_')
         assert ('`kd_type`' in card) == (tag == STUDENT)
@@ -140,3 +139,21 @@ def test_check(released, data_dir, tmp_path):
     process = call(*args, PYTHONPATH=path)
     assert process.returncode == 1
     assert process.stdout.count('differs') == 1
+
+
+def test_transfer(data_dir, tmp_path):
+    args = (
+        'transfer.py', '--brain-mri', data_dir, '--img-size', 32, '--epochs', 1, '--train-fraction', 1, '--seeds', 1, 2,
+        '--output', tmp_path)
+    process = call(*args)
+    assert process.returncode == 0, process.stderr
+    rows = process.stdout.splitlines()[2:]
+    assert [row.split(' | ')[1] for row in rows] == ['random weights', 'ham10k']
+    for row, start in zip(rows, ('random', 'ham10k')):
+        reports = []
+        for seed in (1, 2):
+            run, = tmp_path.glob(f'transfer-hdkd_student-brain_mri-{start}*-{seed}')
+            reports.append(json.loads((run / 'metrics.json').read_text())['test'])
+            assert yaml.safe_load((run / 'config.yaml').read_text())['pretrained'] == (start != 'random')
+        assert f" {sum(50 * report['balanced_accuracy'] for report in reports):.1f} % |" in row
+    assert call(*args).stdout == process.stdout  # runs that are done are not repeated

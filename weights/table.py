@@ -8,7 +8,7 @@ import timm
 from hdkd_timm.released import RELEASES, WEIGHTS
 
 HERE = Path(__file__).parent
-DATA = {'brain_mri': 'Brain Tumor MRI, grouped split'}
+DATA = {'brain_mri': 'Brain Tumor MRI, grouped split', 'ham10k': 'HAM10000, split by lesion'}
 HEAD = ['weights', 'data', 'licence', 'size', 'accuracy', 'balanced accuracy', 'macro AUROC', 'seed', 'sha256']
 
 

@@ -1199,12 +1199,17 @@ _student_cfg = partial(_cfg, pool_size=(14, 14), fixed_input_size=True)
 # the data that weights were released for
 _brain_mri = dict(
     num_classes=4, label_names=('glioma', 'meningioma', 'notumor', 'pituitary'), license='cc0-1.0')
+_ham10k = dict(
+    num_classes=7, label_names=('akiec', 'bcc', 'bkl', 'df', 'mel', 'nv', 'vasc'), license='cc-by-nc-4.0')
 
 
 default_cfgs = generate_default_cfgs({
     'hdkd_teacher.brain_mri': _cfg(hf_hub_id=hub_id('hdkd_teacher.brain_mri'), **_brain_mri),
+    'hdkd_teacher.ham10k': _cfg(hf_hub_id=hub_id('hdkd_teacher.ham10k'), **_ham10k),
     'hdkd_student.brain_mri': _student_cfg(
         hf_hub_id=hub_id('hdkd_student.brain_mri'), classifier=('head', 'head_dist'), **_brain_mri),
+    'hdkd_student.ham10k': _student_cfg(
+        hf_hub_id=hub_id('hdkd_student.ham10k'), classifier=('head', 'head_dist'), **_ham10k),
     'hdkd_student_plain.untrained': _student_cfg(),
     'hdkd_teacher_s4.untrained': _cfg(pool_size=(14, 14)),
     'hdkd_student_s4.untrained': _student_cfg(pool_size=(7, 7), classifier=('head', 'head_dist')),
