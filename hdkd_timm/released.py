@@ -31,8 +31,8 @@ _warned: Set[str] = set()
 RELEASES: Dict[str, Release] = {
     'hdkd_teacher.brain_mri': Release('92a08816c81e91feaa9a41c4179be925369a516b82154ef13a3682ee2e6e8eb1', _BRAIN_MRI),
     'hdkd_student.brain_mri': Release('b046241b4ec9023fb88fde63a75da19667d30532ed217bfeba36e3e2c5eae9c3', _BRAIN_MRI),
-    'hdkd_teacher.ham10k': Release('cd08cad9bf8c5f6d28475f8321758061a93eeba0270410171ba49d0c4cd46b74', _HAM10K),
-    'hdkd_student.ham10k': Release('d35e7e6645bfaa8777066ae1fa7f5aca902d59fefe9cb303d775c2965a4369c3', _HAM10K),
+    'hdkd_teacher.ham10k': Release('b935f1832c9b9d414751b7a7a02f5ae7e3d5a7e206643866b20a8d73baebab99', _HAM10K),
+    'hdkd_student.ham10k': Release('6d5f1c6408d42b8a84520e759582a0d847a664c734533217ad79a118b8a1fa01', _HAM10K),
 }
 
 
