@@ -157,3 +157,4 @@ def test_transfer(data_dir, tmp_path):
             assert yaml.safe_load((run / 'config.yaml').read_text())['pretrained'] == (start != 'random')
         assert f" {sum(50 * report['balanced_accuracy'] for report in reports):.1f} % |" in row
     assert call(*args).stdout == process.stdout  # runs that are done are not repeated
+    assert 'error: no data: name the folder' in call('transfer.py').stderr

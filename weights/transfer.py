@@ -30,6 +30,8 @@ def main() -> None:
     parser.add_argument('--seeds', type=int, nargs='+', default=[42, 43, 44], help='default: 42 43 44')
     parser.add_argument('--output', type=Path, default=Path('runs'), help='folder of the runs')
     args = parser.parse_args()
+    if not (args.brain_mri or args.ham10k):
+        parser.error('no data: name the folder of at least one data set, --brain-mri DIR, --ham10k DIR')
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     logging.getLogger('hdkd_timm').setLevel(logging.INFO)
 
