@@ -21,7 +21,7 @@ from .config import setting
 from .data import SPLITS, FileReader, NoSplit, SampleDataset, Samples, SourceConfig, read_samples
 from .duplicates import THUMBNAIL_SIZE, Pairs, find_clusters, find_near_pairs, make_thumbnail
 from .files import PathLike, new_folder, write_json, write_rows
-from .images import convert_image, read_image
+from .images import convert_image, is_dicom, read_image
 from .plots import plot_pairs
 
 _logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def _look_at_image(image: Image.Image) -> Look:
 def _look_at_file(file: BinaryIO, name: str) -> Look:
     data = file.read()
     image = read_image(io.BytesIO(data), name=name)
-    if name.lower().endswith('.dcm'):
+    if is_dicom(data, name):
         import pydicom
         mode, bits = 'DICOM', pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True).BitsStored
     else:
