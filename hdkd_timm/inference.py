@@ -443,7 +443,7 @@ def drop_bad_images(files: Sequence[str], img_mode: str, on_bad_image: str = 'er
             ' skip.')
     good = [path for path in files if path not in bad]
     if not good:
-        raise ValueError(f"None of the {len(files):,} images can be read, '{files[0]}' not ({bad[files[0]]}).")
+        raise ValueError(f"None of the images can be read, the first of {len(files):,} is '{files[0]}' ({bad[files[0]]}).")
     for path, error in bad.items():
         _logger.warning(f"Left out image '{path}', cannot read it ({error})")
     if bad:
