@@ -19,7 +19,6 @@ import PIL
 import torch
 from filelock import FileLock
 from PIL import Image
-from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.data.transforms import CenterCropOrPad, ResizeKeepRatio
 from torch.utils.data import Dataset
 from torchvision import transforms
@@ -29,6 +28,7 @@ from .distributed import World
 from .files import whole_file
 from .images import IMG_MODES
 from .memory import available_memory, format_bytes
+from .tars import TarReader
 from .version import __version__
 
 _logger = logging.getLogger(__name__)
@@ -160,9 +160,8 @@ def _fingerprint(dataset: SampleDataset, front: Callable, sizes: np.ndarray) -> 
     names: Sequence[str] = samples.filenames()
     if isinstance(samples.reader, FileReader):
         files = [os.path.abspath(name) for name in names]
-    elif isinstance(samples.reader, ReaderImageInTar):
-        root = Path(samples.reader.root)
-        files = [str(path.resolve()) for path in ([root] if root.is_file() else sorted(root.rglob('*.tar')))]
+    elif isinstance(samples.reader, TarReader):
+        files = [os.path.realpath(samples.reader.root)]
     else:
         raise ValueError('--cache disk is for image files and tar files, this --dataset has neither: take --cache ram.')
     stats = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in ((name, os.stat(name)) for name in files)]

@@ -4,31 +4,53 @@ On timm's readers. What timm passes over in silence ends in an error here: a cla
 between splits, images that sit in another folder level, and images that cannot be read (timm would put a neighbour in
 their place).
 """
-import copy
 import csv
 import dataclasses
 import functools
+import hashlib
 import logging
 import math
 import os
-import tarfile
+import unicodedata
 import warnings
+from collections import Counter
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
 from PIL import Image
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-from timm.data import add_img_extensions, create_dataset
+from timm.data import create_dataset
 from timm.data.readers.reader import Reader
-from timm.data.readers.reader_image_folder import find_images_and_targets
-from timm.data.readers.reader_image_in_tar import ReaderImageInTar
-from timm.utils import natural_key
 
 from .config import setting
 from .files import TEXT
-from .images import IMG_EXTENSIONS, IMG_MODES, convert_image, find_bad_images, image_size, read_image, upright_size
+from .folders import (
+    Seen,
+    count_suffixes,
+    folder_id,
+    folders_above,
+    name_some,
+    natural_order,
+    scan_folder,
+    sort_files,
+    walk_folder,
+    warn_left_out,
+)
+from .images import (
+    IMG_EXTENSIONS,
+    IMG_MODES,
+    ImageRecord,
+    convert_image,
+    image_size,
+    inspect_image,
+    inspect_images,
+    open_image_file,
+    read_image,
+    upright_size,
+)
+from .tars import TarReader
 
 _logger = logging.getLogger(__name__)
 
@@ -37,6 +59,12 @@ SPLITS = {  # their names in folders and tables, in lower case
     'val': ('val', 'valid', 'validation'),
     'test': ('test', 'testing'),
 }
+CONTENTS = ('bytes', 'sha256')  # columns of images.csv that tell what was read
+# what programs write for a missing value (pandas, numpy, Excel), and what may be one or a name, in lower case
+MISSING = ('', 'nan', '-nan', '<na>', 'nat', '#n/a')
+DOUBTFUL = ('na', 'n/a', 'null', 'none', '-', '?')
+CHUNK = 1000  # images that are read at a time, before it is decided whether to go on
+MOST_BAD = 20  # images that cannot be read, after which no more are looked for where the first ends the run
 ITERABLE = ('wds', 'tfds', 'hfids')  # timm's datasets without random access
 
 
@@ -83,7 +111,9 @@ class DataConfig(SourceConfig):
     fold: int = setting(0, 'the fold held out, from 0', at_least=0)
     on_bad_image: str = setting(
         'error', 'images that cannot be read end the run, or are left out', choices=('error', 'skip'))
-    check_images: bool = setting(True, 'read every image once before the training')
+    check_images: bool = setting(
+        True, 'read every image once before the training; without it, a run that is resumed compares the sizes of its'
+        ' image files, not their contents')
 
 
 @dataclasses.dataclass
@@ -95,19 +125,24 @@ class Samples:
         indices: Which of the reader's images, (N,).
         targets: Class indices, (N,).
         groups: Groups of images that belong together, (N,), or None.
+        contents: Size in bytes and SHA-256 of each image as it was read, as text, '' where unknown, (N, 2), or None.
+        listed: The same as the table of the images tells it, (N, 2), or None.
     """
     reader: Any
     indices: np.ndarray
     targets: np.ndarray
     groups: Optional[np.ndarray] = None
+    contents: Optional[np.ndarray] = None
+    listed: Optional[np.ndarray] = None
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def take(self, keep: np.ndarray) -> 'Samples':
         """The samples of these positions (or of this mask)."""
-        groups = None if self.groups is None else self.groups[keep]
-        return Samples(self.reader, self.indices[keep], self.targets[keep], groups)
+        of_each = {name: getattr(self, name) for name in ('indices', 'targets', 'groups', 'contents', 'listed')}
+        return Samples(self.reader, **{
+            name: None if values is None else values[keep] for name, values in of_each.items()})
 
     def filenames(self) -> List[str]:
         """Name of each image: the path of those that are files."""
@@ -128,7 +163,7 @@ class FileReader(Reader):
 
     def __getitem__(self, index: int) -> Tuple[Any, int]:
         path, target = self.samples[index]
-        return open(path, 'rb'), target
+        return open_image_file(path), target
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -187,8 +222,7 @@ class SampleDataset(torch.utils.data.Dataset):
         Raises:
             ValueError: if one cannot be read.
         """
-        opened = SampleDataset(copy.deepcopy(self.samples))  # loader processes must not inherit open tar files
-        return [opened.open(i, upright_size, image_size) for i in range(len(self.samples))]
+        return [self.open(i, upright_size, image_size) for i in range(len(self.samples))]
 
     def open(self, index: int, of_image: Callable, of_file: Callable) -> Any:
         name = self.samples.filename(index)
@@ -202,39 +236,58 @@ class SampleDataset(torch.utils.data.Dataset):
             raise ValueError(f"Cannot read image '{name}' ({type(e).__name__}: {e}).") from e
 
 
-def _by_name(name: str) -> Tuple[Any, str]:
-    """timm's natural order of names; of those that differ in case alone too."""
-    return natural_key(name), name
+def _same_folder(a: str, b: str) -> ValueError:
+    return ValueError(f"Class folders '{a}' and '{b}' are the same folder: an image has one class, remove one of them.")
 
 
-def _count_images(folder: Path) -> int:
-    return sum(os.path.splitext(entry.name)[1].lower() in IMG_EXTENSIONS for entry in os.scandir(folder))
-
-
-def find_classes(split_dir: Union[str, Path]) -> List[str]:
-    """Class names of `split_dir/<class>/*`, in timm's (natural) order.
+def list_classes(split_dir: Union[str, Path]) -> Tuple[Dict[str, List[str]], List[str]]:
+    """Class -> image files of `split_dir/<class>/*`, classes in timm's (natural) order; and the files that are left
+    out, neither images nor known side files.
 
     Raises:
         FileNotFoundError: if the folder, its class folders or the images of a class are missing.
-        ValueError: if there are images a level above or below the class folders.
+        OSError: if a folder cannot be read.
+        ValueError: if there are images a level above or below the class folders, or two of these are one folder.
     """
-    split_dir = Path(split_dir)
-    if not split_dir.is_dir():
-        raise FileNotFoundError(f"'{split_dir}' is no folder.")
-    if _count_images(split_dir):
+    split_dir = str(split_dir)
+    if not os.path.isdir(split_dir):
+        raise FileNotFoundError(f"'{split_dir}' is not a directory.")
+    names, files = scan_folder(split_dir)
+    outside, others = sort_files(os.path.join(split_dir, name) for name in files)
+    if outside:
         raise ValueError(f"'{split_dir}' holds images outside of class folders; expected '{split_dir}/<class>/*'.")
-    folders = [Path(e.path) for e in os.scandir(split_dir) if e.is_dir() and not e.name.startswith('.')]
+    above = {**folders_above(split_dir), folder_id(split_dir): split_dir}
+    folders: Seen = {}
+    for name in names:
+        folder = os.path.join(split_dir, name)
+        identity = folder_id(folder)
+        if identity in above:
+            _logger.warning(f"Passed over '{folder}': it is the folder '{above[identity]}' again.")
+        elif identity in folders:
+            raise _same_folder(folders[identity], folder)
+        else:
+            folders[identity] = folder
     if not folders:
         raise FileNotFoundError(f"No class folders in '{split_dir}'; expected '{split_dir}/<class>/*'.")
-    for folder in sorted(folders):
-        nested = [d for d, _, _ in os.walk(folder) if Path(d) != folder and _count_images(Path(d))]
-        if nested:
-            raise ValueError(f"'{nested[0]}' holds images a level too deep; expected '{split_dir}/<class>/*'.")
-        if not _count_images(folder):
+    seen, classes = {**above, **folders}, {}
+    for identity, folder in folders.items():
+        del seen[identity]  # the walk begins with it
+        images: List[str] = []
+        left_out: List[str] = []
+        for inner, files in walk_folder(folder, seen):
+            listing = sort_files(files)
+            if listing.images and inner != folder:
+                raise ValueError(f"'{inner}' holds images a level too deep; expected '{split_dir}/<class>/*'.")
+            images += listing.images
+            left_out += listing.others
+        if not images:
+            found = f'; it holds {count_suffixes(left_out)}' if left_out else ''
             raise FileNotFoundError(
-                f"No images in class folder '{folder}' (looked for {' '.join(IMG_EXTENSIONS)}): add some, or remove"
-                ' the folder.')
-    return sorted((f.name for f in folders), key=_by_name)
+                f"No images in class folder '{folder}' (looked for {' '.join(IMG_EXTENSIONS)}{found}): add some, or"
+                ' remove the folder.')
+        classes[os.path.basename(folder)] = images
+        others += left_out
+    return {name: classes[name] for name in sorted(classes, key=natural_order)}, others
 
 
 def find_splits(data_dir: Union[str, Path], required: str = 'train') -> Dict[str, Path]:
@@ -248,8 +301,9 @@ def find_splits(data_dir: Union[str, Path], required: str = 'train') -> Dict[str
     """
     data_dir = Path(data_dir)
     if not data_dir.is_dir():
-        raise FileNotFoundError(f"Data folder '{data_dir}' does not exist, or is no folder.")
-    entries = sorted(e.name for e in os.scandir(data_dir) if e.is_dir() or e.name.lower().endswith('.tar'))
+        raise FileNotFoundError(f"Data folder '{data_dir}' does not exist, or is not a directory.")
+    folders, files = scan_folder(str(data_dir))
+    entries = sorted([*folders, *(name for name in files if name.lower().endswith('.tar'))])
     splits = {}
     for split, names in SPLITS.items():
         found = [entry for entry in entries if entry.lower().removesuffix('.tar') in names]
@@ -302,37 +356,123 @@ def read_folders(
                 raise
             places = {only: Path(data_dir)}
     samples, classes = {}, {}
+    files: Dict[str, Dict[str, List[str]]] = {}
+    others: List[str] = []
     for split, place in places.items():
         if place.is_dir():
-            classes[split] = find_classes(place)
-            continue
-        add_img_extensions(IMG_EXTENSIONS)  # the reader of tar files takes no list of its own
-        try:
-            reader = ReaderImageInTar(str(place))
-        except (tarfile.TarError, ValueError, EOFError) as e:
-            raise ValueError(f"'{place}' is no tar file of images in class folders ({e}).") from e
-        # of tars within the tar each is a class
-        levels = {os.path.normpath(info.path).count('/') for info, _, inner in reader.samples if inner is None}
-        if 0 in levels or len(levels) > 1:
-            raise ValueError(f"'{place}' holds images outside of class folders, or a level too deep; expected"
-                             " '<class>/*' in it.")
-        classes[split] = sorted(reader.class_name_to_idx, key=_by_name)
-        samples[split] = Samples(reader, np.arange(len(reader)), np.array(reader.targets))
+            files[split], left_out = list_classes(place)
+            classes[split] = list(files[split])
+            others += left_out
+        else:
+            reader = TarReader(str(place))
+            classes[split] = reader.classes
+            samples[split] = Samples(reader, np.arange(len(reader)), np.array(reader.targets))
     names = _check_classes(classes, places)
-    for split, place in places.items():
-        if split not in samples:
-            found, _ = find_images_and_targets(
-                str(place), types=IMG_EXTENSIONS, class_to_idx={name: i for i, name in enumerate(names)})
-            samples[split] = Samples(FileReader(found), np.arange(len(found)), np.array([t for _, t in found]))
-    return samples, names
+    for split, of_class in files.items():
+        found = sorted(
+            ((path, i) for i, name in enumerate(names) for path in of_class[name]),
+            key=lambda sample: natural_order(sample[0]))
+        samples[split] = Samples(FileReader(found), np.arange(len(found)), np.array([t for _, t in found]))
+    if Path(data_dir) not in places.values():
+        others += _find_strays(str(data_dir))
+    warn_left_out([os.path.relpath(path, data_dir) for path in others], str(data_dir))
+    _warn_of_shared_folders(places, names)
+    return {split: samples[split] for split in places}, names
 
 
-def _is_utf8(text: Any) -> bool:
+def _find_strays(data_dir: str) -> List[str]:
+    """Tell of what lies beside the splits. Returns the files that are neither images nor known side files."""
+    known = {name for names in SPLITS.values() for name in names}
+    folders, files = scan_folder(data_dir)
+    folders = [name for name in folders if name.lower().removesuffix('.tar') not in known]
+    files = [name for name in files if not (name.lower().endswith('.tar') and name.lower()[:-4] in known)]
+    images, others = sort_files(os.path.join(data_dir, name) for name in files)
+    if folders:
+        _logger.warning(
+            f"Left out {len(folders):,} folder{'s' * (len(folders) > 1)} of '{data_dir}' beside its splits:"
+            f' {name_some(sorted(folders, key=natural_order))}.')
+    if images:
+        names = sorted((os.path.basename(path) for path in images), key=natural_order)
+        _logger.warning(
+            f"Left out {len(images):,} image{'s' * (len(images) > 1)} of '{data_dir}' outside of its splits:"
+            f' {name_some(names)}.')
+    return others
+
+
+def _warn_of_shared_folders(places: Dict[str, Path], classes: List[str]) -> None:
+    """Tell of a folder that is linked into two splits."""
+    first: Seen = {}
+    for place in places.values():
+        for path in [place, *(place / name for name in classes if place.is_dir())]:
+            other = first.setdefault(folder_id(str(path)), str(path))
+            if other != str(path):
+                _logger.warning(f"'{other}' and '{path}' are the same: its images are in both splits, results flatter.")
+                break
+
+
+def _is_utf8(text: str) -> bool:
     try:
-        str(text).encode()
+        text.encode()
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _read_table(path: Path) -> Tuple[List[str], List[Tuple[int, List[str]]]]:
+    """Column names of a CSV file, and its rows with the number of their (last) line.
+
+    Raises:
+        ValueError: if it is no CSV file, two columns have one name, or a row has more cells than the header.
+    """
+    try:
+        with path.open(**{**TEXT, 'encoding': 'utf-8-sig'}) as file:
+            reader = csv.reader(file, strict=True)  # else an open quote swallows the rows that follow
+            rows = [(reader.line_num, row) for row in reader if row]
+    except csv.Error as e:
+        raise ValueError(f"'{path}' is no CSV file in UTF-8 (line {reader.line_num}: {e}).") from e
+    columns = rows.pop(0)[1] if rows else []
+    twice = next((name for name in columns if name and columns.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"'{path}' line 1: two columns are called '{twice}': rename or remove one.")
+    for line, row in rows:
+        if any(row[len(columns):]):
+            raise ValueError(
+                f"'{path}' line {line}: {len(row)} cells, the header has {len(columns)}: put text that holds a comma in"
+                ' double quotes.')
+    return columns, rows
+
+
+def _refuse_other_encodings(path: Path, root: Path, columns: List[str], rows: List[Tuple[int, List[str]]]) -> None:
+    for line, row in [(1, columns), *rows]:
+        if not _is_utf8(''.join(row)):
+            for name, value in zip(columns, row):
+                # a name that is no UTF-8 may be that of a file, anything else is of a table in another encoding
+                if not _is_utf8(value) and not (name == 'path' and line > 1 and (root / value).exists()):
+                    raise ValueError(f"'{path}' line {line}: {value!r} is not UTF-8: save the table as 'CSV UTF-8'.")
+
+
+def _find_columns(path: Path, columns: List[str], split_column: str, group_column: Optional[str]) -> Dict[str, int]:
+    """Where path, label, split and group are, the last two if they are there.
+
+    Raises:
+        ValueError: if a column is missing that is needed or was asked for.
+    """
+    wanted = dict(path='path', label='label', split=split_column, group=group_column or 'group')
+    asked = {'path', 'label', *(['split'] * (split_column != 'split')), *(['group'] * (group_column is not None))}
+    for key, name in wanted.items():
+        if name in columns:
+            continue
+        if key in asked:
+            separator = next((c for c in ';\t|' if len(columns) == 1 and c in columns[0]), None)
+            hint = f' The cells seem to be separated by {separator!r}: save the table with commas.' if separator else ''
+            raise ValueError(
+                f"'{path}' has no column '{name}' (columns found: {', '.join(columns) or 'none'}).{hint}")
+        similar = next((column for column in columns if column.strip().lower() == name), None)
+        if similar is not None:
+            _logger.warning(
+                f"Column '{similar}' of '{path}' is not used, its name is not '{name}': give it that name, or name it"
+                f' with --{key}-column.')
+    return {key: columns.index(name) for key, name in wanted.items() if name in columns}
 
 
 def read_csv(
@@ -346,7 +486,7 @@ def read_csv(
 
     Args:
         path: CSV file with the columns path and label, and optionally a split (without it all is 'train') and a group.
-            Rows without a split are left out.
+            Rows without a split are left out. Its columns bytes and sha256, of images.csv of a run, become `listed`.
         root: Folder that the paths are relative to, else that of the file.
         split_column: Name of the column that tells the split.
         group_column: Name of the column that tells the group, 'group' if it is there.
@@ -354,65 +494,129 @@ def read_csv(
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if a column is missing, a row lacks its path or label, a path is there twice, a split is unknown,
-            the classes of two splits differ, or the text is not UTF-8 (but for names of files that are so called).
+        ValueError: if a column is missing or there twice, a row lacks a cell or has too many, its label reads as a
+            missing value, a path is there twice, a split is unknown, the classes of two splits differ, or the text is
+            not UTF-8 (but for names of files that are so called).
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"CSV file '{path}' does not exist, or is no file.")
+        raise FileNotFoundError(f"CSV file '{path}' does not exist, or is not a regular file.")
     root = Path(root) if root else path.parent
-    try:
-        with path.open(**{**TEXT, 'encoding': 'utf-8-sig'}) as file:
-            reader = csv.DictReader(file)
-            rows, columns = [(reader.line_num, row) for row in reader], list(reader.fieldnames or ())
-    except csv.Error as e:
-        raise ValueError(f"'{path}' is no CSV file in UTF-8 ({e}).") from e
-    for line, row in [(1, dict(zip(columns, columns))), *rows]:
-        for name, value in row.items():
-            # a name that is no UTF-8 may be that of a file, anything else is of a table in another encoding
-            if not _is_utf8(value) and not (name == 'path' and (root / value).exists()):
-                raise ValueError(f"'{path}' line {line}: {value!r} is not UTF-8: save the table as 'CSV UTF-8'.")
-    wanted = ['path', 'label']
-    wanted += [split_column] if split_column != 'split' else []
-    wanted += [group_column] if group_column is not None else []
-    for name in wanted:
-        if name not in columns:
-            raise ValueError(f"'{path}' has no column '{name}' (columns found: {', '.join(columns) or 'none'}).")
-    if group_column is None:
-        group_column = 'group'
+    columns, rows = _read_table(path)
+    _refuse_other_encodings(path, root, columns, rows)
+    where = _find_columns(path, columns, split_column, group_column)
     synonyms = {name: split for split, names in SPLITS.items() for name in names}
-    by_split: Dict[str, List[Dict[str, str]]] = {}
+    by_split: Dict[str, List[_Row]] = {}
     lines: Dict[str, int] = {}
-    left_out = 0
-    for line, row in rows:
-        row.update({name: (row[name] or '').strip() for name in ('label', group_column) if name in columns})
-        if not row['path'] or not row['label']:
-            raise ValueError(f"'{path}' line {line}: no {'label' if row['path'] else 'path'}.")
-        first = lines.setdefault(os.path.abspath(root / row['path']), line)
+    left_out: List[int] = []
+    for line, cells in rows:
+        row = _read_row(path, line, cells, columns, where, only or 'train')
+        file = str(root / row.path)
+        first = lines.setdefault(os.path.abspath(file), line)
         if first != line:
-            raise ValueError(f"'{path}' line {line}: image '{row['path']}' is in line {first} already.")
-        split = (row[split_column] or '').strip().lower() if split_column in columns else only or 'train'
-        if split and split not in synonyms:
-            raise ValueError(f"'{path}' line {line}: split '{split}' is none of {', '.join(synonyms)}.")
-        if split:
-            by_split.setdefault(synonyms[split], []).append(row)
-        left_out += not split
+            raise ValueError(f"'{path}' line {line}: image '{row.path}' is in line {first} already.")
+        if row.split and row.split not in synonyms:
+            raise ValueError(f"'{path}' line {line}: split '{row.split}' is none of {', '.join(synonyms)}.")
+        if row.split:
+            by_split.setdefault(synonyms[row.split], []).append(row._replace(path=file))
+        else:
+            left_out.append(line)
     if left_out:
-        _logger.warning(f"Left out {left_out} rows of '{path}' without a split.")
+        _logger.warning(
+            f"Left out {len(left_out)} rows of '{path}' without a split (line"
+            f"{'s' * (len(left_out) > 1)} {name_some([str(line) for line in left_out])}).")
+    _warn_of_missing_values(path, [row for rows in by_split.values() for row in rows])
     by_split = {split: rows for split, rows in by_split.items() if only in (None, split)}
     if (only or 'train') not in by_split:
         raise NoSplit(f"'{path}' has no row of split '{only or 'train'}' (column '{split_column}').")
     classes = {
-        split: sorted({row['label'] for row in rows}, key=_by_name) for split, rows in by_split.items()}
+        split: sorted({row.label for row in rows}, key=natural_order) for split, rows in by_split.items()}
     names = _check_classes(classes, {split: f'{path}, split {split}' for split in by_split})
+    index_of = {name: i for i, name in enumerate(names)}
+    places = [columns.index(name) for name in CONTENTS if name in columns]
     samples = {}
     for split, rows in by_split.items():
-        found = [(str(root / row['path']), names.index(row['label'])) for row in rows]
-        groups = np.array([row[group_column] for row in rows]) if group_column in columns else None
-        if groups is not None and (groups == '').any():  # an image without a group is its own
-            groups = np.array([group or f'path {row["path"]}' for group, row in zip(groups, rows)])
-        samples[split] = Samples(FileReader(found), np.arange(len(found)), np.array([t for _, t in found]), groups)
+        found = [(row.path, index_of[row.label]) for row in rows]
+        groups = None
+        if 'group' in where:  # an image without a group is its own
+            groups = np.array([
+                row.group if row.group.lower() not in MISSING else f"path {row.cells[where['path']]}" for row in rows])
+        listed = np.array([[row.cells[i] for i in places] for row in rows]) if len(places) == len(CONTENTS) else None
+        samples[split] = Samples(
+            FileReader(found), np.arange(len(found)), np.array([t for _, t in found]), groups, listed=listed)
     return samples, names
+
+
+class _Row(NamedTuple):
+    """A row of a table of images: its cells, and those that tell of the image, blanks stripped."""
+    line: int
+    cells: List[str]
+    path: str
+    label: str
+    split: str
+    group: str
+
+
+def _read_row(
+        path: Path, line: int, cells: List[str], columns: List[str], where: Dict[str, int], split: str) -> _Row:
+    """A row of the table.
+
+    Args:
+        path: The table.
+        line: Number of the row's line.
+        cells: Its cells.
+        columns: Names of all columns.
+        where: Which of them are which.
+        split: Its split, if no column tells.
+
+    Raises:
+        ValueError: if the row lacks a cell, its path or label, or its label reads as a missing value.
+    """
+    def cell(key: str) -> str:
+        return cells[where[key]] if key in where and where[key] < len(cells) else ''
+
+    label = cell('label').strip()
+    if not cell('path') or not label:
+        raise ValueError(f"'{path}' line {line}: no {'label' if cell('path') else 'path'}.")
+    if len(cells) < len(columns):
+        raise ValueError(f"'{path}' line {line}: {len(cells)} cells, the header has {len(columns)}.")
+    if label.lower() in MISSING:
+        raise ValueError(
+            f"'{path}' line {line}: label '{label}' is how a missing value is written: add the label, or remove the"
+            ' row. If it is a class, give that another name.')
+    return _Row(
+        line, cells, cell('path'), label, cell('split').strip().lower() if 'split' in where else split,
+        cell('group').strip())
+
+
+def _warn_of_missing_values(path: Path, rows: List[_Row]) -> None:
+    """Tell of groups that stand for none, and of labels and groups that may."""
+    without = [row for row in rows if row.group and row.group.lower() in MISSING]
+    if without:
+        _logger.warning(
+            f"{len(without):,} images of '{path}' have the group '{without[0].group}' (line {without[0].line}), a"
+            ' missing value: each is a group of its own.')
+    for key in ('label', 'group'):
+        values = Counter(getattr(row, key) for row in rows)
+        for value in sorted(values):
+            if value.lower() in DOUBTFUL and (key == 'label' or values[value] > 1):
+                way_out = 'remove these rows' if key == 'label' else 'leave the cell empty'
+                _logger.warning(
+                    f"{values[value]:,} images of '{path}' have the {key} '{value}', taken as a name: if it stands for"
+                    f' a missing value, {way_out}.')
+        if key == 'group':
+            warn_of_similar_names(values, 'groups', str(path))
+
+
+def warn_of_similar_names(names: Iterable[str], what: str, where: str) -> None:
+    """Tell of names that differ only in case, white space or the form of their Unicode characters."""
+    first: Dict[str, str] = {}
+    for name in sorted(names):
+        other = first.setdefault(' '.join(unicodedata.normalize('NFKC', name).casefold().split()), name)
+        if other != name:
+            _logger.warning(
+                f"The {what} {other!r} and {name!r} of '{where}' differ only in case, white space or Unicode form: they"
+                ' are taken as two.')
 
 
 def _open_named(
@@ -452,7 +656,7 @@ def _read_labels(dataset: Any, config: SourceConfig, split: str) -> Tuple[np.nda
     if config.class_map:
         names = _read_class_map(config.class_map)
     elif not names and labels and isinstance(labels[0], str):
-        names = sorted(set(labels), key=_by_name)
+        names = sorted(set(labels), key=natural_order)
     if not names:
         return np.array(labels), []
     index_of = {name: i for i, name in enumerate(names)}
@@ -596,38 +800,94 @@ def _warn_of_leaks(samples: Dict[str, Samples]) -> None:
                     ' flatter.')
 
 
-def _find_bad_samples(samples: Samples, img_mode: str) -> Dict[str, str]:
-    """Read every image once. Returns name -> reason for those that cannot be read."""
-    if isinstance(samples.reader, FileReader):
-        return find_bad_images(samples.filenames(), img_mode)
-    if isinstance(samples.reader, ReaderImageInTar):  # loader processes must not inherit open tar files
-        samples = dataclasses.replace(samples, reader=copy.deepcopy(samples.reader))
-    dataset, bad = SampleDataset(samples, img_mode), {}
-    for i in range(len(dataset)):
-        try:
-            dataset.read(i)
-        except ValueError as e:
-            bad[samples.filename(i)] = str(e.__cause__)
-    return bad
+def inspect_samples(samples: Samples, img_mode: str, most_bad: Optional[int] = None) -> List[ImageRecord]:
+    """Read every image once. Ends early when so many cannot be read, or a few more."""
+    records: List[ImageRecord] = []
+    bad = 0
+    for start in range(0, len(samples), CHUNK):
+        chunk = range(start, min(start + CHUNK, len(samples)))
+        if isinstance(samples.reader, FileReader):
+            records += inspect_images([samples.filename(i) for i in chunk], img_mode)
+        else:
+            dataset = SampleDataset(samples, img_mode)
+            records += [_inspect_sample(dataset, i) for i in chunk]
+        bad += sum(bool(record.error) for record in records[start:])
+        if most_bad is not None and bad >= most_bad:
+            break
+    return records
 
 
-def _drop_bad_images(samples: Samples, split: str, classes: List[str], config: DataConfig) -> Samples:
-    """The samples that can be read."""
-    names = samples.filenames()
-    bad = _find_bad_samples(samples, IMG_MODES[config.in_chans])
+def _inspect_sample(dataset: SampleDataset, index: int) -> ImageRecord:
+    """What one reading tells of an image in a dataset. The digest of one that comes decoded is that of its pixels."""
+    def inspect_decoded(image: Image.Image) -> ImageRecord:
+        head = repr((image.mode, image.size, image.getpalette()))
+        return inspect_image(image, dataset.img_mode)._replace(
+            digest=hashlib.sha256(head.encode() + image.tobytes()).hexdigest())
+
+    try:
+        return dataset.open(index, inspect_decoded, lambda file, name: inspect_image(file, dataset.img_mode, name))
+    except ValueError as e:
+        return ImageRecord(error=f'{type(e.__cause__).__name__}: {e.__cause__}')
+
+
+def _check_images(samples: Samples, split: str, classes: List[str], config: DataConfig) -> Samples:
+    """The samples that can be read, and what was read of them."""
+    records = inspect_samples(
+        samples, IMG_MODES[config.in_chans], MOST_BAD if config.on_bad_image == 'error' else None)
+    bad = [i for i, record in enumerate(records) if record.error]
     if bad and config.on_bad_image == 'error':
-        path, error = next(iter(bad.items()))
+        more = ' or more' if len(records) < len(samples) else ''
         raise ValueError(
-            f"Cannot read image '{path}' ({error}); {len(bad)} such in split '{split}'. Mend or remove it, or leave"
-            ' such images out with --on-bad-image skip.')
-    for path, error in bad.items():
-        _logger.warning(f"Left out image '{path}', cannot read it ({error})")
-    kept = np.array([name not in bad for name in names])
+            f"Cannot read image '{samples.filename(bad[0])}' ({records[bad[0]].error}); {len(bad)}{more} such in split"
+            f" '{split}'. Mend or remove it, or leave such images out with --on-bad-image skip.")
+    for i in bad:
+        _logger.warning(f"Left out image '{samples.filename(i)}', cannot read it ({records[i].error})")
+    if bad:
+        _logger.warning(f"Left out {len(bad):,} of {len(samples):,} images of split '{split}', which cannot be read.")
+    kept = np.array([not record.error for record in records], bool)
     missing = set(samples.targets.tolist()) - set(samples.targets[kept].tolist())
-    samples = samples.take(kept)
     if missing:
         raise ValueError(f"No readable image of class '{classes[min(missing)]}' in split '{split}'.")
+    contents = np.array([(str(record.size or ''), record.digest) for record in records], object).reshape(-1, 2)
+    samples = dataclasses.replace(samples, contents=contents).take(kept)
+    warn_of_changes(samples, split)
     return samples
+
+
+def _note_sizes(samples: Samples, split: str) -> Samples:
+    """The samples with the sizes of those that are files, which are not read."""
+    if isinstance(samples.reader, FileReader):
+        sizes = [(_file_size(samples.filename(i)), '') for i in range(len(samples))]
+        samples = dataclasses.replace(samples, contents=np.array(sizes, object).reshape(-1, 2))
+        warn_of_changes(samples, split)
+    return samples
+
+
+def _file_size(path: str) -> str:
+    try:
+        return str(os.stat(path).st_size)
+    except OSError:  # told when it is read
+        return ''
+
+
+def find_changes(before: np.ndarray, now: np.ndarray) -> np.ndarray:
+    """Which images have another size or SHA-256, (N,), among those of which both are known.
+
+    Args:
+        before, now: As `Samples.contents`, (N, 2).
+    """
+    return ((before != now) & (before != '') & (now != '')).any(axis=1)
+
+
+def warn_of_changes(samples: Samples, split: str) -> None:
+    """Tell of images that are not as their table lists them."""
+    if samples.listed is None or samples.contents is None:
+        return
+    changed = np.flatnonzero(find_changes(samples.listed, samples.contents))
+    if len(changed):
+        _logger.warning(
+            f"{len(changed):,} of {len(samples):,} images of split '{split}' have changed since they were listed (size"
+            f" or SHA-256 differs), the first is '{samples.filename(changed[0])}'.")
 
 
 def _create_iterable(
@@ -723,7 +983,9 @@ def create_datasets(
             raise NoSplit(f"The data has no split '{only}' (found: {', '.join(samples)}).")
         samples = {only: samples[only]}
     if config.check_images:
-        samples = {split: _drop_bad_images(part, split, classes, config) for split, part in samples.items()}
+        samples = {split: _check_images(part, split, classes, config) for split, part in samples.items()}
+    else:
+        samples = {split: _note_sizes(part, split) for split, part in samples.items()}
     return {split: SampleDataset(part, IMG_MODES[config.in_chans]) for split, part in samples.items()}, classes
 
 
@@ -734,13 +996,18 @@ def name_image(samples: Samples, i: int) -> str:
 
 
 def list_images(datasets: Dict[str, Any], classes: List[str]) -> List[Dict[str, str]]:
-    """Path, label, split (and group) of each image of datasets with random access, rows that `read_csv` can read."""
+    """Path, label, split (and group), size in bytes and SHA-256 as far as they are known, of each image of datasets
+    with random access: rows that `read_csv` can read."""
     rows = []
     for split, dataset in datasets.items():
         samples = getattr(dataset, 'samples', None)
         for i in range(len(samples) if samples else 0):
             row = dict(path=name_image(samples, i), label=classes[samples.targets[i]], split=split)
-            rows.append(row if samples.groups is None else dict(row, group=str(samples.groups[i])))
+            if samples.groups is not None:
+                row['group'] = str(samples.groups[i])
+            if samples.contents is not None:
+                row.update(zip(CONTENTS, samples.contents[i]))
+            rows.append(row)
     return rows
 
 

@@ -232,7 +232,7 @@ def explain(
     names = classifier.classes or [str(i) for i in range(classifier.model.num_classes)]
     if label is not None and label not in names:
         raise ValueError(f"The model has no class '{label}' (classes: {', '.join(names)}).")
-    files = drop_bad_images(find_images(paths), classifier.img_mode, on_bad_image)
+    files = drop_bad_images(find_images(paths, on_bad_image), classifier.img_mode, on_bad_image)
     return (_explain_image(classifier, path, names, label, layer) for path in files)
 
 

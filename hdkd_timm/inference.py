@@ -1,6 +1,7 @@
 """A saved model at work: `evaluate_model` tests it on a split, `predict` labels images."""
 import csv
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -12,17 +13,27 @@ import timm
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from timm.utils import natural_key
 from torch import nn
 
 from .calibrate import CALIBRATION, describe, fit_temperature, read_temperature, scale, write_temperature
 from .checkpoint import HUBS, find_model_folder, load_saved
 from .config import KeyValues, check_values, read_yaml, setting
-from .data import DataConfig, FileReader, NoSplit, SampleDataset, Samples, SourceConfig, create_datasets
+from .data import (
+    MOST_BAD,
+    DataConfig,
+    FileReader,
+    NoSplit,
+    SampleDataset,
+    Samples,
+    SourceConfig,
+    create_datasets,
+    inspect_samples,
+)
 from .distributed import World, pick_device
 from .evaluate import evaluate
 from .files import TEXT, PathLike
-from .images import IMG_EXTENSIONS, IMG_MODES, find_bad_images
+from .folders import count_suffixes, natural_order, sort_files, walk_folder, warn_left_out
+from .images import IMG_EXTENSIONS, IMG_MODES
 from .loader import SplitLoader
 from .memory import kept_memory
 from .metrics import full_report
@@ -361,41 +372,82 @@ def calibrate_model(name: PathLike, config: EvalConfig) -> Dict[str, Any]:
     return dict(temperature=temperature, **results)
 
 
-def find_images(paths: Sequence[str]) -> List[str]:
-    """Image files among files and folders (searched through), in natural order within a folder.
+def find_images(paths: Sequence[str], on_bad_image: str = 'error') -> List[str]:
+    """Image files among files and folders (searched through), each once, in natural order within a folder.
+
+    Files that are named are taken as they are; in folders, those that are neither images nor known side files are left
+    out with a warning.
+
+    Args:
+        paths: Files and folders.
+        on_bad_image: 'skip' to leave folders out that cannot be read.
 
     Raises:
         FileNotFoundError: if a path does not exist or a folder holds no images.
+        OSError: if a folder cannot be read.
+        ValueError: if a path is neither file nor folder.
     """
-    found: List[str] = []
-    for path in paths:
-        if os.path.isfile(path):
-            found.append(path)
-            continue
-        if not os.path.isdir(path):
-            raise FileNotFoundError(f"'{path}' does not exist.")
-        files = [os.path.join(d, f) for d, _, names in os.walk(path, followlinks=True) for f in names]
-        files = sorted((f for f in files if os.path.splitext(f)[1].lower() in IMG_EXTENSIONS), key=natural_key)
-        if not files:
-            raise FileNotFoundError(f"No images in folder '{path}' (looked for {' '.join(IMG_EXTENSIONS)}).")
-        found.extend(files)
-    return found
+    found: Dict[str, str] = {}  # real place -> path
+    real_folder = functools.lru_cache(maxsize=None)(os.path.realpath)
+    number = 0
+    for path in map(str, paths):
+        files = _list_files(path, on_bad_image) if os.path.isdir(path) else [_check_file(path)]
+        number += len(files)
+        for file in files:
+            found.setdefault(os.path.join(real_folder(os.path.dirname(file)), os.path.basename(file)), file)
+    if number > len(found):
+        _logger.warning(f'{number - len(found):,} images are named more than once: each is taken once.')
+    if len({os.path.splitext(file)[1].lower() for file in found}) > 1:
+        _logger.info(f'{len(found):,} images, by suffix: {count_suffixes(found)}.')
+    return list(found.values())
+
+
+def _check_file(path: str) -> str:
+    if not os.path.exists(path):
+        raise FileNotFoundError(
+            f"'{path}' is a link to '{os.readlink(path)}', which does not exist." if os.path.islink(path)
+            else f"'{path}' does not exist.")
+    if not os.path.isfile(path):
+        raise ValueError(f"'{path}' is neither a regular file nor a directory.")
+    return path
+
+
+def _list_files(folder: str, on_bad_image: str) -> List[str]:
+    """Image files in a folder."""
+    images: List[str] = []
+    others: List[str] = []
+    for _, files in walk_folder(folder, skip_unreadable=on_bad_image == 'skip'):
+        listing = sort_files(files)
+        images += listing.images
+        others += listing.others
+    warn_left_out([os.path.relpath(path, folder) for path in others], folder)
+    if not images:
+        raise FileNotFoundError(f"No images in folder '{folder}' (looked for {' '.join(IMG_EXTENSIONS)}).")
+    return sorted(images, key=natural_order)
 
 
 def drop_bad_images(files: Sequence[str], img_mode: str, on_bad_image: str = 'error') -> List[str]:
-    """The files that can be read as images.
+    """The files that can be read as images; those that cannot are named.
 
     Raises:
         ValueError: if one cannot be read, with 'skip' if none can.
     """
-    bad = find_bad_images(files, img_mode)
+    samples = Samples(FileReader([(path, 0) for path in files]), np.arange(len(files)), np.zeros(len(files), int))
+    records = inspect_samples(samples, img_mode, MOST_BAD if on_bad_image == 'error' else None)
+    bad = {path: record.error for path, record in zip(files, records) if record.error}
     if bad and on_bad_image == 'error':
         path, error = next(iter(bad.items()))
+        more = ' or more' if len(records) < len(files) else ''
         raise ValueError(
-            f"Cannot read image '{path}' ({error}); {len(bad)} such. Leave such images out with --on-bad-image skip.")
+            f"Cannot read image '{path}' ({error}); {len(bad)}{more} such. Leave such images out with --on-bad-image"
+            ' skip.')
     good = [path for path in files if path not in bad]
     if not good:
-        raise ValueError('None of the images can be read.')
+        raise ValueError(f"None of the {len(files):,} images can be read, '{files[0]}' not ({bad[files[0]]}).")
+    for path, error in bad.items():
+        _logger.warning(f"Left out image '{path}', cannot read it ({error})")
+    if bad:
+        _logger.warning(f'Left out {len(bad):,} of {len(files):,} images, which cannot be read.')
     return good
 
 
@@ -420,7 +472,7 @@ def predict(
         FileNotFoundError, ValueError: as `load_classifier` and `find_images`; if an image cannot be read.
     """
     config = config or InferenceConfig()
-    files = find_images(paths)
+    files = find_images(paths, on_bad_image)
     classifier = load_classifier(name, config)
     files = drop_bad_images(files, classifier.img_mode, on_bad_image)
     probs, _ = _run(classifier, image_dataset(files, classifier.img_mode), config)

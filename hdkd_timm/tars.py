@@ -1,0 +1,165 @@
+"""Images in a tar file, in class folders or in inner tar files, one a class.
+
+timm's reader of tar files passes over links, which `tar` writes for a file that it has seen before under another name.
+"""
+import copy
+import io
+import posixpath
+import tarfile
+from typing import BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+from timm.data.readers.reader import Reader
+
+from .folders import is_hidden_folder, natural_order, warn_left_out
+from .images import IMG_EXTENSIONS, is_dicom, is_side_file
+
+MAX_LINKS = 40  # that lead from one to the next, as Linux allows
+
+
+class TarImage(NamedTuple):
+    """An image in a tar file.
+
+    Args:
+        name: Its name there, or in the inner tar file.
+        member: Where its bytes are.
+        label: Its class, the name of its folder, else of its inner tar file.
+        level: Folders above it; None in an inner tar file.
+    """
+    name: str
+    member: tarfile.TarInfo
+    label: str
+    level: Optional[int]
+
+
+class TarReader(Reader):
+    """timm reader of the images in a tar file. Each access opens the file anew, so threads and processes may share it.
+
+    Args:
+        root: The tar file.
+
+    Raises:
+        ValueError: if it is no tar file, is damaged, holds no images, images outside of class folders or a level too
+            deep, or links to nothing.
+    """
+
+    def __init__(self, root: str):
+        super().__init__()
+        self.root = root
+        try:
+            with tarfile.open(root, 'r:') as tar:
+                images, others = _list_images(tar)
+        except (tarfile.TarError, EOFError) as e:
+            raise ValueError(f"'{root}' is no tar file of images in class folders ({e}).") from e
+        except ValueError as e:
+            raise ValueError(f"'{root}': {e}") from e
+        warn_left_out(others, root)
+        if not images:
+            raise ValueError(f"'{root}' is no tar file of images in class folders (it holds no images).")
+        levels = {image.level for image in images} - {None}
+        if 0 in levels or len(levels) > 1:
+            raise ValueError(f"'{root}' holds images outside of class folders, or a level too deep; expected"
+                             " '<class>/*' in it.")
+        self.samples = sorted(images, key=lambda image: natural_order(image.name))
+        self.classes = sorted({image.label for image in images}, key=natural_order)
+        index_of = {name: i for i, name in enumerate(self.classes)}
+        self.targets = [index_of[image.label] for image in self.samples]
+
+    def __getitem__(self, index: int) -> Tuple[BinaryIO, int]:
+        with tarfile.open(self.root, 'r:') as tar:
+            return io.BytesIO(tar.extractfile(self.samples[index].member).read()), self.targets[index]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        name = self.samples[index].name
+        return posixpath.basename(name) if basename else name
+
+
+def _list_images(tar: tarfile.TarFile) -> Tuple[List[TarImage], List[str]]:
+    """Images of a tar file and of the tar files in it, and the names of what is neither image nor side file.
+
+    Raises:
+        ValueError: if a link leads to nothing.
+    """
+    images, others, inner_images = [], [], []
+    for name, member in _files(tar):
+        suffix = posixpath.splitext(name)[1].lower()
+        if suffix == '.tar' and member.isfile():
+            with tarfile.open(fileobj=tar.extractfile(member), mode='r:') as inner:
+                stem = posixpath.splitext(posixpath.basename(name))[0]
+                found, left_out = _list_inner(inner, member.offset_data, stem)
+            inner_images += found
+            others += [f'{name}/{inner_name}' for inner_name in left_out]
+        elif _is_image(tar, name, member):
+            folder = posixpath.dirname(posixpath.normpath(name))
+            images.append(TarImage(
+                member.name, member, posixpath.basename(folder), folder.count('/') + 1 if folder else 0))
+        elif not is_side_file(name):
+            others.append(name)
+    return inner_images + images, others
+
+
+def _list_inner(tar: tarfile.TarFile, offset: int, label: str) -> Tuple[List[TarImage], List[str]]:
+    """As `_list_images`, of a tar file whose bytes begin at this offset of another."""
+    images, others = [], []
+    for name, member in _files(tar):
+        if _is_image(tar, name, member):
+            member = copy.copy(member)  # what links lead to stays where it is
+            member.offset_data += offset
+            images.append(TarImage(member.name, member, posixpath.basename(posixpath.dirname(name)) or label, None))
+        elif not is_side_file(name):
+            others.append(name)
+    return images, others
+
+
+def _is_image(tar: tarfile.TarFile, name: str, member: tarfile.TarInfo) -> bool:
+    if not member.isfile():
+        return False
+    if name.lower().endswith(IMG_EXTENSIONS):
+        return True
+    return not is_side_file(name) and is_dicom(tar.extractfile(member).read(132), name)
+
+
+def _files(tar: tarfile.TarFile) -> Iterator[Tuple[str, tarfile.TarInfo]]:
+    """What a tar file holds but folders and hidden things: the name without a leading './', and the member, of a link
+    a copy of what it leads to, with its own name. Of members of one name the last is what `tar` would leave.
+
+    Raises:
+        ValueError: if a link leads to nothing.
+    """
+    members: Dict[str, tarfile.TarInfo] = {}
+    for member in tar:
+        name = posixpath.normpath(member.name)
+        members.pop(name, None)
+        members[name] = member
+    for name, member in members.items():
+        *folders, last = name.split('/')
+        if member.isdir() or last.startswith('.') or any(map(is_hidden_folder, folders)):
+            continue
+        if not (member.islnk() or member.issym()):
+            yield name, member
+            continue
+        target = _follow(name, members)
+        if target is None and is_side_file(name):
+            continue
+        if target is None or target.isdir():
+            what = 'a folder' if target is not None else 'nothing in it'
+            raise ValueError(
+                f"'{name}' is a link to '{member.linkname}', {what}: write the tar file anew with `tar --dereference`"
+                ' (-h).')
+        linked = copy.copy(target)
+        linked.name = member.name
+        yield name, linked
+
+
+def _follow(name: str, members: Dict[str, tarfile.TarInfo]) -> Optional[tarfile.TarInfo]:
+    """What a link leads to, None if that is nothing in the tar file."""
+    for _ in range(MAX_LINKS):
+        member = members.get(name)
+        if member is None or not (member.islnk() or member.issym()):
+            return member
+        # a hard link's target is a name in the archive, a symbolic link's is relative to its folder
+        folder = posixpath.dirname(name) if member.issym() else ''
+        name = posixpath.normpath(posixpath.join(folder, member.linkname))
+    return None
