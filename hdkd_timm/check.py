@@ -6,11 +6,12 @@ near-duplicates) within and across splits, and groups on both sides of one; a sp
 import copy
 import dataclasses
 import hashlib
-import io
 import logging
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Dict, List, NamedTuple, Optional, Tuple
 
@@ -31,7 +32,8 @@ from .data import (
 )
 from .duplicates import THUMBNAIL_SIZE, Pairs, find_clusters, find_near_pairs, make_thumbnail
 from .files import PathLike, new_folder, write_json, write_rows
-from .images import convert_image, is_dicom, read_image
+from .images import MemoryBudget, Reserve, StoredValues, describe_ranges, hash_file, read_with_values
+from .memory import available_memory
 from .plots import plot_pairs
 
 _logger = logging.getLogger(__name__)
@@ -61,41 +63,32 @@ class Look(NamedTuple):
     file_hash: str = ''  # of its bytes, none where a dataset gives decoded images
     pixel_hash: str = ''  # of what a person sees, RGB
     thumbnail: Optional[np.ndarray] = None
+    values: Optional[StoredValues] = None
 
 
-def _bits(mode: str) -> int:
-    return 1 if mode == '1' else 16 if mode.startswith('I;16') else 32 if mode in ('I', 'F') else 8
-
-
-def _look(image: Image.Image, mode: str, bits: int, file_hash: str = '') -> Look:
+def _look(image: Image.Image, values: StoredValues, file_hash: str = '') -> Look:
     pixels = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
-    return Look('', *image.size, mode, bits, file_hash, pixels, make_thumbnail(image))
+    return Look('', *image.size, values.mode, values.bits, file_hash, pixels, make_thumbnail(image), values)
 
 
 def _look_at_image(image: Image.Image) -> Look:
-    return _look(convert_image(image), image.mode, _bits(image.mode))
+    return _look(*read_with_values(image))
 
 
-def _look_at_file(file: BinaryIO, name: str) -> Look:
-    data = file.read()
-    image = read_image(io.BytesIO(data), name=name)
-    if is_dicom(data, name):
-        import pydicom
-        mode, bits = 'DICOM', pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True).BitsStored
-    else:
-        with Image.open(io.BytesIO(data)) as opened:
-            mode, bits = opened.mode, _bits(opened.mode)
-    return _look(image, mode, bits, hashlib.sha256(data).hexdigest())
+def _look_at_file(file: BinaryIO, name: str, reserve: Reserve = nullcontext) -> Look:
+    _, file_hash = hash_file(file)
+    return _look(*read_with_values(file, name=name, reserve=reserve), file_hash)
 
 
 def look_at_images(samples: Samples) -> List[Look]:
     """Read each image once."""
     is_files = isinstance(samples.reader, FileReader)
     dataset = SampleDataset(samples if is_files else dataclasses.replace(samples, reader=copy.deepcopy(samples.reader)))
+    look_at_file = partial(_look_at_file, reserve=MemoryBudget(available_memory() // 2).reserve)
 
     def look(i: int) -> Look:
         try:
-            return dataset.open(i, _look_at_image, _look_at_file)
+            return dataset.open(i, _look_at_image, look_at_file)
         except ValueError as e:
             return Look(error=f'{type(e.__cause__).__name__}: {e.__cause__}')
 
@@ -243,7 +236,8 @@ def summarize(check: DataCheck) -> Dict[str, Any]:
     Returns:
         'images' (split -> class -> number), 'unreadable' (name -> reason), 'sizes' (split -> smallest, median and
         largest height and width, and how many different ones), 'modes' (split -> Pillow's mode and bits a channel ->
-        number), 'suffixes' (split -> suffix of the names in lower case -> number), 'pairs' (kind -> number),
+        number), 'suffixes' (split -> suffix of the names in lower case -> number), 'dark' (a warning of images that are
+        read nearly black, or ''), 'pairs' (kind -> number),
         'labels_differ' (pairs of images that are alike with different labels), 'leaks' (pair of splits -> how many
         images of the first have a twin in the second).
     """
@@ -270,6 +264,7 @@ def summarize(check: DataCheck) -> Dict[str, Any]:
             summary['modes'][split] = {
                 str(mode): int(n) for mode, n in zip(*np.unique(modes[of_split & readable].astype(str),
                                                                 return_counts=True))}
+    summary['dark'] = describe_ranges([look.values for look in check.looks], check.name)
     summary['pairs'] = {name: int((kind == i).sum()) for i, name in enumerate(KINDS)}
     summary['labels_differ'] = int(differ.sum())
     summary['leaks'] = {}
@@ -477,6 +472,8 @@ def format_check(summary: Dict[str, Any]) -> str:
         lines.append(f"cannot be read: '{name}' ({reason})")
     if len(summary['unreadable']) > 5:
         lines.append(f"... {len(summary['unreadable'])} images cannot be read")
+    if summary['dark']:
+        lines.append(f"WARNING: {summary['dark']}")
     found = summary['pairs']
     lines.append(
         f"pairs of images: {found['file']:,} equal files, {found['pixels']:,} equal pixels in other files,"

@@ -1,28 +1,42 @@
 """Image files as a person sees them: 8 bits a channel, upright, nothing clipped in silence.
 
-Pillow decodes; this adds what its `convert` leaves out. 16-bit grey is scaled, not clipped; transparency lies on black;
-the rotation that EXIF tells is done. DICOM files (.dcm) are read by pydicom, the extra `dicom`.
+Pillow decodes; this adds what its `convert` leaves out. Grey of 9 to 16 bits is scaled, not clipped; transparency lies
+on black; the rotation that EXIF tells is done. DICOM files are read by pydicom, the extra `dicom`. Of an animation
+(GIF, APNG, WebP, AVIF) the first frame is the image; several pages of a TIFF file or frames of a DICOM file are an
+error.
+
+Files are not trusted: formats that Pillow hands to other programs are not read, nor what is no regular file. Sizes are
+compared with Pillow's limit (`PIL.Image.MAX_IMAGE_PIXELS`) before anything is decoded, and deep images are converted in
+strips.
 """
 import hashlib
 import io
 import os
+import re
 import stat
+import threading
+import zlib
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import BinaryIO, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageChops, ImageOps, TiffImagePlugin, UnidentifiedImageError
+
+from .memory import available_memory
 
 ImageFile = Union[str, Path, BinaryIO, bytes]
+Reserve = Callable[[int], AbstractContextManager]  # waits until there is memory for so many pixels
 
-# Suffixes of the formats in which images of data sets are kept. Not among them is what Pillow reads by another program
-# (.eps, .wmf), what holds documents, icons or textures (.psd, .ico, .dds) and what astronomers use (.fits)
+# The formats in which images of data sets are kept, and their suffixes. Not among them is what Pillow reads by another
+# program (EPS, WMF), what holds documents, icons or textures (PSD, ICO, DDS) and what astronomers use (FITS)
+FORMATS = ('PNG', 'JPEG', 'TIFF', 'WEBP', 'BMP', 'DIB', 'GIF', 'JPEG2000', 'AVIF', 'PPM', 'PCX', 'TGA')
 DICOM_EXTENSIONS = ('.dcm', '.dicom')
 IMG_EXTENSIONS = (
-    '.png', '.apng', '.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.webp', '.bmp', '.dib', '.tif', '.tiff', '.gif',
-    '.jp2', '.j2k', '.jpc', '.jpf', '.jpx', '.j2c', '.avif', '.ppm', '.pgm', '.pbm', '.pnm', '.pfm', '.tga', '.pcx',
+    '.png', '.apng', '.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.tif', '.tiff', '.webp', '.bmp', '.dib', '.gif',
+    '.jp2', '.j2k', '.jpc', '.jpf', '.jpx', '.j2c', '.avif', '.ppm', '.pgm', '.pbm', '.pnm', '.pfm', '.pcx', '.tga',
     *DICOM_EXTENSIONS)
 
 # Files that lie beside images and are none, and folders of systems and programs
@@ -37,62 +51,12 @@ DARK, DARK_SET = 1 / 8, 1 / 4
 
 IMG_MODES = {1: 'L', 3: 'RGB'}  # Pillow mode by number of channels
 
-PHOTOMETRIC = 262  # TIFF's tag, 0 is WhiteIsZero
-
-
-def _scale_to_bytes(pixels: np.ndarray, low: float, high: float) -> Image.Image:
-    """Map low..high to black..white, (H, W) or (H, W, 3). A negative slope of DICOM makes low the greater one."""
-    scaled = (pixels.astype(np.float64) - low) / ((high - low) or 1)
-    return Image.fromarray((scaled.clip(0, 1) * 255).round().astype(np.uint8))
-
-
-def _convert_deep(image: Image.Image, white_is_zero: bool) -> Image.Image:
-    """Images of more than 8 bits as grey ones of 8 bits."""
-    pixels = np.asarray(image)
-    low, high = pixels.min(), pixels.max()
-    if image.mode.startswith('I') and low >= 0 and high <= 65535:
-        if 'transparency' in image.info:  # of a PNG, the grey that is transparent
-            pixels = np.where(pixels == image.info['transparency'], 0, pixels)
-        return _scale_to_bytes(pixels, *((65535, 0) if white_is_zero else (0, 65535)))
-    if image.mode == 'F' and low >= 0 and high <= 1:
-        return _scale_to_bytes(pixels, 0, 1)
-    expected = '0 to 1' if image.mode == 'F' else '0 to 65535'
-    raise ValueError(
-        f"pixels of mode '{image.mode}' from {low:g} to {high:g}, expected {expected}: save it with 8 or 16 bits")
-
-
-def _read_dicom(file: Union[str, Path, BinaryIO]) -> Image.Image:
-    """A DICOM file's image after modality and VOI transforms (window), MONOCHROME1 inverted, as viewers show it."""
-    try:
-        import pydicom
-        from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
-    except ImportError as e:
-        raise ImportError("DICOM files need pydicom: pip install 'hdkd-timm[dicom]'.") from e
-    dataset = pydicom.dcmread(file)
-    pixels = dataset.pixel_array  # YBR comes as RGB
-    frames = int(dataset.get('NumberOfFrames') or 1)
-    if frames > 1:
-        raise ValueError(f'{frames} frames, expected one image')
-    interpretation = dataset.PhotometricInterpretation
-    if interpretation == 'PALETTE COLOR':
-        pixels = apply_color_lut(pixels, dataset)
-    if pixels.ndim == 3:
-        bits = 8 * pixels.dtype.itemsize if interpretation == 'PALETTE COLOR' else dataset.BitsStored
-        return _scale_to_bytes(pixels, 0, 2 ** bits - 1)
-    values = apply_modality_lut(pixels, dataset)
-    has_window = dataset.get('WindowWidth') not in (None, '') and dataset.get('WindowCenter') not in (None, '')
-    if dataset.get('VOILUTSequence'):
-        bits = dataset.VOILUTSequence[0].LUTDescriptor[2]
-        low, high = 0, 2 ** bits - 1
-        values = apply_voi_lut(values, dataset)
-    elif has_window:
-        with np.errstate(over='ignore'):
-            low, high = apply_voi_lut(np.array([-1e12, 1e12]), dataset)  # ends of the window's output
-        values = apply_voi_lut(values, dataset)
-    else:
-        low, high = values.min(), values.max()
-    image = _scale_to_bytes(values, low, high)
-    return ImageOps.invert(image) if interpretation == 'MONOCHROME1' else image
+MAX_PIXELS = 'HDKD_MAX_IMAGE_PIXELS'  # environment variable that sets Pillow's limit
+STRIP = 2 ** 20  # pixels that are converted at once
+PEAK = 20  # bytes a pixel, at most, while an image is read: of WebP, whose decoder keeps two images beside ours
+DICOM_HEADER = 2 ** 24  # bytes of all in a DICOM file but the pixels, at most, where they are deflated
+DEFLATED = b'1.2.840.10008.1.2.1.99'  # DICOM's transfer syntax Deflated Explicit VR Little Endian
+INFLATED = b'1.2.840.10008.1.2.1'  # the same without deflation
 
 
 class StoredValues(NamedTuple):
@@ -101,8 +65,8 @@ class StoredValues(NamedTuple):
     Args:
         mode: Pillow's mode, or 'DICOM'.
         bits: Bits a channel.
-        low, high: Least and greatest value of its pixels.
-        white: The greatest value that there could be, which is shown white.
+        low, high: Least and greatest value of its pixels: as stored if it is deep, else as shown.
+        white: The value that is shown white.
     """
     mode: str
     bits: int
@@ -124,6 +88,626 @@ class ImageRecord(NamedTuple):
     size: int = 0
     digest: str = ''
     values: Optional[StoredValues] = None
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+def is_side_file(name: str) -> bool:
+    """Is this the name of a file, or folder, that is no image of a data set: hidden, of a system, a table, a text?"""
+    name = os.path.basename(name).lower()
+    return name.startswith('.') or name in SIDE_NAMES or name.endswith(SIDE_EXTENSIONS)
+
+
+def is_image_file(path: Union[str, Path]) -> bool:
+    """Is this an image file, by its suffix, or a DICOM file by its content?"""
+    return str(path).lower().endswith(IMG_EXTENSIONS) or is_dicom(path)
+
+
+def is_dicom(file: ImageFile, name: Optional[str] = None) -> bool:
+    """Is this a DICOM file, by its suffix or by its preamble (128 bytes, then 'DICM')?"""
+    if _name_of(file, name).lower().endswith(DICOM_EXTENSIONS):
+        return True
+    with _opened(file) as opened:
+        return _read_head(opened, 132)[128:] == b'DICM'
+
+
+def open_image_file(path: Union[str, Path]) -> BinaryIO:
+    """Open a file to read it.
+
+    Raises:
+        OSError: if it cannot be read; if it is a pipe, socket or device, which could block or never end.
+    """
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # open() tells of folders
+        kind = next((kind for is_kind, kind in (
+            (stat.S_ISFIFO, 'named pipe'), (stat.S_ISSOCK, 'socket'), (stat.S_ISCHR, 'device'),
+            (stat.S_ISBLK, 'device')) if is_kind(mode)), 'special file')
+        raise OSError(f"'{path}' is a {kind}, expected an image file")
+    return open(path, 'rb')
+
+
+@contextmanager
+def _opened(file: ImageFile) -> Iterator[BinaryIO]:
+    """The file as one that is open and can be read again from its start."""
+    if isinstance(file, (str, Path)):
+        with open_image_file(file) as opened:
+            yield opened
+    elif isinstance(file, bytes):
+        yield io.BytesIO(file)
+    else:
+        yield file if getattr(file, 'seekable', lambda: True)() else io.BytesIO(file.read())
+
+
+def _name_of(file: ImageFile, name: Optional[str]) -> str:
+    return str(name or (file if isinstance(file, (str, Path)) else getattr(file, 'name', '')))
+
+
+def _read_head(file: BinaryIO, number: int) -> bytes:
+    file.seek(0)
+    head = file.read(number)
+    file.seek(0)
+    return head
+
+
+# -- limits ------------------------------------------------------------------------------------------------------------
+
+def _find_limit() -> Optional[int]:
+    """The most pixels of an image, Pillow's limit; None for none."""
+    text = os.environ.get(MAX_PIXELS)
+    if text:
+        if not (text.isdecimal() and int(text)):
+            raise ValueError(f"{MAX_PIXELS} must be a number of pixels, 1 or more, got '{text}'")
+        Image.MAX_IMAGE_PIXELS = int(text)  # Pillow's own checks are to agree
+    return Image.MAX_IMAGE_PIXELS
+
+
+def _check_pixels(number: int, size: str = '') -> int:
+    """The number of pixels, if that is within the limit."""
+    limit = _find_limit()
+    if limit is not None and number > limit:
+        raise ValueError(
+            f'{size or f"{number:,}"} pixels, more than the limit of {limit:,}: shrink the image, or raise the limit by'
+            f' the environment variable {MAX_PIXELS} (in Python: PIL.Image.MAX_IMAGE_PIXELS)')
+    return number
+
+
+def _check_size(width: int, height: int) -> int:
+    return _check_pixels(width * height, f'{width} x {height}')
+
+
+class MemoryBudget:
+    """Memory that threads share. What is asked for is waited for; more than there is goes alone.
+
+    Args:
+        total: Bytes.
+    """
+
+    def __init__(self, total: int):
+        self.total = total
+        self.taken = 0
+        self.changed = threading.Condition()
+
+    @contextmanager
+    def reserve(self, pixels: int) -> Iterator[None]:
+        """Memory to read an image of so many pixels in."""
+        needed = PEAK * pixels
+        with self.changed:
+            self.changed.wait_for(lambda: not self.taken or self.taken + needed <= self.total)
+            self.taken += needed
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.taken -= needed
+                self.changed.notify_all()
+
+
+# -- Pillow ------------------------------------------------------------------------------------------------------------
+
+@lru_cache
+def _list_formats() -> Tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow reads."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _find_webp_size(head: bytes) -> Optional[Tuple[int, int]]:
+    """Width and height of a WebP file by its first 30 bytes, None of others. Pillow takes its memory on opening one."""
+    if head[:4] != b'RIFF' or head[8:12] != b'WEBP' or len(head) < 30:
+        return None
+
+    def number(start: int, end: int) -> int:
+        return int.from_bytes(head[start:end], 'little')
+
+    return {
+        b'VP8X': (1 + number(24, 27), 1 + number(27, 30)),
+        b'VP8L': (1 + (number(21, 25) & 0x3fff), 1 + (number(21, 25) >> 14 & 0x3fff)),
+        b'VP8 ': (number(26, 28) & 0x3fff, number(28, 30) & 0x3fff),
+    }.get(head[12:16])
+
+
+def _describe_tiff(file: BinaryIO) -> str:
+    """What Pillow cannot read of a TIFF file, as far as that can be told."""
+    try:
+        head = _read_head(file, 16)
+        tags = TiffImagePlugin.ImageFileDirectory_v2(head if head[2] == 43 else head[:8])
+        file.seek(tags.next)
+        tags.load(file)
+        bits = '/'.join(map(str, tags[TiffImagePlugin.BITSPERSAMPLE]))
+    except Exception:  # of the many that broken files give
+        return ''
+    kind = {1: '', 2: ' signed', 3: ' floating-point'}.get(tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0], '')
+    return (
+        f'a TIFF file of {bits}{kind} bits a pixel (photometric interpretation'
+        f' {tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION)}) that Pillow cannot read: save it with 8 or 16 bits')
+
+
+@contextmanager
+def open_image(file: BinaryIO, reserve: Reserve = nullcontext) -> Iterator[Image.Image]:
+    """An image file as Pillow opens it, not decoded yet, of a size within the limit."""
+    with ExitStack() as stack:
+        webp_size = _find_webp_size(_read_head(file, 30))
+        if webp_size:
+            stack.enter_context(reserve(_check_size(*webp_size)))
+        _find_limit()
+        try:
+            image = stack.enter_context(Image.open(file, formats=_list_formats()))
+        except Image.DecompressionBombError as e:
+            _check_pixels(int(re.search(r'\d+', str(e)).group()))
+            raise
+        except UnidentifiedImageError as e:
+            reason = _describe_tiff(file) or f"no image of a format that is read ({', '.join(_list_formats())}, DICOM)"
+            raise UnidentifiedImageError(reason) from e
+        number = _check_size(*image.size)
+        if not webp_size:
+            stack.enter_context(reserve(number))
+        yield image
+
+
+def _split(width: int, height: int) -> List[Tuple[int, int]]:
+    """First and last row (excluded) of the strips of an image."""
+    rows = max(1, STRIP // max(width, 1))
+    return [(top, min(top + rows, height)) for top in range(0, max(height, 1), rows)]
+
+
+def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image], mode: str) -> Image.Image:
+    """An image converted strip by strip, where the whole would take several copies of it."""
+    strips = _split(*image.size)
+    if len(strips) == 1:
+        return convert(image).convert(mode)
+    result = Image.new(mode, image.size)
+    for top, bottom in strips:
+        result.paste(convert(image.crop((0, top, image.width, bottom))).convert(mode), (0, top))
+    return result
+
+
+def _scale(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Map low..high to black..white, 0 to 255. A negative slope of DICOM makes low the greater one."""
+    scaled = (values.astype(np.float64) - low) / ((high - low) or 1)
+    return (scaled.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+@lru_cache(16)
+def _scale_table(low: float, high: float) -> np.ndarray:
+    """`_scale` of each value of 16 bits."""
+    return _scale(np.arange(2 ** 16), low, high)
+
+
+def _tiff_tag(image: Image.Image, tag: int, default: int) -> int:
+    """A tag of a TIFF file, of its first channel; the default of other images."""
+    value = image.tag_v2.get(tag, default) if image.format == 'TIFF' and hasattr(image, 'tag_v2') else default
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _find_white(image: Image.Image) -> Tuple[int, float]:
+    """Bits of a channel, and the value that is white."""
+    if image.mode == '1':
+        return 1, 255
+    if image.mode == 'F':
+        return 32, 1
+    if not image.mode.startswith('I'):
+        return 8, 255
+    bits = _tiff_tag(image, TiffImagePlugin.BITSPERSAMPLE, 32 if image.mode == 'I' else 16)
+    if 8 < bits < 16:
+        return bits, 2 ** bits - 1
+    is_signed = bits == 16 and _tiff_tag(image, TiffImagePlugin.SAMPLEFORMAT, 1) == 2
+    return bits, 2 ** 15 - 1 if is_signed else 2 ** 16 - 1
+
+
+def _convert_deep(
+        image: Image.Image,
+        mode: str,
+        bits: int,
+        white: float,
+        white_is_zero: bool,
+) -> Tuple[Image.Image, StoredValues]:
+    """An image of more than 8 bits as one of 8 bits, and its values."""
+    ends = [(pixels.min(), pixels.max()) for pixels in (
+        np.asarray(image.crop((0, top, image.width, bottom))) for top, bottom in _split(*image.size))]
+    low, high = np.min(ends), np.max(ends)  # NaN if one is
+    if not (low >= 0 and high <= white):
+        raise ValueError(
+            f"pixels of mode '{image.mode}' from {low:g} to {high:g}, expected 0 to {white:g}: save it with 8 or 16"
+            ' bits')
+    black, full = (white, 0) if white_is_zero else (0, white)
+    key = image.info.get('transparency')  # of a PNG, the grey that is transparent
+
+    def convert(strip: Image.Image) -> Image.Image:
+        pixels = np.asarray(strip)
+        shown = _scale(pixels, black, full) if image.mode == 'F' else _scale_table(black, full)[pixels]
+        return Image.fromarray(shown if key is None else np.where(pixels == key, np.uint8(0), shown))
+
+    return _by_strips(image, convert, mode), StoredValues(image.mode, bits, float(low), float(high), white)
+
+
+def _lay_on_black(image: Image.Image) -> Image.Image:
+    image = image.convert('RGBA')
+    return Image.alpha_composite(Image.new('RGBA', image.size, 'black'), image)
+
+
+def _find_raw_mode(image: Image.Image) -> str:
+    """How the pixels of a PNG file lie in it, '' once it was decoded."""
+    return image.tile[0][3] if image.format == 'PNG' and getattr(image, 'tile', None) else ''
+
+
+def _prepare_key(image: Image.Image) -> Optional[Image.Image]:
+    """Make the transparent colour of a PNG file, which Pillow gives as it is stored, one of 8 bits as the pixels are.
+
+    Of 3 x 16 bits Pillow keeps the upper halves, in which other colours are like it: it is taken out of the image's
+    `info`, and returned is the mask of those pixels whose lower halves are its own, read in the other byte order.
+    """
+    key, raw_mode = image.info.get('transparency'), _find_raw_mode(image)
+    if image.mode == 'L' and isinstance(key, int):
+        bits = {'L;2': 2, 'L;4': 4}.get(raw_mode, 8)
+        image.info['transparency'] = (key & 2 ** bits - 1) * 255 // (2 ** bits - 1)
+    if image.mode != 'RGB' or not isinstance(key, tuple):
+        return None
+    if raw_mode != 'RGB;16B':
+        is_deep = max(key) > 255  # of one that was decoded before, whose lower halves are lost
+        image.info['transparency'] = tuple(value >> 8 if is_deep else value for value in key)
+        return None
+    lower = Image.open(image.fp, formats=('PNG',))
+    codec, extents, offset, _ = lower.tile[0]
+    lower.tile = [(codec, extents, offset, 'RGB;16L')]
+    del lower.info['transparency']
+    lower.load()
+    return _by_strips(lower, partial(_find_colour, colour=np.array(key) & 255), '1')
+
+
+def _find_colour(image: Image.Image, colour: np.ndarray) -> Image.Image:
+    """Mask of the pixels of a colour."""
+    return Image.fromarray((np.asarray(image) == colour).all(axis=-1))
+
+
+def _load(image: Image.Image) -> Image.Image:
+    """An opened image, decoded and upright.
+
+    Raises:
+        ValueError: if it is too large or not one image.
+    """
+    if image.format == 'TIFF' and getattr(image, 'is_animated', False):  # of an animation the first frame is taken
+        raise ValueError('several pages, expected one image')
+    _check_size(*image.size)
+    key = image.info.get('transparency')
+    lower_mask = _prepare_key(image)
+    image.load()
+    if lower_mask is not None:
+        del image.info['transparency']
+        upper_mask = _by_strips(image, partial(_find_colour, colour=np.array(key) >> 8), '1')
+        image.paste(0, mask=ImageChops.logical_and(lower_mask, upper_mask))
+    is_signed = image.mode == 'L' and _tiff_tag(image, TiffImagePlugin.SAMPLEFORMAT, 1) == 2
+    if is_signed and image.getextrema()[1] > 127:  # Pillow reads -1 as 255
+        raise ValueError('negative pixels (signed, 8 bit), expected 0 to 127: save it with 8 or 16 bits')
+    return ImageOps.exif_transpose(image) if _orientation(image) in range(2, 9) else image  # it would copy others
+
+
+def _orientation(image: Image.Image) -> int:
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
+def _convert(image: Image.Image, mode: str) -> Tuple[Image.Image, StoredValues]:
+    """An opened image as a person sees it, and its values; of those of 8 bits what they reach is not measured (NaN)."""
+    upright = _load(image)
+    bits, white = _find_white(image)
+    if image.mode.startswith(('I', 'F')):
+        # Pillow inverts 8 bits alone. A file without the tag is taken as it takes it
+        white_is_zero = image.format == 'TIFF' and not _tiff_tag(image, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0)
+        return _convert_deep(upright, mode, bits, white, white_is_zero)
+    values = StoredValues(image.mode, bits, np.nan, np.nan, white)
+    if image.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in image.info:
+        return _by_strips(upright, _lay_on_black, mode), values
+    if mode == 'L' and image.mode not in ('L', '1'):  # some modes have no direct way to grey
+        return _by_strips(upright, lambda strip: strip.convert('RGB'), mode), values
+    return upright.convert(mode), values
+
+
+# -- DICOM -------------------------------------------------------------------------------------------------------------
+
+def _import_pydicom() -> Any:
+    try:
+        import pydicom
+        import pydicom.pixels
+    except ImportError as e:
+        raise ImportError("DICOM files need pydicom: pip install 'hdkd-timm[dicom]'.") from e
+    return pydicom
+
+
+def _inflate_dicom(file: BinaryIO, limit: int, is_whole: bool) -> BinaryIO:
+    """A DICOM file that is not deflated, of no more than so many bytes.
+
+    Args:
+        file: The file.
+        limit: Bytes.
+        is_whole: Refuse a longer one, else cut it off.
+    """
+    head = _read_head(file, 144)  # preamble, 'DICM', and as the first element how long its group, not deflated, is
+    if head[132:140] != b'\2\0\0\0UL\4\0':
+        return file
+    meta = _read_head(file, 144 + min(int.from_bytes(head[140:], 'little'), DICOM_HEADER))
+    if DEFLATED not in meta:
+        return file
+    inflated = io.BytesIO()
+    inflated.write(meta.replace(DEFLATED, INFLATED.ljust(len(DEFLATED), b'\0')))
+    file.seek(len(meta))
+    decompressor, left = zlib.decompressobj(-zlib.MAX_WBITS), limit
+    while left and not decompressor.eof:
+        data = decompressor.unconsumed_tail or file.read(2 ** 16)
+        if not data:
+            break
+        left -= inflated.write(decompressor.decompress(data, left))
+    if is_whole and not left:
+        raise ValueError(f'its deflated part holds more than its pixels and {DICOM_HEADER:,} bytes beside them')
+    inflated.seek(0)
+    return inflated
+
+
+def _read_dicom_header(file: BinaryIO) -> Any:
+    """All but the pixels of a DICOM file, which is one image of a size within the limit."""
+    pydicom = _import_pydicom()
+    header = pydicom.dcmread(_inflate_dicom(file, DICOM_HEADER, is_whole=False), stop_before_pixels=True)
+    frames = int(header.get('NumberOfFrames') or 1)
+    if frames > 1:
+        raise ValueError(f'{frames} frames, expected one image')
+    if not (header.get('Rows') and header.get('Columns')):
+        raise ValueError('a DICOM file without an image (Rows and Columns)')
+    _check_size(header.Columns, header.Rows)
+    file.seek(0)
+    return header
+
+
+def _find_padding(rows: np.ndarray, dataset: Any) -> np.ndarray:
+    """Mask of the pixels that pad an image, by DICOM's Pixel Padding Value and its range limit."""
+    if rows.dtype.kind == 'f':
+        value = dataset.get('FloatPixelPaddingValue', dataset.get('DoubleFloatPixelPaddingValue'))
+        limit = dataset.get('FloatPixelPaddingRangeLimit', dataset.get('DoubleFloatPixelPaddingRangeLimit', value))
+        if value is None:
+            return np.zeros(rows.shape, bool)
+        return (rows >= min(value, limit)) & (rows <= max(value, limit)) | np.isnan(rows) & np.isnan(value)
+    bits = 8 * rows.dtype.itemsize
+
+    def as_pixel(value: Any) -> Optional[int]:
+        """As the pixels are stored: some files tell it signed and have unsigned ones, or the other way round."""
+        if value in (None, '', b''):
+            return None
+        value = int.from_bytes(value, 'little') if isinstance(value, bytes) else int(value)
+        value %= 2 ** bits
+        return value - 2 ** bits if rows.dtype.kind == 'i' and value >= 2 ** (bits - 1) else value
+
+    value = as_pixel(dataset.get('PixelPaddingValue'))
+    if value is None:
+        return np.zeros(rows.shape, bool)
+    limit = as_pixel(dataset.get('PixelPaddingRangeLimit'))
+    limit = value if limit is None else limit
+    return (rows >= min(value, limit)) & (rows <= max(value, limit))
+
+
+def _find_dicom_colours(pixels: np.ndarray, interpretation: str, dataset: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """What makes RGB of 8 bits of rows of a colour image."""
+    from pydicom.pixels import apply_color_lut, convert_color_space
+    if interpretation == 'PALETTE COLOR':
+        bits = 8 * apply_color_lut(pixels[:1], dataset).dtype.itemsize
+        return lambda rows: _scale(apply_color_lut(rows, dataset)[..., :3], 0, 2 ** bits - 1)
+    white = 2 ** dataset.BitsStored - 1
+    if interpretation in ('YBR_FULL', 'YBR_FULL_422'):
+        return lambda rows: _scale(convert_color_space(rows, 'YBR_FULL', 'RGB'), 0, white)
+    return lambda rows: _scale(rows, 0, white)
+
+
+def _find_dicom_greys(pixels: np.ndarray, dataset: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """What makes 8 bits of rows of a grey image: modality and VOI transforms (window); else its range, less padding."""
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    is_inverted = dataset.PhotometricInterpretation == 'MONOCHROME1'
+    has_window = all(dataset.get(name) not in (None, '') for name in ('WindowWidth', 'WindowCenter'))
+    if dataset.get('VOILUTSequence') or has_window:
+        if dataset.get('VOILUTSequence'):
+            low, high = 0, 2 ** dataset.VOILUTSequence[0].LUTDescriptor[2] - 1
+        else:
+            with np.errstate(over='ignore'):
+                low, high = apply_voi_lut(np.array([-1e12, 1e12]), dataset)  # ends of the window's output
+
+        def show(rows: np.ndarray) -> np.ndarray:
+            _refuse_no_numbers(rows)
+            shown = _scale(apply_voi_lut(apply_modality_lut(rows, dataset), dataset), low, high)
+            return 255 - shown if is_inverted else shown
+        return show
+
+    ends = []
+    for first, last in _split(pixels.shape[1], pixels.shape[0]):
+        rows = pixels[first:last]
+        values = apply_modality_lut(rows, dataset)[~_find_padding(rows, dataset)]
+        _refuse_no_numbers(values)
+        ends += [values.min(), values.max()] if values.size else []
+    low, high = (min(ends), max(ends)) if ends else (0, 0)
+
+    def stretch(rows: np.ndarray) -> np.ndarray:
+        padding = _find_padding(rows, dataset)
+        shown = _scale(np.where(padding, low, apply_modality_lut(rows, dataset)), low, high)
+        return np.where(padding, 0, 255 - shown if is_inverted else shown).astype(np.uint8)
+    return stretch
+
+
+def _refuse_no_numbers(values: np.ndarray) -> None:
+    if values.dtype.kind == 'f' and not np.isfinite(values).all():
+        raise ValueError('pixels that are not finite numbers')
+
+
+def _read_dicom(file: BinaryIO, mode: str, reserve: Reserve) -> Tuple[Image.Image, StoredValues]:
+    """A DICOM file's image as viewers show it, MONOCHROME1 inverted, and its values."""
+    pydicom = _import_pydicom()
+    header = _read_dicom_header(file)
+    height, width = header.Rows, header.Columns
+    samples, allocated = header.get('SamplesPerPixel') or 1, header.get('BitsAllocated') or 64
+    with reserve(height * width):
+        limit = height * width * samples * -(-allocated // 8) + DICOM_HEADER
+        dataset = pydicom.dcmread(_inflate_dicom(file, limit, is_whole=True))
+        decoder = pydicom.pixels.get_decoder(dataset.file_meta.TransferSyntaxUID)
+        pixels, found = decoder.as_array(dataset, raw=True, **pydicom.pixels.as_pixel_options(dataset))
+        for name in ('PixelData', 'FloatPixelData', 'DoubleFloatPixelData'):
+            if name in dataset:
+                del dataset[name]  # once is enough
+        interpretation = str(found['photometric_interpretation'])
+        is_grey = pixels.ndim == 2 and interpretation != 'PALETTE COLOR'
+        show = _find_dicom_greys(pixels, dataset) if is_grey else _find_dicom_colours(pixels, interpretation, dataset)
+        result = Image.new(mode, (width, height))
+        for first, last in _split(width, height):
+            result.paste(Image.fromarray(show(pixels[first:last])).convert(mode), (0, first))
+        bits = dataset.get('BitsStored') or allocated
+        if interpretation == 'RGB':
+            return result, StoredValues('DICOM', bits, float(pixels.min()), float(pixels.max()), 2 ** bits - 1)
+        return result, StoredValues('DICOM', bits, np.nan, np.nan, 255)
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+def _read(file: BinaryIO, mode: str, name: str, reserve: Reserve = nullcontext) -> Tuple[Image.Image, StoredValues]:
+    if is_dicom(file, name):
+        return _read_dicom(file, mode, reserve)
+    with open_image(file, reserve) as image:
+        return _convert(image, mode)
+
+
+def _measure(image: Image.Image, values: StoredValues) -> StoredValues:
+    """What values of 8 bits reach, in the image as it is read."""
+    if not np.isnan(values.low):
+        return values
+    ends = np.array(image.getextrema())
+    return values._replace(low=float(ends.min()), high=float(ends.max()))
+
+
+def read_image(file: ImageFile, mode: str = 'RGB', name: Optional[str] = None) -> Image.Image:
+    """Read an image file.
+
+    Args:
+        file: Path, open binary file, or bytes.
+        mode: Pillow mode of the result, 'RGB' or 'L' (grey).
+        name: File name of an open file, for its extension.
+
+    Returns:
+        Image of 8 bits a channel. Of deep grey the greatest value that the file could hold is white: 65535, 4095 of a
+        TIFF file of 12 bits, 1 of floating-point ones. Transparent parts are black.
+
+    Raises:
+        ImportError: for DICOM files without pydicom.
+        OSError, ValueError and others of Pillow's and pydicom's: if it cannot be read as one image of finite pixels
+            within the limit of `PIL.Image.MAX_IMAGE_PIXELS`.
+    """
+    with _opened(file) as opened:
+        return _read(opened, mode, _name_of(file, name))[0]
+
+
+def read_with_values(
+        file: Union[ImageFile, Image.Image],
+        mode: str = 'RGB',
+        name: Optional[str] = None,
+        reserve: Reserve = nullcontext,
+) -> Tuple[Image.Image, StoredValues]:
+    """As `read_image` (or, of an image that Pillow opened, `convert_image`), and how its values are stored."""
+    if isinstance(file, Image.Image):
+        image, values = _convert(file, mode)
+    else:
+        with _opened(file) as opened:
+            image, values = _read(opened, mode, _name_of(file, name), reserve)
+    return image, _measure(image, values)
+
+
+def image_size(file: ImageFile, name: Optional[str] = None) -> Tuple[int, int]:
+    """Width and height that `read_image` gives, from the file's header alone."""
+    with _opened(file) as opened:
+        if is_dicom(opened, _name_of(file, name)):
+            header = _read_dicom_header(opened)
+            return header.Columns, header.Rows
+        with open_image(opened) as image:
+            return upright_size(image)
+
+
+def upright_size(image: Image.Image) -> Tuple[int, int]:
+    """Width and height of an image after the rotation that EXIF tells."""
+    orientation = _orientation(image)
+    if orientation not in (5, 6, 7, 8):
+        return image.size
+    # of a TIFF file Pillow tells a size that is upright already, or is not, by where it found the orientation
+    width = _tiff_tag(image, TiffImagePlugin.IMAGEWIDTH, image.width)
+    return _tiff_tag(image, TiffImagePlugin.IMAGELENGTH, image.height), width
+
+
+def convert_image(image: Image.Image, mode: str = 'RGB') -> Image.Image:
+    """An image as Pillow opens or decodes it, as a person sees it; see `read_image`.
+
+    Raises:
+        ValueError: if it is not one image of finite pixels within the limit.
+    """
+    return _convert(image, mode)[0]
+
+
+def hash_file(file: BinaryIO) -> Tuple[int, str]:
+    """Number of bytes of an open file, and their SHA-256 in hexadecimal digits."""
+    file.seek(0)
+    digest, size = hashlib.sha256(), 0
+    while block := file.read(2 ** 20):
+        digest.update(block)
+        size += len(block)
+    file.seek(0)
+    return size, digest.hexdigest()
+
+
+def inspect_image(
+        file: Union[ImageFile, Image.Image],
+        mode: str = 'RGB',
+        name: Optional[str] = None,
+        reserve: Reserve = nullcontext,
+) -> ImageRecord:
+    """Read an image file once, for its hash and for what it holds.
+
+    Args:
+        file: Path, open binary file, bytes; or an image that is decoded already.
+        mode: As `read_image`.
+        name: As `read_image`.
+        reserve: Context manager that waits for the memory for so many pixels.
+    """
+    size, digest = 0, ''
+    try:
+        if isinstance(file, Image.Image):
+            return ImageRecord(values=read_with_values(file, mode)[1])
+        with _opened(file) as opened:
+            size, digest = hash_file(opened)
+            return ImageRecord('', size, digest, read_with_values(opened, mode, _name_of(file, name), reserve)[1])
+    except Exception as e:  # Pillow's plugins raise errors of many types on broken files
+        return ImageRecord(f'{type(e).__name__}: {e}', size, digest)
+
+
+def inspect_images(paths: Sequence[str], mode: str = 'RGB') -> List[ImageRecord]:
+    """Read every image once, in a Pillow mode. Returns what each tells, in their order.
+
+    As many are read at once as half of the available memory holds.
+    """
+    budget = MemoryBudget(available_memory() // 2)
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(partial(inspect_image, mode=mode, reserve=budget.reserve), paths))
+
+
+def find_bad_images(paths: Sequence[str], mode: str = 'RGB') -> Dict[str, str]:
+    """Read every image once, in a Pillow mode. Returns path -> reason for those that cannot be read."""
+    return {path: record.error for path, record in zip(paths, inspect_images(paths, mode)) if record.error}
 
 
 def describe_ranges(values: Sequence[Optional[StoredValues]], names: Sequence[str]) -> str:
@@ -149,149 +733,8 @@ def describe_ranges(values: Sequence[Optional[StoredValues]], names: Sequence[st
     like = [i for i in dark if (values[i].mode, values[i].white) == (values[first].mode, values[first].white)]
     low, high, white = min(values[i].low for i in like), max(values[i].high for i in like), values[first].white
     return (
-        f'{len(dark):,} of {len(values):,} images use a small part of their range and are read nearly black:'
-        f" {f'{len(like):,} have ' if len(like) < len(dark) else ''}values {low:g} to {high:g} of 0 to {white:g}"
-        f" ({values[first].bits} bit), e.g. '{names[first]}'. If their white is not {white:g}, save them with their"
-        f' values multiplied by {white:g} / WHITE, e.g. by {white / high:.4g}, the same for all.')
-
-
-def is_side_file(name: str) -> bool:
-    """Is this the name of a file, or folder, that is no image of a data set: hidden, of a system, a table, a text?"""
-    name = os.path.basename(name).lower()
-    return name.startswith('.') or name in SIDE_NAMES or name.endswith(SIDE_EXTENSIONS)
-
-
-def is_dicom(file: ImageFile, name: Optional[str] = None) -> bool:
-    """Is this a DICOM file, by its suffix or by its preamble (128 bytes, then 'DICM')?"""
-    name = _name_of(file, name)
-    if name.lower().endswith(DICOM_EXTENSIONS):
-        return True
-    if isinstance(file, bytes):
-        return file[128:132] == b'DICM'
-    if isinstance(file, (str, Path)):
-        with open_image_file(file) as opened:
-            return is_dicom(opened, name)
-    place = file.tell()
-    head = file.read(132)
-    file.seek(place)
-    return head[128:] == b'DICM'
-
-
-def is_image_file(path: Union[str, Path]) -> bool:
-    """Is this an image file, by its suffix, or a DICOM file by its content?"""
-    return str(path).lower().endswith(IMG_EXTENSIONS) or is_dicom(path)
-
-
-def open_image_file(path: Union[str, Path]) -> BinaryIO:
-    """Open a file to read it.
-
-    Raises:
-        OSError: if it cannot be read; if it is a pipe, socket or device, which could block or never end.
-    """
-    mode = os.stat(path).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # open() tells of folders
-        kind = next((kind for is_kind, kind in (
-            (stat.S_ISFIFO, 'named pipe'), (stat.S_ISSOCK, 'socket'), (stat.S_ISCHR, 'device'),
-            (stat.S_ISBLK, 'device')) if is_kind(mode)), 'special file')
-        raise OSError(f"'{path}' is a {kind}, expected an image file")
-    return open(path, 'rb')
-
-
-def _name_of(file: ImageFile, name: Optional[str]) -> str:
-    return str(name or (file if isinstance(file, (str, Path)) else getattr(file, 'name', '')))
-
-
-def inspect_image(file: Union[ImageFile, Image.Image], mode: str = 'RGB', name: Optional[str] = None) -> ImageRecord:
-    """Read an image file once, for its hash and for what it holds.
-
-    Args:
-        file: Path, open binary file, bytes; or an image that is decoded already.
-        mode: As `read_image`.
-        name: As `read_image`.
-    """
-    size, digest = 0, ''
-    try:
-        if isinstance(file, Image.Image):
-            convert_image(file, mode)
-        elif isinstance(file, (str, Path)):
-            with open_image_file(file) as opened:
-                return inspect_image(opened, mode, _name_of(file, name))
-        else:
-            data = file if isinstance(file, bytes) else file.read()
-            size, digest = len(data), hashlib.sha256(data).hexdigest()
-            read_image(io.BytesIO(data), mode, _name_of(file, name))
-    except Exception as e:  # Pillow's plugins raise errors of many types on broken files
-        return ImageRecord(f'{type(e).__name__}: {e}', size, digest)
-    return ImageRecord('', size, digest)
-
-
-def inspect_images(paths: Sequence[str], mode: str = 'RGB') -> List[ImageRecord]:
-    """Read every image once, in a Pillow mode. Returns what each tells, in their order."""
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(partial(inspect_image, mode=mode), paths))
-
-
-def find_bad_images(paths: Sequence[str], mode: str = 'RGB') -> Dict[str, str]:
-    """Read every image once, in a Pillow mode. Returns path -> reason for those that cannot be read."""
-    return {path: record.error for path, record in zip(paths, inspect_images(paths, mode)) if record.error}
-
-
-def read_image(file: Union[str, Path, BinaryIO], mode: str = 'RGB', name: Optional[str] = None) -> Image.Image:
-    """Read an image file.
-
-    Args:
-        file: Path, or an open binary file.
-        mode: Pillow mode of the result, 'RGB' or 'L' (grey).
-        name: File name of an open file, for its extension.
-
-    Returns:
-        Image of 8 bits a channel. 16-bit grey: 65535 is white. Transparent parts are black.
-
-    Raises:
-        ImportError: for DICOM files without pydicom.
-        OSError, ValueError and others of Pillow's and pydicom's: if it cannot be read as one image of finite pixels.
-    """
-    name = str(name or (file if isinstance(file, (str, Path)) else getattr(file, 'name', '')))
-    if is_dicom(file, name):
-        return _read_dicom(file).convert(mode)
-    with Image.open(file) as image:
-        return convert_image(image, mode)
-
-
-def image_size(file: Union[str, Path, BinaryIO], name: Optional[str] = None) -> Tuple[int, int]:
-    """Width and height that `read_image` gives, from the file's header alone."""
-    name = str(name or (file if isinstance(file, (str, Path)) else getattr(file, 'name', '')))
-    if is_dicom(file, name):
-        import pydicom
-        dataset = pydicom.dcmread(file, stop_before_pixels=True)
-        return dataset.Columns, dataset.Rows
-    with Image.open(file) as image:
-        return upright_size(image)
-
-
-def upright_size(image: Image.Image) -> Tuple[int, int]:
-    """Width and height of an image after the rotation that EXIF tells."""
-    width, height = image.size
-    return (height, width) if image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8) else (width, height)
-
-
-def convert_image(image: Image.Image, mode: str = 'RGB') -> Image.Image:
-    """An image as Pillow decodes it, as a person sees it; see `read_image`.
-
-    Raises:
-        ValueError: if it is not one image of finite pixels.
-    """
-    frames = getattr(image, 'n_frames', 1)
-    if frames > 1 and image.format != 'MPO':  # a photograph and its preview
-        raise ValueError(f'{frames} frames, expected one image')
-    image.load()
-    white_is_zero = image.format == 'TIFF' and image.tag_v2.get(PHOTOMETRIC) == 0  # Pillow inverts 8 bits alone
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(('I', 'F')):
-        image = _convert_deep(image, white_is_zero)
-    elif image.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in image.info:
-        image = image.convert('RGBA')
-        image = Image.alpha_composite(Image.new('RGBA', image.size, 'black'), image)
-    if mode == 'L' and image.mode not in ('L', '1'):
-        image = image.convert('RGB')  # some modes have no direct way to grey
-    return image.convert(mode)
+        f'{len(dark):,} of {len(values):,} images use so small a part of their range that they are read nearly black:'
+        f" {f'{len(like):,} of them have ' if len(like) < len(dark) else ''}values {low:g} to {high:g} of 0 to"
+        f" {white:g} ({values[first].mode}, {values[first].bits} bit), as '{names[first]}'. If that is not how they"
+        f' should look, multiply the values of all images by the same factor ({white / high:.4g} at most) and save them'
+        ' anew.')
