@@ -162,6 +162,5 @@ def warn_left_out(names: Sequence[str], where: str) -> None:
     if names:
         hidden = any(os.path.basename(name).startswith('.') for name in names)
         _logger.warning(
-            f"Left out {len(names):,} file{'s' * (len(names) > 1)} of '{where}', not images by suffix"
-            f"{' or hidden' * hidden}: {name_some(sorted(names, key=natural_order))} (by suffix:"
-            f' {count_suffixes(names)}).')
+            f"Left out {len(names):,} file{'s' * (len(names) > 1)} of '{where}', {'hidden or ' * hidden}without the"
+            f' suffix of an image: {name_some(sorted(names, key=natural_order))} (by suffix: {count_suffixes(names)}).')

@@ -343,6 +343,55 @@ def test_other_images(tmp_path, edit, name, number):
         keep_images(edit(ROWS), tmp_path)
 
 
+def with_contents(rows, sizes='1234', digests='abcd'):
+    return [
+        dict(row, bytes=size, sha256=digest * 64 if digest.strip() else '')
+        for row, size, digest in zip(rows, sizes, digests)]
+
+
+def test_contents_of_images(tmp_path, caplog):
+    keep_images(with_contents(ROWS), tmp_path)
+    written = (tmp_path / IMAGES).read_text()
+    keep_images(with_contents(ROWS), tmp_path)
+    keep_images(with_contents([dict(row, path=row['path'].replace('/data', '/moved')) for row in ROWS]), tmp_path)
+    assert not caplog.records
+    for changed in (with_contents(ROWS, '1239', 'abcd'), with_contents(ROWS, '1234', 'abcf')):
+        with pytest.raises(ValueError, match=re.escape(
+                f"Image '/data/test/b/3.png' of split test has changed since run '{tmp_path}' was begun (1 of 4 ")):
+            keep_images(changed, tmp_path)
+    # images that are not read now
+    keep_images(with_contents(ROWS, digests='    '), tmp_path)
+    assert 'the images are not read now. Names, splits and sizes are the same.' in caplog.text
+    with pytest.raises(ValueError, match=r"Image '/data/train/a/0.png' .* has changed .* \(2 of 4 images"):
+        keep_images(with_contents(ROWS, '9294', '    '), tmp_path)
+    assert (tmp_path / IMAGES).read_text() == written
+
+
+def test_lists_of_before_without_contents(tmp_path, caplog):
+    keep_images(ROWS, tmp_path)
+    keep_images(with_contents(ROWS), tmp_path)
+    assert f"'{tmp_path / IMAGES}' holds no SHA-256, it is of an earlier version" in caplog.text
+    assert 'Names and splits are the same.' in caplog.text
+    with pytest.raises(ValueError, match='The images are not those'):
+        keep_images(with_contents(ROWS[:3]), tmp_path)
+
+
+@pytest.mark.parametrize('text', [None, '', 'path,label,split\n', 'damaged\n\0'])
+def test_run_without_its_list_of_images(tmp_path, text):
+    (tmp_path / 'student').mkdir()
+    if text is not None:
+        (tmp_path / IMAGES).write_text(text)
+    (tmp_path / 'student' / STATE).touch()
+    with pytest.raises(FileNotFoundError, match=(
+            f"'{tmp_path / IMAGES}', the list of the run's images, is {'missing' if text is None else 'empty'}")):
+        keep_images(with_contents(ROWS), tmp_path)
+    # a run that has not got further than its settings has no list yet
+    (tmp_path / 'student' / STATE).unlink()
+    if text is None:
+        keep_images(with_contents(ROWS), tmp_path)
+        assert content(tmp_path) == [IMAGES, 'student']
+
+
 def test_images_that_are_not_told(tmp_path):
     keep_images([], tmp_path)
     assert content(tmp_path) == []
