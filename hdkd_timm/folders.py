@@ -148,7 +148,8 @@ def _holds_dicom(path: str) -> bool:
 def count_suffixes(paths: Iterable[str]) -> str:
     """How many files have each suffix, the ten most frequent: '.png 12, .jfif 3'."""
     counts = Counter(os.path.splitext(path)[1].lower() or 'none' for path in paths)
-    told = ', '.join(f'{suffix} {number:,}' for suffix, number in counts.most_common(10))
+    frequent = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:10]
+    told = ', '.join(f'{suffix} {number:,}' for suffix, number in frequent)
     return told + (f', {len(counts) - 10:,} others' if len(counts) > 10 else '')
 
 

@@ -3,14 +3,19 @@ import csv
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY_STUDENT
 
+from hdkd_timm import TrainConfig, train
+from hdkd_timm.data import DataConfig, create_datasets
 from hdkd_timm.files import whole_file
 from hdkd_timm.runs import (
     CONFIG,
@@ -475,3 +480,27 @@ def test_interrupted():
     error = Interrupted(signal.SIGTERM, 'runs/a')
     assert str(error) == "SIGTERM, the state of run 'runs/a' is saved"
     assert (error.signum, error.signal_name, error.folder) == (15, 'SIGTERM', 'runs/a')
+
+
+def test_a_run_goes_on_with_the_same_images_only(image_folder, tmp_path):
+    config = TrainConfig(
+        data_dir=str(image_folder), img_size=32, epochs=1, batch_size=4, workers=0, device='cpu', bootstrap=0,
+        model_kwargs={k: v for k, v in TINY_STUDENT.items() if k not in ('img_size', 'num_classes')},
+        output=str(tmp_path / 'runs'), experiment='run')
+    run = Path(train(config)['run'])
+    path = image_folder / 'test' / 'b' / '1.png'
+    before = path.read_bytes()
+    shutil.copyfile(image_folder / 'test' / 'c' / '1.png', path)
+    with pytest.raises(ValueError, match=rf"Image '{path}' of split test has changed since .* \(1 of 36 images"):
+        train(config, resume=True)
+    path.write_bytes(before)
+    train(config, resume=True)
+    # its own list reads the images from wherever the run is
+    run.rename(tmp_path / 'moved')
+    datasets, _ = create_datasets(DataConfig(data_csv=str(tmp_path / 'moved' / IMAGES)))
+    assert {split: len(dataset) for split, dataset in datasets.items()} == {'train': 24, 'test': 12}
+    (tmp_path / 'moved').rename(run)
+    (run / IMAGES).unlink()
+    with pytest.raises(FileNotFoundError, match=r"images\.csv', the list of the run's images, is missing"):
+        train(config, resume=True)
+    assert not (run / IMAGES).exists()
