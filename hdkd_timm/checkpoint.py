@@ -26,7 +26,7 @@ from .models.hdkd import HDKDStudent, HDKDTeacher, is_fused
 __all__ = [
     'HUBS', 'adapt_stats', 'check_preprocessing', 'convert_checkpoint', 'describe_orders', 'find_model_folder',
     'has_two_orders', 'load_checkpoint', 'load_model', 'load_saved', 'load_teacher', 'match_label_names',
-    'read_checkpoint', 'recognize', 'save_model']
+    'read_checkpoint', 'read_model_config', 'recognize', 'save_model']
 
 _logger = logging.getLogger(__name__)
 
@@ -244,8 +244,9 @@ def load_checkpoint(
     told = read_told(checkpoint)
     given = {k: v for k, v in model_kwargs.items() if v is not None}
     is_state = 'progress' in checkpoint and 'optimizer' in checkpoint  # of a run of this package
-    if is_state and told.model_name is None:
-        told = read_told_beside(path)
+    if is_state:
+        beside = read_told_beside(path)
+        told = told._replace(cfg=beside.cfg) if told.model_name else beside
     try:
         network = choose_network(checkpoint, path, model_name or told.model_name, use_ema)
         tensors = {name: value for name, value in network.state_dict.items() if isinstance(value, torch.Tensor)}
@@ -404,6 +405,11 @@ _FACTORY_ARGS = (
     'features_only', 'model_cfg', 'feature_cfg', 'kwargs_filter')
 
 
+def read_model_config(folder: PathLike) -> Dict[str, Any]:
+    """What a model folder's config.json holds."""
+    return json.loads((Path(folder) / 'config.json').read_text(encoding='utf-8'))
+
+
 def _check_source(name: str, folder: Optional[Path]) -> Dict[str, Any]:
     """Arguments that the model of a folder or of the Hub was built with, from its config.json.
 
@@ -411,7 +417,7 @@ def _check_source(name: str, folder: Optional[Path]) -> Dict[str, Any]:
         ValueError: if the file contradicts itself, or says how weights are to be loaded.
     """
     if folder is not None:
-        config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+        config = read_model_config(folder)
     else:
         cfg, _, args = load_model_config_from_hf(name.partition(':')[2])
         config = dict(pretrained_cfg=cfg, model_args=args)
@@ -621,5 +627,5 @@ def has_two_orders(classes: Sequence[str]) -> bool:
 def describe_orders(classes: Sequence[str]) -> str:
     """Both orders, to be told."""
     return (
-        f"that of the data here is {' '.join(classes)}, a trainer with torchvision's ImageFolder, as the published code,"
-        f" has {' '.join(sorted(classes))}")
+        f"the data has {', '.join(classes)}, a trainer with torchvision's ImageFolder (the published code is one)"
+        f" {', '.join(sorted(classes))}")
