@@ -85,6 +85,24 @@ def test_shipped_folder(name):
     assert not any(word in path.read_text() for path in folder.glob('*.[jmy]*') for word in ('data_csv', str(ROOT)))
 
 
+@pytest.mark.parametrize('name', RELEASES)
+def test_registered_cfg_is_that_of_the_folder(name):
+    config = json.loads((find_folder(name) / 'config.json').read_text())
+    assert config['num_classes'] == config['pretrained_cfg']['num_classes']
+    assert 'num_classes' not in config['model_args']  # transformers takes no second one
+    saved = dict(
+        config['pretrained_cfg'], architecture=config['architecture'], label_names=config['label_names'])
+    registered = timm.get_pretrained_cfg(name).to_dict(remove_source=True)
+    assert saved == json.loads(json.dumps(registered))
+
+
+def test_students_have_no_pool_size():
+    """It would tell others, fastai for one, that the features are a map."""
+    for name in timm.list_models('hdkd_*'):
+        features = timm.create_model(name, num_classes=0, img_size=64).forward_features(torch.zeros(1, 3, 64, 64))
+        assert (timm.get_pretrained_cfg(name).pool_size is None) == (features.ndim == 3)
+
+
 def test_size_of_all():
     assert sum(path.stat().st_size for path in (ROOT / 'weights').rglob('*.*')) < 35e6
 
