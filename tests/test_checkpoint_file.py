@@ -1,4 +1,4 @@
-"""Checkpoints as other trainers write them: what they hold beside weights, where the network is, what they say of it."""
+"""Checkpoints as other trainers write them: what they hold beside weights, where a network is, what they say of it."""
 import argparse
 import json
 import logging
@@ -126,7 +126,7 @@ def test_task_checkpoint_holds_two_networks(tmp_path):
     assert {network.kind for network in find_networks(state)} == {'hdkd_student', 'hdkd_teacher'}
     state = {**prefixed(pair[0], 'student.'), **prefixed(pair[1], 'teacher.')}
     path = save(tmp_path, state)
-    with pytest.raises(ValueError, match=r'several networks: student\.\* \(hdkd_student\), teacher\.\* \(hdkd_teacher\)'):
+    with pytest.raises(ValueError, match=r'networks: student\.\* \(hdkd_student\), teacher\.\* \(hdkd_teacher\)'):
         load_checkpoint(path, **HEADS)
     for model, name in zip(pair, ('hdkd_student', 'hdkd_teacher')):
         assert same(load_checkpoint(path, name, **(HEADS if 'student' in name else {}))[0], model)
