@@ -96,13 +96,6 @@ def test_registered_cfg_is_that_of_the_folder(name):
     assert saved == json.loads(json.dumps(registered))
 
 
-def test_students_have_no_pool_size():
-    """It would tell others, fastai for one, that the features are a map."""
-    for name in timm.list_models('hdkd_*'):
-        features = timm.create_model(name, num_classes=0, img_size=64).forward_features(torch.zeros(1, 3, 64, 64))
-        assert (timm.get_pretrained_cfg(name).pool_size is None) == (features.ndim == 3)
-
-
 def test_size_of_all():
     assert sum(path.stat().st_size for path in (ROOT / 'weights').rglob('*.*')) < 35e6
 
