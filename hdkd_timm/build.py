@@ -50,11 +50,29 @@ def create_network(
         if name.startswith('hdkd_') or (cfg is not None and cfg.fixed_input_size):
             kwargs.update(img_size=config.img_size)
         model = timm.create_model(name, pretrained=config.pretrained, **kwargs)
+        if config.pretrained and model.pretrained_cfg.get('num_classes') != num_classes:
+            _shrink_new_head(model)
     except Exception as e:  # whatever the networks of others raise
         reason = ' '.join(str(e).split()) or type(e).__name__
         raise ValueError(f"Cannot build '{name}' with {kwargs}: {reason}") from e
     adapt_stats(model)
     return model, kwargs
+
+
+def _shrink_new_head(model: nn.Module) -> None:
+    """Draw a new classifier again where it is larger than PyTorch's default.
+
+    timm draws the linear layers of its EfficientNets, MobileNets and kin by the number of classes, not of features: on
+    pretrained features the logits of seven classes have a standard deviation of 4, and training starts from sure and
+    wrong answers.
+    """
+    heads = model.get_classifier() if hasattr(model, 'get_classifier') else ()
+    for head in heads if isinstance(heads, (tuple, list)) else (heads,):
+        for layer in head.modules():
+            if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.weight.shape[0] == model.num_classes:
+                default = (3 * layer.weight[0].numel()) ** -0.5  # standard deviation
+                if layer.weight.square().mean().sqrt() > 2 * default:
+                    layer.reset_parameters()
 
 
 def freeze_stages(model: nn.Module, number: int) -> List[nn.Module]:

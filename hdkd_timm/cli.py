@@ -112,20 +112,25 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from .checkpoint import convert_checkpoint
+    from .checkpoint import convert_checkpoint, read_model_config
     name, model_args = convert_checkpoint(
-        args.checkpoint, args.out_dir, args.model, label_names=args.label_names, **args.model_kwargs)
+        args.checkpoint, args.out_dir, args.model, label_names=args.label_names, use_ema=args.use_ema,
+        **args.model_kwargs)
     print(f"{name} with {model_args['num_classes']} classes written to '{args.out_dir}'")
     shown = ', '.join(f'{k}={v}' for k, v in model_args.items())
     print(f'({shown}), load it with')
     print(f"timm.create_model('local-dir:{args.out_dir}', pretrained=True)")
+    names = read_model_config(args.out_dir).get('label_names')
+    print(f"Its classes are {', '.join(names)}." if names else (
+        'It has no class names: --label-names NAME ... gives them, by index. Without them the order is a guess where'
+        ' trainers may sort names differently.'))
 
 
 def _export(args: argparse.Namespace) -> None:
     from .export import export_model
     report = export_model(
         args.checkpoint, args.out, args.format, args.opset, args.images, args.int8, args.calibration,
-        args.calibration_images, args.img_size, args.model, args.model_kwargs)
+        args.calibration_images, args.img_size, args.model, args.model_kwargs, args.use_ema, args.label_names)
     shown = f"{report['images']} images and random ones" if report['images'] else 'random images'
     print(
         f"Largest difference of logits from PyTorch's on {shown}: {report['difference']:.2g} (largest logit"
@@ -257,6 +262,12 @@ def create_parser() -> argparse.ArgumentParser:
             add_arguments(command, config_cls, **defaults)
         return command
 
+    def add_checkpoint_arguments(command):
+        command.add_argument('--label-names', nargs='+', metavar='NAME',
+                             help='class names by index, of a model that tells none')
+        command.add_argument('--use-ema', default=True, action=argparse.BooleanOptionalAction,
+                             help='of a checkpoint file with weights and their moving average, take the average')
+
     add_command('train', _train, 'train or fine-tune a timm model on labelled images', TrainConfig, True)
     add_command('distill', _distill, 'train a teacher on labelled images and distil it into a student', DistillConfig,
                 True)
@@ -297,7 +308,7 @@ def create_parser() -> argparse.ArgumentParser:
     command.add_argument(
         '--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='NAME=VALUE',
         help='model arguments, where the keys leave a choice (num_heads=8 head_dim=32 img_size=224)')
-    command.add_argument('--label-names', nargs='+', metavar='NAME', help='class names by index')
+    add_checkpoint_arguments(command)
 
     command = add_command('export', _export, 'write a saved model as one ONNX or torch.export file, and compare both')
     command.add_argument('checkpoint', help=saved)
@@ -316,6 +327,7 @@ def create_parser() -> argparse.ArgumentParser:
     command.add_argument(
         '--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='NAME=VALUE',
         help='its other arguments, where the keys leave a choice')
+    add_checkpoint_arguments(command)
 
     command = add_command('check', _check, 'look at a data set: images, classes, duplicates, leaks', CheckConfig)
     command.add_argument('data', nargs='?', metavar='DATA', help='data folder or CSV file (--data-dir, --data-csv)')

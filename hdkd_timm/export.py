@@ -214,6 +214,8 @@ def export_model(
         img_size: Optional[int] = None,
         model_name: Optional[str] = None,
         model_kwargs: Optional[Dict[str, Any]] = None,
+        use_ema: bool = True,
+        label_names: Optional[Sequence[str]] = None,
 ) -> Dict[str, Any]:
     """Export a saved model to one file, read it back and compare it with the model.
 
@@ -236,6 +238,8 @@ def export_model(
         img_size: Height and width of the images in pixels, the model's by default.
         model_name: Model name of a checkpoint file, where its keys leave a choice (`_s4`).
         model_kwargs: Its other arguments, where the keys leave a choice.
+        use_ema: Of a checkpoint file that holds a moving average of the weights too, take that.
+        label_names: Class names by index, of a model that tells none.
 
     Returns:
         'difference' and 'largest_logit' of the comparison, 'images' of it that were no random ones, 'bytes' of the
@@ -277,7 +281,7 @@ def export_model(
     calibration_files = [calibration_files[i] for i in picked]
 
     classifier = load_classifier(str(name), InferenceConfig(
-        model_name, model_kwargs or {}, img_size, device='cpu'))
+        model_name, model_kwargs or {}, img_size, use_ema, tuple(label_names) if label_names else None, device='cpu'))
     paths = [*files, *calibration_files]
     bad = find_bad_images(paths, classifier.img_mode) if paths else {}
     if bad:

@@ -139,6 +139,8 @@ def write_hub_folder(
     run = next((folder for folder in (network, network.parent) if (folder / CONFIG).is_file()), None)
     config, metrics = _read(best / 'config.json'), _read(network / METRICS)
     metrics.pop('checkpoint', None)
+    if 'num_classes' in config:  # once, as transformers takes it; runs of before have it twice
+        (config.get('model_args') or {}).pop('num_classes', None)
     told = yaml.safe_load((run / CONFIG).read_text()) if run is not None else {}
     licences = _licences_of_beginnings(metrics.get('name'), told, config)
     license = license or next((name for name in licences.values() if re.search('-(nc|nd|sa)', name)), None)

@@ -16,7 +16,14 @@ from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 
 from .calibrate import CALIBRATION, describe, fit_temperature, read_temperature, scale, write_temperature
-from .checkpoint import HUBS, find_model_folder, load_saved
+from .checkpoint import (
+    HUBS,
+    check_preprocessing,
+    find_model_folder,
+    has_two_orders,
+    load_saved,
+    match_label_names,
+)
 from .config import KeyValues, check_values, read_yaml, setting
 from .data import (
     MOST_BAD,
@@ -51,6 +58,9 @@ class ModelConfig:
     model_kwargs: Dict[str, Any] = setting(
         {}, 'its other arguments, where the keys leave a choice', nargs='*', action=KeyValues, metavar='NAME=VALUE')
     img_size: Optional[int] = setting(None, "height and width in pixels (default: the model's)", at_least=1)
+    use_ema: bool = setting(True, 'of a checkpoint file with weights and their moving average, take the average')
+    label_names: Optional[Tuple[str, ...]] = setting(
+        None, 'class names by index, of a model that tells none', metavar='NAME')
     device: Optional[str] = setting(None, 'cpu, cuda, mps, ... (default: the best there is)')
     calibrated: bool = setting(False, 'scale probabilities by the temperature of `hdkd calibrate`')
 
@@ -140,10 +150,18 @@ class OnnxModel(nn.Module):
             self.metadata = json.loads(self.session.get_modelmeta().custom_metadata_map['hdkd_timm'])
             self.num_classes = self.metadata['num_classes']
             self.in_chans = self.metadata['data_config']['input_size'][0]
+            self.pretrained_cfg = dict(label_names=self.metadata['label_names'])
         except (KeyError, TypeError, ValueError) as e:
             raise ValueError(
                 f"'{path}' does not tell its classes and preprocessing as files of `hdkd export` do (metadata"
                 " 'hdkd_timm'): export the model with that command.") from e
+        check_preprocessing(self.metadata['data_config'], f"ONNX file '{path}'")
+        expected = [list(value.shape[1:]) for value in (*self.session.get_inputs(), *self.session.get_outputs())]
+        told = [list(self.metadata['data_config']['input_size']), [self.num_classes]]
+        if told != expected:
+            raise ValueError(
+                f"ONNX file '{path}': its metadata tell images {told[0]} and {self.num_classes} classes, its input and"
+                f' output are {expected}: export the model again.')
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(self.session.run(['logits'], {'input': x.float().cpu().numpy()})[0]).to(x.device)
@@ -199,7 +217,8 @@ def _load_onnx(name: str, config: InferenceConfig) -> Classifier:
         raise ValueError(
             f"'{name}' takes images of {height} x {width} pixels, not --img-size {config.img_size}: leave it out, or"
             f' export the model with --img-size {config.img_size}.')
-    return Classifier(model.eval(), model.metadata['label_names'], data_config, device)
+    return Classifier(
+        model.eval(), match_label_names(model, config.label_names, f"ONNX file '{name}'"), data_config, device)
 
 
 def load_classifier(name: PathLike, config: Optional[ModelConfig] = None) -> Classifier:
@@ -207,11 +226,12 @@ def load_classifier(name: PathLike, config: Optional[ModelConfig] = None) -> Cla
 
     Args:
         name: As `load_saved` takes it, or an ONNX file of `export_model` (ending in .onnx).
-        config: Image size, device and memory layout.
+        config: Image size, class names of a model that tells none, device and memory layout.
 
     Raises:
-        FileNotFoundError, ValueError: if there is no such model; if it is an ONNX file, of another image size, or
-            mixed precision or a memory layout is asked for.
+        FileNotFoundError, ValueError: if there is no such model; if it tells other classes than are given, or not as
+            many as it has; if it is an ONNX file, of another image size, or mixed precision or a memory layout is asked
+            for.
         ImportError: if it is an ONNX file and onnxruntime is missing.
     """
     name = str(name)
@@ -224,14 +244,14 @@ def load_classifier(name: PathLike, config: Optional[ModelConfig] = None) -> Cla
             f"'{name}' is a program of torch.export, reading it can run code that it holds: take an ONNX file, or the"
             ' model that it was exported from.')
     device = pick_device(config.device)
-    model, _ = load_saved(name, config.model, config.img_size, **config.model_kwargs)
+    model, _ = load_saved(name, config.model, config.img_size, config.use_ema, **config.model_kwargs)
     args = {} if config.img_size is None else dict(
         input_size=(model.in_chans, config.img_size, config.img_size))
     data_config = timm.data.resolve_data_config(args, model=model)
-    labels = list(model.pretrained_cfg.get('label_names') or [])
+    labels = match_label_names(model, config.label_names, f"Model '{name}'")
     layout = torch.channels_last if config.channels_last else torch.preserve_format
     return Classifier(
-        model.eval().to(device=device, memory_format=layout), labels or None,
+        model.eval().to(device=device, memory_format=layout), labels,
         dict(data_config, input_size=(model.in_chans, *data_config['input_size'][-2:])), device,
         _load_temperature(name) if config.calibrated else None)
 
@@ -253,18 +273,48 @@ def _run(classifier: Classifier, dataset: Any, config: InferenceConfig) -> Tuple
     return probs if classifier.temperature is None else scale(probs, classifier.temperature), targets
 
 
-def _match_classes(classifier: Classifier, classes: List[str], name: str) -> List[int]:
-    """Index in the model of each class of the data."""
-    if classifier.classes is None:
-        if len(classes) != classifier.model.num_classes:
-            raise ValueError(
-                f"Model '{name}' has {classifier.model.num_classes} classes without names, the data {len(classes)}.")
-        return list(range(len(classes)))
-    unknown = [label for label in classes if label not in classifier.classes]
+def _name_classes(classifier: Classifier, classes: List[str], name: str) -> List[str]:
+    """Class names of the model by index: its own, else those of the data in the likelier of two orders.
+
+    Raises:
+        ValueError: if it tells none, and has another number of classes than the data.
+    """
+    if classifier.classes is not None:
+        return classifier.classes
+    if len(classes) != classifier.model.num_classes:
+        raise ValueError(
+            f"Model '{name}' has {classifier.model.num_classes} classes without names, the data {len(classes)}.")
+    # those who write no names into a file sort them as text, as a rule; an order that a dataset gives is its own
+    return sorted(classes) if classes == sorted(classes, key=lambda label: (natural_key(label), label)) else classes
+
+
+def _match_classes(names: List[str], classes: List[str], model: str) -> List[int]:
+    """Index in the model, whose class names are `names`, of each class of the data."""
+    unknown = [label for label in classes if label not in names]
     if unknown:
         raise ValueError(
-            f"Class '{unknown[0]}' of the data is none of model '{name}' ({', '.join(classifier.classes)}).")
-    return [classifier.classes.index(label) for label in classes]
+            f"Class '{unknown[0]}' of the data is none of model '{model}' ({', '.join(names)}).")
+    return [names.index(label) for label in classes]
+
+
+def _warn_of_order(model: str, taken: List[str], classes: List[str], predicted: np.ndarray, labels: np.ndarray) -> None:
+    """Say in which order the classes of a model without names were taken, and what the other one would give.
+
+    Args:
+        model: The model.
+        taken: Class names by index, as they were taken.
+        classes: Class names of the data by index.
+        predicted: Indices in the model, (N,).
+        labels: Indices in the data, (N,).
+    """
+    orders = {'as text, like ImageFolder of torchvision': sorted(classes), 'of the data': classes}
+    (first, accuracy), (second, other) = (
+        (f"{order} ({', '.join(names)})", np.mean(np.array(names)[predicted] == np.array(classes)[labels]))
+        for order, names in sorted(orders.items(), key=lambda item: item[1] != taken))
+    _logger.warning(
+        f"Model '{model}' tells no class names, and their order is a guess. Taken is that {first}: accuracy"
+        f' {accuracy:.1%}. With that {second} it would be {other:.1%}. Name the classes by index: --label-names NAME'
+        ' ...')
 
 
 def evaluate_model(name: str, config: EvalConfig) -> Tuple[Dict[str, Any], Dict[str, Any]]:
@@ -275,8 +325,9 @@ def evaluate_model(name: str, config: EvalConfig) -> Tuple[Dict[str, Any], Dict[
         config: Data, split and how images go through the model.
 
     Returns:
-        What `full_report` returns with 'model', 'classes' and 'split'; and 'names', 'probs' (N, K), 'targets' (N,) of
-        the images.
+        What `full_report` returns with 'model', 'classes' (by index in the model), 'split', and 'classes_guessed' where
+        the model tells no class names and their order was a guess, which is warned of; and 'names', 'probs' (N, K),
+        'targets' (N,) of the images.
 
     Raises:
         FileNotFoundError, ValueError: as `load_classifier` and `create_datasets`; if a class of the data is none of the
@@ -288,9 +339,12 @@ def evaluate_model(name: str, config: EvalConfig) -> Tuple[Dict[str, Any], Dict[
     config = dataclasses.replace(config, in_chans=classifier.in_chans)
     datasets, found = create_datasets(config, config.batch_size, only=config.split)
     dataset = datasets[config.split]
-    index_of = np.array(_match_classes(classifier, found, name))
-    classes = classifier.classes or found
+    classes = _name_classes(classifier, found, name)
+    index_of = np.array(_match_classes(classes, found, name))
     probs, targets = _run(classifier, dataset, config)
+    is_guess = classifier.classes is None and has_two_orders(found)
+    if is_guess:
+        _warn_of_order(name, classes, found, probs.argmax(axis=1), targets)
     targets = index_of[targets]
     named = isinstance(dataset, SampleDataset)
     report = full_report(
@@ -298,7 +352,8 @@ def evaluate_model(name: str, config: EvalConfig) -> Tuple[Dict[str, Any], Dict[
     images = {
         'names': dataset.samples.filenames() if named else [str(i) for i in range(len(targets))], 'probs': probs,
         'targets': targets}
-    return dict(model=name, split=config.split, classes=classes, **report), images
+    guessed = dict(classes_guessed=True) if is_guess else {}
+    return dict(model=name, split=config.split, classes=classes, **guessed, **report), images
 
 
 def find_run_data(name: PathLike) -> Dict[str, Any]:
@@ -348,11 +403,15 @@ def calibrate_model(name: PathLike, config: EvalConfig) -> Dict[str, Any]:
     """
     folder = find_model_folder(name)
     try:
-        _, images = evaluate_model(str(name), dataclasses.replace(config, calibrated=False, bootstrap=0))
+        report, images = evaluate_model(str(name), dataclasses.replace(config, calibrated=False, bootstrap=0))
     except NoSplit as e:
         raise NoSplit(
             f"{e} The temperature is found on images that the network was not trained on: train with --val-fraction, or"
             ' name such images with --data-dir or --data-csv (and --split).') from e
+    if report.get('classes_guessed'):
+        raise ValueError(
+            f"Model '{name}' tells no class names, and by a guess of their order no temperature is found: name them by"
+            ' index, --label-names NAME ...')
     temperature = fit_temperature(images['probs'], images['targets'])
     results = {config.split: describe(images['probs'], images['targets'], temperature)}
     if config.split != 'test':

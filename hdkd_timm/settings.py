@@ -24,6 +24,9 @@ class TrainConfig(DataConfig, AugmentConfig):
         {}, 'other arguments of the network', nargs='*', action=KeyValues, metavar='NAME=VALUE')
     teacher_checkpoint: Optional[str] = setting(
         None, "trained teacher: a model folder, or a checkpoint file of an HDKD network")
+    teacher_label_names: Optional[Tuple[str, ...]] = setting(
+        None, 'class names of --teacher-checkpoint by index, where it tells none or has another order than the data',
+        metavar='NAME')
     img_size: int = setting(224, 'height and width in pixels that images are resized to', at_least=MIN_IMG_SIZE)
     drop: Optional[float] = setting(None, 'dropout rate', at_least=0, below=1)
     drop_path: Optional[float] = setting(None, 'stochastic depth rate', at_least=0, below=1)

@@ -298,6 +298,9 @@ def fit(
             save_state({
                 **task.get_checkpoint_state(),
                 **task.get_checkpoint_state(ema=True),
+                # which network it is, for `hdkd convert`
+                'arch': model.pretrained_cfg.get('architecture'), 'label_names': classes,
+                'model_args': {key: value for key, value in model_args.items() if key != 'pretrained'},
                 'optimizer': optimizer.state_dict(),
                 'scheduler': scheduler.state_dict() if scheduler is not None else None,
                 'plateau': scheduler.lr_scheduler.state_dict() if hasattr(scheduler, 'lr_scheduler') else None,
@@ -557,7 +560,8 @@ def train(config: TrainConfig, resume: bool = False, overwrite: bool = False) ->
         random_seed(config.seed)
         criterion = nn.CrossEntropyLoss(run.class_weights(), label_smoothing=config.loss_smoothing)
         if config.teacher_checkpoint:
-            teacher, _ = load_teacher(config.teacher_checkpoint, classes, config.in_chans)
+            teacher, _ = load_teacher(
+                config.teacher_checkpoint, classes, config.in_chans, label_names=config.teacher_label_names)
             check_input(teacher, run.input_size)
             task: TrainingTask = LogitDistillationTask(
                 model, teacher.requires_grad_(False), criterion, task_loss_weight=1 - config.alpha,
@@ -604,7 +608,10 @@ def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False
         # networks, all that can be wrong with them
         random_seed(config.seed)
         if config.teacher_checkpoint:
-            teacher, teacher_args = load_teacher(config.teacher_checkpoint, classes, config.in_chans, config.teacher)
+            # the default is no word on what a file holds, which may say it itself
+            name = config.teacher if config.teacher != DistillConfig.teacher else None
+            teacher, teacher_args = load_teacher(
+                config.teacher_checkpoint, classes, config.in_chans, name, config.teacher_label_names)
         else:
             teacher, teacher_args = create_network(
                 config.teacher, teacher_config, len(classes), **config.teacher_kwargs)

@@ -77,6 +77,44 @@ def test_network_of_a_folder(tmp_path):
         create_network('local-dir:nowhere', DistillConfig(), 5)
 
 
+@pytest.mark.parametrize('name', ['test_efficientnet', 'test_vit', 'hdkd_student'])
+@pytest.mark.parametrize('is_folder', [False, True])
+def test_new_head_of_a_pretrained_network_starts_small(name, is_folder, tmp_path):
+    """timm draws that of EfficientNets by the number of classes, so that fewer classes give larger logits."""
+    kwargs = SIZES if name == 'hdkd_student' else {}
+    trained = timm.create_model(name, num_classes=10, **kwargs)
+    save_model(trained, tmp_path / 'model', model_args=dict(kwargs, num_classes=10))
+
+    def create(num_classes):
+        if is_folder:
+            return create_network(f"local-dir:{tmp_path / 'model'}", DistillConfig(img_size=32), num_classes)[0]
+        overlay = dict(file=str(tmp_path / 'model' / 'model.safetensors'), num_classes=10, input_size=(3, 224, 224))
+        return create_network(
+            name, DistillConfig(img_size=32, pretrained=True), num_classes, pretrained_cfg_overlay=overlay, **kwargs)[0]
+
+    model = create(3)
+    heads = model.get_classifier() if name == 'hdkd_student' else (model.get_classifier(),)
+    for head in heads:
+        assert head.weight.shape[0] == 3
+        assert 0 < head.weight.std() < 1.5 / math.sqrt(3 * head.in_features)
+    if name == 'test_efficientnet':  # else the test would show nothing
+        raw = timm.create_model(name, num_classes=3).classifier
+        assert raw.weight.std() > 4 / math.sqrt(3 * raw.in_features)
+    first = next(iter(trained.parameters()))
+    torch.testing.assert_close(next(iter(model.parameters())), first)
+    kept = create(10)  # a head that fits is that of the weights
+    heads, old = kept.get_classifier(), trained.get_classifier()
+    for a, b in zip(*(x if isinstance(x, tuple) else (x,) for x in (heads, old)), strict=True):
+        assert torch.equal(a.weight, b.weight)
+
+
+def test_head_of_random_networks_is_timm_s():
+    torch.manual_seed(0)
+    expected = timm.create_model('test_efficientnet', num_classes=3, in_chans=3).classifier.weight
+    torch.manual_seed(0)
+    assert torch.equal(create_network('test_efficientnet', DistillConfig(), 3)[0].classifier.weight, expected)
+
+
 @pytest.mark.parametrize(('name', 'kwargs', 'message'), [
     ('hdkd_pupil', {}, "Unknown model 'hdkd_pupil': choose from hdkd_student, hdkd_student_plain"),
     ('resnet18', dict(colour='red'), "Cannot build 'resnet18' with {'colour': 'red', 'num_classes': 5, 'in_chans': 3}"),

@@ -13,11 +13,13 @@ from torch import nn
 from hdkd_timm.checkpoint import (
     convert_checkpoint,
     load_checkpoint,
+    load_model,
     load_saved,
     load_teacher,
     read_checkpoint,
     save_model,
 )
+from hdkd_timm.inference import ModelConfig, load_classifier
 from hdkd_timm.models.hdkd import convert_state_dict
 
 # what keys and shapes of the fixtures' networks don't show: heads of 8
@@ -363,11 +365,113 @@ def test_load_saved_asks_which(tmp_path):
         load_saved('local-dir:nowhere')
 
 
+def write_config(folder, **changes):
+    """A model folder of the classes a to e whose config.json is changed: place -> values, None to leave one out."""
+    save_model(timm.create_model('hdkd_teacher', **TINY_TEACHER), folder, list('abcde'), TINY_TEACHER)
+    config = json.loads((folder / 'config.json').read_text())
+    for place, values in changes.items():
+        (config if place == 'top' else config[place]).update(values)
+    (folder / 'config.json').write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(('changes', 'match'), [
+    (dict(top=dict(label_names=list('abcd'))), '4 label names for the 5 classes of the model'),
+    (dict(top=dict(label_names=list('abcda'))), "label name 'a' is there twice"),
+    (dict(top=dict(label_names=[0, 1, 2, 3, 4])), r'label_names must be a list of names, got \[0, 1'),
+    (dict(top=dict(label_names={'0': 'a', '2': 'b', '3': 'c', '4': 'd', '5': 'e'})), 'must be a list of names'),
+    (dict(top=dict(num_classes=4, label_names=list('abcd')), model_args=dict(num_classes=5)),
+     'num_classes contradict each other, 4 in itself, 5 in model_args'),
+    (dict(top=dict(num_classes=4, label_names=list('abcd')), pretrained_cfg=dict(num_classes=4)),
+     r'size mismatch for head\.weight'),
+    (dict(model_args=dict(features_only=True)), "model_args hold 'features_only', which is no argument of a network"),
+    (dict(model_args=dict(checkpoint_path='a.pth')), "model_args hold 'checkpoint_path'"),
+    (dict(pretrained_cfg=dict(mean=[0.5, 0.5])), r'mean must be 3 numbers, one a channel, got .0\.5, 0\.5.'),
+    (dict(pretrained_cfg=dict(std=[0.5, 0, 0.5])), 'std must be 3 numbers above 0'),
+    (dict(pretrained_cfg=dict(std=[0.5, float('nan'), 0.5])), 'std must be 3 numbers above 0'),
+    (dict(pretrained_cfg=dict(input_size=[3, 32])), 'Cannot load|input_size must be'),
+    (dict(pretrained_cfg=dict(crop_pct=0)), 'crop_pct must be a number above 0, got 0'),
+    (dict(pretrained_cfg=dict(crop_mode='middle')), "crop_mode must be one of center, squash, border, got 'middle'"),
+])
+def test_config_that_is_wrong(changes, match, tmp_path):
+    folder = write_config(tmp_path / 'm', **changes)
+    with pytest.raises(ValueError, match=match):
+        load_classifier(folder, ModelConfig(device='cpu'))
+    with pytest.raises(ValueError, match=match):
+        load_teacher(folder, list('abcde'))
+
+
+def test_label_names_by_index(tmp_path):
+    names = {str(i): name for i, name in enumerate('vwxyz')}
+    folder = write_config(tmp_path / 'm', top=dict(label_names=names))
+    assert load_classifier(folder, ModelConfig(device='cpu')).classes == list('vwxyz')
+
+
+@pytest.mark.parametrize('number', [5, 9])
+def test_weights_that_are_missing_are_named(number, tmp_path):
+    """Whatever config.json says of strictness, and for other classes too, where timm takes what there is."""
+    folder = write_config(tmp_path / 'm', model_args=dict(pretrained_strict=False))
+    model, args = load_model(f'local-dir:{folder}', num_classes=number)  # all there
+    assert model.num_classes == number
+    assert 'pretrained_strict' not in args
+    save_model(model, tmp_path / 'again', model_args=args)
+    assert 'pretrained_strict' not in (tmp_path / 'again' / 'config.json').read_text()
+    tensors = load_file(folder / 'model.safetensors')
+    del tensors['stages.1.0.conv_dw.weight']
+    save_file(tensors, folder / 'model.safetensors')
+    for source in (folder, write_config(tmp_path / 'strict')):
+        save_file(tensors, source / 'model.safetensors')
+        with pytest.raises(ValueError, match=r'Missing key\(s\) in state_dict: "stages\.1\.0\.conv_dw\.weight"'):
+            load_model(f'local-dir:{source}', num_classes=number)
+
+
+def test_new_head_for_other_classes(tmp_path):
+    args = {**TINY_STUDENT, 'global_pool': 'avg'}
+    trained = timm.create_model('hdkd_student', **args)
+    save_model(trained, tmp_path / 'm', list('abcde'), args)
+    model, _ = load_model(f"local-dir:{tmp_path / 'm'}", num_classes=3)
+    assert (model.head.out_features, model.head_dist.out_features, model.global_pool) == (3, 3, 'avg')
+    assert 'label_names' not in model.pretrained_cfg
+    assert torch.equal(model.norm.weight, trained.norm.weight)
+    same, _ = load_model(f"local-dir:{tmp_path / 'm'}", num_classes=5)
+    assert torch.equal(same.head_dist.weight, trained.head_dist.weight)
+
+
+def test_teacher_without_class_names(tmp_path):
+    """Its order is asked for where trainers may have sorted them differently; the head is brought into the data's."""
+    data = ['glioma', 'meningioma', 'Normal']
+    model = timm.create_model('hdkd_teacher', **TINY_TEACHER | dict(num_classes=3)).eval()
+    torch.save(model.state_dict(), tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match=r'order is a guess: the data has glioma, meningioma, Normal, a trainer with .*'
+                                         r'Normal, glioma, meningioma\. Name them by index, --teacher-label-names'):
+        load_teacher(tmp_path / 'a.pth', data)
+    x = torch.randn(2, 3, 32, 32)
+    teacher, args = load_teacher(tmp_path / 'a.pth', data, label_names=['Normal', 'glioma', 'meningioma'])
+    torch.testing.assert_close(teacher.eval()(x), model(x)[:, [1, 2, 0]])
+    assert list(teacher.pretrained_cfg['label_names']) == data
+    teacher, _ = load_teacher(tmp_path / 'a.pth', data, label_names=data)
+    torch.testing.assert_close(teacher.eval()(x), model(x))
+    with pytest.raises(ValueError, match="class 'tumour' is not in both"):
+        load_teacher(tmp_path / 'a.pth', data, label_names=['Normal', 'glioma', 'tumour'])
+    # a model that tells its names in another order, which the flag brings into that of the data
+    student = timm.create_model('hdkd_student', **TINY_STUDENT | dict(num_classes=3)).eval()
+    save_model(student, tmp_path / 'm', ['Normal', 'glioma', 'meningioma'], TINY_STUDENT | dict(num_classes=3))
+    with pytest.raises(ValueError, match=r'the order differs \(--teacher-label-names'):
+        load_teacher(tmp_path / 'm', data)
+    teacher, _ = load_teacher(tmp_path / 'm', data, label_names=['Normal', 'glioma', 'meningioma'])
+    torch.testing.assert_close(teacher.eval()(x), student(x)[:, [1, 2, 0]])
+    with pytest.raises(ValueError, match='tells its classes, Normal, glioma, meningioma, which are not --label-names'):
+        load_teacher(tmp_path / 'm', data, label_names=data)
+    # where both orders are one, nothing is asked
+    load_teacher(tmp_path / 'a.pth', ['a', 'b', 'c'])
+
+
 def test_config_is_what_the_hub_reads(tmp_path):
     save_model(timm.create_model('hdkd_student', **TINY_STUDENT), tmp_path / 'm', model_args=TINY_STUDENT)
     config = json.loads((tmp_path / 'm' / 'config.json').read_text())
     assert config['architecture'] == 'hdkd_student'
     assert config['num_classes'] == config['pretrained_cfg']['num_classes'] == 5
+    assert 'num_classes' not in config['model_args']  # transformers takes no second one
     assert config['pretrained_cfg']['classifier'] == ['head', 'head_dist']
     assert set(load_file(tmp_path / 'm' / 'model.safetensors')) == set(
         timm.create_model('hdkd_student', **TINY_STUDENT).state_dict())

@@ -277,6 +277,41 @@ def test_errors_of_load_classifier(models, name, config, message, tmp_path):
         load_classifier(str(tmp_path / name), InferenceConfig(**{'device': 'cpu', **config}))
 
 
+@pytest.mark.parametrize(('changes', 'message'), [
+    (dict(label_names=['a', 'b']), '2 label names for the 3 classes of the model'),
+    (dict(label_names=['a', 'b', 'a']), "label name 'a' is there twice"),
+    (dict(label_names='abc'), 'label_names must be a list of names'),
+    (dict(num_classes=4), r'its metadata tell images \[3, 32, 32\] and 4 classes, its input and output are'),
+    (dict(data_config=dict(input_size=[3, 48, 48])), r'its metadata tell images \[3, 48, 48\]'),
+    (dict(data_config=dict(mean=[0.5])), ''),
+    (dict(data_config=dict(mean=[0.5, 0.5])), 'mean must be 3 numbers'),
+    (dict(data_config=dict(crop_pct='all')), 'crop_pct must be a number above 0'),
+])
+def test_metadata_that_is_wrong(models, changes, message, tmp_path):
+    proto = onnx.load(models[0] / 's.onnx')
+    metadata = json.loads(proto.metadata_props[0].value)
+    metadata['data_config'].update(changes.pop('data_config', {}))
+    proto.metadata_props[0].value = json.dumps(dict(metadata, **changes))
+    onnx.save(proto, tmp_path / 's.onnx')
+    if not message:
+        assert load_classifier(str(tmp_path / 's.onnx'), CONFIG).classes == list('abc')
+        return
+    with pytest.raises(ValueError, match=message):
+        load_classifier(str(tmp_path / 's.onnx'), CONFIG)
+
+
+def test_names_go_into_the_file(models, tmp_path):
+    """Those of a model that tells none."""
+    args = dict(TINY_TEACHER, num_classes=3)
+    save_model(timm.create_model('hdkd_teacher', **args), tmp_path / 'm', model_args=args)
+    assert main(['export', str(tmp_path / 'm'), '--out', str(tmp_path / 'a.onnx'), '--label-names', 'x', 'Y', 'z']) == 0
+    assert load_classifier(str(tmp_path / 'a.onnx'), CONFIG).classes == ['x', 'Y', 'z']
+    export_model(tmp_path / 'm', tmp_path / 'b.onnx')
+    assert load_classifier(str(tmp_path / 'b.onnx'), CONFIG).classes is None
+    config = InferenceConfig(workers=0, device='cpu', label_names=('x', 'Y', 'z'))
+    assert load_classifier(str(tmp_path / 'b.onnx'), config).classes == ['x', 'Y', 'z']
+
+
 @pytest.mark.parametrize('name', ['gone.onnx', 'gone.pt2'])
 def test_no_such_file(name):
     with pytest.raises(FileNotFoundError, match=f"Model '{name}' does not exist"):

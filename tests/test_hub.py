@@ -217,6 +217,19 @@ def test_settings_tell_no_paths(run, tmp_path):
         write_hub_folder(folder / 'config.yaml', tmp_path / 'other', 'us/net')
 
 
+def test_num_classes_of_a_run_of_before(run, tmp_path):
+    """transformers takes no second one among the arguments."""
+    shutil.copytree(Path(run) / 'best', tmp_path / 'best')
+    config = json.loads((tmp_path / 'best' / 'config.json').read_text())
+    config['model_args']['num_classes'] = 3
+    (tmp_path / 'best' / 'config.json').write_text(json.dumps(config))
+    assert timm.create_model(f"local-dir:{tmp_path / 'best'}", pretrained=True).num_classes == 3
+    write_hub_folder(tmp_path / 'best', tmp_path / 'out', 'us/net')
+    config = json.loads((tmp_path / 'out' / 'config.json').read_text())
+    assert config['num_classes'] == 3
+    assert 'num_classes' not in config['model_args']
+
+
 def test_card_of_a_bare_model_folder(run):
     config = json.loads(Path(run, 'best', 'config.json').read_text())
     card = write_card('us/net', dict(config, label_names=['<b>|x', 'a_b']))

@@ -13,7 +13,15 @@ from PIL import Image
 from hdkd_timm import TrainConfig, evaluate_model, predict, train
 from hdkd_timm.checkpoint import save_model
 from hdkd_timm.cli import main
-from hdkd_timm.inference import EvalConfig, InferenceConfig, drop_bad_images, find_images, load_classifier
+from hdkd_timm.inference import (
+    EvalConfig,
+    InferenceConfig,
+    _name_classes,
+    calibrate_model,
+    drop_bad_images,
+    find_images,
+    load_classifier,
+)
 
 CONFIG = InferenceConfig(workers=0, device='cpu', batch_size=3)
 
@@ -81,6 +89,84 @@ def test_model_without_label_names(tmp_path, image_folder):
     write_images(image_folder / 'test', classes=['d'], number=1)
     with pytest.raises(ValueError, match='has 3 classes without names, the data 4'):
         evaluate_model(str(tmp_path / 'model'), config)
+
+
+BRIGHTNESS = dict(dark=40, Middle=120, white=200)  # in code-point order Middle, dark, white
+
+
+@pytest.fixture
+def bright_folder(tmp_path):
+    """Images of three classes that differ in brightness alone, whose names have two orders."""
+    for name, brightness in BRIGHTNESS.items():
+        (tmp_path / 'bright' / 'test' / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new('RGB', (32, 32), (brightness + i,) * 3).save(tmp_path / 'bright' / 'test' / name / f'{i}.png')
+    return tmp_path / 'bright'
+
+
+def save_right_model(folder, order, label_names=None):
+    """A model that is always right where its classes have this order: each is the nearest brightness."""
+    model = timm.create_model('hdkd_teacher', dims=(4, 4, 4), depths=(1, 1, 1), num_classes=3, img_size=32)
+
+    class Nearest(type(model)):
+        def forward(self, x):
+            grey = x.mean(dim=(1, 2, 3)) * 0.2256 + 0.449
+            centres = torch.tensor([BRIGHTNESS[name] / 255 for name in order])
+            return -100 * (grey[:, None] - centres).abs()
+
+    save_model(model, folder, label_names, dict(dims=(4, 4, 4), depths=(1, 1, 1), img_size=32))
+    return Nearest
+
+
+@pytest.mark.parametrize(('order', 'right'), [
+    (['Middle', 'dark', 'white'], 1.), (['dark', 'Middle', 'white'], 1 / 3)])
+def test_order_of_classes_without_names(order, right, bright_folder, tmp_path, monkeypatch, caplog):
+    """torchvision's ImageFolder sorts by code point: that is taken, said, and both figures told."""
+    nearest = save_right_model(tmp_path / 'model', order)
+    real = load_classifier
+
+    def load(*args):
+        classifier = real(*args)
+        classifier.model.__class__ = nearest
+        return classifier
+
+    monkeypatch.setattr('hdkd_timm.inference.load_classifier', load)
+    config = EvalConfig(data_dir=str(bright_folder), workers=0, bootstrap=0, device='cpu')
+    report, images = evaluate_model(str(tmp_path / 'model'), config)
+    assert report['classes'] == ['Middle', 'dark', 'white']
+    assert report['classes_guessed'] is True
+    assert report['accuracy'] == pytest.approx(right)
+    other = 4 / 3 - right
+    assert f'as text, like ImageFolder of torchvision (Middle, dark, white): accuracy {right:.1%}' in caplog.text
+    assert f'of the data (dark, Middle, white) it would be {other:.1%}' in caplog.text
+    caplog.clear()
+    report, _ = evaluate_model(str(tmp_path / 'model'), replace(config, label_names=tuple(order)))
+    assert report['accuracy'] == 1
+    assert 'classes_guessed' not in report
+    assert not caplog.records
+    with pytest.raises(ValueError, match='by a guess of their order no temperature is found'):
+        calibrate_model(str(tmp_path / 'model'), replace(config, split='test'))
+    with pytest.raises(ValueError, match='2 label names for the 3 classes'):
+        evaluate_model(str(tmp_path / 'model'), replace(config, label_names=('a', 'b')))
+    assert main(['predict', str(tmp_path / 'model'), str(bright_folder), '-j', '0', '--out', str(tmp_path / 'p.csv'),
+                 '--label-names', *order]) == 0
+    rows = list(csv.DictReader((tmp_path / 'p.csv').open()))
+    assert all(row['label'] in row['path'] for row in rows)
+
+
+def test_names_of_a_model_win(model_folder, image_folder, caplog):
+    config = EvalConfig(data_dir=str(image_folder), workers=0, bootstrap=0, device='cpu', label_names=('a', 'b', 'c'))
+    assert 'classes_guessed' not in evaluate_model(str(model_folder), config)[0]
+    with pytest.raises(ValueError, match='tells its classes, a, b, c, which are not --label-names c b a'):
+        evaluate_model(str(model_folder), replace(config, label_names=('c', 'b', 'a')))
+
+
+def test_order_that_a_dataset_gives_is_its_own(model_folder, tmp_path):
+    """Not sorted by anybody, as that of a class map."""
+    classifier = replace(load_classifier(str(model_folder), CONFIG), classes=None)
+    assert _name_classes(classifier, ['b', 'a', 'c'], 'm') == ['b', 'a', 'c']
+    assert _name_classes(classifier, ['a', 'B', 'c'], 'm') == ['B', 'a', 'c']
+    assert _name_classes(classifier, ['2', '3', '10'], 'm') == ['10', '2', '3']
 
 
 def test_eval_of_some_of_the_classes(model_folder, tmp_path):

@@ -85,6 +85,17 @@ def test_shipped_folder(name):
     assert not any(word in path.read_text() for path in folder.glob('*.[jmy]*') for word in ('data_csv', str(ROOT)))
 
 
+@pytest.mark.parametrize('name', RELEASES)
+def test_registered_cfg_is_that_of_the_folder(name):
+    config = json.loads((find_folder(name) / 'config.json').read_text())
+    assert config['num_classes'] == config['pretrained_cfg']['num_classes']
+    assert 'num_classes' not in config['model_args']  # transformers takes no second one
+    saved = dict(
+        config['pretrained_cfg'], architecture=config['architecture'], label_names=config['label_names'])
+    registered = timm.get_pretrained_cfg(name).to_dict(remove_source=True)
+    assert saved == json.loads(json.dumps(registered))
+
+
 def test_size_of_all():
     assert sum(path.stat().st_size for path in (ROOT / 'weights').rglob('*.*')) < 35e6
 

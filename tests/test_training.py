@@ -314,6 +314,24 @@ def test_train_with_the_soft_labels_of_a_teacher(train_config, tmp_path, run):
     assert not torch.equal(load(run).head.weight, load(run.parent / 'plain').head.weight)
 
 
+@pytest.mark.parametrize('told', [{}, dict(arch='hdkd_teacher_s4')])
+def test_teacher_file_says_what_it_holds(config, told, tmp_path, run):
+    """The default of --teacher is no word against that; its classes are brought into the order of the data."""
+    model = timm.create_model('hdkd_teacher_s4', **TINY_TEACHER | dict(num_classes=3)).eval()
+    torch.save(dict(state_dict=model.state_dict(), **told), tmp_path / 'teacher.pth')
+    config = dataclasses.replace(
+        config, model='hdkd_student_s4', epochs=1, teacher_checkpoint=str(tmp_path / 'teacher.pth'),
+        teacher_label_names=('c', 'a', 'b'))
+    if not told:
+        with pytest.raises(ValueError, match='Stage 1: '):  # of stride 2, as nothing says otherwise
+            distill(config)
+        return
+    distill(config)
+    teacher, x = load(run / 'teacher').eval(), torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(teacher(x), model(x)[:, [1, 2, 0]])
+    assert list(teacher.pretrained_cfg['label_names']) == ['a', 'b', 'c']
+
+
 def test_fine_tuning_a_model_folder(train_config, config, run):
     distill(config)
     source = f"local-dir:{run / 'student' / 'best'}"

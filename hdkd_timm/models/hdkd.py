@@ -1194,7 +1194,8 @@ def _cfg(url: str = '', **kwargs: Any) -> Dict[str, Any]:
     }
 
 
-_student_cfg = partial(_cfg, pool_size=(14, 14), fixed_input_size=True)
+# its features are tokens: no pool size, which would tell other code that they are a map
+_student_cfg = partial(_cfg, pool_size=None, fixed_input_size=True)
 
 # the data that weights were released for
 _brain_mri = dict(
@@ -1212,7 +1213,7 @@ default_cfgs = generate_default_cfgs({
         hf_hub_id=hub_id('hdkd_student.ham10k'), classifier=('head', 'head_dist'), **_ham10k),
     'hdkd_student_plain.untrained': _student_cfg(),
     'hdkd_teacher_s4.untrained': _cfg(pool_size=(14, 14)),
-    'hdkd_student_s4.untrained': _student_cfg(pool_size=(7, 7), classifier=('head', 'head_dist')),
+    'hdkd_student_s4.untrained': _student_cfg(classifier=('head', 'head_dist')),
 })
 
 
