@@ -164,7 +164,7 @@ def test_two_runs_cannot_share_a_folder(unbroken):
             line = errors.strip().splitlines()[-1]  # after timm's warning about the schedule
             assert line.startswith('hdkd distill: error: ')
             assert message in line
-        assert sorted(path.name for path in folder.iterdir()) == ['.before', '.lock', 'config.yaml']
+        assert sorted(path.name for path in folder.iterdir()) == ['.lock', 'SHA256SUMS', 'config.yaml']
         assert (folder / 'config.yaml').read_text() == 'lr: 1\n'
 
 

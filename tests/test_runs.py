@@ -11,7 +11,7 @@ import threading
 import pytest
 import torch
 
-from hdkd_timm.files import whole_file
+from hdkd_timm.files import SUMS, whole_file
 from hdkd_timm.runs import (
     CONFIG,
     IMAGES,
@@ -28,14 +28,15 @@ SETTINGS = 'lr: 0.001\nscale:\n- 0.8\n- 1.0\nseed: 42\nworkers: 2\n'
 
 
 def content(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob('*'))
+    """Names of all in it but the checksums, which have tests of their own."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob('*') if path.name != SUMS)
 
 
 def snapshot(folder):
     """What links, files and folders hold, by name."""
     return {
         str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.is_file() and path.read_bytes()
-        for path in folder.rglob('*')}
+        for path in folder.rglob('*') if path.name != SUMS}
 
 
 @pytest.fixture
@@ -127,6 +128,9 @@ def test_no_state(tmp_path):
         load_state(tmp_path / 'text.pth')
     save_state({'progress': 1, 'model': torch.zeros(1000)}, tmp_path / 'cut.pth')
     (tmp_path / 'cut.pth').write_bytes((tmp_path / 'cut.pth').read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"cut\.pth' is damaged, or was edited"):
+        load_state(tmp_path / 'cut.pth')
+    (tmp_path / SUMS).unlink()
     with pytest.raises(ValueError, match=r"cut\.pth' is no checkpoint"):
         load_state(tmp_path / 'cut.pth')
     with pytest.raises(FileNotFoundError, match='nowhere'):
@@ -196,7 +200,7 @@ def test_overwrite(begun, runs):
     (begun / 'old').touch()
     before = snapshot(begun)
     with run_folder(str(runs), 'run', 'lr: 1\n', overwrite=True) as folder:
-        assert sorted(os.listdir(folder)) == ['.before', '.lock', CONFIG]
+        assert sorted(os.listdir(folder)) == ['.before', '.lock', SUMS, CONFIG]
         assert snapshot(folder / '.before') == before
         assert (folder / CONFIG).read_text() == 'lr: 1\n'
     assert snapshot(begun) == {CONFIG: b'lr: 1\n'}
@@ -282,10 +286,14 @@ def test_new_run_stays_where_work_was_saved(begun, runs, name):
 
 @pytest.mark.parametrize(('experiment', 'overwrite'), [('new', False), ('run', True)])
 def test_interrupted_run_stays(begun, runs, experiment, overwrite):
+    before = snapshot(begun)
     with pytest.raises(Interrupted):
         fail_after_writing(
             runs, experiment, 'teacher/summary.csv', Interrupted(signal.SIGTERM, experiment), overwrite=overwrite)
-    assert content(runs / experiment) == [CONFIG, 'teacher', os.path.join('teacher', 'summary.csv')]
+    kept = runs / experiment / '.before'
+    assert snapshot(kept) == before if overwrite else not kept.exists()  # the new one has nothing to show yet
+    assert [name for name in content(runs / experiment) if not name.startswith('.before')] == [
+        CONFIG, 'teacher', os.path.join('teacher', 'summary.csv')]
 
 
 @pytest.mark.parametrize('overwrite', [False, True])
