@@ -19,7 +19,7 @@ from timm.models import is_model_pretrained, save_for_hf
 from timm.utils import unwrap_model
 from torch import nn
 
-from .files import PathLike, new_folder, whole_file
+from .files import PathLike, add_sums, check_sums, new_folder, whole_file
 from .models.hdkd import HDKDStudent, convert_state_dict, is_fused
 
 HUBS = ('local-dir:', 'hf-hub:', 'hf_hub:')  # how timm tells models that are saved elsewhere
@@ -72,7 +72,7 @@ def save_model(
             'in_chans': model.in_chans, **({'global_pool': pool} if isinstance(pool, str) else {})}
     model_config = {'label_names': list(label_names)} if label_names else {}
     if replace and (Path(folder) / 'model.safetensors').exists():
-        with whole_file(Path(folder) / 'model.safetensors', 'wb') as file:
+        with whole_file(Path(folder) / 'model.safetensors', 'wb', summed=True) as file:
             file.write(safetensors.torch.save(model.state_dict()))
         return
     with new_folder(folder) as temporary:
@@ -88,6 +88,8 @@ def save_model(
         for key in ('test_input_size', 'test_crop_pct'):
             cfg.pop(key, None)
         path.write_text(json.dumps(config, indent=2) + '\n')
+        if replace:  # that of a run, which is read again
+            add_sums(temporary, 'config.json', 'model.safetensors')
 
 
 def read_checkpoint(path: PathLike) -> Dict[str, Any]:
@@ -95,11 +97,12 @@ def read_checkpoint(path: PathLike) -> Dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file would execute code on loading, or is no checkpoint.
+        ValueError: if the file would execute code on loading, is no checkpoint, or not as SHA256SUMS beside it says.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"Checkpoint '{path}' does not exist, or is no file.")
+    check_sums(path.parent, path.name)
     try:
         if path.suffix == '.safetensors':
             return safetensors.torch.load_file(path)
@@ -279,6 +282,8 @@ def load_model(
     folder = Path(name.partition(':')[2]) if name.startswith('local-dir:') else None
     if folder is not None and not folder.is_dir():
         raise FileNotFoundError(f"Model folder '{folder}' does not exist.")
+    if folder is not None:
+        check_sums(folder)
     saved_args: Dict[str, Any] = {}
     kwargs.pop('pretrained', None)
     try:

@@ -48,8 +48,6 @@ def load_state(path: Union[str, Path]) -> Dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: as `read_checkpoint`; if it is damaged, or no training state.
     """
-    path = Path(path)
-    check_sums(path.parent, path.name)
     state = read_checkpoint(path)
     if zipfile.is_zipfile(path):  # of a version that wrote no SHA256SUMS: torch.load doesn't look at zip's checksums
         with zipfile.ZipFile(path) as file:

@@ -114,10 +114,10 @@ def test_distill_to_the_end(config, run):
     metrics = distill(config)
     assert metrics['run'] == str(run)
     assert sorted(p.name for p in run.iterdir()) == [
-        'config.yaml', 'images.csv', 'metrics.json', 'student', 'student_alone', 'teacher']
+        'SHA256SUMS', 'config.yaml', 'images.csv', 'metrics.json', 'student', 'student_alone', 'teacher']
     for name in ('student', 'student_alone', 'teacher'):
         assert sorted(p.name for p in (run / name).iterdir()) == [
-            'best', 'last.pth', 'metrics.json', 'predictions.csv', 'summary.csv']
+            'SHA256SUMS', 'best', 'last.pth', 'metrics.json', 'predictions.csv', 'summary.csv']
         assert json.loads((run / name / 'metrics.json').read_text()) == metrics['models'][name]
     assert [p.name for p in run.parent.iterdir()] == ['run']
     assert json.loads((run / 'metrics.json').read_text()) == {k: v for k, v in metrics.items() if k != 'run'}
@@ -149,7 +149,8 @@ def test_train_any_timm_model(train_config, run):
         train_config, model='resnet10t', model_kwargs=dict(stem_width=16), drop=0.1, epochs=1))
     assert list(metrics['models']) == ['resnet10t']
     assert sorted(p.name for p in run.iterdir()) == [
-        'best', 'config.yaml', 'images.csv', 'last.pth', 'metrics.json', 'predictions.csv', 'summary.csv']
+        'SHA256SUMS', 'best', 'config.yaml', 'images.csv', 'last.pth', 'metrics.json', 'predictions.csv',
+        'summary.csv']
     model = load(run)
     assert (model.num_classes, model.drop_rate, model.conv1[0].out_channels) == (3, 0.1, 12)
     cfg = json.loads((run / 'best' / 'config.json').read_text())['pretrained_cfg']
@@ -264,7 +265,7 @@ def test_interrupted_test_of_a_given_teacher_goes_on(config, monkeypatch, tmp_pa
     save_teacher(tmp_path / 'teacher')
     config = dataclasses.replace(config, epochs=1, teacher_checkpoint=str(tmp_path / 'teacher'))
     interrupt_test(monkeypatch, distill, config)
-    assert sorted(path.name for path in run.iterdir()) == ['config.yaml', 'images.csv']
+    assert sorted(path.name for path in run.iterdir()) == ['SHA256SUMS', 'config.yaml', 'images.csv']
     metrics = distill(config, resume=True)
     assert [result['test']['images'] for result in metrics['models'].values()] == [12, 12]
     assert metrics['models']['teacher'] == json.loads((run / 'teacher' / 'metrics.json').read_text())
@@ -500,7 +501,7 @@ TWO, EMA = dict(epochs=2), dict(model_ema=True)
     ('mixup_off_epoch', 1, dict(TWO, mixup=0.4)),
     ('model_ema', True, {}),
     ('model_ema_decay', 0.5, EMA),
-    ('model_ema_warmup', True, EMA),
+    ('model_ema_warmup', False, EMA),
     ('reduction', 'batchmean', {}),
     ('reprob', 0.5, {}),
     ('sampler', 'balanced', {}),
