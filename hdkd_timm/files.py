@@ -4,6 +4,7 @@
 digests of both, the old and the new one: a process that is killed at any moment leaves a file that is listed.
 """
 import csv
+import errno
 import hashlib
 import json
 import math
@@ -20,6 +21,7 @@ PathLike = Union[str, Path]
 # how text is written and read; names of files that are no UTF-8 come back as they were
 TEXT = dict(newline='', encoding='utf-8', errors='surrogateescape')
 SUMS = 'SHA256SUMS'
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # Python does not name the file in these
 
 Sums = Dict[str, List[str]]  # file name -> digests that it may have
 
@@ -61,9 +63,11 @@ def whole_file(path: PathLike, mode: str = 'w', summed: bool = False) -> Iterato
             _replace_summed(temporary, path)
         else:
             os.replace(temporary, path)
-    except BaseException:
+    except BaseException as e:
         with suppress(FileNotFoundError):
             temporary.unlink()
+        if isinstance(e, OSError) and e.errno in DISK_ERRORS and e.filename is None:
+            raise OSError(e.errno, os.strerror(e.errno), str(path)) from e
         raise
 
 

@@ -37,9 +37,30 @@ STOP_SIGNALS = tuple(
 
 
 def save_state(state: Dict[str, Any], path: Union[str, Path]) -> None:
-    """Write a training state, whole or not at all, and its checksum."""
+    """Write a training state, whole or not at all, and its checksum.
+
+    Raises:
+        OSError: if it can't be written, such as on a full disk.
+    """
     with whole_file(path, 'wb', summed=True) as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as e:
+            if isinstance(e.__context__, OSError):  # what torch says hides it
+                raise e.__context__ from e
+            raise
+
+
+def _is_damaged_zip(path: Path) -> bool:
+    """Is a checksum in a file of torch.save wrong? torch.load does not look at them, and versions before SHA256SUMS
+    wrote no others."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return False
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is not None
+    except Exception:  # a damaged file can raise anything
+        return True
 
 
 def load_state(path: Union[str, Path]) -> Dict[str, Any]:
@@ -48,11 +69,11 @@ def load_state(path: Union[str, Path]) -> Dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: as `read_checkpoint`; if it is damaged, or no training state.
     """
+    path = Path(path)
+    check_sums(path.parent, path.name)
+    if path.is_file() and _is_damaged_zip(path):
+        raise ValueError(f"'{path}' is damaged: a checksum in it is wrong. Restore it from a copy.")
     state = read_checkpoint(path)
-    if zipfile.is_zipfile(path):  # of a version that wrote no SHA256SUMS: torch.load doesn't look at zip's checksums
-        with zipfile.ZipFile(path) as file:
-            if file.testzip() is not None:
-                raise ValueError(f"'{path}' is damaged: a checksum in it is wrong. Restore it from a copy.")
     if 'progress' not in state:
         raise ValueError(f"'{path}' is no training state: it holds no progress.")
     return state

@@ -42,7 +42,7 @@ def count_operations(root, limit=None):
         def watched(path, *args, **kwargs):
             flags = args[0] if args else kwargs.get('mode', 'r')
             writes = not (isinstance(flags, str) and function is builtins_open and not set(flags) & set('wax+'))
-            is_ours = isinstance(path, int) or os.fspath(path).startswith(str(root))
+            is_ours = isinstance(path, int) or kwargs.get('dir_fd') or os.fspath(path).startswith(str(root))
             if os.getpid() == main and writes and is_ours:
                 counted[0] += 1
                 if counted[0] == limit:
