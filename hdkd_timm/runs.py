@@ -134,7 +134,8 @@ def _remove(path: Path) -> None:
 def _remove_halves(folder: Path) -> None:
     """What a killed process was writing when it ended."""
     for path in list(folder.rglob('.*')):
-        if path.name.endswith('.tmp') or path.name.startswith(('.best-', '.report-')):
+        is_half = path.name.endswith('.tmp') or path.name.startswith(('.best-', '.report-'))
+        if is_half and path.parent.exists():  # it may have gone with its folder
             _remove(path)
 
 

@@ -92,8 +92,7 @@ def start(root, experiment, workers=0, limit=None, out=None, **flags):
         code = 128 + e.signum
     except FileNotFoundError as e:
         code = 3 if 'begin it without --resume' in str(e) else 1
-    except FileExistsError as e:
-        code = 4 if 'exists already' in str(e) else 1
+        print(experiment, repr(e), file=sys.stderr, flush=True)
     except BaseException as e:
         print(experiment, repr(e), file=sys.stderr, flush=True)
     finally:
@@ -216,11 +215,11 @@ def main():
         seconds = time.monotonic() - begin
         assert same(root, 'workers')
         print(f'a run takes {seconds:.1f} s and {operations} file operations', flush=True)
-        for results in (
-                kill_everywhere(root, args.kills, rng, seconds, operations),
-                kill_overwrites(root, rng, args.overwrites, operations),
-                signal_everywhere(root, args.signals, rng, seconds)):
-            for key, number in sorted(results.items()):
+        for table in (
+                lambda: kill_everywhere(root, args.kills, rng, seconds, operations),
+                lambda: kill_overwrites(root, rng, args.overwrites, operations),
+                lambda: signal_everywhere(root, args.signals, rng, seconds)):
+            for key, number in sorted(table().items()):
                 print(f"{number:5d}  {', '.join(key)}", flush=True)
         if os.environ.get('KILL_TABLE_LOG'):
             shutil.copy(root / 'log', os.environ['KILL_TABLE_LOG'])

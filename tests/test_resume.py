@@ -111,10 +111,12 @@ def test_killed_at_a_random_moment(unbroken, seed):
 
 
 @pytest.mark.parametrize(('send', 'signum', 'expected'), [
-    (os.kill, signal.SIGTERM, 143), (os.killpg, signal.SIGINT, 130)])  # Ctrl-C goes to all processes of a terminal
+    (os.kill, signal.SIGTERM, 143), (os.killpg, signal.SIGINT, 130),  # Ctrl-C goes to all processes of a terminal,
+    (os.killpg, signal.SIGTERM, 143), (os.killpg, signal.SIGHUP, 129),  # and these to all of a job or a container
+    (os.kill, signal.SIGUSR1, 138)])
 def test_interrupted_in_the_middle_of_an_epoch(unbroken, send, signum, expected):
     data, runs, _ = unbroken
-    name = signum.name
+    name = f'{send.__name__}-{signum.name}'
     process = start(data, runs, name)
     wait_for(runs / name / 'student' / 'last.pth', process)
     send(process.pid, signum)

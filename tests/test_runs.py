@@ -325,6 +325,17 @@ def test_settings_that_were_edited(begun, runs):
         pass
 
 
+def test_halves_of_a_killed_process_go(begun, runs):
+    before = content(begun)
+    half = begun / 'student' / '.best-x'
+    half.mkdir()
+    for path in (half / 'model.safetensors', half / f'.{SUMS}.12.tmp', begun / 'student' / '.last.pth.12.tmp'):
+        path.touch()
+    with run_folder(str(runs), 'run', SETTINGS, resume=True):
+        pass
+    assert content(begun) == before
+
+
 def test_what_looks_at_a_run_that_goes_on(begun, runs):
     before = snapshot(begun)
 
