@@ -731,7 +731,7 @@ def train(config: TrainConfig, resume: bool = False, overwrite: bool = False) ->
         FileNotFoundError, ValueError, FileExistsError, ImportError, MemoryError: bad input, see `create_datasets`,
             `load_teacher`, `smote` and `run_folder`.
         FloatingPointError: if a loss is no finite number any more.
-        Interrupted: if SIGINT or SIGTERM asked to stop; the state is saved.
+        Interrupted: if a signal of `STOP_SIGNALS` asked to stop; the state is saved.
     """
     world = init_world(config.device)
     try:
