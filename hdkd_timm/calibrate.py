@@ -6,7 +6,7 @@ from typing import Any, Dict, Optional
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from .files import PathLike, write_json
+from .files import PathLike, check_sums, write_json
 from .metrics import expected_calibration_error
 
 CALIBRATION = 'calibration.json'  # beside a model's config.json
@@ -66,7 +66,7 @@ def describe(probs: np.ndarray, targets: np.ndarray, temperature: float) -> Dict
 
 def write_temperature(folder: PathLike, temperature: float, results: Dict[str, Dict[str, Any]]) -> None:
     """Write calibration.json beside a model: the temperature, and split -> what `describe` returns."""
-    write_json({'temperature': temperature, **results}, Path(folder) / CALIBRATION)
+    write_json({'temperature': temperature, **results}, Path(folder) / CALIBRATION, summed=True)
 
 
 def read_temperature(folder: PathLike) -> Optional[float]:
@@ -78,6 +78,7 @@ def read_temperature(folder: PathLike) -> Optional[float]:
     path = Path(folder) / CALIBRATION
     if not path.is_file():
         return None
+    check_sums(folder, CALIBRATION)
     try:
         temperature = float(json.loads(path.read_text(encoding='utf-8'))['temperature'])
         if not 0 < temperature < np.inf:

@@ -20,7 +20,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from .checkpoint_file import Told, choose_network, read_checkpoint, read_told, read_told_beside
-from .files import PathLike, new_folder, whole_file
+from .files import PathLike, add_sums, check_sums, new_folder, whole_file
 from .models.hdkd import HDKDStudent, HDKDTeacher, is_fused
 
 __all__ = [
@@ -80,7 +80,7 @@ def save_model(
             'in_chans': model.in_chans, **({'global_pool': pool} if isinstance(pool, str) else {})}
     model_config = {'label_names': list(label_names)} if label_names else {}
     if replace and (Path(folder) / 'model.safetensors').exists():
-        with whole_file(Path(folder) / 'model.safetensors', 'wb') as file:
+        with whole_file(Path(folder) / 'model.safetensors', 'wb', summed=True) as file:
             file.write(safetensors.torch.save(model.state_dict()))
         return
     with new_folder(folder) as temporary:
@@ -98,6 +98,8 @@ def save_model(
         # it stands at the top already; transformers takes no second one
         config.get('model_args', {}).pop('num_classes', None)
         path.write_text(json.dumps(config, indent=2) + '\n')
+        if replace:  # that of a run, which is read again
+            add_sums(temporary, 'config.json', 'model.safetensors')
 
 
 def _count(names: Sequence[str], prefix: str) -> int:
@@ -471,6 +473,8 @@ def load_model(
     folder = Path(name.partition(':')[2]) if name.startswith('local-dir:') else None
     if folder is not None and not folder.is_dir():
         raise FileNotFoundError(f"Model folder '{folder}' does not exist.")
+    if folder is not None:
+        check_sums(folder)
     saved_args: Dict[str, Any] = {}
     kwargs.pop('pretrained', None)
     try:

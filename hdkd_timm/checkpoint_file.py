@@ -18,7 +18,7 @@ import timm
 import torch
 
 from .config import read_yaml
-from .files import PathLike
+from .files import PathLike, check_sums
 from .models.hdkd import convert_state_dict
 
 _logger = logging.getLogger(__name__)
@@ -88,11 +88,12 @@ def read_checkpoint(path: PathLike) -> Dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file would execute code on loading, or is not a checkpoint.
+        ValueError: if the file would execute code on loading, is not a checkpoint, or not as SHA256SUMS beside it says.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"Checkpoint '{path}' does not exist, or is no file.")
+    check_sums(path.parent, path.name)
     try:
         if path.suffix == '.safetensors':
             return safetensors.torch.load_file(path)

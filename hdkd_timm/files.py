@@ -1,8 +1,15 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders that are written whole or not at all, and checksums that tell whether they are still as written.
+
+`SHA256SUMS` beside the files is what `sha256sum -c SHA256SUMS` reads. While a file is being replaced it lists the
+digests of both, the old and the new one: a process that is killed at any moment leaves a file that is listed.
+"""
 import csv
+import errno
+import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from contextlib import contextmanager, suppress
@@ -13,11 +20,38 @@ PathLike = Union[str, Path]
 
 # how text is written and read; names of files that are no UTF-8 come back as they were
 TEXT = dict(newline='', encoding='utf-8', errors='surrogateescape')
+SUMS = 'SHA256SUMS'
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # Python does not name the file in these
+
+Sums = Dict[str, List[str]]  # file name -> digests that it may have
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk, in case the power fails."""
+    with suppress(OSError):  # not every system opens folders
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _user_mode(mode: int) -> int:
+    """A file mode without what the user's umask forbids."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return mode & ~umask
 
 
 @contextmanager
-def whole_file(path: PathLike, mode: str = 'w') -> Iterator[Any]:
-    """An open file that takes the place of `path` when all is written, and leaves it alone after an error."""
+def whole_file(path: PathLike, mode: str = 'w', summed: bool = False) -> Iterator[Any]:
+    """An open file that takes the place of `path` when all is written, and leaves it alone after an error.
+
+    Args:
+        path: File to write.
+        mode: 'w' or 'wb'.
+        summed: Keep its digest in SHA256SUMS beside it.
+    """
     path = Path(path)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
@@ -25,11 +59,80 @@ def whole_file(path: PathLike, mode: str = 'w') -> Iterator[Any]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
+        if summed:
+            _replace_summed(temporary, path)
+        else:
+            os.replace(temporary, path)
+    except BaseException as e:
         with suppress(FileNotFoundError):
             temporary.unlink()
+        if isinstance(e, OSError) and e.errno in DISK_ERRORS and e.filename is None:
+            raise OSError(e.errno, os.strerror(e.errno), str(path)) from e
         raise
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(2 ** 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_sums(folder: Path) -> Sums:
+    """The digests of SHA256SUMS, none where there is no such file; lines of another form are passed over."""
+    sums: Sums = {}
+    if (folder / SUMS).is_file():
+        with open(folder / SUMS, **TEXT) as file:
+            for digest, name in re.findall(r'^([0-9a-f]{64}) [ *](.+)$', file.read(), re.MULTILINE):
+                sums.setdefault(name, []).append(digest)
+    return sums
+
+
+def _write_sums(folder: Path, sums: Sums) -> None:
+    with whole_file(folder / SUMS) as file:
+        file.writelines(f'{digest}  {name}\n' for name in sorted(sums) for digest in dict.fromkeys(sums[name]))
+    _sync_folder(folder)
+
+
+def _replace_summed(temporary: Path, path: Path) -> None:
+    """Rename a file to its place, whose digest SHA256SUMS lists before and after, that of the old one before only."""
+    sums, new = _read_sums(path.parent), _digest(temporary)
+    before = sums.get(path.name, [])
+    if path.exists() and not before:
+        before = [_digest(path)]
+    _write_sums(path.parent, {**sums, path.name: [*before, new]})
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+    _write_sums(path.parent, {**sums, path.name: [new]})
+
+
+def add_sums(folder: PathLike, *names: str) -> None:
+    """List files of a folder in its SHA256SUMS, as they are now; those that are not there are left out."""
+    folder = Path(folder)
+    sums = {**_read_sums(folder), **{name: [_digest(folder / name)] for name in names if (folder / name).is_file()}}
+    if sums:
+        _write_sums(folder, sums)
+
+
+def check_sums(folder: PathLike, *names: str) -> None:
+    """Are the files of a folder as they were written, as far as its SHA256SUMS lists them?
+
+    Args:
+        folder: The folder. One without SHA256SUMS passes: it is of an earlier version, or of other software.
+        names: Files to look at; none for all that are listed and there.
+
+    Raises:
+        ValueError: if one is not; it is named.
+    """
+    folder = Path(folder)
+    sums = _read_sums(folder)
+    for name in names or sums:
+        path = folder / name
+        if name in sums and path.is_file() and _digest(path) not in sums[name]:
+            raise ValueError(
+                f"'{path}' is damaged, or was edited: it is not as it was written (its sha256 is not the one in"
+                f" '{folder / SUMS}'). Restore it from a copy; if you edited it on purpose, delete its line there.")
 
 
 @contextmanager
@@ -46,26 +149,31 @@ def new_folder(folder: PathLike) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)  # mkdtemp's folders are for their owner alone
+        for path in (temporary, *temporary.rglob('*')):  # mkdtemp's and safetensors' are for their owner alone
+            if not path.is_symlink():
+                path.chmod(_user_mode(0o777 if path.is_dir() else 0o666))
         os.replace(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def write_rows(rows: List[Dict[str, Any]], path: PathLike, columns: Sequence[str] = ()) -> None:
-    """Write a CSV file with these columns, and those of all rows."""
+def write_rows(
+        rows: List[Dict[str, Any]],
+        path: PathLike,
+        columns: Sequence[str] = (),
+        summed: bool = False,
+) -> None:
+    """Write a CSV file with these columns, and those of all rows, see `whole_file`."""
     columns = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
-    with whole_file(path) as file:
+    with whole_file(path, summed=summed) as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
 
 
-def write_json(values: Dict[str, Any], path: PathLike) -> None:
-    """JSON has no NaN: what is undefined is null."""
+def write_json(values: Dict[str, Any], path: PathLike, summed: bool = False) -> None:
+    """Write a JSON file, see `whole_file`. JSON has no NaN: what is undefined is null."""
     def clean(value: Any) -> Any:
         if isinstance(value, dict):
             return {k: clean(v) for k, v in value.items()}
@@ -73,5 +181,5 @@ def write_json(values: Dict[str, Any], path: PathLike) -> None:
             return [clean(v) for v in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    with whole_file(path) as file:
+    with whole_file(path, summed=summed) as file:
         file.write(json.dumps(clean(values), indent=2, allow_nan=False) + '\n')

@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 from .calibrate import CALIBRATION
 from .card import CONFUSION_PICTURE, write_card
 from .checkpoint import HUBS, find_model_folder
-from .files import TEXT, PathLike, new_folder, write_json
+from .files import TEXT, PathLike, check_sums, new_folder, write_json
 from .plots import plot_confusion_matrix
 from .released import find_folder, find_weights, full_name
 from .runs import CONFIG, IMAGES, METRICS
@@ -132,11 +132,15 @@ def write_hub_folder(
     for file in ('config.json', 'model.safetensors'):
         if not (best / file).is_file():
             raise FileNotFoundError(f"'{best}' is no model folder, it has no {file}.")
+    check_sums(best)
     if (best / CARD).is_file():
         _copy_folder(best, out, bool(license or data))
         return
     network = best.parent if best.name == 'best' else best
     run = next((folder for folder in (network, network.parent) if (folder / CONFIG).is_file()), None)
+    check_sums(network, METRICS)
+    if run is not None:
+        check_sums(run, CONFIG, IMAGES)
     config, metrics = _read(best / 'config.json'), _read(network / METRICS)
     metrics.pop('checkpoint', None)
     if 'num_classes' in config:  # once, as transformers takes it; runs of before have it twice

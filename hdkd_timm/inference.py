@@ -285,7 +285,7 @@ def _name_classes(classifier: Classifier, classes: List[str], name: str) -> List
         raise ValueError(
             f"Model '{name}' has {classifier.model.num_classes} classes without names, the data {len(classes)}.")
     # those who write no names into a file sort them as text, as a rule; an order that a dataset gives is its own
-    return sorted(classes) if classes == sorted(classes, key=lambda label: (natural_key(label), label)) else classes
+    return sorted(classes) if classes == sorted(classes, key=natural_order) else classes
 
 
 def _match_classes(names: List[str], classes: List[str], model: str) -> List[int]:

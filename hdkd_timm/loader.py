@@ -3,9 +3,17 @@
 Not on the number of loader processes, nor on what ran before: a training that is resumed at any step sees the same
 images, augmented alike, as one that was never broken.
 """
+import ctypes
 import functools
+import logging
+import multiprocessing
+import os
 import random
+import shutil
 import signal
+import sys
+import threading
+from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
@@ -15,8 +23,15 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from torchvision.transforms import Compose
 
 from .augment import AugmentConfig, create_eval_transform, create_train_transform
-from .cache import split_transform
+from .cache import SHARED, split_transform
 from .images import IMG_MODES, convert_image
+from .memory import format_bytes
+from .runs import STOP_SIGNALS
+
+_logger = logging.getLogger(__name__)
+
+PREFETCH = 2  # batches that each loader process reads ahead, as torch does by default
+SHARED_RESERVE = 2 ** 20  # bytes of shared memory for the queues and locks of the loader processes
 
 
 def derive_seed(*keys: int) -> int:
@@ -118,10 +133,108 @@ class _TransformedDataset(Dataset):
         return len(self.indices)
 
 
-def _start_worker(worker_id: int) -> None:
-    """Ctrl-C goes to all processes of a terminal: the main one heeds it, and still wants its loaders then."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _end_with_parent(parent: int) -> None:
+    """On Linux at once, as a process that is left holds the lock of its run; torch sees to it within seconds."""
+    if sys.platform == 'linux' and os.getppid() == parent:  # that of a fork server is the server
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it ended before
+            os._exit(1)
+
+
+def _heed_parent_alone(parent: int) -> None:
+    """End at the SIGTERM of the main process, by which it ends loaders that are stuck, and of no other."""
+    def wait() -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+            pass
+        os._exit(0)
+
+    if hasattr(signal, 'sigwaitinfo'):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=wait, daemon=True).start()
+
+
+def _start_worker(worker_id: int, ends_with_parent: bool = False) -> None:
+    """Signals that ask to stop go to all processes of a terminal or a job: the main one heeds them, and still wants its
+    loaders then."""
+    parent = multiprocessing.parent_process().pid
+    for signum in STOP_SIGNALS:
+        if signum != signal.SIGTERM:
+            signal.signal(signum, signal.SIG_IGN)
+    _heed_parent_alone(parent)
+    if hasattr(signal, 'pthread_sigmask'):  # they came blocked, see `_Loader`
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, set(STOP_SIGNALS) - {signal.SIGTERM})
+    if ends_with_parent:
+        _end_with_parent(parent)
     _worker_init(worker_id)
+
+
+@contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """Signals that ask to stop come later, here and in processes that are started meanwhile."""
+    if not hasattr(signal, 'pthread_sigmask'):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Loader(DataLoader):
+    """A loader whose processes are deaf to signals from their first moment on, before `_start_worker` runs."""
+
+    def __iter__(self) -> Any:
+        with _blocked_signals():
+            return super().__iter__()
+
+
+def fit_workers(num_workers: int, batch_bytes: int, free: int) -> int:
+    """So many loader processes of those asked for that their batches fit into the shared memory that is free.
+
+    Args:
+        num_workers: Loader processes that are asked for.
+        batch_bytes: Size of a batch.
+        free: Bytes of shared memory.
+    """
+    batches = (free - SHARED_RESERVE) // batch_bytes - 2  # two are with the main process
+    return max(0, min(num_workers, batches // PREFETCH))
+
+
+def _check_shared_memory(num_workers: int, batch_size: int, image_bytes: int, processes: int) -> int:
+    """As `fit_workers` on this machine, with a warning where they are fewer: a loader that finds it full would hang."""
+    if not num_workers or not SHARED.exists():
+        return num_workers
+    free = shutil.disk_usage(SHARED).free
+    batch_bytes = batch_size * image_bytes
+    fitting = fit_workers(num_workers, batch_bytes, free // processes)
+    if fitting < num_workers:
+        needed = ((PREFETCH * num_workers + 2) * batch_bytes + SHARED_RESERVE) * processes
+        _logger.warning(
+            f"{num_workers} loader processes hold up to {format_bytes(needed)} of batches in '{SHARED}', where"
+            f" {format_bytes(free)} are free: {fitting or 'none'} are used, which may be slower. Enlarge it"
+            ' (docker run --shm-size=2g), or lower --workers or --batch-size.')
+    return fitting
+
+
+def find_timeout(batch_size: int) -> int:
+    """Seconds to wait for a batch before it is taken for lost: slow disks take seconds an image at the worst."""
+    return max(300, 10 * batch_size)
+
+
+def _explain_loss(error: RuntimeError) -> Optional[OSError]:
+    """Words for what torch says of loader processes that ended, or that no batch comes from."""
+    message = str(error).strip()
+    if not message.startswith(('DataLoader timed out', 'DataLoader worker (')):  # others are those of an image
+        return None
+    free = f" ('{SHARED}' has {format_bytes(shutil.disk_usage(SHARED).free)} free)" if SHARED.exists() else ''
+    if 'timed out' in message:
+        return TimeoutError(
+            f'No batch came from the loader processes ({message}). A disk may hang, or shared memory be full{free}:'
+            ' take --workers 0 to read in the main process.')
+    return ChildProcessError(
+        f'A loader process ended ({message}). Memory may be out, or shared memory full{free}: take fewer --workers (0'
+        ' to read in the main process), or a smaller --batch-size.')
 
 
 class SplitLoader:
@@ -141,9 +254,11 @@ class SplitLoader:
         rank: This process.
         world_size: Processes.
         cache: Makes a dataset that keeps its images of it and the fixed part of the transform, see `cache_images`.
+        local_size: Processes on this machine, which share its memory.
 
     Raises:
         ValueError: if there are fewer training images than the batches of all processes hold.
+        TimeoutError, ChildProcessError: while it is read, if the loader processes hang or end.
     """
 
     def __init__(
@@ -159,6 +274,7 @@ class SplitLoader:
             rank: int = 0,
             world_size: int = 1,
             cache: Optional[Callable[[Any, Compose], Dataset]] = None,
+            local_size: int = 1,
     ):
         self.dataset = dataset
         self.seed = seed
@@ -169,12 +285,18 @@ class SplitLoader:
             data_config = dict(data_config, **{
                 key: (float(np.mean(data_config[key])),) * channels for key in ('mean', 'std')})
         self.iterable = isinstance(dataset, IterableDataset)
+        start_worker = functools.partial(
+            _start_worker, ends_with_parent=threading.current_thread() is threading.main_thread())  # Linux: the thread
+        image_bytes = int(np.prod(data_config['input_size']))
         if self.iterable:
+            num_workers = _check_shared_memory(num_workers, batch_size, image_bytes, local_size)
             # every epoch starts its processes anew, from the seed
             self.loader = create_loader(
                 dataset, batch_size=batch_size, is_training=augment is not None, num_workers=num_workers,
                 device=device, distributed=world_size > 1, persistent_workers=False, **data_config)
-            self.loader.loader.worker_init_fn = _start_worker
+            loader = self.loader.loader
+            loader.worker_init_fn, loader.timeout = start_worker, find_timeout(batch_size) if num_workers else 0
+            loader.__class__ = _Loader  # timm takes none
             transform = create_train_transform(augment, data_config) if augment else create_eval_transform(data_config)
             dataset.transform = Compose([functools.partial(convert_image, mode=IMG_MODES[channels]), transform])
             return
@@ -182,19 +304,21 @@ class SplitLoader:
             raise ValueError(
                 f'{len(dataset)} training images are fewer than a batch of {batch_size * world_size}: lower'
                 ' --batch-size.')
-        args: Dict[str, Any] = dict(
-            num_workers=num_workers, collate_fn=fast_collate, pin_memory=device.type == 'cuda',
-            worker_init_fn=_start_worker, persistent_workers=num_workers > 0,
-            generator=torch.Generator())  # or it would draw from the global one at each start
         transform = create_train_transform(augment, data_config) if augment else create_eval_transform(data_config)
         if cache is not None:
             front, transform = split_transform(transform)
             dataset = cache(dataset, front)
+        num_workers = _check_shared_memory(num_workers, batch_size, image_bytes, local_size)  # a cache is in it, too
+        args: Dict[str, Any] = dict(
+            num_workers=num_workers, collate_fn=fast_collate, pin_memory=device.type == 'cuda',
+            worker_init_fn=start_worker, persistent_workers=num_workers > 0,
+            prefetch_factor=PREFETCH if num_workers else None, timeout=find_timeout(batch_size) if num_workers else 0,
+            generator=torch.Generator())  # or it would draw from the global one at each start
         if augment is not None:
             self.sampler = EpochSampler(len(dataset), batch_size, seed, weights, rank, world_size)
-            loader = DataLoader(_SeededDataset(dataset, transform, seed), batch_sampler=self.sampler, **args)
+            loader = _Loader(_SeededDataset(dataset, transform, seed), batch_sampler=self.sampler, **args)
         else:
-            loader = DataLoader(
+            loader = _Loader(
                 _TransformedDataset(dataset, transform, rank, world_size), batch_size=batch_size, **args)
         self.loader = PrefetchLoader(
             loader, mean=data_config['mean'], std=data_config['std'], channels=channels, device=device)
@@ -224,8 +348,11 @@ class SplitLoader:
 
     def __iter__(self) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
         if not self.iterable and not len(self.loader):  # timm < 1.0.31 fails on no batch at all
-            return iter(())
-        return iter(self.loader)
+            return
+        try:
+            yield from self.loader
+        except RuntimeError as e:
+            raise _explain_loss(e) or e from e
 
     def __len__(self) -> int:
         """Batches of a whole pass (of iterable datasets: as many as they tell)."""

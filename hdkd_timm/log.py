@@ -55,7 +55,7 @@ class EpochLog:
 
     def write(self, rows: List[Dict[str, Any]]) -> None:
         """All rows so far; the last one is new."""
-        write_rows(rows, self.path)
+        write_rows(rows, self.path, summed=True)
         row = {key: value for key, value in rows[-1].items() if isinstance(value, (int, float)) and key != 'epoch'}
         row = {key: value for key, value in row.items() if math.isfinite(value)}
         epoch = rows[-1]['epoch']

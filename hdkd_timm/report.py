@@ -28,7 +28,7 @@ from .compare import mcnemar, paired_bootstrap
 from .config import read_yaml
 from .data import SourceConfig
 from .explain import explain
-from .files import TEXT, PathLike, whole_file
+from .files import TEXT, PathLike, check_sums, whole_file
 from .images import read_image
 from .inference import ModelConfig, load_classifier, read_source
 from .metrics import LOWER_IS_BETTER, class_auroc
@@ -102,6 +102,9 @@ def _read_json(path: Path) -> Dict[str, Any]:
 
 
 def _read_network(folder: Path, run: Path, label: str) -> Network:
+    check_sums(run, CONFIG, IMAGES)
+    check_sums(folder, METRICS, PREDICTIONS, SUMMARY)
+    check_sums(folder / 'best')
     metrics = _read_json(folder / METRICS)
     split = next((split for split in ('test', 'val') if split in metrics), None)
     if split is None:

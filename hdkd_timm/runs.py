@@ -9,9 +9,10 @@ import os
 import shutil
 import signal
 import threading
+import zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Union
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from filelock import FileLock, Timeout
 from .checkpoint import read_checkpoint
 from .config import read_yaml
 from .data import CONTENTS, find_changes
-from .files import TEXT, whole_file, write_rows
+from .files import TEXT, add_sums, check_sums, whole_file, write_rows
 
 _logger = logging.getLogger(__name__)
 
@@ -29,21 +30,51 @@ Rows = List[Dict[str, str]]
 
 CONFIG, IMAGES, STATE, METRICS = 'config.yaml', 'images.csv', 'last.pth', 'metrics.json'
 PREDICTIONS, SUMMARY = 'predictions.csv', 'summary.csv'
-_LOCK, _BEFORE = '.lock', '.before'  # what `overwrite` replaces is kept until the run has something to show
+_LOCK = '.lock'
+_BEFORE = '.before'  # holds what `overwrite` replaces, until the new run has a state or a result
+_MOVING = '.moving'  # what is on its way to .before, or back from there: it belongs where it was
+# SIGUSR1 is what SLURM can send before the time is up. Windows lacks some
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1') if hasattr(signal, name))
 
 
 def save_state(state: Dict[str, Any], path: Union[str, Path]) -> None:
-    """Write a training state, whole or not at all."""
-    with whole_file(path, 'wb') as file:
-        torch.save(state, file)
+    """Write a training state, whole or not at all, and its checksum.
+
+    Raises:
+        OSError: if it can't be written, such as on a full disk.
+    """
+    with whole_file(path, 'wb', summed=True) as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as e:
+            if isinstance(e.__context__, OSError):  # what torch says hides it
+                raise e.__context__ from e
+            raise
+
+
+def _is_damaged_zip(path: Path) -> bool:
+    """Is a checksum in a file of torch.save wrong? torch.load does not look at them, and versions before SHA256SUMS
+    wrote no others."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return False
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is not None
+    except Exception:  # a damaged file can raise anything
+        return True
 
 
 def load_state(path: Union[str, Path]) -> Dict[str, Any]:
     """Read a training state, without running any code that it holds.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_checkpoint`; if it is no training state.
+        FileNotFoundError, ValueError: as `read_checkpoint`; if it is damaged, or no training state.
     """
+    path = Path(path)
+    check_sums(path.parent, path.name)
+    if path.is_file() and _is_damaged_zip(path):
+        raise ValueError(f"'{path}' is damaged: a checksum in it is wrong. Restore it from a copy.")
     state = read_checkpoint(path)
     if 'progress' not in state:
         raise ValueError(f"'{path}' is no training state: it holds no progress.")
@@ -156,40 +187,97 @@ def _remove(path: Path) -> None:
 def _remove_halves(folder: Path) -> None:
     """What a killed process was writing when it ended."""
     for path in list(folder.rglob('.*')):
-        if path.name.endswith('.tmp') or path.name.startswith(('.best-', '.report-')):
+        is_half = path.name.endswith('.tmp') or path.name.startswith(('.best-', '.report-'))
+        if is_half and path.parent.exists():  # it may have gone with its folder
             _remove(path)
 
 
 def _has_results(folder: Path) -> bool:
     """Was a training state saved, or a result?"""
-    return any(_BEFORE not in path.parts for name in (STATE, METRICS) for path in folder.rglob(name))
+    return any(
+        not {_BEFORE, _MOVING} & set(path.relative_to(folder).parts)
+        for name in (STATE, METRICS) for path in folder.rglob(name))
 
 
-def _move_aside(folder: Path) -> None:
-    """What --overwrite replaces goes to .before, but for the settings, so that the folder is a run at any moment."""
-    before = folder / _BEFORE
-    shutil.rmtree(before, ignore_errors=True)
-    before.mkdir()
-    for path in folder.iterdir():
-        if path.name == CONFIG:
-            shutil.copy2(path, before)
-        elif path.name not in (_LOCK, _BEFORE):
-            path.rename(before / path.name)
-
-
-def _move_back(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.name not in (_LOCK, _BEFORE):
-            _remove(path)
-    for path in (folder / _BEFORE).iterdir():
-        path.rename(folder / path.name)
-    (folder / _BEFORE).rmdir()
+def _content(folder: Path) -> List[Path]:
+    """What is in the folder of a run, config.yaml last, without what this module keeps for itself."""
+    return sorted(
+        (path for path in folder.iterdir() if path.name not in (_LOCK, _BEFORE, _MOVING)),
+        key=lambda path: (path.name == CONFIG, path.name))
 
 
 def _is_begun(folder: Path) -> bool:
     """Is there more in the folder than what a process leaves that was killed before it began?"""
     return folder.exists() and not (folder.is_dir() and all(
-        path.name == _LOCK or path.name.endswith('.tmp') for path in folder.iterdir()))
+        path.name.startswith('.') and path.name.endswith('.tmp') for path in _content(folder)))
+
+
+def _move_aside(folder: Path) -> None:
+    """What --overwrite replaces goes to .before, all at once: .moving becomes .before when it holds everything."""
+    (folder / _MOVING).mkdir()
+    for path in _content(folder):
+        path.rename(folder / _MOVING / path.name)
+    (folder / _MOVING).rename(folder / _BEFORE)
+
+
+def _bring_back(folder: Path) -> None:
+    """What is in .moving goes back to where it was."""
+    for path in (folder / _MOVING).iterdir():
+        path.rename(folder / path.name)
+    (folder / _MOVING).rmdir()
+
+
+def _discard(folder: Path) -> None:
+    """Remove a run without results, its settings last: up to then --overwrite takes it for a run."""
+    for path in _content(folder):
+        _remove(path)
+    if (folder / _BEFORE).exists():
+        (folder / _BEFORE).rename(folder / _MOVING)
+        _bring_back(folder)
+
+
+def _repair(folder: Path) -> None:
+    """Undo what a process that was killed did not come to the end of.
+
+    Afterwards the folder holds a run; nothing that counts; or a run without results, and in .before the one that it is
+    to replace.
+    """
+    if (folder / _MOVING).exists():
+        _bring_back(folder)
+    if (folder / _BEFORE).exists():
+        if _has_results(folder):
+            shutil.rmtree(folder / _BEFORE)
+        elif not (folder / CONFIG).exists():
+            _discard(folder)
+
+
+def _check_start(folder: Path, resume: bool, overwrite: bool) -> None:
+    """May a run begin here, or go on? Raises as `run_folder`."""
+    is_run = (folder / CONFIG).is_file()
+    if resume and not is_run:
+        raise FileNotFoundError(
+            f"There is no run '{folder}' to resume, it has no {CONFIG}: begin it without --resume.")
+    if _is_begun(folder) and not (resume or overwrite):
+        raise FileExistsError(
+            f"Run '{folder}' exists already: --resume goes on with it, --overwrite replaces it, or choose another"
+            ' --experiment.')
+    if _is_begun(folder) and overwrite and not is_run:
+        raise FileExistsError(f"'{folder}' is no run, it has no {CONFIG}: it is not overwritten.")
+
+
+def _make_ready(folder: Path, resume: bool, overwrite: bool, check: Callable[[Path], None]) -> None:
+    """Make a locked folder ready for a run, or raise and leave it as it is."""
+    _repair(folder)
+    _check_start(folder, resume, overwrite)
+    if resume:
+        check_sums(folder, CONFIG, IMAGES)
+        check(folder)
+        _remove_halves(folder)
+    elif _is_begun(folder) and not (folder / _BEFORE).exists():
+        _move_aside(folder)
+    else:  # what is there has no results: a run in .before is what the new one replaces
+        for path in _content(folder):
+            _remove(path)
 
 
 @contextmanager
@@ -200,11 +288,13 @@ def run_folder(
         resume: bool = False,
         overwrite: bool = False,
         free: Sequence[str] = (),
+        check: Callable[[Path], None] = lambda folder: None,
 ) -> Iterator[Path]:
     """The folder of a run, this process's alone as long as it is open.
 
     After an error before a training state was saved, a new folder is removed, and a run that was to be overwritten is
-    there again.
+    there again. A process may be killed at any moment: the next start undoes what it had not come to the end of, and a
+    run that is overwritten is kept until the new one has a training state or a result.
 
     Args:
         output: Folder of the runs.
@@ -213,41 +303,42 @@ def run_folder(
         resume: Go on with a run that is there, which must have the same settings.
         overwrite: Remove a run that is there.
         free: Settings that may change when a run goes on.
+        check: Looks at the folder of a run that is to go on, before anything is written; raises if it can't.
 
     Raises:
         FileExistsError: if there is such a run and neither `resume` nor `overwrite` is set, or another process has it.
         FileNotFoundError: if there is no run to resume.
-        ValueError: if a run to resume has other settings.
+        ValueError: if a run to resume has other settings, or its files are damaged.
     """
     folder = Path(output) / experiment
     created = [path for path in (folder, *folder.parents) if not path.exists()]
-    is_begun = _is_begun(folder)
-    if is_begun and not resume and not overwrite:
-        raise FileExistsError(
-            f"Run '{folder}' exists already: --resume goes on with it, --overwrite replaces it, or choose another"
-            ' --experiment.')
-    if resume and not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"There is no run '{folder}' to resume, it has no {CONFIG}.")
-    if overwrite and is_begun and not (folder / CONFIG).is_file():
-        raise FileExistsError(f"'{folder}' is no run, it has no {CONFIG}: it is not overwritten.")
+    if not any((folder / name).exists() for name in (_BEFORE, _MOVING)):
+        _check_start(folder, resume, overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / _LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout as e:
         raise FileExistsError(f"Another process is writing to run '{folder}': wait for its end.") from e
+
+    def check_same(folder: Path) -> None:
+        _check_same_settings(folder, yaml.safe_load(settings), free)
+        check(folder)
+
+    is_ready = is_over = False
     try:
-        if resume:
-            _check_same_settings(folder, yaml.safe_load(settings), free)
-            _remove_halves(folder)
-        else:
-            _move_aside(folder)
-        with whole_file(folder / CONFIG) as file:
+        _make_ready(folder, resume, overwrite, check_same)
+        is_ready = True
+        with whole_file(folder / CONFIG, summed=resume) as file:
             file.write(settings)
+        add_sums(folder, CONFIG)  # after it: a folder with no more than its checksum would be no run
         yield folder
+        is_over = True
     except BaseException as e:
-        if not resume and not isinstance(e, Interrupted) and not _has_results(folder):
-            _move_back(folder)
+        if not is_ready:
+            _repair(folder)
+        elif not resume and not isinstance(e, Interrupted) and not _has_results(folder):
+            _discard(folder)
             if not _is_begun(folder):
                 shutil.rmtree(folder)
                 with suppress(OSError):  # another run may have come to use them
@@ -255,7 +346,8 @@ def run_folder(
                         path.rmdir()
         raise
     finally:
-        shutil.rmtree(folder / _BEFORE, ignore_errors=True)
+        if is_over or _has_results(folder):
+            shutil.rmtree(folder / _BEFORE, ignore_errors=True)
         with suppress(FileNotFoundError):
             (folder / _LOCK).unlink()
         lock.release()
@@ -280,7 +372,11 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """SIGINT (Ctrl-C) and SIGTERM are noted, to be asked for after each step. A second Ctrl-C ends at once."""
+    """Signals that ask to stop (`STOP_SIGNALS`) are noted, to be asked for after each step.
+
+    A second Ctrl-C ends at once. SIGHUP and SIGUSR1 stay as they are where the program has a use for them, or ignores
+    them: nohup's runs go on when the terminal closes.
+    """
 
     def __init__(self) -> None:
         self.received: Optional[int] = None
@@ -293,7 +389,9 @@ class Signals:
 
     def __enter__(self) -> 'Signals':
         if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {
+                signum: signal.signal(signum, self._note) for signum in STOP_SIGNALS
+                if signum in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(signum) == signal.SIG_DFL}
         return self
 
     def __exit__(self, *args: Any) -> None:

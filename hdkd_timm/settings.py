@@ -61,8 +61,9 @@ class TrainConfig(DataConfig, AugmentConfig):
     clip_grad: Optional[float] = setting(None, 'clip gradients to this', above=0)
     clip_mode: str = setting('norm', 'its meaning', choices=('norm', 'value', 'agc'))
     model_ema: bool = setting(False, 'evaluate and keep the moving average of the weights')
-    model_ema_decay: float = setting(0.998, 'decay of the moving average', at_least=0, below=1)
-    model_ema_warmup: bool = setting(False, 'let its decay grow at first')
+    model_ema_decay: float = setting(0.998, 'decay of the moving average, at most', at_least=0, below=1)
+    model_ema_warmup: bool = setting(
+        True, 'let its decay grow with the updates, so that it forgets the first weights')
     class_weights: Optional[str] = setting(
         None, "weights of the classes in the cross entropy: 'balanced', 'effective' or a JSON file",
         metavar='balanced|effective|FILE')

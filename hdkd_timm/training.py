@@ -12,6 +12,7 @@ and resumed ends with the weights of one that was not (bit by bit on the CPU).
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import logging
 import math
@@ -21,40 +22,53 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
-import safetensors.torch
 import timm
 import torch
 from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
-from timm.utils import NativeScaler, dispatch_clip_grad, distribute_bn, random_seed, unwrap_model
+from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad, distribute_bn, random_seed, unwrap_model
 from torch import nn
 from torchvision import transforms
 
 from .augment import BatchAugmentation
 from .build import create_network, create_optimizer, create_schedule, freeze_stages
 from .cache import CachedDataset, cache_images
-from .checkpoint import HUBS, load_teacher, save_model
-from .config import flag, to_yaml
+from .checkpoint import HUBS, load_teacher, read_checkpoint, save_model
+from .config import flag, read_yaml, to_yaml
 from .data import create_datasets, list_images, name_image
 from .distributed import World, describe_device, init_world, leave_world
 from .evaluate import evaluate, write_predictions
-from .files import write_json
+from .files import add_sums, check_sums, write_json
 from .imbalance import class_weights, count_classes, sample_weights, smote
 from .loader import SplitLoader, derive_seed
 from .log import EpochLog, Progress, check_logs
 from .memory import kept_memory
 from .metrics import LOWER_IS_BETTER, classification_metrics, full_report, per_class_metrics
 from .models.hdkd import HDKDStudent
-from .runs import METRICS, PREDICTIONS, STATE, Interrupted, Signals, keep_images, load_state, run_folder, save_state
+from .runs import (
+    CONFIG,
+    IMAGES,
+    METRICS,
+    PREDICTIONS,
+    STATE,
+    Interrupted,
+    Signals,
+    keep_images,
+    load_state,
+    run_folder,
+    save_state,
+)
 from .settings import DistillConfig, TrainConfig
 from .task import HDKDTask, check_input, check_pair
 from .version import __version__
 
 _logger = logging.getLogger(__name__)
 
-# settings that don't change what a run computes, so that it can go on with others (its images are compared apart)
+# settings that don't change what a run computes, so that it can go on with others (its images are compared apart, and
+# `_check_epochs` looks at the epochs)
 FREE_ON_RESUME = (
     'output', 'experiment', 'data_dir', 'data_csv', 'cache', 'cache_dir', 'workers', 'device', 'log',
-    'recovery_interval')
+    'recovery_interval', 'epochs', 'teacher_epochs')
+LEFT_OF_FIRST_WEIGHTS = 0.05  # in a moving average, above which it is warned of
 
 
 @dataclasses.dataclass
@@ -91,7 +105,7 @@ class Run:
                     if config.sampler else None)
             loaders[split] = SplitLoader(
                 dataset, data_config, config.batch_size, num_workers=config.workers, device=world.device,
-                seed=config.seed, rank=world.rank, world_size=world.size,
+                seed=config.seed, rank=world.rank, world_size=world.size, local_size=world.local_size,
                 cache=functools.partial(self._cache, split) if config.cache and self.folder.name else None, **args)
         return loaders
 
@@ -194,6 +208,47 @@ def _read_losses(
     return numbers
 
 
+def _describe_average(name: str, average: ModelEmaV3, updates: int) -> None:
+    """Tell how far the moving average follows the weights, and warn where it hardly does."""
+    left = 1.
+    for step in range(2, updates + 1):  # the first copies the weights
+        left *= average.get_decay(step)
+        if left < 1e-4:
+            break
+    decay = f"decay {'growing to ' if average.use_warmup else ''}{average.decay:g}"
+    told = f'{name}  moving average of the weights: {decay}, {updates} updates, {left:.1%} of it are the first weights.'
+    if left <= LEFT_OF_FIRST_WEIGHTS:
+        _logger.info(told)
+        return
+    fitting = math.floor(1000 * 0.01 ** (1 / updates)) / 1000
+    _logger.warning(
+        f'{told} The network that is kept is hardly trained: train for more updates (--epochs, or a smaller'
+        f" --batch-size), {'leave --no-model-ema-warmup out, ' if not average.use_warmup else ''}lower"
+        f' --model-ema-decay (to {fitting:g}), or leave --model-ema out.')
+
+
+def read_result(folder: Path, config: TrainConfig) -> Optional[Dict[str, Any]]:
+    """What metrics.json of a network holds, None if it is not there or of fewer epochs than it is to be trained for.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    path = folder / METRICS
+    if not path.exists():
+        return None
+    check_sums(folder, METRICS)
+    try:
+        result = json.loads(path.read_text(encoding='utf-8'))
+        epochs, best = result.get('epochs', config.epochs), result.get('epoch', 0)  # a given teacher has none
+        result['name'], result['classes']
+        ended_early = config.early_stopping is not None and epochs - 1 - best >= config.early_stopping
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ValueError(
+            f"'{path}' is damaged ({type(e).__name__}: {e}): restore it, or delete it; --resume tests the network again"
+            ' then.') from e
+    return result if epochs >= config.epochs or ended_early else None
+
+
 def fit(
         name: str,
         task: TrainingTask,
@@ -222,12 +277,17 @@ def fit(
         Interrupted: if a signal asked to stop; the state is saved.
     """
     world, classes, signals = run.world, run.classes, run.signals
-    if (folder / METRICS).exists():
-        model.load_state_dict(safetensors.torch.load_file(folder / 'best' / 'model.safetensors'))
+    finished = read_result(folder, config)
+    if finished is not None:
+        model.load_state_dict(read_checkpoint(folder / 'best' / 'model.safetensors'))
         _logger.info(f'{name}  is finished.')
-        return json.loads((folder / METRICS).read_text())
+        return finished
     device = world.device
     folder.mkdir(exist_ok=True)
+    world.barrier()  # all have read them
+    if world.is_primary:
+        for path in (run.folder / METRICS, folder / METRICS, folder / PREDICTIONS):  # of fewer epochs
+            path.unlink(missing_ok=True)
 
     # network, optimiser, schedule
     random_seed(config.seed, world.rank)
@@ -248,6 +308,9 @@ def fit(
     augment_batch = BatchAugmentation(config, len(classes), device, loaders['train'].mean, loaders['train'].std)
     if config.model_ema:
         task.setup_ema(decay=config.model_ema_decay, use_warmup=config.model_ema_warmup)
+        if world.is_primary:
+            _describe_average(
+                name, task.get_trainable_module(ema=True), config.epochs * math.ceil(num_batches / accum))
     if config.torchcompile:
         task.compile(backend=config.torchcompile)
         task.compile_ema(backend=config.torchcompile)
@@ -267,10 +330,9 @@ def fit(
         if config.model_ema:
             task.load_checkpoint_state(saved['state_dict_ema'], ema=True)
         optimizer.load_state_dict(saved['optimizer'])
-        if scheduler is not None:
+        if hasattr(scheduler, 'lr_scheduler'):  # plateau; others follow from the settings, whose epochs may be more now
             scheduler.load_state_dict(saved['scheduler'])
-            if hasattr(scheduler, 'lr_scheduler'):  # the plateau schedule leaves its counters out
-                scheduler.lr_scheduler.load_state_dict(saved['plateau'])
+            scheduler.lr_scheduler.load_state_dict(saved['plateau'])  # it leaves its counters out
         if scaler is not None:
             scaler.load_state_dict(saved['scaler'])
         if world.is_primary:
@@ -328,7 +390,7 @@ def fit(
             save_model(network, folder / 'best', classes, model_args, run.input_size, replace=True)
         world.barrier()
 
-    log = EpochLog(folder, f'{config.experiment}/{name}', config.log) if world.is_primary else None
+    log = EpochLog(folder, f'{run.config.experiment}/{name}', config.log) if world.is_primary else None
     check_interval = 1 if device.type == 'cpu' else 20  # asking an accelerator for numbers makes it wait
     is_training = True
     patience = config.early_stopping or config.epochs
@@ -442,7 +504,7 @@ def fit(
     if 'val' not in loaders:
         save_best()
     network = unwrap_model(task.get_eval_model(ema=config.model_ema))
-    network.load_state_dict(safetensors.torch.load_file(folder / 'best' / 'model.safetensors', device=str(device)))
+    network.load_state_dict(read_checkpoint(folder / 'best' / 'model.safetensors'))
     split = 'test' if 'test' in loaders else 'val'
     probs, targets = evaluate_split(split)
     dataset = loaders[split].dataset
@@ -460,7 +522,8 @@ def fit(
     if world.is_primary:
         log.close()
         write_predictions(folder / PREDICTIONS, _image_names(dataset, len(targets)), probs, classes, targets)
-        write_json(result, folder / METRICS)
+        add_sums(folder, PREDICTIONS)
+        write_json(result, folder / METRICS, summed=True)
     world.barrier()
     model.load_state_dict(network.state_dict())  # with a moving average they are two
     return result
@@ -493,25 +556,147 @@ def _prepare(config: TrainConfig, world: World, resume: bool) -> Run:
             raise ValueError(f"--smote needs a dataset with random access, '{config.dataset}' has none.")
         datasets['train'] = smote(
             datasets['train'], config.smote, classes, (config.img_size, config.img_size), seed=config.seed)
-    experiment = config.experiment or f"{time.strftime('%Y%m%d-%H%M%S')}-{config.model.split('/')[-1]}"
-    config = dataclasses.replace(config, experiment=world.gather(experiment)[0])
     return Run(config, world, datasets, classes)
 
 
+def _rates(config: TrainConfig, epochs: int) -> List[float]:
+    """The learning rates of so many first epochs, of ten updates each, and of the start of the next."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.lr)
+    schedule = create_schedule(optimizer, config, updates_per_epoch=10)
+    rates = [optimizer.param_groups[0]['lr']]
+    for update in range(10 * epochs if schedule is not None else 0):
+        schedule.step_update(update + 1)
+        if update % 10 == 9:
+            schedule.step(update // 10 + 1, 0.)
+        rates.append(optimizer.param_groups[0]['lr'])
+    return rates
+
+
+def _check_epochs(folder: Path, name: str, done: int, before: TrainConfig, config: TrainConfig) -> None:
+    """Can a network go on for another number of epochs than it was begun with, and be what it had been from the start?
+
+    Args:
+        folder: Folder of the network.
+        name: Its name in messages.
+        done: Epochs that are done, the one that it is in included.
+        before: Its settings until now.
+        config: Its settings from now on.
+
+    Raises:
+        ValueError: if it can't; tells what can be done instead.
+    """
+    if done and config.epochs != before.epochs:
+        reason = None
+        if done > config.epochs:
+            reason = f'it is in epoch {done} already'
+        elif _rates(before, done) != _rates(config, done):
+            reason = (
+                f"the schedule '{config.sched}' (with its warm-up) has other learning rates in the epochs that are"
+                ' done, so that the result would be that of neither')
+        if reason:
+            raise ValueError(
+                f"{name} of run '{folder}' was begun with {before.epochs} epochs and cannot go on with"
+                f' {config.epochs}: {reason}. Resume it as it was begun, or train on from its weights in a new run:'
+                f" --model local-dir:{folder / 'best'}.")
+        _logger.info(f'{name}  is to have {config.epochs} epochs, it was begun with {before.epochs}.')
+
+
+def _check_network(folder: Path, name: str, before: TrainConfig, config: TrainConfig) -> int:
+    """Look at all that a network needs to go on. Returns how many epochs are done, the one that it is in included.
+
+    Raises:
+        ValueError: if something is damaged or missing, or if it can't go on with these settings.
+    """
+    result = read_result(folder, before)
+    is_over = result is not None and read_result(folder, config) is not None
+    needs_best, done = result is not None, 0
+    if is_over:
+        done = result.get('epochs', 0)
+    elif (folder / STATE).exists():
+        state = TrainState(**load_state(folder / STATE)['progress'][0])
+        needs_best |= state.best_epoch is not None
+        done = state.epoch + (state.step > 0)
+    elif result is not None:
+        raise ValueError(
+            f"'{folder / STATE}' is missing, from which {name} would go on with {config.epochs} epochs: restore it, or"
+            f' leave it at {before.epochs} epochs.')
+    if needs_best:
+        for file in ('config.json', 'model.safetensors'):
+            if not (folder / 'best' / file).is_file():
+                raise ValueError(
+                    f"'{folder / 'best' / file}' is missing, a part of the best network of {name} so far: restore it,"
+                    ' or begin the run anew with --overwrite.')
+        check_sums(folder / 'best')
+        read_checkpoint(folder / 'best' / 'model.safetensors')
+    _check_epochs(folder, name, done, before, config)
+    return done
+
+
+def _check_run(networks: Dict[str, TrainConfig], folder: Path) -> None:
+    """Look at all that the networks of a run need to go on, before anything is trained or written.
+
+    Args:
+        networks: Folder in that of the run -> settings, of all networks of the run; '' for the folder itself.
+        folder: Folder of the run.
+
+    Raises:
+        ValueError: as `_check_network`; if a teacher were trained on that a student learns from already.
+    """
+    told = read_yaml(folder / CONFIG)
+    done, before = {}, {}
+    for name, config in networks.items():
+        epochs = name == 'teacher' and told.get('teacher_epochs') or told.get('epochs', config.epochs)
+        before[name] = dataclasses.replace(config, epochs=epochs)
+        done[name] = _check_network(folder / name, name or config.model, before[name], config)
+    teacher = before.get('teacher')
+    if teacher is not None and not teacher.teacher_checkpoint and done['student'] \
+            and teacher.epochs != networks['teacher'].epochs:
+        raise ValueError(
+            f"Run '{folder}' was begun with {teacher.epochs} epochs of the teacher, from which its student learns"
+            f' already: resume it with --teacher-epochs {teacher.epochs}.')
+
+
+def _name_run(config: TrainConfig) -> Iterator[TrainConfig]:
+    """The settings with the name of the run, or with one name after another to try."""
+    if config.experiment:
+        yield config
+        return
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.model.split('/')[-1]}"
+    for i in itertools.count(1):
+        yield dataclasses.replace(config, experiment=name if i == 1 else f'{name}-{i}')
+
+
 @contextlib.contextmanager
-def _open_folder(run: Run, resume: bool, overwrite: bool) -> Iterator[None]:
-    """The run's folder, which the first process opens for all."""
+def _open_folder(run: Run, resume: bool, overwrite: bool, networks: Dict[str, TrainConfig]) -> Iterator[None]:
+    """The run's folder, which the first process opens for all.
+
+    Args:
+        run: The run, which gets its folder, and a name if it has none.
+        resume: As `run_folder` takes it.
+        overwrite: As `run_folder` takes it.
+        networks: As `_check_run` takes them.
+    """
     config, world = run.config, run.world
+    free = FREE_ON_RESUME if config.model_ema else (*FREE_ON_RESUME, 'model_ema_decay', 'model_ema_warmup')
     with contextlib.ExitStack() as stack:
         error = None
         if world.is_primary:
             try:
-                run.folder = stack.enter_context(run_folder(
-                    config.output, config.experiment, to_yaml(config), resume, overwrite, FREE_ON_RESUME))
+                for named in _name_run(config):
+                    try:
+                        run.folder = stack.enter_context(run_folder(
+                            named.output, named.experiment, to_yaml(named), resume,
+                            overwrite and bool(config.experiment), free, functools.partial(_check_run, networks)))
+                        break
+                    except FileExistsError:  # two runs may begin in one second
+                        if config.experiment:
+                            raise
+                config = named
                 keep_images(list_images(run.datasets, run.classes), run.folder)
+                add_sums(run.folder, IMAGES)
             except Exception as e:
                 error = e
-        error, run.folder = world.gather((error, run.folder))[0]
+        error, run.folder, run.config = world.gather((error, run.folder, config))[0]
         if error is not None:
             raise error
         if world.is_primary:
@@ -549,7 +734,7 @@ def train(config: TrainConfig, resume: bool = False, overwrite: bool = False) ->
         FileNotFoundError, ValueError, FileExistsError, ImportError, MemoryError: bad input, see `create_datasets`,
             `load_teacher`, `smote` and `run_folder`.
         FloatingPointError: if a loss is no finite number any more.
-        Interrupted: if SIGINT or SIGTERM asked to stop; the state is saved.
+        Interrupted: if a signal of `STOP_SIGNALS` asked to stop; the state is saved.
     """
     world = init_world(config.device)
     try:
@@ -573,7 +758,7 @@ def train(config: TrainConfig, resume: bool = False, overwrite: bool = False) ->
         create_schedule(create_optimizer(model, config), config, 1)
         run.create_loaders(model)
         name = model.pretrained_cfg.get('architecture') or type(model).__name__
-        with _open_folder(run, resume, overwrite):
+        with _open_folder(run, resume, overwrite, {'': config}):
             result = fit(name, task, model, model_args, config, run.folder, run)
         return dict(run.describe(), models={name: result}, run=str(run.folder))
     finally:
@@ -632,7 +817,8 @@ def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False
         run.create_loaders(student)
         weight = run.class_weights()
 
-        with _open_folder(run, resume, overwrite):
+        networks = {'teacher': teacher_config, **({'student_alone': config} if alone is not None else {})}
+        with _open_folder(run, resume, overwrite, {**networks, 'student': config}):
             results: Dict[str, Any] = {}
 
             def fit_network(name: str, task: TrainingTask, *network: Any, settings: TrainConfig = config) -> None:
@@ -656,7 +842,7 @@ def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False
 
             metrics = dict(run.describe(), models=results)
             if run.world.is_primary:
-                write_json(metrics, run.folder / METRICS)
+                write_json(metrics, run.folder / METRICS, summed=True)
         return dict(metrics, run=str(run.folder))
     finally:
         leave_world(world)
@@ -665,8 +851,9 @@ def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False
 def _test_given(run: Run, teacher: nn.Module, teacher_args: Dict[str, Any]) -> Dict[str, Any]:
     """Test a teacher that was not trained here, and put it beside its student."""
     folder, config, world = run.folder / 'teacher', run.config, run.world
-    if (folder / METRICS).exists():
-        return json.loads((folder / METRICS).read_text())
+    finished = read_result(folder, config)
+    if finished is not None:
+        return finished
     split = 'test' if 'test' in run.datasets else 'val'
     layout = torch.channels_last if config.channels_last else torch.preserve_format
     teacher.to(device=world.device, memory_format=layout)
@@ -688,7 +875,8 @@ def _test_given(run: Run, teacher: nn.Module, teacher_args: Dict[str, Any]) -> D
         save_model(teacher, folder / 'best', run.classes, teacher_args, run.input_size, replace=True)
         probs, targets = predicted
         write_predictions(folder / PREDICTIONS, _image_names(dataset, len(targets)), probs, run.classes, targets)
-        write_json(result, folder / METRICS)
+        add_sums(folder, PREDICTIONS)
+        write_json(result, folder / METRICS, summed=True)
     return result
 
 

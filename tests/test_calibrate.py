@@ -54,6 +54,10 @@ def test_file(tmp_path):
     assert read_temperature(tmp_path) is None
     write_temperature(tmp_path, 1.5, {'val': describe(*draw(50, 1.5), 1.5)})
     assert read_temperature(tmp_path) == 1.5
+    (tmp_path / 'calibration.json').write_text('{"temperature": 2}')
+    with pytest.raises(ValueError, match=r"calibration\.json' is damaged, or was edited"):
+        read_temperature(tmp_path)
+    (tmp_path / 'SHA256SUMS').unlink()  # of an earlier version
     for text in ('{', '{"temperature": -1}', '{"temperature": null}', '{}'):
         (tmp_path / 'calibration.json').write_text(text)
         with pytest.raises(ValueError, match='tells no temperature'):

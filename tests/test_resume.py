@@ -111,10 +111,12 @@ def test_killed_at_a_random_moment(unbroken, seed):
 
 
 @pytest.mark.parametrize(('send', 'signum', 'expected'), [
-    (os.kill, signal.SIGTERM, 143), (os.killpg, signal.SIGINT, 130)])  # Ctrl-C goes to all processes of a terminal
+    (os.kill, signal.SIGTERM, 143), (os.killpg, signal.SIGINT, 130),  # Ctrl-C goes to all processes of a terminal,
+    (os.killpg, signal.SIGTERM, 143), (os.killpg, signal.SIGHUP, 129),  # and these to all of a job or a container
+    (os.kill, signal.SIGUSR1, 138)])
 def test_interrupted_in_the_middle_of_an_epoch(unbroken, send, signum, expected):
     data, runs, _ = unbroken
-    name = signum.name
+    name = f'{send.__name__}-{signum.name}'
     process = start(data, runs, name)
     wait_for(runs / name / 'student' / 'last.pth', process)
     send(process.pid, signum)
@@ -164,7 +166,7 @@ def test_two_runs_cannot_share_a_folder(unbroken):
             line = errors.strip().splitlines()[-1]  # after timm's warning about the schedule
             assert line.startswith('hdkd distill: error: ')
             assert message in line
-        assert sorted(path.name for path in folder.iterdir()) == ['.before', '.lock', 'config.yaml']
+        assert sorted(path.name for path in folder.iterdir()) == ['.lock', 'SHA256SUMS', 'config.yaml']
         assert (folder / 'config.yaml').read_text() == 'lr: 1\n'
 
 

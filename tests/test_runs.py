@@ -2,9 +2,11 @@
 import csv
 import os
 import pickle
+import random
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -13,14 +15,16 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_STUDENT
+from kill_table import count_operations
 
 from hdkd_timm import TrainConfig, train
 from hdkd_timm.data import DataConfig, create_datasets
-from hdkd_timm.files import whole_file
+from hdkd_timm.files import SUMS, add_sums, check_sums, new_folder, whole_file, write_json, write_rows
 from hdkd_timm.runs import (
     CONFIG,
     IMAGES,
     STATE,
+    STOP_SIGNALS,
     Interrupted,
     Signals,
     keep_images,
@@ -33,14 +37,15 @@ SETTINGS = 'lr: 0.001\nscale:\n- 0.8\n- 1.0\nseed: 42\nworkers: 2\n'
 
 
 def content(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob('*'))
+    """Names of all in it but the checksums, which have tests of their own."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob('*') if path.name != SUMS)
 
 
 def snapshot(folder):
     """What links, files and folders hold, by name."""
     return {
         str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.is_file() and path.read_bytes()
-        for path in folder.rglob('*')}
+        for path in folder.rglob('*') if path.name != SUMS}
 
 
 @pytest.fixture
@@ -132,10 +137,256 @@ def test_no_state(tmp_path):
         load_state(tmp_path / 'text.pth')
     save_state({'progress': 1, 'model': torch.zeros(1000)}, tmp_path / 'cut.pth')
     (tmp_path / 'cut.pth').write_bytes((tmp_path / 'cut.pth').read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"cut\.pth' is damaged, or was edited"):
+        load_state(tmp_path / 'cut.pth')
+    (tmp_path / SUMS).unlink()
     with pytest.raises(ValueError, match=r"cut\.pth' is no checkpoint"):
         load_state(tmp_path / 'cut.pth')
     with pytest.raises(FileNotFoundError, match='nowhere'):
         load_state(tmp_path / 'nowhere')
+
+
+def summed(folder):
+    """Does `sha256sum -c` find all files as they were written?"""
+    return subprocess.run(['sha256sum', '-c', SUMS], cwd=folder, capture_output=True, check=False).returncode == 0
+
+
+def test_checksums_are_those_of_sha256sum(tmp_path):
+    for text in ('first', 'second'):
+        write_json({'text': text}, tmp_path / 'a.json', summed=True)
+        write_rows([{'text': text}], tmp_path / 'b.csv', summed=True)
+        assert summed(tmp_path)
+        assert len((tmp_path / SUMS).read_text().splitlines()) == 2
+        check_sums(tmp_path)
+    (tmp_path / 'b.csv').write_text('text\nthird\n')
+    assert not summed(tmp_path)
+    check_sums(tmp_path, 'a.json')
+    with pytest.raises(ValueError, match=r"b\.csv' is damaged, or was edited: .*Restore it .* delete its line there"):
+        check_sums(tmp_path)
+    add_sums(tmp_path, 'b.csv', 'not there')
+    check_sums(tmp_path)
+    (tmp_path / 'a.json').unlink()  # not this module's to miss
+    check_sums(tmp_path)
+    (tmp_path / SUMS).unlink()
+    check_sums(tmp_path)
+
+
+def flip(path, bit):
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize('has_sums', [True, False])
+def test_flipped_bits_of_a_state(tmp_path, has_sums):
+    """Without SHA256SUMS, of earlier versions, the zip's own checksums tell, or nothing is changed."""
+    state = {'progress': [{'epoch': 3}], 'weight': torch.randn(400)}
+    save_state(state, tmp_path / STATE)
+    if not has_sums:
+        (tmp_path / SUMS).unlink()
+    good = (tmp_path / STATE).read_bytes()
+    found = 0
+    for bit in random.Random(0).sample(range(8 * len(good)), 100):
+        flip(tmp_path / STATE, bit)
+        try:
+            loaded = load_state(tmp_path / STATE)
+            assert loaded['progress'] == state['progress']
+            assert torch.equal(loaded['weight'], state['weight'])
+        except ValueError as e:
+            assert STATE in str(e)  # noqa: PT017
+            found += 1
+        (tmp_path / STATE).write_bytes(good)
+    assert found == 100 if has_sums else found > 40
+    assert torch.equal(load_state(tmp_path / STATE)['weight'], state['weight'])
+
+
+def run_killed(root, limit, action):
+    """Do it in a process that is killed before the file operation of this number. Returns whether it was."""
+    pid = os.fork()
+    if not pid:
+        try:
+            count_operations(root, limit)
+            action()
+        except ZeroDivisionError:
+            os._exit(0)
+        except BaseException as e:
+            os.write(2, repr(e).encode())
+            os._exit(1)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code in (0, -signal.SIGKILL)
+    return code != 0
+
+
+def each_kill(root, action):
+    """Do it again and again, killed before its first file operation, its second, ... until it comes through."""
+    limit = 1
+    while run_killed(root, limit, action):
+        yield limit
+        limit += 1
+    assert limit > 8
+
+
+def test_killed_while_a_file_is_replaced(tmp_path):
+    def write():
+        save_state({'progress': 2}, tmp_path / STATE)
+
+    for with_sums in (True, False):
+        save_state({'progress': 1}, tmp_path / STATE)
+        if not with_sums:
+            (tmp_path / SUMS).unlink()
+        seen = []
+        for _ in each_kill(tmp_path, write):
+            seen.append(load_state(tmp_path / STATE)['progress'])  # the old one or the new one, and never refused
+            save_state({'progress': 1}, tmp_path / STATE)
+            if not with_sums:
+                (tmp_path / SUMS).unlink()
+        assert set(seen) == {1, 2}
+        assert load_state(tmp_path / STATE)['progress'] == 2
+        assert summed(tmp_path)
+
+
+def live(runs, fails=False, settings=SETTINGS, **flags):
+    """A run from its start to its end, or to an error before it has a state."""
+    with run_folder(str(runs), 'run', settings, **flags) as folder:
+        keep_images(ROWS, folder)
+        (folder / 'student').mkdir(exist_ok=True)
+        (folder / 'student' / 'summary.csv').write_text('new')
+        if fails:
+            raise ZeroDivisionError
+        save_state({'progress': 'new'}, folder / 'student' / STATE)
+        write_json({}, folder / 'student' / 'metrics.json', summed=True)
+
+
+def is_new(folder):
+    return (folder / 'student' / STATE).exists() and load_state(folder / 'student' / STATE)['progress'] == 'new'
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_start_killed_anywhere(runs, fails, tmp_path):
+    """A new run can be begun or resumed, and be overwritten, wherever it was killed."""
+    for _ in each_kill(runs, lambda: live(runs, fails)):
+        if runs.exists():
+            shutil.copytree(runs, tmp_path / 'copy')
+            live(tmp_path / 'copy', overwrite=True)
+            assert is_new(tmp_path / 'copy' / 'run')
+            shutil.rmtree(tmp_path / 'copy')
+        try:
+            live(runs, resume=True)
+        except FileNotFoundError as e:
+            assert 'begin it without --resume' in str(e)  # noqa: PT017
+            live(runs)
+        assert is_new(runs / 'run')
+        assert content(runs / 'run') == [
+            CONFIG, IMAGES, 'student', 'student/last.pth', 'student/metrics.json', 'student/summary.csv']
+        check_sums(runs / 'run')
+        shutil.rmtree(runs)
+
+
+@pytest.mark.parametrize(('fails', 'is_second'), [(False, False), (True, False), (False, True)])
+def test_overwrite_killed_anywhere(begun, runs, fails, is_second, tmp_path):
+    """The old run is there until the new one has a state, also if another start was killed before."""
+    (begun / 'report').mkdir()
+    (begun / 'report' / 'a.png').write_bytes(b'a')
+    old, kept = snapshot(begun), tmp_path / 'kept'
+    if is_second:
+        with pytest.raises(Interrupted):
+            fail_after_writing(
+                runs, 'run', 'teacher/summary.csv', Interrupted(signal.SIGTERM, begun), overwrite=True)
+    shutil.copytree(begun, kept)
+    outcomes = set()
+    for _ in each_kill(runs, lambda: live(runs, fails, 'lr: 1\n', overwrite=True)):
+        if is_new(begun):
+            outcomes.add('new')
+            live(runs, settings='lr: 1\n', resume=True)
+        else:
+            outcomes.add('old')
+            shutil.copytree(begun, tmp_path / 'copy' / 'run')
+            live(tmp_path / 'copy', settings='lr: 1\n', overwrite=True)  # to its end
+            assert is_new(tmp_path / 'copy' / 'run')
+            with pytest.raises((ZeroDivisionError, ValueError)):  # ValueError: it is the old one, of other settings
+                live(runs, fails=True, settings='lr: 1\n', resume=True)
+            with pytest.raises(ZeroDivisionError):
+                live(runs, fails=True, settings='lr: 2\n', overwrite=True)
+            assert snapshot(begun) == old
+        for folder in (begun, tmp_path / 'copy'):
+            shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(kept, begun)
+    assert outcomes == ({'old'} if fails else {'old', 'new'})
+    if fails:
+        assert snapshot(begun) == old
+    else:
+        assert is_new(begun)
+        assert not (begun / '.before').exists()
+
+
+def test_settings_that_were_edited(begun, runs):
+    """`--config run/config.yaml --resume` would compare the edited file with itself."""
+    edited = SETTINGS.replace('0.001', '0.002')
+    (begun / CONFIG).write_text(edited)
+    with pytest.raises(ValueError, match=r"config\.yaml' is damaged, or was edited"), run_folder(
+            str(runs), 'run', edited, resume=True):
+        pass
+
+
+def test_halves_of_a_killed_process_go(begun, runs):
+    before = content(begun)
+    half = begun / 'student' / '.best-x'
+    half.mkdir()
+    for path in (half / 'model.safetensors', half / f'.{SUMS}.12.tmp', begun / 'student' / '.last.pth.12.tmp'):
+        path.touch()
+    with run_folder(str(runs), 'run', SETTINGS, resume=True):
+        pass
+    assert content(begun) == before
+
+
+def test_what_looks_at_a_run_that_goes_on(begun, runs):
+    before = snapshot(begun)
+
+    def refuse(folder):
+        assert folder == begun
+        raise ValueError('no')
+
+    with pytest.raises(ValueError, match='no'), run_folder(
+            str(runs), 'run', SETTINGS.replace('workers: 2', 'workers: 0'), resume=True, free=['workers'],
+            check=refuse):
+        pass
+    assert snapshot(begun) == before
+
+
+@pytest.mark.parametrize('umask', [0o022, 0o027, 0o002])
+def test_modes_are_the_users(runs, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        live(runs)
+        with new_folder(tmp_path / 'new') as folder:
+            (folder / 'sub').mkdir()
+            (folder / 'private').touch(0o600)
+    finally:
+        os.umask(before)
+    for path in (*runs.rglob('*'), tmp_path / 'new', *(tmp_path / 'new').rglob('*')):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o777 if path.is_dir() else 0o666) & ~umask, path
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which('unshare'), reason='mounts a small disk')
+def test_full_disk(tmp_path):
+    """The old state is kept, and the error says what is wrong."""
+    code = f"""
+import torch
+from hdkd_timm.runs import load_state, save_state
+save_state({{'progress': 1}}, '{tmp_path}/last.pth')
+try:
+    save_state({{'progress': 2, 'weight': torch.zeros(10 ** 6)}}, '{tmp_path}/last.pth')
+except Exception as e:
+    print(type(e).__name__, e)
+print(load_state('{tmp_path}/last.pth'))
+"""
+    mount = ['unshare', '-m', 'sh', '-c', f'mount -t tmpfs -o size=1m tmpfs {tmp_path} && exec "$@"', 'sh']
+    result = subprocess.run([*mount, sys.executable, '-c', code], capture_output=True, text=True, check=False)
+    if result.returncode == 32 or 'unshare failed' in result.stderr:
+        pytest.skip('no right to mount')
+    assert f"No space left on device: '{tmp_path}/last.pth'" in result.stdout, result.stdout
+    assert result.stdout.splitlines()[-1] == "{'progress': 1}"
 
 
 def test_new_folder(runs):
@@ -201,7 +452,7 @@ def test_overwrite(begun, runs):
     (begun / 'old').touch()
     before = snapshot(begun)
     with run_folder(str(runs), 'run', 'lr: 1\n', overwrite=True) as folder:
-        assert sorted(os.listdir(folder)) == ['.before', '.lock', CONFIG]
+        assert sorted(os.listdir(folder)) == ['.before', '.lock', SUMS, CONFIG]
         assert snapshot(folder / '.before') == before
         assert (folder / CONFIG).read_text() == 'lr: 1\n'
     assert snapshot(begun) == {CONFIG: b'lr: 1\n'}
@@ -287,10 +538,14 @@ def test_new_run_stays_where_work_was_saved(begun, runs, name):
 
 @pytest.mark.parametrize(('experiment', 'overwrite'), [('new', False), ('run', True)])
 def test_interrupted_run_stays(begun, runs, experiment, overwrite):
+    before = snapshot(begun)
     with pytest.raises(Interrupted):
         fail_after_writing(
             runs, experiment, 'teacher/summary.csv', Interrupted(signal.SIGTERM, experiment), overwrite=overwrite)
-    assert content(runs / experiment) == [CONFIG, 'teacher', os.path.join('teacher', 'summary.csv')]
+    kept = runs / experiment / '.before'
+    assert snapshot(kept) == before if overwrite else not kept.exists()  # the new one has nothing to show yet
+    assert [name for name in content(runs / experiment) if not name.startswith('.before')] == [
+        CONFIG, 'teacher', os.path.join('teacher', 'summary.csv')]
 
 
 @pytest.mark.parametrize('overwrite', [False, True])
@@ -437,14 +692,32 @@ def test_run_of_another_process(runs, other_process):
     assert content(runs / 'run') == [CONFIG]
 
 
-@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('signum', STOP_SIGNALS)
 def test_signal_is_noted(signum):
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    before = [signal.getsignal(s) for s in STOP_SIGNALS]
     with Signals() as signals:
         assert signals.received is None
         os.kill(os.getpid(), signum)
         assert signals.received == signum
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert [signal.getsignal(s) for s in STOP_SIGNALS] == before
+
+
+@pytest.mark.parametrize('signum', [signal.SIGHUP, signal.SIGUSR1])
+def test_signals_that_have_another_use_are_left_alone(signum):
+    """nohup has SIGHUP ignored; programs around a training use SIGUSR1."""
+    seen = []
+    before = signal.signal(signum, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signum)
+            assert signals.received is None
+        signal.signal(signum, lambda *args: seen.append(args[0]))
+        with Signals() as signals:
+            os.kill(os.getpid(), signum)
+            assert signals.received is None
+    finally:
+        signal.signal(signum, before)
+    assert seen == [signum]
 
 
 def test_second_ctrl_c_ends_at_once():

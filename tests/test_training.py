@@ -6,7 +6,11 @@ import itertools
 import json
 import math
 import os
+import random
+import shutil
 import signal
+import stat
+import time
 import weakref
 from collections import Counter
 from pathlib import Path
@@ -114,10 +118,10 @@ def test_distill_to_the_end(config, run):
     metrics = distill(config)
     assert metrics['run'] == str(run)
     assert sorted(p.name for p in run.iterdir()) == [
-        'config.yaml', 'images.csv', 'metrics.json', 'student', 'student_alone', 'teacher']
+        'SHA256SUMS', 'config.yaml', 'images.csv', 'metrics.json', 'student', 'student_alone', 'teacher']
     for name in ('student', 'student_alone', 'teacher'):
         assert sorted(p.name for p in (run / name).iterdir()) == [
-            'best', 'last.pth', 'metrics.json', 'predictions.csv', 'summary.csv']
+            'SHA256SUMS', 'best', 'last.pth', 'metrics.json', 'predictions.csv', 'summary.csv']
         assert json.loads((run / name / 'metrics.json').read_text()) == metrics['models'][name]
     assert [p.name for p in run.parent.iterdir()] == ['run']
     assert json.loads((run / 'metrics.json').read_text()) == {k: v for k, v in metrics.items() if k != 'run'}
@@ -149,7 +153,8 @@ def test_train_any_timm_model(train_config, run):
         train_config, model='resnet10t', model_kwargs=dict(stem_width=16), drop=0.1, epochs=1))
     assert list(metrics['models']) == ['resnet10t']
     assert sorted(p.name for p in run.iterdir()) == [
-        'best', 'config.yaml', 'images.csv', 'last.pth', 'metrics.json', 'predictions.csv', 'summary.csv']
+        'SHA256SUMS', 'best', 'config.yaml', 'images.csv', 'last.pth', 'metrics.json', 'predictions.csv',
+        'summary.csv']
     model = load(run)
     assert (model.num_classes, model.drop_rate, model.conv1[0].out_channels) == (3, 0.1, 12)
     cfg = json.loads((run / 'best' / 'config.json').read_text())['pretrained_cfg']
@@ -264,7 +269,7 @@ def test_interrupted_test_of_a_given_teacher_goes_on(config, monkeypatch, tmp_pa
     save_teacher(tmp_path / 'teacher')
     config = dataclasses.replace(config, epochs=1, teacher_checkpoint=str(tmp_path / 'teacher'))
     interrupt_test(monkeypatch, distill, config)
-    assert sorted(path.name for path in run.iterdir()) == ['config.yaml', 'images.csv']
+    assert sorted(path.name for path in run.iterdir()) == ['SHA256SUMS', 'config.yaml', 'images.csv']
     metrics = distill(config, resume=True)
     assert [result['test']['images'] for result in metrics['models'].values()] == [12, 12]
     assert metrics['models']['teacher'] == json.loads((run / 'teacher' / 'metrics.json').read_text())
@@ -518,7 +523,7 @@ TWO, EMA = dict(epochs=2), dict(model_ema=True)
     ('mixup_off_epoch', 1, dict(TWO, mixup=0.4)),
     ('model_ema', True, {}),
     ('model_ema_decay', 0.5, EMA),
-    ('model_ema_warmup', True, EMA),
+    ('model_ema_warmup', False, EMA),
     ('reduction', 'batchmean', {}),
     ('reprob', 0.5, {}),
     ('sampler', 'balanced', {}),
@@ -536,6 +541,197 @@ def test_every_setting_changes_the_weights_and_trains(distilled, setting, value,
     before, after = distilled(**others), distilled(**others, **{setting: value})
     assert all(torch.isfinite(value).all() for value in after.values())
     assert any(not torch.equal(value, after[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize(('changes', 'level', 'words'), [
+    (dict(model_ema_warmup=False), 'WARNING', 'decay 0.998, 6 updates, 99.0% of it are the first weights'),  # ^ 5
+    (dict(model_ema_warmup=False, model_ema_decay=0.4), 'INFO', 'decay 0.4, 6 updates, 1.0% of it'),
+    (dict(epochs=12), 'INFO', 'decay growing to 0.998, 24 updates, 0.2% of it'),
+    (dict(epochs=1), 'WARNING', '2 updates, 37.0% of it'),  # 1 - 2 ^ (-2/3)
+])
+def test_what_is_left_of_the_first_weights_is_told(train_config, changes, level, words, caplog):
+    caplog.set_level('INFO')
+    described = training_module._describe_average
+    config = dataclasses.replace(train_config, model_ema=True, **changes)
+    average = timm.utils.ModelEmaV3(
+        torch.nn.Linear(1, 1), decay=config.model_ema_decay, use_warmup=config.model_ema_warmup)
+    described('net', average, config.epochs * 2)
+    record, = caplog.records
+    assert (record.levelname, words in record.message) == (level, True), record.message
+    assert ('hardly trained' in record.message) == (level == 'WARNING')
+    # and it is so: a weight that was 1 at the first update, and 0 in all the others
+    linear = torch.nn.Linear(1, 1, bias=False)
+    for step in range(1, config.epochs * 2 + 1):
+        linear.weight.data.fill_(float(step == 1))
+        if step == 1:
+            average = timm.utils.ModelEmaV3(linear, decay=average.decay, use_warmup=average.use_warmup)
+        average.update(linear, step=step)
+    assert f'{average.module.weight.item():.1%} of it' in record.message
+
+
+def test_moving_average_of_few_updates_follows_the_weights(train_config, run):
+    assert train_config.model_ema_warmup
+    train(dataclasses.replace(train_config, model_ema=True, epochs=4))
+    state = torch.load(run / 'last.pth', weights_only=True)
+    first = timm.create_model('hdkd_student', **{**TINY_STUDENT, 'num_classes': 3})
+    ours, theirs = state['state_dict_ema']['head.weight'], state['state_dict']['head.weight']
+    assert first.head.weight.shape == ours.shape
+    assert (ours - theirs).norm() < 0.5 * theirs.norm()
+
+
+def flip(path, bit):
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """A finished run of a teacher and a student with a val split, its settings and the results."""
+    folder = tmp_path_factory.mktemp('finished')
+    for split, number in (('train', 4), ('val', 2), ('test', 2)):
+        write_images(folder / 'data' / split, number=number)
+    config = DistillConfig(
+        data_dir=str(folder / 'data'), img_size=32, epochs=2, batch_size=4, workers=0, device='cpu', bootstrap=0,
+        model_kwargs=STUDENT, teacher_kwargs=TEACHER, output=str(folder / 'runs'), experiment='run', sched='none',
+        teacher_sched='none')
+    return config, distill(config)
+
+
+@pytest.fixture
+def resumed(finished, tmp_path):
+    """A copy of the finished run."""
+    config, _ = finished
+    shutil.copytree(Path(config.output), tmp_path / 'runs')
+    return dataclasses.replace(config, output=str(tmp_path / 'runs')), tmp_path / 'runs' / 'run'
+
+
+@pytest.mark.parametrize('file', ['best/model.safetensors', 'best/config.json', 'metrics.json'])
+def test_flipped_bits_are_found_where_they_are_read(resumed, file):
+    from hdkd_timm.checkpoint import load_saved
+    from hdkd_timm.report import read_networks
+    config, run = resumed
+    for name in ('teacher', 'student'):
+        path = run / name / file
+        good = path.read_bytes()
+        reads = [lambda: distill(config, resume=True), lambda: read_networks([run / 'teacher', run / 'student'])]
+        if file.startswith('best'):
+            reads.append(lambda name=name: load_saved(run / name))
+        for bit, read in zip(random.Random(0).sample(range(8 * len(good)), 3 * len(reads)), 3 * reads):
+            flip(path, bit)
+            with pytest.raises(ValueError, match=rf"{name}/{file}' is damaged, or was edited"):
+                read()
+            path.write_bytes(good)
+
+
+@pytest.mark.parametrize(('damage', 'match'), [
+    (lambda run: shutil.rmtree(run / 'teacher' / 'best'), r"teacher/best/config\.json' is missing.* --overwrite"),
+    (lambda run: (run / 'teacher' / 'best' / 'model.safetensors').unlink(), r"best/model\.safetensors' is missing"),
+    (lambda run: (run / 'teacher' / 'metrics.json').write_text('{'), r"teacher/metrics\.json' is damaged"),
+    (lambda run: shutil.rmtree(run / 'student' / 'best'), r"student/best/config\.json' is missing"),
+    (lambda run: (run / 'student' / 'last.pth').write_bytes(b'PK'), r"student/last\.pth' is"),
+])
+@pytest.mark.parametrize('has_sums', [True, False])
+def test_what_is_missing_shows_before_anything_is_trained(resumed, damage, match, has_sums, monkeypatch):
+    config, run = resumed
+    (run / 'student' / 'metrics.json').unlink()  # it has its test before it
+    if not has_sums:
+        for path in list(run.rglob('SHA256SUMS')):
+            path.unlink()
+    damage(run)
+    before = {path: path.is_dir() or path.read_bytes() for path in run.rglob('*')}
+    monkeypatch.setattr(training_module, 'fit', lambda *args, **kwargs: pytest.fail('it trained'))
+    with pytest.raises(ValueError, match=match):
+        distill(config, resume=True)
+    assert {path: path.is_dir() or path.read_bytes() for path in run.rglob('*')} == before
+
+
+def test_damaged_results_can_be_tested_again(resumed, finished):
+    """As the error says."""
+    config, run = resumed
+    (run / 'teacher' / 'SHA256SUMS').unlink()
+    (run / 'teacher' / 'metrics.json').write_text('{"name": 3')
+    with pytest.raises(ValueError, match=r'or delete it; --resume tests the network again'):
+        distill(config, resume=True)
+    (run / 'teacher' / 'metrics.json').unlink()
+    assert distill(config, resume=True)['models']['teacher']['test'] \
+        == finished[1]['models']['teacher']['test']
+
+
+@pytest.mark.parametrize('sched', [
+    dict(sched='none'), dict(sched='step', decay_epochs=1, warmup_epochs=0),
+    dict(sched='multistep', decay_milestones=(1, 3), warmup_epochs=0), dict(sched='plateau', warmup_epochs=0),
+])
+@pytest.mark.parametrize('stops', [False, True])
+def test_more_epochs_end_as_if_they_had_been_meant(train_config, image_folder, sched, stops, monkeypatch, run):
+    write_images(image_folder / 'val', number=2, seed=2)
+    config = dataclasses.replace(train_config, early_stopping=30, **sched)
+    expected = train(dataclasses.replace(config, epochs=4, experiment='whole'))['models']['hdkd_student']
+    short = dataclasses.replace(config, epochs=2)
+    if stops:
+        interrupt_test(monkeypatch, train, short)
+    else:
+        train(short)
+    result = train(dataclasses.replace(short, epochs=4), resume=True)['models']['hdkd_student']
+    assert dict(result, train_seconds=0) == dict(expected, train_seconds=0)
+    assert read_summary(run) == read_summary(run.parent / 'whole')
+    ours, whole = load(run).state_dict(), load(run.parent / 'whole').state_dict()
+    assert all(torch.equal(ours[name], value) for name, value in whole.items())
+    assert yaml.safe_load((run / 'config.yaml').read_text())['epochs'] == 4
+    with pytest.raises(ValueError, match='begun with 4 epochs and cannot go on with 3: it is in epoch 4 already'):
+        train(dataclasses.replace(short, epochs=3), resume=True)
+
+
+@pytest.mark.parametrize('sched', [dict(sched='cosine'), dict(sched='step', warmup_epochs=0), dict(
+    sched='cosine', sched_on_updates=True)])
+def test_more_epochs_of_another_schedule(train_config, sched, run):
+    config = dataclasses.replace(train_config, **sched)
+    train(config)
+    before = {path: path.is_dir() or path.read_bytes() for path in run.rglob('*')}
+    with pytest.raises(ValueError, match=(
+            rf"begun with 3 epochs and cannot go on with 9: the schedule '{config.sched}' .* other learning rates .*"
+            rf" --model local-dir:{run / 'best'}")):
+        train(dataclasses.replace(config, epochs=9), resume=True)
+    assert {path: path.is_dir() or path.read_bytes() for path in run.rglob('*')} == before
+    train(dataclasses.replace(config, epochs=3), resume=True)
+
+
+def test_more_epochs_of_a_student_leave_its_teacher(resumed, finished):
+    config, run = resumed
+    weights = (run / 'teacher' / 'best' / 'model.safetensors').read_bytes()
+    more = dataclasses.replace(config, epochs=3)
+    with pytest.raises(ValueError, match=r'begun with 2 epochs of the teacher, .* --teacher-epochs 2\.'):
+        distill(more, resume=True)
+    metrics = distill(dataclasses.replace(more, teacher_epochs=2), resume=True)
+    assert (run / 'teacher' / 'best' / 'model.safetensors').read_bytes() == weights
+    assert [metrics['models'][name]['epochs'] for name in ('teacher', 'student')] == [2, 3]
+    assert len(read_summary(run / 'student')) == 3
+    assert json.loads((run / 'metrics.json').read_text())['models']['student']['epochs'] == 3
+
+
+def test_settings_of_an_average_that_is_not_there_may_differ(train_config, run):
+    """Runs of earlier versions have model_ema_warmup false."""
+    train(dataclasses.replace(train_config, model_ema_warmup=False, epochs=1))
+    train(dataclasses.replace(train_config, model_ema_warmup=True, epochs=1), resume=True)
+
+
+def test_runs_that_begin_in_one_second(train_config, monkeypatch, run):
+    monkeypatch.setattr(time, 'strftime', lambda *args: '20261125-120000')
+    names = [Path(train(dataclasses.replace(train_config, experiment=None, epochs=1), overwrite=overwrite)['run']).name
+             for overwrite in (False, True, False)]
+    assert names == [f'20261125-120000-hdkd_student{end}' for end in ('', '-2', '-3')]
+    assert yaml.safe_load((run.parent / names[1] / 'config.yaml').read_text())['experiment'] == names[1]
+
+
+def test_files_of_a_run_have_the_modes_of_the_user(train_config, run):
+    before = os.umask(0o022)
+    try:
+        train(dataclasses.replace(train_config, epochs=1))
+    finally:
+        os.umask(before)
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (run, *run.rglob('*'))}
+    assert set(modes.values()) == {0o644, 0o755}, modes
+    assert modes[run / 'best' / 'model.safetensors'] == 0o644
 
 
 def test_moving_average_is_what_is_kept(train_config, run):
