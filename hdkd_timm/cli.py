@@ -88,7 +88,8 @@ def _eval(args: argparse.Namespace) -> None:
             print(f"{key.replace('_', ' '):<20}{value:.4f}{low_high}")
     print(f"{'class':<20}{'precision':>10}{'recall':>10}{'f1':>10}{'support':>10}")
     for name, scores in report['per_class'].items():
-        print(f'{name:<20}' + ''.join(f'{v:>10.4f}' if isinstance(v, float) else f'{v:>10}' for v in scores.values()))
+        print(f'{name:<20}' + ''.join(f'{scores[key]:>10.4f}' for key in ('precision', 'recall', 'f1'))
+              + f"{scores['support']:>10}")
     if args.out_dir:
         with new_folder(args.out_dir) as folder:
             write_json(report, folder / 'metrics.json')
