@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence, Union
+from typing import Any, Dict, Iterable, Iterator, List, Sequence, Union
 
 PathLike = Union[str, Path]
 
@@ -55,13 +55,18 @@ def new_folder(folder: PathLike) -> Iterator[Path]:
         raise
 
 
+def write_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], path: PathLike) -> None:
+    """Write a CSV file of rows as they come, a cell a column: of a generator, none is kept."""
+    with whole_file(path) as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
 def write_rows(rows: List[Dict[str, Any]], path: PathLike, columns: Sequence[str] = ()) -> None:
     """Write a CSV file with these columns, and those of all rows."""
     columns = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
-    with whole_file(path) as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(columns, ([row.get(name, '') for name in columns] for row in rows), path)
 
 
 def write_json(values: Dict[str, Any], path: PathLike) -> None:

@@ -92,12 +92,17 @@ class WeightedImages:
         targets: Class indices (N,).
 
     Raises:
-        ValueError: if there are no images, or the shapes don't fit.
+        ValueError: if there are no images, the shapes don't fit, or a probability is not finite.
     """
 
     def __init__(self, probs: np.ndarray, targets: np.ndarray):
         if probs.ndim != 2 or targets.shape != probs.shape[:1] or not len(targets):
             raise ValueError(f'Expected (N, K) probabilities and (N,) targets, got {probs.shape} and {targets.shape}.')
+        finite = np.isfinite(probs).all(axis=1)
+        if not finite.all():
+            raise ValueError(
+                f'{np.sum(~finite)} of {len(targets)} images have probabilities that are not finite, the first is image'
+                f' {np.argmin(finite)}.')
         self.number, self.num_classes = probs.shape
         self.probs, self.targets = probs, targets
         self.predicted = probs.argmax(axis=1)
@@ -150,8 +155,6 @@ class WeightedImages:
     def class_auroc(self, weights: np.ndarray) -> np.ndarray:
         """Areas under the ROC curves, (K, B), of weights (N, B): Mann and Whitney's U, a tie is half a pair."""
         areas = np.full((self.num_classes, weights.shape[1]), np.nan)
-        if np.isnan(self.probs).any():
-            return areas
         for k in range(self.num_classes):
             own, below, others = self._order(k, weights)
             areas[k] = _divide((own * below).sum(axis=0), own.sum(axis=0) * others)
@@ -198,7 +201,7 @@ def classification_metrics(probs: np.ndarray, targets: np.ndarray) -> Dict[str, 
         targets: Class indices (N,).
 
     Raises:
-        ValueError: if there are no images, or the shapes don't fit.
+        ValueError: if there are no images, the shapes don't fit, or a probability is not finite.
     """
     found = WeightedImages(probs, targets).metrics(np.ones((len(targets), 1)))
     return {name: float(value[0]) for name, value in found.items()}
