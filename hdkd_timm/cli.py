@@ -184,7 +184,10 @@ def _calibrate(args: argparse.Namespace) -> None:
         for name, value in find_run_data(args.checkpoint).items():
             setattr(args, name, value)
     result = calibrate_model(args.checkpoint, from_arguments(args.config_cls, args))
-    print(f"temperature {result.pop('temperature'):.4f}, kept beside the model for --calibrated")
+    temperature = result.pop('temperature')
+    low, high = result[args.split]['temperature_95']
+    print(f'temperature {temperature:.4f} (95 % interval {low:.2f} to {high:.2f}),'
+          ' kept beside the model for --calibrated')
     print(f"{'split':<8}{'images':>8}{'log loss':>20}{'calibration error':>22}")
     for split, report in result.items():
         log_loss, ece = ('{before:.4f} -> {after:.4f}'.format(**report[key]) for key in ('log_loss', 'ece'))

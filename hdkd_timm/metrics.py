@@ -452,8 +452,9 @@ def full_report(
     """Everything about a split: `classification_metrics`, their 'intervals_95', 'per_class', 'confusion_matrix' (rows
     true, columns predicted), 'images'.
 
-    With intervals, the classes have 'precision_95' and 'recall_95', [low, high] each, too (see `class_intervals`).
-    Arguments as in `bootstrap_intervals`; no intervals if `resamples` is 0.
+    With intervals, the classes have 'precision_95' and 'recall_95', [low, high] each, too (see `class_intervals`); None
+    where nothing is labelled so, or there are no images. Arguments as in `bootstrap_intervals`; there are no intervals
+    if `resamples` is 0.
     """
     report: Dict[str, Any] = {'images': len(targets), **classification_metrics(probs, targets)}
     per_class: Dict[str, Dict[str, Any]] = per_class_metrics(probs, targets, classes)
@@ -464,7 +465,7 @@ def full_report(
         for name, class_of in (('precision_95', predicted), ('recall_95', targets)):
             _, limits = class_intervals(predicted == targets, class_of, len(classes), groups)
             for scores, interval in zip(per_class.values(), limits.tolist()):
-                scores[name] = interval
+                scores[name] = interval if math.isfinite(interval[0]) else None
     report['per_class'] = per_class
     report['confusion_matrix'] = confusion_matrix(
         targets, probs.argmax(axis=1), labels=np.arange(len(classes))).tolist()

@@ -1,11 +1,17 @@
 """Files and tables that tell of a network on a split."""
 import csv
+import dataclasses
+import os
+import signal
 import tracemalloc
 
 import numpy as np
 import pytest
+from conftest import TINY_STUDENT, write_images
 
+from hdkd_timm import TrainConfig, metrics, train
 from hdkd_timm.evaluate import format_table, write_predictions
+from hdkd_timm.runs import Interrupted
 
 NASTY = ['a,b', 'say "a"', 'two\nlines', ' spaces ', 'é', 'path\udc80']
 
@@ -57,3 +63,33 @@ def test_table_of_results():
         accuracy=[0.7354, 1.], balanced_accuracy=[None, None]))
     lines = format_table({'models': {'student': dict(parameters=1234, train_seconds=7.2, test=result)}}).splitlines()
     assert lines[1].split() == ['student', '1,234', '100.0%', '(73.5-100.0)', '50.0%', '-', '7', 's']
+
+
+def test_a_final_test_stops_in_its_bootstrap_and_goes_on(tmp_path, monkeypatch):
+    """A signal that comes in the middle ends as Interrupted; resumed, the run ends as one that was not."""
+    write_images(tmp_path / 'data' / 'train')
+    write_images(tmp_path / 'data' / 'test', number=4, seed=1)
+    config = TrainConfig(
+        data_dir=str(tmp_path / 'data'), img_size=32, epochs=1, batch_size=6, workers=0, device='cpu', bootstrap=64,
+        model_kwargs={k: v for k, v in TINY_STUDENT.items() if k not in ('img_size', 'num_classes')},
+        output=str(tmp_path / 'runs'), experiment='run')
+    whole = train(dataclasses.replace(config, experiment='whole'))['models']['hdkd_student']
+    monkeypatch.setattr(metrics, 'WEIGHTS_AT_ONCE', 1)
+    parts = []
+    original = metrics.WeightedImages.metrics
+
+    def interrupted(self, weights):
+        if weights.shape[1] > 1:
+            parts.append(weights.shape[1])
+            if len(parts) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, weights)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics.WeightedImages, 'metrics', interrupted)
+        with pytest.raises(Interrupted):
+            train(config)
+    assert parts == [16, 16]  # of 64 draws
+    assert not (tmp_path / 'runs' / 'run' / 'metrics.json').exists()
+    resumed = train(config, resume=True)['models']['hdkd_student']
+    assert resumed['test'] == whole['test']
