@@ -1,12 +1,14 @@
 """Temperature scaling: probabilities that are as sure as they should be (Guo et al. 2017, arXiv 1706.04599)."""
 import json
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
+from scipy.stats import chi2
 
 from .files import PathLike, check_sums, write_json
+from .intervals import effective_number
 from .metrics import expected_calibration_error
 
 CALIBRATION = 'calibration.json'  # beside a model's config.json
@@ -52,6 +54,40 @@ def fit_temperature(probs: np.ndarray, targets: np.ndarray) -> float:
             f' log loss is least at the end of what is looked at, {RANGE[0]} to {RANGE[1]}. Take more images, with some'
             ' mistakes among them.')
     return float(np.exp(found.x))
+
+
+def temperature_interval(
+        probs: np.ndarray,
+        targets: np.ndarray,
+        temperature: float,
+        groups: Optional[np.ndarray] = None,
+        confidence: float = 0.95,
+) -> List[float]:
+    """Temperatures that these images do not rule out, [low, high]: those whose likelihood is near the greatest.
+
+    The likelihood ratio is that of the `effective_number` of images, by their shares in its slope. An end that is
+    beyond `RANGE` is that of `RANGE`.
+
+    Args:
+        probs: Probabilities (N, K) as they are.
+        targets: Class indices (N,).
+        temperature: The best, of `fit_temperature`.
+        groups: Group of each image, (N,).
+        confidence: How often it shall hold the temperature of all images.
+    """
+    def losses(log_t: float) -> np.ndarray:
+        return -np.log(scale(probs, np.exp(log_t))[np.arange(len(targets)), targets].clip(np.finfo(np.float64).tiny))
+
+    best = np.log(temperature)
+    slopes = losses(best + 1e-4) - losses(best - 1e-4)
+    number = effective_number(slopes / (np.abs(slopes).max() or 1), groups, confidence=confidence)
+    allowed = chi2.ppf(confidence, 1) / 2 / number
+
+    def excess(log_t: float) -> float:
+        return float(losses(log_t).mean() - losses(best).mean()) - allowed
+
+    ends = [brentq(excess, end, best) if excess(end) > 0 else end for end in np.log(RANGE)]
+    return np.exp(ends).tolist()
 
 
 def describe(probs: np.ndarray, targets: np.ndarray, temperature: float) -> Dict[str, Any]:

@@ -88,7 +88,8 @@ def _eval(args: argparse.Namespace) -> None:
             print(f"{key.replace('_', ' '):<20}{value:.4f}{low_high}")
     print(f"{'class':<20}{'precision':>10}{'recall':>10}{'f1':>10}{'support':>10}")
     for name, scores in report['per_class'].items():
-        print(f'{name:<20}' + ''.join(f'{v:>10.4f}' if isinstance(v, float) else f'{v:>10}' for v in scores.values()))
+        print(f'{name:<20}' + ''.join(f'{scores[key]:>10.4f}' for key in ('precision', 'recall', 'f1'))
+              + f"{scores['support']:>10}")
     if args.out_dir:
         with new_folder(args.out_dir) as folder:
             write_json(report, folder / 'metrics.json')
@@ -188,7 +189,10 @@ def _calibrate(args: argparse.Namespace) -> None:
         for name, value in find_run_data(args.checkpoint).items():
             setattr(args, name, value)
     result = calibrate_model(args.checkpoint, from_arguments(args.config_cls, args))
-    print(f"temperature {result.pop('temperature'):.4f}, kept beside the model for --calibrated")
+    temperature = result.pop('temperature')
+    low, high = result[args.split]['temperature_95']
+    print(f'temperature {temperature:.4f} (95 % interval {low:.2f} to {high:.2f}),'
+          ' kept beside the model for --calibrated')
     print(f"{'split':<8}{'images':>8}{'log loss':>20}{'calibration error':>22}")
     for split, report in result.items():
         log_loss, ece = ('{before:.4f} -> {after:.4f}'.format(**report[key]) for key in ('log_loss', 'ece'))

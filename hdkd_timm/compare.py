@@ -1,10 +1,11 @@
 """Two classifiers on the same images: is one better, or was it chance?"""
-from typing import Any, Dict, Optional
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import numpy as np
 from scipy.stats import binomtest
 
-from .metrics import METRICS, classification_metrics, draw_resamples
+from .intervals import effective_number, paired_interval, stratum_weights
+from .metrics import METRICS, RANGES, WeightedImages, bootstrap, least_reach, percentile_interval, widen
 
 
 def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> Dict[str, Any]:
@@ -27,6 +28,23 @@ def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> Dict[str, Any]:
     return dict(only_first=only_a, only_second=only_b, p_value=float(p_value))
 
 
+def _accuracy_intervals(
+        networks: Sequence[WeightedImages],
+        groups: Optional[np.ndarray],
+        confidence: float,
+) -> Dict[str, List[float]]:
+    """Intervals of the differences of accuracy and balanced accuracy, second minus first."""
+    first, second = networks
+    only_a, only_b = first.correct & ~second.correct, second.correct & ~first.correct
+    intervals = {}
+    for name, strata in (('accuracy', None), ('balanced_accuracy', first.targets)):
+        number = effective_number(only_b.astype(np.float64) - only_a, groups, strata, confidence)
+        shares = [np.average(only, weights=None if strata is None else stratum_weights(strata))
+                  for only in (only_a, only_b)]
+        intervals[name] = list(paired_interval(shares[0] * number, shares[1] * number, number, confidence))
+    return intervals
+
+
 def paired_bootstrap(
         probs_a: np.ndarray,
         probs_b: np.ndarray,
@@ -35,35 +53,47 @@ def paired_bootstrap(
         resamples: int = 1000,
         confidence: float = 0.95,
         seed: int = 42,
+        stop_if_asked: Optional[Callable[[], None]] = None,
+        progress: bool = True,
 ) -> Dict[str, Dict[str, Any]]:
-    """Differences of all metrics, second minus first, with percentile intervals over the same draws of both.
+    """Differences of all metrics, second minus first, with intervals for the same images.
+
+    - Accuracy and balanced accuracy: `paired_interval`, of the `effective_number` of images in groups and classes.
+    - The others: percentiles of the differences over the same draws of both, but at least the `least_reach` that the
+      accuracies imply: that two networks are both right on twelve images does not show that they are equal.
+
+    Two networks whose probabilities are all equal are the same one: all differences are [0, 0].
 
     Args:
         probs_a, probs_b: Probabilities (N, K) of each.
         targets: Class indices (N,).
         groups: Group of each image, (N,): then groups are drawn.
         resamples: Number of draws with replacement.
-        confidence: Share of the draws within the interval.
+        confidence: How often an interval shall hold the true difference.
         seed: Seed of the draws.
+        stop_if_asked, progress: See `bootstrap`.
 
     Returns:
-        Metric -> 'difference' and 'interval', [low, high].
+        Metric -> 'difference' and 'interval', [low, high]; NaN if no draw defines it.
 
     Raises:
         ValueError: if the shapes differ.
     """
     if probs_a.shape != probs_b.shape:
         raise ValueError(f'Both need the same images and classes, got {probs_a.shape} and {probs_b.shape}.')
-    a, b = (classification_metrics(probs, targets) for probs in (probs_a, probs_b))
-    draws: Dict[str, list] = {name: [] for name in METRICS}
-    for drawn in draw_resamples(len(targets), groups, resamples, seed):
-        first, second = (classification_metrics(probs[drawn], targets[drawn]) for probs in (probs_a, probs_b))
-        for name in METRICS:
-            draws[name].append(second[name] - first[name])
-    tail = 50 * (1 - confidence)
-    result = {}
-    for name, values in draws.items():
-        defined = np.array(values)[np.isfinite(values)]
-        interval = np.percentile(defined, [tail, 100 - tail]).tolist() if len(defined) else [float('nan')] * 2
-        result[name] = dict(difference=b[name] - a[name], interval=interval)
-    return result
+    networks = [WeightedImages(probs, targets) for probs in (probs_a, probs_b)]
+    one = np.ones((len(targets), 1))
+    a, b = (network.metrics(one) for network in networks)
+    difference = {name: float(b[name][0] - a[name][0]) for name in METRICS}
+    if np.array_equal(probs_a, probs_b):
+        return {name: dict(difference=value, interval=[value, value]) for name, value in difference.items()}
+    first, second = bootstrap(networks, groups, resamples, seed, stop_if_asked, progress)
+    intervals = {name: percentile_interval(second[name] - first[name], confidence) for name in METRICS}
+    intervals.update(_accuracy_intervals(networks, groups, confidence))
+    reach = least_reach(networks, networks[0].correct != networks[1].correct, *(
+        (difference[name] - intervals[name][0], intervals[name][1] - difference[name])
+        for name in ('accuracy', 'balanced_accuracy')))
+    for name, distances in reach.items():
+        most = RANGES[name][1] - RANGES[name][0]
+        intervals[name] = widen(intervals[name], difference[name], *distances, -most, most)
+    return {name: dict(difference=difference[name], interval=intervals[name]) for name in METRICS}

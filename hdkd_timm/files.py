@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence, Union
+from typing import Any, Dict, Iterable, Iterator, List, Sequence, Union
 
 PathLike = Union[str, Path]
 
@@ -158,6 +158,14 @@ def new_folder(folder: PathLike) -> Iterator[Path]:
         raise
 
 
+def write_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], path: PathLike, summed: bool = False) -> None:
+    """Write a CSV file of rows as they come, a cell a column: of a generator, none is kept; see `whole_file`."""
+    with whole_file(path, summed=summed) as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
 def write_rows(
         rows: List[Dict[str, Any]],
         path: PathLike,
@@ -166,10 +174,7 @@ def write_rows(
 ) -> None:
     """Write a CSV file with these columns, and those of all rows, see `whole_file`."""
     columns = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
-    with whole_file(path, summed=summed) as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(columns, ([row.get(name, '') for name in columns] for row in rows), path, summed)
 
 
 def write_json(values: Dict[str, Any], path: PathLike, summed: bool = False) -> None:

@@ -15,7 +15,15 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 
-from .calibrate import CALIBRATION, describe, fit_temperature, read_temperature, scale, write_temperature
+from .calibrate import (
+    CALIBRATION,
+    describe,
+    fit_temperature,
+    read_temperature,
+    scale,
+    temperature_interval,
+    write_temperature,
+)
 from .checkpoint import (
     HUBS,
     check_preprocessing,
@@ -327,7 +335,7 @@ def evaluate_model(name: str, config: EvalConfig) -> Tuple[Dict[str, Any], Dict[
     Returns:
         What `full_report` returns with 'model', 'classes' (by index in the model), 'split', and 'classes_guessed' where
         the model tells no class names and their order was a guess, which is warned of; and 'names', 'probs' (N, K),
-        'targets' (N,) of the images.
+        'targets' (N,) and 'groups' (N,), None without, of the images.
 
     Raises:
         FileNotFoundError, ValueError: as `load_classifier` and `create_datasets`; if a class of the data is none of the
@@ -351,7 +359,7 @@ def evaluate_model(name: str, config: EvalConfig) -> Tuple[Dict[str, Any], Dict[
         probs, targets, classes, dataset.samples.groups if named else None, config.bootstrap, config.seed)
     images = {
         'names': dataset.samples.filenames() if named else [str(i) for i in range(len(targets))], 'probs': probs,
-        'targets': targets}
+        'targets': targets, 'groups': dataset.samples.groups if named else None}
     guessed = dict(classes_guessed=True) if is_guess else {}
     return dict(model=name, split=config.split, classes=classes, **guessed, **report), images
 
@@ -395,8 +403,8 @@ def calibrate_model(name: PathLike, config: EvalConfig) -> Dict[str, Any]:
         config: Data, whose split `split` is that of the fit, and how images go through the model.
 
     Returns:
-        'temperature', and split -> what `describe` returns: of the fit, and of the test split where there is one
-        of other images.
+        'temperature', and split -> what `describe` returns: of the fit, with 'temperature_95', [low, high], and of the
+        test split where there is one of other images.
 
     Raises:
         FileNotFoundError, ValueError: as `evaluate_model` and `find_model_folder`.
@@ -414,6 +422,12 @@ def calibrate_model(name: PathLike, config: EvalConfig) -> Dict[str, Any]:
             ' index, --label-names NAME ...')
     temperature = fit_temperature(images['probs'], images['targets'])
     results = {config.split: describe(images['probs'], images['targets'], temperature)}
+    low, high = temperature_interval(images['probs'], images['targets'], temperature, images['groups'])
+    results[config.split]['temperature_95'] = [low, high]
+    if low <= 1 <= high:
+        _logger.warning(
+            f"The {len(images['targets'])} images of split '{config.split}' do not tell the temperature from 1, which"
+            f' changes nothing (95 % interval {low:.2f} to {high:.2f}): take more images, or leave --calibrated out.')
     if config.split != 'test':
         try:
             _, tested = evaluate_model(

@@ -3,17 +3,32 @@
 Shapes: N images, K classes; probabilities (N, K), targets (N,) from 0 to K - 1. A metric that the images do not define
 (an AUROC of one class alone) is NaN.
 """
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+import functools
+import math
+import sys
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.sparse import csr_array
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from tqdm import tqdm
 
+from .intervals import effective_number, group_indices, proportion_interval
+
+BINS = 15  # of the confidence
 LOWER_IS_BETTER = ('log_loss', 'ece')
+WEIGHTS_AT_ONCE = 2 ** 18  # images times draws: 2 MiB, which a processor's cache holds
 METRICS = ('accuracy', 'balanced_accuracy', 'macro_f1', 'macro_auroc', 'kappa', 'log_loss', 'ece')
+RANGES = {
+    'macro_f1': (0., 1.), 'macro_auroc': (0., 1.), 'kappa': (-1., 1.), 'log_loss': (0., math.inf), 'ece': (0., 1.)}
 
 
-def reliability(probs: np.ndarray, targets: np.ndarray, bins: int = 15) -> Dict[str, np.ndarray]:
+def _confidence_bins(probs: np.ndarray, bins: int = BINS) -> Tuple[np.ndarray, int]:
+    """Index of the bin of each image, (N,), and the number of bins."""
+    return np.clip(np.ceil(probs.max(axis=1) * bins).astype(int) - 1, 0, bins - 1), bins
+
+
+def reliability(probs: np.ndarray, targets: np.ndarray, bins: int = BINS) -> Dict[str, np.ndarray]:
     """Images, confidence and accuracy in bins of equal width of the confidence, (0, 1/bins], (1/bins, 2/bins], ...
 
     Args:
@@ -24,15 +39,14 @@ def reliability(probs: np.ndarray, targets: np.ndarray, bins: int = 15) -> Dict[
     Returns:
         'images', and the sums 'confidence' and 'correct' over them, (bins,) each.
     """
-    confidence = probs.max(axis=1)
-    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    bin_of, bins = _confidence_bins(probs, bins)
     return {
         'images': np.bincount(bin_of, minlength=bins),
-        'confidence': np.bincount(bin_of, confidence, minlength=bins),
+        'confidence': np.bincount(bin_of, probs.max(axis=1), minlength=bins),
         'correct': np.bincount(bin_of, probs.argmax(axis=1) == targets, minlength=bins)}
 
 
-def expected_calibration_error(probs: np.ndarray, targets: np.ndarray, bins: int = 15) -> float:
+def expected_calibration_error(probs: np.ndarray, targets: np.ndarray, bins: int = BINS) -> float:
     """Mean distance of confidence and accuracy over the bins of `reliability`, weighed by the images in them.
 
     Source: Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599, equation 3.
@@ -48,21 +62,134 @@ def expected_calibration_error(probs: np.ndarray, targets: np.ndarray, bins: int
 
 def class_auroc(probs: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Area under the ROC curve of each class against the rest, (K,); NaN where one of both has no images."""
-    positive = targets[:, None] == np.arange(probs.shape[1])
-    numbers = positive.sum(axis=0)
-    rank_sums = np.where(positive, rankdata(probs, axis=0), 0).sum(axis=0)  # the area is Mann and Whitney's U
-    defined = (numbers > 0) & (numbers < len(targets))
-    areas = np.full(probs.shape[1], np.nan)
-    numbers, rank_sums = numbers[defined], rank_sums[defined]
-    areas[defined] = (rank_sums - numbers * (numbers + 1) / 2) / (numbers * (len(targets) - numbers))
-    return areas
+    return WeightedImages(probs, targets).class_auroc(np.ones((len(targets), 1)))[:, 0]
 
 
 def macro_auroc(probs: np.ndarray, targets: np.ndarray) -> float:
     """Mean of `class_auroc` over the classes that define it."""
-    areas = class_auroc(probs, targets)
-    defined = np.isfinite(areas)
-    return float(areas[defined].mean()) if defined.any() else float('nan')
+    return float(_mean_of_defined(class_auroc(probs, targets)))
+
+
+def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """NaN where the denominator is 0."""
+    return np.divide(numerator, denominator, out=np.full(np.shape(numerator), np.nan), where=denominator != 0)
+
+
+def _mean_of_defined(values: np.ndarray) -> np.ndarray:
+    """Mean over the first axis without the NaNs; NaN if there are only these."""
+    defined = ~np.isnan(values)
+    return _divide(np.where(defined, values, 0).sum(axis=0), defined.sum(axis=0))
+
+
+class WeightedImages:
+    """Metrics of images with weights, of many weightings at once.
+
+    In a bootstrap an image's weight is how often it was drawn. What does not depend on the weights, the order of the
+    scores above all, is found once, so that a draw costs sums alone.
+
+    Args:
+        probs: Probabilities (N, K).
+        targets: Class indices (N,).
+
+    Raises:
+        ValueError: if there are no images, the shapes don't fit, or a probability is not finite.
+    """
+
+    def __init__(self, probs: np.ndarray, targets: np.ndarray):
+        if probs.ndim != 2 or targets.shape != probs.shape[:1] or not len(targets):
+            raise ValueError(f'Expected (N, K) probabilities and (N,) targets, got {probs.shape} and {targets.shape}.')
+        finite = np.isfinite(probs).all(axis=1)
+        if not finite.all():
+            raise ValueError(
+                f'{np.sum(~finite)} of {len(targets)} images have probabilities that are not finite, the first is image'
+                f' {np.argmin(finite)}.')
+        self.number, self.num_classes = probs.shape
+        self.probs, self.targets = probs, targets
+        self.predicted = probs.argmax(axis=1)
+        self.correct = self.predicted == targets
+        self.confidence = probs.max(axis=1).astype(np.float64)
+        eps = np.finfo(probs.dtype).eps
+        self.losses = -np.log(probs[np.arange(self.number), targets].clip(eps, 1 - eps)).astype(np.float64)
+        self._of_class = self._sums(targets, self.num_classes)
+        self._hits = self._sums(targets, self.num_classes, self.correct)
+        self._predicted = self._sums(self.predicted, self.num_classes)
+        bin_of, bins = _confidence_bins(probs)
+        self._gaps = self._sums(bin_of, bins, self.correct - self.confidence)
+
+    def _sums(self, row_of: np.ndarray, rows: int, values: Optional[np.ndarray] = None) -> csr_array:
+        """A matrix (rows, N) whose product with weights (N, B) sums them by row, times values (N,)."""
+        values = np.ones(self.number) if values is None else values.astype(np.float64)
+        return csr_array((values, (row_of, np.arange(self.number))), shape=(rows, self.number))
+
+    @functools.cached_property
+    def _steps(self) -> List[Tuple[csr_array, csr_array]]:
+        """Of each class, the matrices that sum weights between the scores of its images, and of its images alone.
+
+        With M different scores of its images there are 2 M + 1 rows: below the first, at it, between it and the
+        second, ...; the second matrix has rows for the M. An int32 an image and class is all that is kept.
+        """
+        steps = []
+        ones = np.ones(self.number)
+        for k, scores in enumerate(self.probs.T):
+            positives = np.flatnonzero(self.targets == k)
+            edges, at = np.unique(scores[positives], return_inverse=True)
+            step_of = np.searchsorted(edges, scores, 'left') + np.searchsorted(edges, scores, 'right')
+            starts = np.concatenate([[0], np.bincount(step_of, minlength=2 * len(edges) + 1).cumsum()])
+            order = np.argsort(step_of, kind='stable')
+            steps.append((
+                csr_array((ones, order.astype(np.int32), starts.astype(np.int32)),
+                          shape=(len(starts) - 1, self.number)),
+                csr_array((ones[:len(positives)], (at.reshape(-1), positives)), shape=(len(edges), self.number))))
+        return steps
+
+    def _order(self, k: int, weights: np.ndarray) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Sums of weights (N, B) at the M different scores that the images of class k have: of these images, (M, B);
+        of the others below, with half of those at the score, (M, B); of all others, (B,)."""
+        all_steps, own_steps = self._steps[k]
+        own = own_steps @ weights
+        others = all_steps @ weights  # (2 M + 1, B)
+        others[1::2] -= own
+        below = others.cumsum(axis=0)
+        return own, below[1::2] - others[1::2] / 2, below[-1]
+
+    def class_auroc(self, weights: np.ndarray) -> np.ndarray:
+        """Areas under the ROC curves, (K, B), of weights (N, B): Mann and Whitney's U, a tie is half a pair."""
+        areas = np.full((self.num_classes, weights.shape[1]), np.nan)
+        for k in range(self.num_classes):
+            own, below, others = self._order(k, weights)
+            areas[k] = _divide((own * below).sum(axis=0), own.sum(axis=0) * others)
+        return areas
+
+    def placements(self) -> np.ndarray:
+        """Share of the images of other classes whose score for the class of an image is below its own, (N,); their
+        mean over the images of a class is its area under the ROC curve."""
+        ones, found = np.ones((self.number, 1)), np.zeros(self.number)
+        for k in range(self.num_classes):
+            _, below, others = self._order(k, ones)
+            found += self._steps[k][1].T @ _divide(below, np.broadcast_to(others, below.shape))[:, 0]
+        return found
+
+    @property
+    def by_chance(self) -> float:
+        """Agreement of labels and targets by chance, as Cohen's kappa takes it."""
+        of_class, predicted = (np.bincount(x, minlength=self.num_classes) for x in (self.targets, self.predicted))
+        return float(of_class @ predicted) / self.number ** 2
+
+    def metrics(self, weights: np.ndarray) -> Dict[str, np.ndarray]:
+        """`METRICS`, (B,) each, of weights (N, B) of type float64."""
+        number = weights.sum(axis=0)
+        of_class, predicted, hits = self._of_class @ weights, self._predicted @ weights, self._hits @ weights
+        by_chance = (of_class * predicted).sum(axis=0) / number ** 2
+        accuracy = hits.sum(axis=0) / number
+        return {
+            'accuracy': accuracy,
+            'balanced_accuracy': _mean_of_defined(_divide(hits, of_class)),
+            'macro_f1': _mean_of_defined(_divide(2 * hits, of_class + predicted)),
+            'macro_auroc': _mean_of_defined(self.class_auroc(weights)),
+            'kappa': _divide(accuracy - by_chance, np.where(by_chance < 1, 1 - by_chance, 0)),
+            'log_loss': self.losses @ weights / number,
+            'ece': np.abs(self._gaps @ weights).sum(axis=0) / number,
+        }
 
 
 def classification_metrics(probs: np.ndarray, targets: np.ndarray) -> Dict[str, float]:
@@ -74,27 +201,10 @@ def classification_metrics(probs: np.ndarray, targets: np.ndarray) -> Dict[str, 
         targets: Class indices (N,).
 
     Raises:
-        ValueError: if there are no images, or the shapes don't fit.
+        ValueError: if there are no images, the shapes don't fit, or a probability is not finite.
     """
-    if probs.ndim != 2 or targets.shape != probs.shape[:1] or not len(targets):
-        raise ValueError(f'Expected (N, K) probabilities and (N,) targets, got {probs.shape} and {targets.shape}.')
-    number, classes = probs.shape
-    eps = np.finfo(probs.dtype).eps
-    # from the counts alone: scikit-learn's functions look at their input anew, five times as long over a bootstrap
-    counts = np.bincount(targets * classes + probs.argmax(axis=1), minlength=classes ** 2).reshape(classes, classes)
-    hits, of_class, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
-    present, either = of_class > 0, of_class + predicted > 0
-    by_chance = float(of_class @ predicted) / number ** 2
-    accuracy = float(hits.sum() / number)
-    return {
-        'accuracy': accuracy,
-        'balanced_accuracy': float((hits[present] / of_class[present]).mean()),
-        'macro_f1': float((2 * hits[either] / (of_class + predicted)[either]).mean()),
-        'macro_auroc': macro_auroc(probs, targets),
-        'kappa': (accuracy - by_chance) / (1 - by_chance) if by_chance < 1 else float('nan'),
-        'log_loss': float(-np.log(probs[np.arange(number), targets].clip(eps, 1 - eps)).mean()),
-        'ece': expected_calibration_error(probs, targets),
-    }
+    found = WeightedImages(probs, targets).metrics(np.ones((len(targets), 1)))
+    return {name: float(value[0]) for name, value in found.items()}
 
 
 def per_class_metrics(probs: np.ndarray, targets: np.ndarray, classes: Sequence[str]) -> Dict[str, Dict[str, float]]:
@@ -106,17 +216,187 @@ def per_class_metrics(probs: np.ndarray, targets: np.ndarray, classes: Sequence[
         for name, p, r, f, s in zip(classes, precision, recall, f1, support)}
 
 
-def draw_resamples(number: int, groups: Optional[np.ndarray], resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Indices of images drawn with replacement, as many as there are; of whole groups, (N,), if there are any."""
+def draw_weights(
+        number: int,
+        groups: Optional[np.ndarray],
+        resamples: int,
+        seed: int,
+        at_once: int,
+) -> Iterator[np.ndarray]:
+    """How often each image is in each draw with replacement of as many images as there are, or as many whole groups.
+
+    Args:
+        number: Of images, N.
+        groups: Group of each image, (N,).
+        resamples: Number of draws.
+        seed: Seed of the draws.
+        at_once: Draws that are yielded together, (N, B) each time.
+    """
     rng = np.random.default_rng(seed)
-    if groups is not None:
-        _, group_of = np.unique(groups, return_inverse=True)
-        members = np.split(np.argsort(group_of, kind='stable'), np.cumsum(np.bincount(group_of))[:-1])
-    for _ in range(resamples):
-        if groups is None:
-            yield rng.integers(number, size=number)
-        else:
-            yield np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
+    group_of = group_indices(groups)
+    drawn_from = number if group_of is None else group_of.max() + 1
+    for first in range(0, resamples, at_once):
+        counts = np.empty((drawn_from, min(at_once, resamples - first)))
+        for column in counts.T:
+            column[:] = np.bincount(rng.integers(drawn_from, size=drawn_from), minlength=drawn_from)
+        yield counts if group_of is None else counts[group_of]
+
+
+def bootstrap(
+        networks: Sequence[WeightedImages],
+        groups: Optional[np.ndarray] = None,
+        resamples: int = 1000,
+        seed: int = 42,
+        stop_if_asked: Optional[Callable[[], None]] = None,
+        progress: bool = True,
+) -> List[Dict[str, np.ndarray]]:
+    """`METRICS` of each network, (resamples,) each, over the same draws of images, or of groups (N,) of them.
+
+    Args:
+        networks: Their outputs for the same N images.
+        groups: Group (patient, lesion) of each image, (N,): then groups are drawn, not images.
+        resamples: Number of draws with replacement.
+        seed: Seed of the draws.
+        stop_if_asked: Called every second or so; what it raises ends the bootstrap.
+        progress: Show a bar on a terminal if it takes longer than a second.
+    """
+    number = networks[0].number
+    at_once = max(16, WEIGHTS_AT_ONCE // number)
+    draws: List[Dict[str, List[np.ndarray]]] = [{name: [] for name in METRICS} for _ in networks]
+    with tqdm(desc='bootstrap', total=resamples, unit='draw', leave=False, file=sys.stderr, delay=1,
+              disable=None if progress else True, dynamic_ncols=True) as bar:
+        for weights in draw_weights(number, groups, resamples, seed, at_once):
+            for network, found in zip(networks, draws):
+                for name, values in network.metrics(weights).items():
+                    found[name].append(values)
+                if stop_if_asked is not None:
+                    stop_if_asked()
+            bar.update(weights.shape[1])
+    return [{name: np.concatenate([[], *values]) for name, values in found.items()} for found in draws]
+
+
+def percentile_interval(values: np.ndarray, confidence: float = 0.95) -> List[float]:
+    """The middle share of values, without those that are NaN; NaN if all are."""
+    defined = values[np.isfinite(values)]
+    tail = 50 * (1 - confidence)
+    return np.percentile(defined, [tail, 100 - tail]).tolist() if len(defined) else [float('nan')] * 2
+
+
+def widen(
+        interval: List[float],
+        estimate: float,
+        below: float,
+        above: float,
+        least: float,
+        most: float,
+) -> List[float]:
+    """An interval that reaches so far below and above the estimate, at least, from `least` to `most`.
+
+    What is NaN stays so: a metric that no draw defines.
+    """
+    if not all(map(math.isfinite, (*interval, estimate))):
+        return [float('nan')] * 2
+    low, high = min(interval[0], estimate - below), max(interval[1], estimate + above)
+    return [float(max(low, least)), float(min(high, most))]
+
+
+def class_intervals(
+        correct: np.ndarray,
+        class_of: np.ndarray,
+        num_classes: int,
+        groups: Optional[np.ndarray] = None,
+        confidence: float = 0.95,
+) -> Tuple[np.ndarray, np.ndarray]:
+    """Share of right labels in each class, (K,), and its `proportion_interval`, (K, 2); NaN of classes without images.
+
+    Args:
+        correct: Is each image right? (N,).
+        class_of: Target of each image, (N,): then the shares are recalls. Its label: then they are precisions.
+        num_classes: K.
+        groups: Group of each image, (N,).
+        confidence: How often an interval shall hold.
+    """
+    group_of = group_indices(groups)
+    shares, intervals = np.full(num_classes, np.nan), np.full((num_classes, 2), np.nan)
+    for k in np.unique(class_of):
+        own = class_of == k
+        values = correct[own].astype(np.float64)
+        shares[k] = values.mean()
+        number = effective_number(values, None if group_of is None else group_of[own], confidence=confidence)
+        intervals[k] = proportion_interval(shares[k], number, confidence)
+    return shares, intervals
+
+
+def least_reach(
+        networks: Sequence[WeightedImages],
+        changed: np.ndarray,
+        accuracy: Tuple[float, float],
+        balanced: Tuple[float, float],
+) -> Dict[str, Tuple[float, float]]:
+    """How far intervals reach below and above their metrics at least, if accuracies reach so far: what the mistakes do
+    that were not seen.
+
+    Macro F1 changes as the balanced accuracy does, Cohen's kappa as the accuracy does at the same agreement by chance,
+    the calibration error as the accuracy does at the same confidence. The log loss changes as the accuracy, times the
+    log odds of the confidence of images whose label changed. The AUROC changes as the balanced accuracy, times the
+    share of other images that such an image falls below. Both of these are means with one more image, for which they
+    are what they are without knowledge: the mean log odds, and the ranks of a guess.
+
+    Args:
+        networks: One, or two whose metrics are subtracted.
+        changed: The images, (N,) of bool, that are of the rarer kind of right and wrong, or right by one network alone.
+        accuracy: Reach of the interval of the accuracy below and above.
+        balanced: That of the balanced accuracy.
+    """
+    ranks, log_odds = np.zeros(2), np.zeros(2)  # sums, and numbers of images
+    for network in networks:
+        eps = np.finfo(network.probs.dtype).eps
+        confidence = network.confidence.clip(eps, 1 - eps)
+        odds = np.log(confidence / (1 - confidence)).clip(0)
+        log_odds += odds.mean() + odds[changed].sum(), 1 + changed.sum()
+        present = len(np.unique(network.targets))
+        if present > 1:
+            lost = 1 - network.placements()[changed]
+            ranks += np.array([0.5 + lost.sum(), 1 + changed.sum()]) * (present / (present - 1), 1)
+    by_chance = min(np.mean([network.by_chance for network in networks]), 1 - 1e-9)
+
+    def scale(reach: Tuple[float, float], factor: float) -> Tuple[float, float]:
+        return reach[0] * factor, reach[1] * factor
+
+    return {
+        'macro_f1': balanced,
+        'macro_auroc': scale(balanced, ranks[0] / max(ranks[1], 1)),
+        'kappa': scale(accuracy, 1 / (1 - by_chance)),
+        'log_loss': scale(accuracy[::-1], log_odds[0] / log_odds[1]),
+        'ece': (max(accuracy), max(accuracy)),
+    }
+
+
+def intervals_of(
+        images: WeightedImages,
+        draws: Dict[str, np.ndarray],
+        groups: Optional[np.ndarray] = None,
+        confidence: float = 0.95,
+) -> Dict[str, List[float]]:
+    """The intervals that `bootstrap_intervals` describes, of the metrics of draws that were made."""
+    found = {name: float(value[0]) for name, value in images.metrics(np.ones((images.number, 1))).items()}
+    intervals = {name: percentile_interval(values, confidence) for name, values in draws.items()}
+    # few images make the calibration error too high, and their resamples by as much again
+    intervals['ece'] = [max(2 * found['ece'] - value, 0.) for value in reversed(intervals['ece'])]  # NaN stays
+
+    correct, reaches = images.correct.astype(np.float64), {}
+    for name, strata in (('accuracy', None), ('balanced_accuracy', images.targets)):
+        low, high = proportion_interval(found[name], effective_number(correct, groups, strata, confidence), confidence)
+        intervals[name], reaches[name] = [low, high], (found[name] - low, high - found[name])
+    rarer = ~images.correct if found['accuracy'] >= 0.5 else images.correct
+    reach = least_reach([images], rarer, reaches['accuracy'], reaches['balanced_accuracy'])
+    low, high = intervals['accuracy']
+    mean = float(images.confidence.mean())  # its distance from the accuracy is the least calibration error
+    reach['ece'] = (
+        found['ece'] - max(mean - high, low - mean, 0.), max(abs(mean - low), abs(mean - high)) - found['ece'])
+    for name, distances in reach.items():
+        intervals[name] = widen(intervals[name], found[name], *distances, *RANGES[name])
+    return intervals
 
 
 def bootstrap_intervals(
@@ -126,37 +406,37 @@ def bootstrap_intervals(
         resamples: int = 1000,
         confidence: float = 0.95,
         seed: int = 42,
+        stop_if_asked: Optional[Callable[[], None]] = None,
+        progress: bool = True,
 ) -> Dict[str, List[float]]:
-    """Percentile bootstrap intervals of `classification_metrics` over images, or over whole groups of them.
+    """Intervals of `classification_metrics` over images, or over whole groups of them.
 
-    Of the calibration error they are mirrored at the estimate (the basic bootstrap): few images make it too high, and
-    their resamples by as much again, so that percentiles lie above the true value, and the estimate may itself lie
-    above its interval. `python tests/simulate_intervals.py` counts how often the intervals hold the true values.
+    - Accuracy and balanced accuracy: `proportion_interval`, of the `effective_number` of images in groups and classes.
+      Neither is drawn.
+    - The others: percentiles of a bootstrap, but at least the `least_reach` that the accuracies imply, as a bootstrap
+      knows nothing of mistakes that were not seen.
+    - Calibration error: the basic bootstrap, percentiles mirrored at the estimate, since few images make it too high,
+      and their resamples by as much again; the estimate may lie above its interval. It is never less than the
+      distance of mean confidence and accuracy, and so reaches as far as the interval of the accuracy takes that.
+
+    `python tests/simulate_intervals.py` counts how often the intervals hold the true values.
 
     Args:
         probs: Probabilities (N, K).
         targets: Class indices (N,).
         groups: Group (patient, lesion) of each image, (N,): then groups are drawn, not images, as images of one group
             are not independent.
-        resamples: Number of draws with replacement.
-        confidence: Share of the draws within the interval.
+        resamples: Number of draws with replacement; 0: only accuracy and balanced accuracy have an interval.
+        confidence: How often an interval shall hold the true value.
         seed: Seed of the draws.
+        stop_if_asked, progress: See `bootstrap`.
 
     Returns:
-        Metric -> [low, high], without the draws that leave it undefined.
+        Metric -> [low, high], without the draws that leave it undefined; NaN if all do.
     """
-    draws: Dict[str, List[float]] = {name: [] for name in METRICS}
-    for drawn in draw_resamples(len(targets), groups, resamples, seed):
-        for name, value in classification_metrics(probs[drawn], targets[drawn]).items():
-            draws[name].append(value)
-    tail = 50 * (1 - confidence)
-    intervals = {}
-    for name, values in draws.items():
-        defined = np.array(values)[np.isfinite(values)]
-        intervals[name] = np.percentile(defined, [tail, 100 - tail]).tolist() if len(defined) else [float('nan')] * 2
-    twice = 2 * expected_calibration_error(probs, targets)
-    intervals['ece'] = [max(twice - value, 0.) for value in reversed(intervals['ece'])]  # NaN stays
-    return intervals
+    images = WeightedImages(probs, targets)
+    draws, = bootstrap([images], groups, resamples, seed, stop_if_asked, progress)
+    return intervals_of(images, draws, groups, confidence)
 
 
 def full_report(
@@ -166,13 +446,27 @@ def full_report(
         groups: Optional[np.ndarray] = None,
         resamples: int = 1000,
         seed: int = 42,
+        stop_if_asked: Optional[Callable[[], None]] = None,
+        progress: bool = True,
 ) -> Dict[str, Any]:
     """Everything about a split: `classification_metrics`, their 'intervals_95', 'per_class', 'confusion_matrix' (rows
-    true, columns predicted), 'images'."""
+    true, columns predicted), 'images'.
+
+    With intervals, the classes have 'precision_95' and 'recall_95', [low, high] each, too (see `class_intervals`); None
+    where nothing is labelled so, or there are no images. Arguments as in `bootstrap_intervals`; there are no intervals
+    if `resamples` is 0.
+    """
     report: Dict[str, Any] = {'images': len(targets), **classification_metrics(probs, targets)}
+    per_class: Dict[str, Dict[str, Any]] = per_class_metrics(probs, targets, classes)
     if resamples:
-        report['intervals_95'] = bootstrap_intervals(probs, targets, groups, resamples, seed=seed)
-    report['per_class'] = per_class_metrics(probs, targets, classes)
+        report['intervals_95'] = bootstrap_intervals(
+            probs, targets, groups, resamples, seed=seed, stop_if_asked=stop_if_asked, progress=progress)
+        predicted = probs.argmax(axis=1)
+        for name, class_of in (('precision_95', predicted), ('recall_95', targets)):
+            _, limits = class_intervals(predicted == targets, class_of, len(classes), groups)
+            for scores, interval in zip(per_class.values(), limits.tolist()):
+                scores[name] = interval if math.isfinite(interval[0]) else None
+    report['per_class'] = per_class
     report['confusion_matrix'] = confusion_matrix(
         targets, probs.argmax(axis=1), labels=np.arange(len(classes))).tolist()
     return report

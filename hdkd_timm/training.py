@@ -517,7 +517,8 @@ def fit(
         'parameters': sum(p.numel() for p in network.parameters()),
         **run.describe_environment(),
         split: full_report(
-            probs, targets, classes, _image_groups(dataset), config.bootstrap, config.seed),
+            probs, targets, classes, _image_groups(dataset), config.bootstrap, config.seed,
+            stop_if_asked=functools.partial(stop_if_asked, saves=False), progress=world.is_primary),
     }
     if world.is_primary:
         log.close()
@@ -859,9 +860,13 @@ def _test_given(run: Run, teacher: nn.Module, teacher_args: Dict[str, Any]) -> D
     teacher.to(device=world.device, memory_format=layout)
     loader = run.create_loaders(teacher, split)[split]
     predicted = evaluate(teacher, loader, world, channels_last=config.channels_last, signals=run.signals)
-    signum = world.max(run.signals.received or 0)
-    if signum:
-        raise Interrupted(signum, run.folder)
+
+    def stop_if_asked() -> None:
+        signum = world.max(run.signals.received or 0)
+        if signum:
+            raise Interrupted(signum, run.folder)
+
+    stop_if_asked()
     dataset = run.datasets[split]
     result = {
         'name': 'teacher',
@@ -869,7 +874,9 @@ def _test_given(run: Run, teacher: nn.Module, teacher_args: Dict[str, Any]) -> D
         'checkpoint': config.teacher_checkpoint,
         'parameters': sum(p.numel() for p in teacher.parameters()),
         **run.describe_environment(),
-        split: full_report(*predicted, run.classes, _image_groups(dataset), config.bootstrap, config.seed),
+        split: full_report(
+            *predicted, run.classes, _image_groups(dataset), config.bootstrap, config.seed,
+            stop_if_asked=stop_if_asked, progress=world.is_primary),
     }
     if world.is_primary:
         save_model(teacher, folder / 'best', run.classes, teacher_args, run.input_size, replace=True)

@@ -1,14 +1,19 @@
-"""How often 95 % intervals hold the true value: `python tests/simulate_intervals.py`
+"""How often 95 % intervals hold the true value: `python tests/simulate_intervals.py` (`--edge`: near 100 % right)
 
 Draws test sets of a classifier whose figures are known from a million images, with and without groups of images that
-are right or wrong together, and counts. A bootstrap of some hundred images is a little too narrow; one of grouped
-images that does not know their groups is far too narrow.
+are right or wrong together, and counts. Intervals of grouped images that do not know their groups are far too narrow.
+
+With --edge, few images of a classifier that is nearly always right; 'recall' is the mean over the classes.
 """
 import argparse
+import itertools
 
 import numpy as np
 
-from hdkd_timm.metrics import METRICS, bootstrap_intervals, classification_metrics
+from hdkd_timm.compare import paired_bootstrap
+from hdkd_timm.metrics import METRICS, bootstrap_intervals, class_intervals, classification_metrics
+
+EDGE = ('accuracy', 'recall', 'balanced_accuracy')
 
 
 def draw(number: int, group_size: int, rng: np.random.Generator) -> tuple:
@@ -21,26 +26,101 @@ def draw(number: int, group_size: int, rng: np.random.Generator) -> tuple:
     return probs / probs.sum(axis=1, keepdims=True), targets, groups
 
 
+def label(right: float, targets: np.ndarray, groups: np.ndarray, classes: int, rng: np.random.Generator) -> np.ndarray:
+    """Probabilities (N, K) that label each image right that often, whatever its class; those of a group are right or
+    wrong together, with a correlation of a half."""
+    of_group = rng.random(groups[-1] + 1)[groups] < right
+    correct = np.where(rng.random(len(groups)) ** 2 < 0.5, of_group, rng.random(len(groups)) < right)
+    labels = np.where(correct, targets, (targets + rng.integers(1, classes, size=len(groups))) % classes)
+    logits = rng.random((len(groups), classes)) + np.eye(classes)[labels] * (1 + rng.exponential(2, (len(groups), 1)))
+    probs = np.exp(logits)
+    return probs / probs.sum(axis=1, keepdims=True)
+
+
+def draw_right(right: float, classes: int, number: int, group_size: int, rng: np.random.Generator) -> tuple:
+    """Probabilities (N, K) of `label`, targets and groups (N,); images of a group share the class."""
+    groups = np.arange(number) // group_size
+    targets = rng.integers(classes, size=groups[-1] + 1)[groups]
+    return label(right, targets, groups, classes, rng), targets, groups
+
+
+def holds(interval, true: float) -> float:
+    """1 or 0; NaN if the interval is not known."""
+    low, high = interval
+    return float(low - 1e-9 <= true <= high + 1e-9) if np.isfinite(low) else float('nan')
+
+
+def print_row(*cells) -> None:
+    shown = [f'{cell:.1%}' if isinstance(cell, float) else str(cell) for cell in cells]
+    print('| ' + ' | '.join(shown) + ' |', flush=True)
+
+
+SETTINGS = (('over images', 1, False), ('over groups of 4', 4, True), ('over images, in groups of 4', 4, False))
+
+
+def simulate(args: argparse.Namespace) -> None:
+    print_row('intervals', *METRICS)
+    print('|---|' + '---:|' * len(METRICS))
+    for words, group_size, by_group in SETTINGS:
+        rng = np.random.default_rng(0)
+        true = classification_metrics(*draw(1_000_000, group_size, rng)[:2])
+        held = []
+        for seed in range(args.draws):
+            probs, targets, groups = draw(args.images, group_size, rng)
+            found = bootstrap_intervals(probs, targets, groups if by_group else None, args.resamples, seed=seed)
+            held.append([holds(found[name], true[name]) for name in METRICS])
+        print_row(words, *map(float, np.nanmean(held, axis=0)))
+
+
+def simulate_edge(args: argparse.Namespace) -> None:
+    names = METRICS if args.metrics else EDGE
+    print_row('intervals', 'right', 'classes', 'images', *names)
+    print('|---|---:|---:|---:|' + '---:|' * len(names))
+    for (words, group_size, by_group), right, classes, number in itertools.product(
+            SETTINGS, (0.9, 0.99), (2, 4, 7), (10, 30, 100)):
+        rng = np.random.default_rng(0)
+        true = dict.fromkeys(EDGE, right)
+        if args.metrics:
+            true = {**classification_metrics(*draw_right(right, classes, 1_000_000, group_size, rng)[:2]), **true}
+        held = []
+        for seed in range(args.draws):
+            probs, targets, groups = draw_right(right, classes, number, group_size, rng)
+            groups = groups if by_group else None
+            intervals = bootstrap_intervals(
+                probs, targets, groups, args.resamples if args.metrics else 0, seed=seed)
+            _, limits = class_intervals(probs.argmax(axis=1) == targets, targets, classes, groups)
+            recall = np.nanmean([holds(interval, right) for interval in limits])
+            held.append([recall if name == 'recall' else holds(intervals[name], true[name]) for name in names])
+        print_row(words, f'{right:.0%}', classes, number, *map(float, np.nanmean(held, axis=0)))
+
+
+def simulate_pairs(args: argparse.Namespace) -> None:
+    """Two classifiers that are right as often, and label half of the groups alike: no metric differs truly."""
+    print_row('pairs', 'right', 'classes', 'images', *METRICS)
+    print('|---|---:|---:|---:|' + '---:|' * len(METRICS))
+    for (words, group_size, by_group), right, classes, number in itertools.product(
+            SETTINGS, (0.9, 0.99), (2, 7), (10, 30, 100)):
+        rng = np.random.default_rng(0)
+        held = []
+        for seed in range(args.draws):
+            probs, targets, groups = draw_right(right, classes, number, group_size, rng)
+            alike = (rng.random(groups[-1] + 1) < 0.5)[groups][:, None]
+            other = np.where(alike, probs, label(right, targets, groups, classes, rng))
+            found = paired_bootstrap(probs, other, targets, groups if by_group else None, args.resamples, seed=seed)
+            held.append([holds(found[name]['interval'], 0.) for name in METRICS])
+        print_row(words, f'{right:.0%}', classes, number, *map(float, np.nanmean(held, axis=0)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--draws', type=int, default=500, help='test sets (default: %(default)s)')
-    parser.add_argument('--images', type=int, default=400, help='images of each (default: %(default)s)')
+    parser.add_argument('--images', type=int, default=400, help='of each, without --edge (default: %(default)s)')
     parser.add_argument('--resamples', type=int, default=300, help='of the bootstrap (default: %(default)s)')
+    parser.add_argument('--edge', action='store_true', help='10, 30 and 100 images, 90 and 99 %% of them right')
+    parser.add_argument('--metrics', action='store_true', help='with --edge: of all metrics')
+    parser.add_argument('--pairs', action='store_true', help='with --edge: of the differences of two classifiers')
     args = parser.parse_args()
-    print('| intervals | ' + ' | '.join(METRICS) + ' |')
-    print('|---|' + '---:|' * len(METRICS))
-    for words, group_size, by_group in (
-            ('over images', 1, False), ('over groups of 4', 4, True), ('over images, in groups of 4', 4, False)):
-        rng = np.random.default_rng(0)
-        true = classification_metrics(*draw(1_000_000, group_size, rng)[:2])
-        held = dict.fromkeys(METRICS, 0)
-        for seed in range(args.draws):
-            probs, targets, groups = draw(args.images, group_size, rng)
-            intervals = bootstrap_intervals(
-                probs, targets, groups if by_group else None, args.resamples, seed=seed)
-            for name, (low, high) in intervals.items():
-                held[name] += low <= true[name] <= high
-        print(f'| {words} | ' + ' | '.join(f'{held[name] / args.draws:.1%}' for name in METRICS) + ' |', flush=True)
+    (simulate_pairs if args.pairs else simulate_edge if args.edge else simulate)(args)
 
 
 if __name__ == '__main__':

@@ -1,13 +1,22 @@
 """Temperatures that are known come back."""
 import csv
+import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import TINY_STUDENT, write_images
 
 from hdkd_timm import TrainConfig, train
-from hdkd_timm.calibrate import describe, fit_temperature, read_temperature, scale, write_temperature
+from hdkd_timm.calibrate import (
+    describe,
+    fit_temperature,
+    read_temperature,
+    scale,
+    temperature_interval,
+    write_temperature,
+)
 from hdkd_timm.cli import main
 
 
@@ -31,6 +40,30 @@ def test_fit(temperature):
     assert result['log_loss']['after'] <= result['log_loss']['before'] + 1e-12
     if temperature != 1:
         assert result['ece']['before'] > 0.05
+
+
+@pytest.mark.parametrize(('number', 'group_size'), [(40, 1), (400, 1), (400, 8)])
+def test_interval_holds_the_temperature(number, group_size):
+    """Of few images it is wide; copies of images in groups tell no more than one of each."""
+    held, widths = [], []
+    for seed in range(60):
+        probs, targets = (part.repeat(group_size, axis=0) for part in draw(number // group_size, 1.5, seed))
+        found = fit_temperature(probs, targets)
+        groups = np.arange(number) // group_size if group_size > 1 else None
+        low, high = temperature_interval(probs, targets, found, groups)
+        assert low < found < high
+        held.append(low <= 1.5 <= high)
+        widths.append(np.log(high / low))
+    assert np.mean(held) > 0.88
+    expected = {(40, 1): 0.85, (400, 1): 0.26, (400, 8): 0.8}[number, group_size]  # 95 % of many fits are so far apart
+    assert np.mean(widths) == pytest.approx(expected, rel=0.25)
+
+
+def test_interval_ends_where_temperatures_do():
+    probs, targets = np.tile([0.55, 0.45], (4, 1)), np.array([0, 0, 1, 0])
+    temperature = fit_temperature(probs, targets)
+    assert temperature == pytest.approx(np.log(0.55 / 0.45) / np.log(3), rel=1e-3)
+    assert temperature_interval(probs, targets, temperature) == pytest.approx([0.05, 20])  # of four images
 
 
 def test_scale():
@@ -64,7 +97,7 @@ def test_file(tmp_path):
             read_temperature(tmp_path)
 
 
-def test_command(tmp_path, capsys):
+def test_command(tmp_path, capsys, caplog):
     write_images(tmp_path / 'data' / 'train', number=12)
     write_images(tmp_path / 'data' / 'test', number=4, seed=1)
     settings = {k: v for k, v in TINY_STUDENT.items() if k not in ('img_size', 'num_classes')}
@@ -79,7 +112,10 @@ def test_command(tmp_path, capsys):
     out = capsys.readouterr().out
     assert [line.split()[:2] for line in out.splitlines()[2:]] == [['val', '9'], ['test', '12']]
     temperature = read_temperature(f'{run}/best')
-    assert f'temperature {temperature:.4f}' in out
+    low, high = json.loads(Path(run, 'best', 'calibration.json').read_text())['val']['temperature_95']
+    assert low < temperature < high
+    assert f'temperature {temperature:.4f} (95 % interval {low:.2f} to {high:.2f})' in out
+    assert ('do not tell the temperature from 1' in caplog.text) == (low < 1 < high)
     probs = {}
     for flags in ([], ['--calibrated']):
         path = tmp_path / f'{len(flags)}.csv'

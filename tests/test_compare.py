@@ -34,7 +34,7 @@ def test_paired_bootstrap():
         assert values['difference'] == pytest.approx(after[name] - before[name])
         assert values['interval'][0] <= values['difference'] <= values['interval'][1]
     assert result['accuracy']['interval'][0] > 0.05
-    # what is the same does not differ in any draw
+    # what is the same does not differ
     assert paired_bootstrap(a, a, targets, resamples=20)['accuracy'] == dict(difference=0, interval=[0, 0])
     # over groups of ten equal images the interval is wider
     again = [np.repeat(x[:40], 10, axis=0) for x in (a, b, targets)]
@@ -43,3 +43,62 @@ def test_paired_bootstrap():
     assert np.diff(wide) > 2 * np.diff(narrow)
     with pytest.raises(ValueError, match='same images and classes'):
         paired_bootstrap(a, b[:5], targets)
+
+
+def test_each_draw_is_of_the_same_images():
+    """Intervals of the differences are percentiles over the draws, as if each metric had been found anew."""
+    rng = np.random.default_rng(0)
+    targets = rng.integers(3, size=300)
+    probs = [rng.dirichlet(np.ones(3), size=300) * 0.7 + 0.3 * np.eye(3)[targets] for _ in range(2)]
+    groups = rng.integers(60, size=300)
+    result = paired_bootstrap(*probs, targets, groups, resamples=100, seed=7)
+    members = [np.flatnonzero(groups == g) for g in np.unique(groups)]
+    draws = np.random.default_rng(7)
+    differences = []
+    for _ in range(100):
+        drawn = np.concatenate([members[i] for i in draws.integers(len(members), size=len(members))])
+        first, second = (classification_metrics(p[drawn], targets[drawn]) for p in probs)
+        differences.append(second['macro_auroc'] - first['macro_auroc'])
+    assert result['macro_auroc']['interval'] == pytest.approx(np.percentile(differences, [2.5, 97.5]), abs=1e-12)
+
+
+@pytest.mark.parametrize('is_right', [True, False])
+def test_networks_that_are_alike_on_twelve_images(is_right):
+    """Both right on all of them may still differ elsewhere."""
+    targets = np.arange(12) % 3
+    labels = targets if is_right else (targets + 1) % 3
+    a, b = (np.eye(3)[labels] * sure + (1 - sure) / 3 for sure in (0.9, 0.8))
+    result = paired_bootstrap(a, b, targets, resamples=50)
+    reach = 1.959964 ** 2 / (12 + 1.959964 ** 2)  # Tango's of no image that one alone gets right: 0.24
+    for name in ('accuracy', 'balanced_accuracy', 'macro_f1'):
+        assert result[name]['difference'] == 0
+        assert result[name]['interval'] == pytest.approx([-reach, reach], abs=1e-6)
+    for name in ('macro_auroc', 'kappa', 'log_loss', 'ece'):
+        low, high = result[name]['interval']
+        assert low < result[name]['difference'] - 0.1
+        assert result[name]['difference'] + 0.1 < high
+    # of three patients still less is known
+    grouped = paired_bootstrap(a, b, targets, np.arange(12) // 4, resamples=50)
+    assert grouped['accuracy']['interval'][1] == pytest.approx(1.959964 ** 2 / (3 + 1.959964 ** 2), abs=1e-6)
+
+
+def test_a_class_of_few_images_that_both_get_right():
+    """The balanced accuracy may differ by what the few do not show; the accuracy by less."""
+    targets = np.repeat([0, 1], [4, 96])
+    a = np.eye(2)[targets] * 0.8 + 0.1
+    b = np.eye(2)[targets] * 0.6 + 0.2
+    a[4:8], b[6:12] = a[4:8, ::-1], b[6:12, ::-1]
+    result = paired_bootstrap(a, b, targets, resamples=50)
+    width = {name: np.diff(values['interval'])[0] for name, values in result.items()}
+    assert width['accuracy'] < 0.15
+    assert width['balanced_accuracy'] > 0.25
+
+
+def test_a_comparison_stops_when_asked():
+    targets = np.arange(30) % 3
+    with pytest.raises(InterruptedError):
+        paired_bootstrap(classifier(targets, 0.7, 1), classifier(targets, 0.7, 2), targets, stop_if_asked=_interrupt)
+
+
+def _interrupt():
+    raise InterruptedError

@@ -1,0 +1,123 @@
+"""Intervals of proportions against scipy's, closed forms, and how often they hold."""
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binom, binomtest
+
+from hdkd_timm.intervals import effective_number, paired_interval, proportion_interval
+
+
+@pytest.mark.parametrize(('hits', 'number'), [(0, 1), (1, 1), (12, 12), (0, 12), (11, 12), (70, 100), (999, 1000)])
+def test_proportion(hits, number):
+    exact = binomtest(hits, number).proportion_ci(0.9, method='exact')
+    assert proportion_interval(hits / number, number, 0.9) == pytest.approx((exact.low, exact.high))
+    low, high = proportion_interval(hits / number, number)
+    assert low <= hits / number <= high
+    assert high - low > 0.003
+
+
+def test_proportion_of_no_images():
+    assert all(map(math.isnan, proportion_interval(0.5, 0)))
+    assert all(map(math.isnan, paired_interval(0, 0, 0)))
+
+
+@pytest.mark.parametrize('number', [10, 30, 100])
+@pytest.mark.parametrize('true', [0.9, 0.99, 0.999, 0.5])
+def test_proportion_holds_as_often_as_it_says(number, true):
+    held = sum(
+        binom.pmf(hits, number, true) for hits in range(number + 1)
+        if np.subtract(*proportion_interval(hits / number, number)) < 0
+        and proportion_interval(hits / number, number)[0] <= true <= proportion_interval(hits / number, number)[1])
+    assert 0.95 <= held
+
+
+@pytest.mark.parametrize(('only_first', 'only_second', 'number', 'expected'), [
+    (0, 0, 12, (-1.959964 ** 2 / (12 + 1.959964 ** 2), 1.959964 ** 2 / (12 + 1.959964 ** 2))),  # Tango's closed form
+    (0, 1, 44, (-0.0603, 0.1184)),
+    (10, 12, 50, None), (0, 10, 10, None), (3, 0, 10, None)])
+def test_paired(only_first, only_second, number, expected):
+    low, high = paired_interval(only_first, only_second, number)
+    difference = (only_second - only_first) / number
+    assert -1 <= low <= difference <= high <= 1
+    assert low < high
+    assert paired_interval(only_second, only_first, number) == pytest.approx((-high, -low), abs=1e-7)
+    if expected is not None:
+        assert (low, high) == pytest.approx(expected, abs=1e-3)
+
+
+def test_paired_holds_as_often_as_it_says():
+    """Over all pairs of numbers of images, two networks that differ in 10 % and 5 % of them."""
+    for number, first, second in ((10, 0.1, 0.05), (30, 0.1, 0.05), (30, 0.01, 0.01)):
+        held = 0.
+        for a, b in itertools.product(range(number + 1), repeat=2):
+            if a + b <= number:
+                chance = binom.pmf(a, number, first) * binom.pmf(b, number - a, second / (1 - first))
+                if chance > 1e-7:
+                    low, high = paired_interval(a, b, number)
+                    held += chance * (low <= second - first <= high)
+        assert held > 0.935, (number, held)
+
+
+def test_effective_number_of_independent_images():
+    values = np.random.default_rng(0).random(50) < 0.8
+    assert effective_number(values) == 50
+    assert effective_number(values, np.arange(50)) == pytest.approx(50)
+    assert effective_number(values[:0]) == 0
+
+
+def test_effective_number_of_groups():
+    """Between that of the groups, where all images of one are equal, and that of the images."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat([f'patient {i}' for i in range(100)], 4)
+    order = rng.permutation(400)
+    equal = np.repeat(rng.random(100) < 0.7, 4)
+    assert effective_number(equal[order], groups[order]) == pytest.approx(100, rel=0.02)
+    apart = rng.random(400) < 0.7
+    assert 250 < effective_number(apart, groups) <= 400
+    half = np.where(rng.random(400) < math.sqrt(0.5), equal, apart)
+    assert 400 / 2.5 == pytest.approx(effective_number(half, groups), rel=0.25)  # 1 + 3 times a correlation of a half
+    # what is all right tells nothing of how mistakes cluster: the worst is taken, and given up with each mistake
+    found = []
+    for mistakes in (0, 1, 3, 20):
+        right = np.ones(400)
+        right[np.arange(mistakes) * 4] = 0
+        found.append(effective_number(right, groups))
+    assert found[0] == pytest.approx(100)
+    assert found == sorted(found)
+    assert found[1] > 120
+    assert found[3] > 300
+    # of groups of several sizes, the large ones count for more
+    assert effective_number(np.ones(10), np.repeat([0, 1, 2, 3], [1, 1, 1, 7])) == pytest.approx(100 / 52)
+    assert effective_number(np.array([1., 0, 1]), np.zeros(3)) == pytest.approx(1)
+
+
+def test_effective_number_of_strata():
+    """Of the mean of two recalls, of 5 and of 95 images, the few decide."""
+    strata = np.repeat([0, 1], [5, 95])
+    kish = 4 / (1 / 5 + 1 / 95)
+    assert effective_number(np.ones(100), strata=strata) == pytest.approx(kish)
+    assert effective_number(np.ones(100), strata=np.repeat([0, 1], 50)) == pytest.approx(100)
+    values = np.random.default_rng(0).random(4000) < 0.7
+    strata = np.repeat([0, 1, 2], [200, 800, 3000])
+    assert effective_number(values, strata=strata) == pytest.approx(9 / (1 / 200 + 1 / 800 + 1 / 3000), rel=0.1)
+    # a group that holds images of two classes, right or wrong together, counts once
+    right = np.repeat(np.random.default_rng(1).random(500) < 0.7, 2)
+    strata, groups = np.tile([0, 1], 500), np.repeat(np.arange(500), 2)
+    assert effective_number(right, strata=strata) == pytest.approx(1000, rel=0.05)
+    assert effective_number(right, groups, strata) == pytest.approx(500, rel=0.05)
+
+
+def test_balanced_accuracy_holds_as_often_as_it_says():
+    """Few images of four classes, half of them of one: exact intervals are too wide rather than too narrow."""
+    for true in (0.9, 0.99):
+        held = []
+        for seed in range(400):
+            rng = np.random.default_rng(seed)
+            strata = rng.choice(4, 30, p=[0.5, 0.25, 0.15, 0.1])
+            right = (rng.random(30) < true).astype(float)
+            mean = np.mean([right[strata == k].mean() for k in np.unique(strata)])
+            low, high = proportion_interval(mean, effective_number(right, strata=strata))
+            held.append(low <= true <= high)
+        assert np.mean(held) > 0.93
