@@ -21,6 +21,7 @@ from torch import nn
 
 from .files import PathLike, new_folder, whole_file
 from .models.hdkd import HDKDStudent, convert_state_dict, is_fused
+from .parsing import read_json
 
 HUBS = ('local-dir:', 'hf-hub:', 'hf_hub:')  # how timm tells models that are saved elsewhere
 
@@ -283,7 +284,7 @@ def load_model(
     kwargs.pop('pretrained', None)
     try:
         if folder is not None:
-            saved_args = json.loads((folder / 'config.json').read_text()).get('model_args') or {}
+            saved_args = read_json(folder / 'config.json').get('model_args') or {}
         try:
             every = {**(optional or {}), **kwargs}
             return timm.create_model(name, pretrained=True, **every), {**saved_args, **every}

@@ -27,7 +27,7 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 from timm.utils import natural_key
 
 from .config import setting
-from .files import TEXT
+from .files import TEXT, raw_cell
 from .images import IMG_EXTENSIONS, IMG_MODES, convert_image, find_bad_images, image_size, read_image, upright_size
 
 _logger = logging.getLogger(__name__)
@@ -364,7 +364,8 @@ def read_csv(
     try:
         with path.open(**{**TEXT, 'encoding': 'utf-8-sig'}) as file:
             reader = csv.DictReader(file)
-            rows, columns = [(reader.line_num, row) for row in reader], list(reader.fieldnames or ())
+            rows = [(reader.line_num, {name: raw_cell(value) for name, value in row.items()}) for row in reader]
+            columns = list(reader.fieldnames or ())
     except csv.Error as e:
         raise ValueError(f"'{path}' is no CSV file in UTF-8 ({e}).") from e
     for line, row in [(1, dict(zip(columns, columns))), *rows]:

@@ -1,7 +1,6 @@
 """A saved model at work: `evaluate_model` tests it on a split, `predict` labels images."""
 import csv
 import dataclasses
-import json
 import logging
 import os
 from pathlib import Path
@@ -26,6 +25,7 @@ from .images import IMG_EXTENSIONS, IMG_MODES, find_bad_images
 from .loader import SplitLoader
 from .memory import kept_memory
 from .metrics import full_report
+from .parsing import parse_json
 from .released import find_folder, full_name
 from .runs import CONFIG, IMAGES
 
@@ -125,7 +125,7 @@ class OnnxModel(nn.Module):
                 f"'{path}' is no ONNX file that onnxruntime {ort.__version__} runs, or it is damaged"
                 f' ({str(e).splitlines()[0]}).') from e
         try:
-            self.metadata = json.loads(self.session.get_modelmeta().custom_metadata_map['hdkd_timm'])
+            self.metadata = parse_json(self.session.get_modelmeta().custom_metadata_map['hdkd_timm'], f"'{path}'")
             self.num_classes = self.metadata['num_classes']
             self.in_chans = self.metadata['data_config']['input_size'][0]
         except (KeyError, TypeError, ValueError) as e:

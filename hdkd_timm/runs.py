@@ -3,7 +3,6 @@
 Every file is written whole or not at all. A folder is locked while a run writes to it; the lock goes with the process,
 however that ends.
 """
-import csv
 import logging
 import os
 import shutil
@@ -14,12 +13,12 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
 
 import torch
-import yaml
 from filelock import FileLock, Timeout
 
 from .checkpoint import read_checkpoint
 from .config import read_yaml
-from .files import TEXT, whole_file, write_rows
+from .files import read_rows, whole_file, write_rows
+from .parsing import parse_yaml
 
 _logger = logging.getLogger(__name__)
 
@@ -85,8 +84,7 @@ def keep_images(rows: Rows, folder: Path) -> None:
     if not path.exists():
         write_rows(rows, path)
         return
-    with path.open(**TEXT) as file:
-        before = _within(list(csv.DictReader(file)))
+    before = _within(read_rows(path))
     now = _within(rows)
     if before != now:
         different = [row for row in before if row not in now] or [row for row in now if row not in before] or before
@@ -185,7 +183,7 @@ def run_folder(
         raise FileExistsError(f"Another process is writing to run '{folder}': wait for its end.") from e
     try:
         if resume:
-            _check_same_settings(folder, yaml.safe_load(settings), free)
+            _check_same_settings(folder, parse_yaml(settings, 'the settings'), free)
             _remove_halves(folder)
         else:
             _move_aside(folder)

@@ -12,7 +12,6 @@ and resumed ends with the weights of one that was not (bit by bit on the CPU).
 import contextlib
 import dataclasses
 import functools
-import json
 import logging
 import math
 import sys
@@ -44,6 +43,7 @@ from .log import EpochLog, Progress, check_logs
 from .memory import kept_memory
 from .metrics import LOWER_IS_BETTER, classification_metrics, full_report, per_class_metrics
 from .models.hdkd import HDKDStudent
+from .parsing import read_json
 from .runs import METRICS, PREDICTIONS, STATE, Interrupted, Signals, keep_images, load_state, run_folder, save_state
 from .settings import DistillConfig, TrainConfig
 from .task import HDKDTask, check_input, check_pair
@@ -225,7 +225,7 @@ def fit(
     if (folder / METRICS).exists():
         model.load_state_dict(safetensors.torch.load_file(folder / 'best' / 'model.safetensors'))
         _logger.info(f'{name}  is finished.')
-        return json.loads((folder / METRICS).read_text())
+        return read_json(folder / METRICS)
     device = world.device
     folder.mkdir(exist_ok=True)
 
@@ -659,7 +659,7 @@ def _test_given(run: Run, teacher: nn.Module, teacher_args: Dict[str, Any]) -> D
     """Test a teacher that was not trained here, and put it beside its student."""
     folder, config, world = run.folder / 'teacher', run.config, run.world
     if (folder / METRICS).exists():
-        return json.loads((folder / METRICS).read_text())
+        return read_json(folder / METRICS)
     split = 'test' if 'test' in run.datasets else 'val'
     layout = torch.channels_last if config.channels_last else torch.preserve_format
     teacher.to(device=world.device, memory_format=layout)
