@@ -1,4 +1,5 @@
 """Pictures of results, by matplotlib (extra `plots`)."""
+import math
 import warnings
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
@@ -136,6 +137,8 @@ def plot_confusion_matrix(
         return
     for i, row in enumerate(counts):
         for j, count in enumerate(row):
+            if count == 0 and number > MAX_CURVES:
+                continue
             axes.text(
                 j, i, f'{count}\n{format_percent(shares[i, j])}', ha='center', va='center', fontsize=8,
                 color='white' if shares[i, j] > 0.5 else 'black')
@@ -299,7 +302,9 @@ def plot_roc_pr(probs: np.ndarray, targets: np.ndarray, classes: Sequence[str], 
     """
     from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
-    figure = new_figure(10.4, 5.2 + 0.21 * (min(len(classes), MAX_CURVES) + 1) // 2)
+    is_few = len(classes) <= MAX_CURVES  # the legend's lines come below the squares
+    lines = (len(classes) if is_few else LOWEST + HIGHEST) / 2
+    figure = new_figure(10.4, 5.9 + 0.22 * math.ceil(lines) + (0 if is_few else 0.35))
     roc, pr = figure.subplots(1, 2)
     roc_curves, pr_curves, precisions = {}, {}, np.full(len(classes), np.nan)
     for k in range(len(classes)):
@@ -383,7 +388,7 @@ def plot_class_counts(counts: Mapping[str, Mapping[str, int]], path: PathLike) -
         axes.bar_label(bars, [f'{number:,}' for number in numbers], padding=2, fontsize=7)
     axes.set_yticks(range(len(labels)), [_fit(label) for label in labels], parse_math=False)
     axes.invert_yaxis()
-    axes.margins(x=0.1)
+    axes.margins(x=0.1, y=0.02)
     axes.set(xlabel='images')
     axes.legend(fontsize=8, loc='lower left', bbox_to_anchor=(0, 1), ncols=len(counts), title=title, title_fontsize=8)
     _save(figure, path, 110)

@@ -37,6 +37,7 @@ from .plots import (
     MAX_BARS,
     MAX_CELLS,
     MAX_CURVES,
+    MAX_NAMES,
     find_confused,
     format_percent,
     overlay,
@@ -535,7 +536,8 @@ def _plot_network(network: Network, pictures: Pictures, stem: str) -> Dict[str, 
                 zip(network.classes, class_auroc(network.probs, network.targets)) if math.isfinite(area)}) + '.'))
         plot_reliability(network.probs, network.targets, pictures.folder / f'{stem}reliability.png')
         shown['reliability'] = pictures.show(f'{stem}reliability.png', (
-            f"Reliability diagram of {network.label}: expected calibration error {format_metric('ece', result['ece'])}."))
+            f'Reliability diagram of {network.label}: expected calibration error'
+            f" {format_metric('ece', result['ece'])}."))
     return shown
 
 
@@ -681,7 +683,7 @@ def write_report(
                 pictures=_plot_network(network, pictures, stem), per_class=_per_class(network),
                 confusions=_confusions(network),
                 calibration=_calibration(network), split=network.split, missing=_list_missing(network),
-                is_large=len(network.classes) > MAX_CELLS,
+                is_large=len(network.classes) > MAX_CELLS, is_named=len(network.classes) <= MAX_NAMES,
                 images=f"{network.result['images']:,} {network.split} images",
                 mistakes=_show_mistakes(network, mistakes, pictures, stem, device),
                 environment={
