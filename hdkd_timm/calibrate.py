@@ -1,5 +1,4 @@
 """Temperature scaling: probabilities that are as sure as they should be (Guo et al. 2017, arXiv 1706.04599)."""
-import json
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -10,6 +9,7 @@ from scipy.stats import chi2
 from .files import PathLike, check_sums, write_json
 from .intervals import effective_number
 from .metrics import expected_calibration_error
+from .parsing import read_json
 
 CALIBRATION = 'calibration.json'  # beside a model's config.json
 RANGE = (0.05, 20.)  # temperatures that are looked at
@@ -116,7 +116,7 @@ def read_temperature(folder: PathLike) -> Optional[float]:
         return None
     check_sums(folder, CALIBRATION)
     try:
-        temperature = float(json.loads(path.read_text(encoding='utf-8'))['temperature'])
+        temperature = float(read_json(path)['temperature'])
         if not 0 < temperature < np.inf:
             raise ValueError(temperature)
     except (ValueError, KeyError, TypeError) as e:

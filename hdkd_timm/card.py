@@ -1,12 +1,17 @@
 """Model cards, README.md of a model on the Hugging Face Hub, made from what a run wrote."""
+import math
+import re
 from typing import Any, Dict, List, Optional, Sequence
 
 from huggingface_hub import EvalResult, ModelCardData
+
+from .text import printable
 
 CONFUSION_PICTURE = 'confusion.png'
 METRIC_NAMES = {
     'accuracy': 'accuracy', 'balanced_accuracy': 'balanced accuracy', 'macro_f1': 'macro F1',
     'macro_auroc': 'macro AUROC', 'kappa': "Cohen's kappa", 'log_loss': 'log loss', 'ece': 'calibration error (ECE)'}
+MAX_COLUMNS = 12  # classes up to which a table has a column of each
 IN_PER_CENT = ('accuracy', 'balanced_accuracy')
 # what a reader asks first of how a network was trained
 SHOWN_SETTINGS = (
@@ -28,9 +33,26 @@ on your own first. Its probabilities are as far off as the calibration error say
 
 
 def escape(text: Any) -> str:
-    """Any text as a cell of a Markdown table that shows as it is."""
-    text = ''.join(f'&#{ord(c)};' if c in '<>|&' else f'\\{c}' if c in '\\`*_{}[]#' else c for c in str(text))
-    return ' '.join(text.split())
+    """Any text as a cell of a Markdown table that shows as it is: no markup, link, mention, formula or emoji of it."""
+    text = printable(' '.join(str(text).split()))
+    return re.sub(r'[\\`*_{}\[\]#]|[<>|&~@:$]|^[-+=]|(?<=www)\.', lambda found: (
+        f'\\{found[0]}' if found[0] in '\\`*_{}[]#' else f'&#{ord(found[0])};'), text, flags=re.IGNORECASE)
+
+
+def format_metric(name: str, value: Optional[float]) -> str:
+    """A metric as a person reads it, in per cent if it is in `IN_PER_CENT`. It has more digits where few would make 0
+    or 1 of what is neither, such as 99.96 %."""
+    if value is None or not math.isfinite(value):
+        return '–'
+    number, digits, ends, unit = (100 * value, 1, (0, 100), ' %') if name in IN_PER_CENT else (value, 3, (0, 1), '')
+    while digits < 7 and any(round(number, digits) == end and abs(number - end) > 1e-9 for end in ends):
+        digits += 1
+    return f'{number:.{digits}f}{unit}'
+
+
+def _code(name: Any) -> str:
+    """A name of a network as code, or what it is if it is none."""
+    return f'`{name}`' if re.fullmatch(r'[\w.-]+', str(name)) else escape(name)
 
 
 def _table(head: List[str], rows: List[List[Any]]) -> str:
@@ -38,20 +60,14 @@ def _table(head: List[str], rows: List[List[Any]]) -> str:
     return '\n'.join('| ' + ' | '.join(str(cell) for cell in line) + ' |' for line in lines)
 
 
-def _format(name: str, value: Optional[float]) -> str:
-    if value is None or value != value:
-        return '-'
-    return f'{100 * value:.1f} %' if name in IN_PER_CENT else f'{value:.3f}'
-
-
 def _results(report: Dict[str, Any], split: str) -> str:
     rows = []
     for name, words in METRIC_NAMES.items():
         interval = report.get('intervals_95', {}).get(name)
-        low_high = f'{_format(name, interval[0])} to {_format(name, interval[1])}' if interval else '-'
-        rows.append([words, _format(name, report[name]), low_high])
+        low_high = f'{format_metric(name, interval[0])} to {format_metric(name, interval[1])}' if interval else '–'
+        rows.append([words, format_metric(name, report[name]), low_high])
     per_class = [
-        [escape(label), *(_format('', scores[key]) for key in ('precision', 'recall', 'f1')), scores['support']]
+        [escape(label), *(format_metric('', scores[key]) for key in ('precision', 'recall', 'f1')), scores['support']]
         for label, scores in report['per_class'].items()]
     flatters = '' if split == 'test' else ' They chose the epoch, so the figures flatter.'
     return '\n\n'.join([
@@ -70,9 +86,13 @@ def _training(
     parts = [(data or '').strip() or 'The data was not described by who uploaded this.']
     if counts:
         labels = list(dict.fromkeys(label for split in counts.values() for label in split))
-        rows = [[split, *(f'{number.get(label, 0):,}' for label in labels), f'{sum(number.values()):,}']
-                for split, number in counts.items()]
-        parts.append(_table(['split', *map(escape, labels), 'all'], rows))
+        lines = [['split', *map(escape, labels), 'all'], *(
+            [split, *(f'{number.get(label, 0):,}' for label in labels), f'{sum(number.values()):,}']
+            for split, number in counts.items())]
+        if len(labels) > MAX_COLUMNS:
+            lines = [['class', *lines[0][1:]], *lines[1:]]
+            lines = [list(column) for column in zip(*lines)]
+        parts.append(_table(lines[0], lines[1:]))
     if 'epoch' in metrics:
         seconds = metrics['train_seconds']
         parts.append(f"Best epoch {metrics['epoch'] + 1} of {metrics['epochs']}, {seconds:.0f} s of training.")
@@ -129,9 +149,9 @@ def write_card(
     of_classes = f": {', '.join(map(escape, labels))}" if labels else ''
     sections = {
         f'# {name}': (
-            f"`{architecture}` ([HDKD](https://arxiv.org/abs/2407.07516), a CNN teacher and a hybrid student that share"
-            f" their stages) for {config['num_classes']} classes{of_classes}. Images of {size[1]} x {size[2]} pixels,"
-            f' {size[0]} channels. **Not a medical device.**'),
+            f"{_code(architecture)} ([HDKD](https://arxiv.org/abs/2407.07516), a CNN teacher and a hybrid student that"
+            f" share their stages) for {config['num_classes']} classes{of_classes}. Images of {size[1]} x {size[2]}"
+            f' pixels, {size[0]} channels. **Not a medical device.**'),
         '## Use': f"""With the package `hdkd_timm` installed:
 
 ```bash

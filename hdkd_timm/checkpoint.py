@@ -22,6 +22,7 @@ from torch import nn
 from .checkpoint_file import Told, choose_network, read_checkpoint, read_told, read_told_beside
 from .files import PathLike, add_sums, check_sums, new_folder, whole_file
 from .models.hdkd import HDKDStudent, HDKDTeacher, is_fused
+from .parsing import read_json
 
 __all__ = [
     'HUBS', 'adapt_stats', 'check_preprocessing', 'convert_checkpoint', 'describe_orders', 'find_model_folder',
@@ -409,7 +410,7 @@ _FACTORY_ARGS = (
 
 def read_model_config(folder: PathLike) -> Dict[str, Any]:
     """What a model folder's config.json holds."""
-    return json.loads((Path(folder) / 'config.json').read_text(encoding='utf-8'))
+    return read_json(Path(folder) / 'config.json')
 
 
 def _check_source(name: str, folder: Optional[Path]) -> Dict[str, Any]:

@@ -4,7 +4,6 @@ The networks are found by their keys, wherever they stand in the file ('state_di
 whatever prefix ('module.', Lightning's 'model.', 'student.' of a distillation).
 """
 import argparse
-import json
 import logging
 import pickle
 import re
@@ -20,6 +19,7 @@ import torch
 from .config import read_yaml
 from .files import PathLike, check_sums
 from .models.hdkd import convert_state_dict
+from .parsing import read_json
 
 _logger = logging.getLogger(__name__)
 
@@ -308,7 +308,7 @@ def read_told_beside(path: PathLike) -> Told:
     folder = Path(path).absolute().parent
     saved = folder / 'best' / 'config.json'
     if saved.is_file():
-        config = json.loads(saved.read_text(encoding='utf-8'))
+        config = read_json(saved)
         cfg = config.get('pretrained_cfg') or {}
         args = {key: _size(value) for key, value in (config.get('model_args') or {}).items()}
         args.setdefault('img_size', _size(cfg.get('input_size', (0, 224, 224)))[-2:])

@@ -1,5 +1,6 @@
 """The command `hdkd`, the same as `python -m hdkd_timm`: it parses and calls, the work is done elsewhere."""
 import argparse
+import contextlib
 import dataclasses
 import logging
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
 from .run import run_script
+from .text import PrintableFormatter, PrintableStream, printable
 from .version import __version__
 
 CHECKED_IMAGES = 20_000  # at most, among which the report of a run that has ended looks for duplicates
@@ -88,8 +90,8 @@ def _eval(args: argparse.Namespace) -> None:
             print(f"{key.replace('_', ' '):<20}{value:.4f}{low_high}")
     print(f"{'class':<20}{'precision':>10}{'recall':>10}{'f1':>10}{'support':>10}")
     for name, scores in report['per_class'].items():
-        print(f'{name:<20}' + ''.join(f'{scores[key]:>10.4f}' for key in ('precision', 'recall', 'f1'))
-              + f"{scores['support']:>10}")
+        cells = ''.join(f'{scores[key]:>10.4f}' for key in ('precision', 'recall', 'f1'))
+        print(f"{printable(name):<20}{cells}{scores['support']:>10}")
     if args.out_dir:
         with new_folder(args.out_dir) as folder:
             write_json(report, folder / 'metrics.json')
@@ -406,8 +408,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
     parser = create_parser()
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format='%(message)s')
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter('%(message)s'))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger('hdkd_timm').setLevel(logging.INFO)
+    with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
+        return _run_command(parser, args, argv)
+
+
+def _run_command(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: Sequence[str]) -> int:
     from .runs import Interrupted
     try:
         if args.config_cls is not None:
@@ -420,7 +429,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         command = 'distill' if args.command == 'demo' else args.command
         print(
             f'hdkd {args.command}: {e.signal_name}, the state is saved. Go on with: hdkd {command} --config'
-            f" '{e.folder}/config.yaml' --resume", file=sys.stderr)
+            f" '{printable(str(e.folder))}/config.yaml' --resume", file=sys.stderr)
         return 128 + e.signum
     except KeyboardInterrupt:
         print(f'hdkd {args.command}: interrupted.', file=sys.stderr)
@@ -431,5 +440,5 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         expected = isinstance(e, (ValueError, OSError, FloatingPointError, ImportError, MemoryError))
         message = ' '.join(str(e).split()) or type(e).__name__
         hint = '' if expected else f' ({type(e).__name__}; --debug shows where)'
-        print(f'hdkd {args.command}: error: {message}{hint}', file=sys.stderr)
+        print(f'hdkd {args.command}: error: {printable(message)}{hint}', file=sys.stderr)
         return 1

@@ -13,7 +13,8 @@ import typing
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Tuple, Type, TypeVar, Union
 
-import yaml
+from .parsing import MAX_YAML, parse_yaml
+from .parsing import to_yaml as values_to_yaml
 
 ConfigT = TypeVar('ConfigT')
 
@@ -38,9 +39,11 @@ class KeyValues(argparse.Action):
             name, equals, value = pair.partition('=')
             if not name or not equals:
                 parser.error(f'argument {option_string}: expected NAME=VALUE, got {pair}')
+            if name in pairs:
+                parser.error(f'argument {option_string}: {name} is there twice, keep one of them')
             try:
                 pairs[name] = ast.literal_eval(value)
-            except (ValueError, SyntaxError, TypeError):
+            except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # the last two: nested too deep
                 pairs[name] = value
         setattr(namespace, self.dest, pairs)
 
@@ -106,7 +109,7 @@ def _convert(value: Any, hint: Any) -> Any:
         kind = dict
     if kind is float and not isinstance(value, bool) and isinstance(value, (int, str)):
         try:
-            return float(value)  # YAML takes 1e-3 for a string
+            return float(value)  # YAML 1.1 takes 1e-3 for a string
         except ValueError:
             raise TypeError from None
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -152,7 +155,10 @@ def check_settings(values: Dict[str, Any], config_classes: Iterable[Type[Any]], 
             checked[name] = _convert(value, hints[name])
         except TypeError:
             words = str(hints[name]).replace('typing.', '').replace("<class '", '').replace("'>", '')
-            raise ValueError(f"Setting '{name}' in {source} must be {words}, got {value!r}.") from None
+            is_text = _kind(hints[name])[0] is str and isinstance(value, (bool, int, float))
+            hint = ': put it in quotes' + ' (yes, no, on and off without are true or false)' * isinstance(value, bool)
+            shown = repr(value) if len(repr(value)) <= 100 else f'{repr(value)[:99]}…'
+            raise ValueError(f"Setting '{name}' in {source} must be {words}, got {shown}{hint * is_text}.") from None
         if choices[name] and checked[name] is not None:
             for v in checked[name] if isinstance(checked[name], tuple) else (checked[name],):
                 if v not in choices[name]:
@@ -166,15 +172,17 @@ def read_yaml(path: Union[str, Path]) -> Dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no YAML file of names and values.
+        ValueError: if it is no YAML file of names and values, each there once; see `parse_yaml`.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"Config file '{path}' does not exist, or is no file.")
     try:
-        values = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise ValueError(f"'{path}' is no YAML file ({' '.join(str(e).split())}).") from e
+        with path.open(encoding='utf-8-sig') as file:
+            text = file.read(MAX_YAML + 1)
+    except UnicodeDecodeError as e:
+        raise ValueError(f"'{path}' is no YAML file ({e}).") from e
+    values = parse_yaml(text, f"'{path}'")
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise ValueError(f"'{path}' must hold settings, NAME: VALUE in each line.")
     return {name.replace('-', '_'): value for name, value in values.items()}
@@ -183,7 +191,7 @@ def read_yaml(path: Union[str, Path]) -> Dict[str, Any]:
 def to_yaml(config: Any) -> str:
     """All settings of a dataclass as YAML."""
     values = dataclasses.asdict(config)
-    return yaml.safe_dump({k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}, sort_keys=False)
+    return values_to_yaml({k: list(v) if isinstance(v, tuple) else v for k, v in values.items()})
 
 
 def recipe_names() -> List[str]:

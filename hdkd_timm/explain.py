@@ -188,7 +188,7 @@ class Explanation(NamedTuple):
 
     Args:
         path: Image file.
-        image: The image as it is, (h, w, 3) bytes.
+        image: The image as it is, or shrunk if that was asked for, (h, w, 3) bytes.
         label: Class that is explained.
         probs: Class -> probability, of all.
         maps: Name ('Grad-CAM', 'rollout, class token', 'rollout, distillation token') -> map over the image, (h, w),
@@ -208,6 +208,7 @@ def explain(
         label: Optional[str] = None,
         layer: Optional[str] = None,
         on_bad_image: str = 'error',
+        max_size: Optional[int] = None,
 ) -> Iterator[Explanation]:
     """Grad-CAM of the predicted class, and attention rollout of networks with tokens, over images as they are.
 
@@ -218,6 +219,8 @@ def explain(
         label: Class to explain instead of the predicted one.
         layer: As `grad_cam` takes it.
         on_bad_image: What becomes of images that cannot be read: 'error' or 'skip'.
+        max_size: Longest side, in pixels, of the images and maps that come back, larger ones are shrunk for it: at 36
+            megapixels maps take 400 MB. The network sees the image as it is.
 
     Returns:
         An explanation after the other, as they are asked for.
@@ -233,7 +236,7 @@ def explain(
     if label is not None and label not in names:
         raise ValueError(f"The model has no class '{label}' (classes: {', '.join(names)}).")
     files = drop_bad_images(find_images(paths, on_bad_image), classifier.img_mode, on_bad_image)
-    return (_explain_image(classifier, path, names, label, layer) for path in files)
+    return (_explain_image(classifier, path, names, label, layer, max_size) for path in files)
 
 
 def _explain_image(
@@ -242,6 +245,7 @@ def _explain_image(
         names: List[str],
         label: Optional[str],
         layer: Optional[str],
+        max_size: Optional[int],
 ) -> Explanation:
     image = read_image(path, classifier.img_mode)
     batch = create_transform(**classifier.data_config)(image)[None].to(classifier.device)
@@ -251,6 +255,8 @@ def _explain_image(
         probs = scale(probs, classifier.temperature)
     index = int(probs[0].argmax()) if label is None else names.index(label)
     maps = _find_all_maps(classifier.model, batch, torch.tensor([index], device=classifier.device), layer)
+    if max_size is not None and max(image.size) > max_size:
+        image = ImageOps.contain(image, (max_size, max_size))
     over = to_image_coordinates(torch.stack(list(maps.values())), image.size[::-1], classifier.data_config)
     return Explanation(
         str(path), np.asarray(image.convert('RGB')), names[index], dict(zip(names, probs[0].tolist())),

@@ -43,6 +43,10 @@ def _user_mode(mode: int) -> int:
     return mode & ~umask
 
 
+# beginnings of a cell that spreadsheets compute, also after quotes: OWASP's list, "CSV Injection", and their wide forms
+FORMULA = re.compile("'*[=+\\-@\\t\\r\\n\uff1d\uff0b\uff0d\uff20]")
+
+
 @contextmanager
 def whole_file(path: PathLike, mode: str = 'w', summed: bool = False) -> Iterator[Any]:
     """An open file that takes the place of `path` when all is written, and leaves it alone after an error.
@@ -158,12 +162,67 @@ def new_folder(folder: PathLike) -> Iterator[Path]:
         raise
 
 
+def _is_formula(text: str) -> bool:
+    """Would a spreadsheet compute a cell with this text, once the quotes before it are taken away?"""
+    if FORMULA.match(text) is None:
+        return False
+    try:
+        float(text.lstrip("'"))  # -0.5 is a number and stays one
+    except ValueError:
+        return True
+    return False
+
+
+def safe_cell(value: Any) -> Any:
+    """A value of a CSV file so that no spreadsheet takes its text for a formula (=, +, -, @, a tab or a new line at
+    its beginning): with a single quote before it, which `raw_cell` takes away. Numbers stay as they are.
+
+    A text that begins so after quotes of its own gets one more, so that each text comes back as it was.
+    """
+    return f"'{value}" if isinstance(value, str) and _is_formula(value) else value
+
+
+def raw_cell(value: Any) -> Any:
+    """What `safe_cell` was given."""
+    return value[1:] if isinstance(value, str) and value.startswith("'") and _is_formula(value) else value
+
+
+def iterate_rows(path: PathLike) -> Iterator[Dict[str, str]]:
+    """The rows of a CSV file that `write_rows` wrote, one after the other.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if a row has more or fewer cells than the first line, or two columns have one name.
+    """
+    with open(path, **TEXT) as file:
+        lines = csv.reader(file, strict=True)
+        try:
+            columns = [raw_cell(name) for name in next(lines, [])]
+            if len(set(columns)) < len(columns):
+                raise ValueError(f"two columns are named '{max(columns, key=columns.count)}'")
+            for line in lines:
+                if len(line) != len(columns):
+                    raise ValueError(f'line {lines.line_num}: {len(line)} cells, expected {len(columns)}')
+                yield dict(zip(columns, map(raw_cell, line)))
+        except (csv.Error, ValueError) as e:
+            raise ValueError(f"'{path}' is damaged ({e}).") from e
+
+
+def read_rows(path: PathLike) -> List[Dict[str, str]]:
+    """The rows of a CSV file that `write_rows` wrote; see `iterate_rows`."""
+    return list(iterate_rows(path))
+
+
 def write_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], path: PathLike, summed: bool = False) -> None:
-    """Write a CSV file of rows as they come, a cell a column: of a generator, none is kept; see `whole_file`."""
+    """Write a CSV file of rows as they come, a cell a column: of a generator, none is kept; see `whole_file`.
+
+    Its cells are those of `safe_cell`, so that it can be opened in a spreadsheet; `read_rows` gives back what was
+    written.
+    """
     with whole_file(path, summed=summed) as file:
         writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(rows)
+        writer.writerow(map(safe_cell, columns))
+        writer.writerows(map(safe_cell, row) for row in rows)
 
 
 def write_rows(
@@ -172,7 +231,7 @@ def write_rows(
         columns: Sequence[str] = (),
         summed: bool = False,
 ) -> None:
-    """Write a CSV file with these columns, and those of all rows, see `whole_file`."""
+    """Write a CSV file with these columns, and those of all rows, see `write_table`."""
     columns = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
     write_table(columns, ([row.get(name, '') for name in columns] for row in rows), path, summed)
 

@@ -1,6 +1,4 @@
 """`hdkd push`: a trained model on the Hugging Face Hub, with a model card made from its run."""
-import csv
-import json
 import re
 import shutil
 import tempfile
@@ -9,7 +7,6 @@ from pathlib import Path
 from typing import Any, Dict, Optional
 
 import timm
-import yaml
 from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -22,7 +19,9 @@ from huggingface_hub.errors import (
 from .calibrate import CALIBRATION
 from .card import CONFUSION_PICTURE, write_card
 from .checkpoint import HUBS, find_model_folder
-from .files import TEXT, PathLike, check_sums, new_folder, write_json
+from .config import read_yaml
+from .files import PathLike, check_sums, iterate_rows, new_folder, write_json
+from .parsing import read_json, to_yaml
 from .plots import plot_confusion_matrix
 from .released import find_folder, find_weights, full_name
 from .runs import CONFIG, IMAGES, METRICS
@@ -36,15 +35,14 @@ PLACES = (
 
 
 def _read(path: Path) -> Dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def count_images(path: Path) -> Dict[str, Dict[str, int]]:
     """Split -> class -> number of images, of a run's images.csv."""
     if not path.is_file():
         return {}
-    with path.open(**TEXT) as file:
-        counts = Counter((row['split'], row['label']) for row in csv.DictReader(file))
+    counts = Counter((row['split'], row['label']) for row in iterate_rows(path))
     splits = [split for split in ('train', 'val', 'test') if any(split == s for s, _ in counts)]
     return {split: {label: n for (s, label), n in sorted(counts.items()) if s == split} for split in splits}
 
@@ -145,7 +143,7 @@ def write_hub_folder(
     metrics.pop('checkpoint', None)
     if 'num_classes' in config:  # once, as transformers takes it; runs of before have it twice
         (config.get('model_args') or {}).pop('num_classes', None)
-    told = yaml.safe_load((run / CONFIG).read_text()) if run is not None else {}
+    told = read_yaml(run / CONFIG) if run is not None else {}
     licences = _licences_of_beginnings(metrics.get('name'), told, config)
     license = license or next((name for name in licences.values() if re.search('-(nc|nd|sa)', name)), None)
     if told and not _started_from_weights(metrics.get('name'), told):  # what timm tells of other weights
@@ -158,7 +156,7 @@ def write_hub_folder(
         if (best / CALIBRATION).is_file():
             shutil.copyfile(best / CALIBRATION, folder / CALIBRATION)
         if settings:
-            (folder / 'train.yaml').write_text(yaml.safe_dump(settings, sort_keys=False))
+            (folder / 'train.yaml').write_text(to_yaml(settings))
         split = next((split for split in ('test', 'val') if split in metrics), None)
         if split:
             write_json(metrics, folder / METRICS)

@@ -1,6 +1,5 @@
 """Classes of unequal size: weights of the loss, weights of the sampler, and the published SMOTE."""
 import copy
-import json
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -11,6 +10,7 @@ from timm.data.transforms import str_to_pil_interp
 
 from .data import SampleDataset
 from .memory import available_memory
+from .parsing import read_json
 
 EFFECTIVE_BETA = 0.999
 
@@ -24,10 +24,7 @@ def read_class_file(path: str, classes: Sequence[str], what: str) -> List[float]
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"File of {what} '{path}' does not exist, or is no file.")
-    try:
-        numbers = json.loads(Path(path).read_text())
-    except ValueError as e:
-        raise ValueError(f"'{path}' is no JSON file ({e}).") from e
+    numbers = read_json(path)
     if not isinstance(numbers, dict):
         raise ValueError(f"'{path}' must hold {what} by class name, {{\"{classes[0]}\": number, ...}}.")
     difference = sorted(set(numbers) ^ set(classes))

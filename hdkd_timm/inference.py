@@ -1,8 +1,6 @@
 """A saved model at work: `evaluate_model` tests it on a split, `predict` labels images."""
-import csv
 import dataclasses
 import functools
-import json
 import logging
 import os
 from pathlib import Path
@@ -47,12 +45,13 @@ from .data import (
 )
 from .distributed import World, pick_device
 from .evaluate import evaluate
-from .files import TEXT, PathLike
+from .files import PathLike, iterate_rows
 from .folders import count_suffixes, natural_order, sort_files, walk_folder, warn_left_out
 from .images import IMG_EXTENSIONS, IMG_MODES
 from .loader import SplitLoader
 from .memory import kept_memory
 from .metrics import full_report
+from .parsing import parse_json
 from .released import find_folder, full_name
 from .runs import CONFIG, IMAGES
 
@@ -155,7 +154,7 @@ class OnnxModel(nn.Module):
                 f"'{path}' is no ONNX file that onnxruntime {ort.__version__} runs, or it is damaged"
                 f' ({str(e).splitlines()[0]}).') from e
         try:
-            self.metadata = json.loads(self.session.get_modelmeta().custom_metadata_map['hdkd_timm'])
+            self.metadata = parse_json(self.session.get_modelmeta().custom_metadata_map['hdkd_timm'], f"'{path}'")
             self.num_classes = self.metadata['num_classes']
             self.in_chans = self.metadata['data_config']['input_size'][0]
             self.pretrained_cfg = dict(label_names=self.metadata['label_names'])
@@ -389,9 +388,8 @@ def read_source(run: Path, settings: Dict[str, Any], config_cls: Type[SourceConf
         settings: Its config.yaml.
         config_cls: Whose settings are wanted.
     """
-    with (run / IMAGES).open(**TEXT) as file:
-        if all(os.path.isabs(row['path']) for row in csv.DictReader(file)):
-            return dict(data_csv=str(run / IMAGES))
+    if all(os.path.isabs(row['path']) for row in iterate_rows(run / IMAGES)):
+        return dict(data_csv=str(run / IMAGES))
     return {field.name: settings[field.name] for field in dataclasses.fields(config_cls) if field.name in settings}
 
 

@@ -5,9 +5,9 @@ import uuid
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
-import yaml
 from tqdm import tqdm
 
+from .config import read_yaml
 from .files import whole_file, write_rows
 from .runs import SUMMARY
 
@@ -51,7 +51,7 @@ class EpochLog:
                     file.write(uuid.uuid4().hex)
             self.wandb = wandb.init(
                 project='hdkd_timm', name=name, id=id_file.read_text(), resume='allow', dir=str(folder),
-                config=yaml.safe_load(config.read_text()))
+                config=read_yaml(config))
 
     def write(self, rows: List[Dict[str, Any]]) -> None:
         """All rows so far; the last one is new."""

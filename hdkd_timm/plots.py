@@ -1,12 +1,14 @@
 """Pictures of results, by matplotlib (extra `plots`)."""
+import math
 import warnings
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
 from .files import PathLike
 from .metrics import class_auroc, expected_calibration_error, reliability
+from .text import printable
 
 # the colours of Okabe and Ito, that all eyes tell apart; beyond eight, lines differ by their dashes
 COLOURS = ('#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9', '#000000', '#B8A800')
@@ -14,6 +16,10 @@ OTHER_FONTS = (
     'Noto Sans CJK SC', 'Noto Sans CJK JP', 'Noto Sans CJK KR', 'WenQuanYi Zen Hei', 'Microsoft YaHei', 'PingFang SC',
     'Hiragino Sans', 'Malgun Gothic', 'Arial Unicode MS', 'Noto Sans Devanagari', 'Noto Sans Arabic')
 MAX_CELLS = 25  # classes up to which a confusion matrix shows its numbers
+MAX_NAMES = 60  # classes up to which it shows their names
+MAX_CURVES = 10  # classes up to which each has a curve of its own; of more the worst and the best have
+LOWEST, HIGHEST = 5, 3
+MAX_BARS = 40  # classes up to which each has its bars
 DASHES = ('-', '--', ':', '-.')
 
 
@@ -34,18 +40,23 @@ def _style(i: int) -> Dict[str, Any]:
     return dict(color=COLOURS[i % len(COLOURS)], linestyle=DASHES[i // len(COLOURS) % len(DASHES)])
 
 
-def _begin(name: str, length: int = 24) -> str:
-    """The beginning of a long class name."""
-    return name if len(name) <= length else f'{name[:length - 1]}…'
+def _fit(name: str, length: int = 24) -> str:
+    """A class name that fits: of a long one its beginning and its end, which tell names apart."""
+    name = printable(name)
+    end = length // 3
+    return name if len(name) <= length else f'{name[:length - 1 - end]}…{name[-end:]}'
+
+
+def format_percent(share: float) -> str:
+    """A share in per cent without decimals, as 100 % or 0 % if it is no less or more."""
+    if 0.995 <= share < 1:
+        return '>99 %'
+    return '<1 %' if 0 < share <= 0.005 else f'{100 * share:.0f} %'
 
 
 def _add_legend(axes: Any, labels: Sequence[str], **kwargs: Any) -> None:
     """A legend of the axes' first lines, none of which is taken for mathematics or left out for its underscore."""
-    if len(labels) > 10:
-        kwargs = dict(loc='upper left', bbox_to_anchor=(1, 1))
-    legend = axes.legend(
-        axes.get_lines()[:len(labels)], labels, fontsize=7 if len(labels) > 8 else 8, ncols=1 + len(labels) // 24,
-        **kwargs)
+    legend = axes.legend(axes.get_lines()[:len(labels)], labels, **{'fontsize': 8, **kwargs})
     for text in legend.get_texts():
         text.set_parse_math(False)
 
@@ -64,23 +75,60 @@ def _save(figure: Any, path: PathLike, dpi: int) -> None:
         figure.savefig(Path(path), dpi=dpi, format='png')
 
 
-def plot_confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: PathLike) -> None:
-    """Write a PNG of a confusion matrix, (K, K), rows true and columns predicted: counts, and per cent of each row.
+def find_confused(matrix: Sequence[Sequence[int]], number: int = 20) -> List[int]:
+    """So many classes, by index, that take part in the most frequent confusions.
+
+    Args:
+        matrix: Confusion matrix (K, K), rows true and columns predicted.
+        number: How many at most.
+    """
+    counts = np.array(matrix)
+    np.fill_diagonal(counts, 0)
+    found: Dict[int, None] = {}
+    for place in np.argsort(-counts, axis=None, kind='stable'):
+        pair = [int(k) for k in np.unravel_index(place, counts.shape)]
+        if counts[tuple(pair)] == 0 or len(found.keys() | pair) > number:
+            break
+        found.update(dict.fromkeys(pair))
+    return sorted(found)
+
+
+def plot_confusion_matrix(
+        matrix: Sequence[Sequence[int]],
+        classes: Sequence[str],
+        path: PathLike,
+        shown: Optional[Sequence[int]] = None,
+) -> None:
+    """Write a PNG of a confusion matrix: counts, and per cent of each true class. Of more than `MAX_CELLS` classes it
+    has no numbers, of more than `MAX_NAMES` no names.
+
+    Args:
+        matrix: (K, K), rows true and columns predicted.
+        classes: Names of the K classes.
+        path: File to write.
+        shown: Indices of the classes to show, all by default.
 
     Raises:
         ImportError: without matplotlib.
     """
     counts = np.asarray(matrix)
     shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
+    some = ''
+    if shown is not None:
+        some = f' ({len(shown)} of {len(classes)} classes)'
+        counts, shares = counts[np.ix_(shown, shown)], shares[np.ix_(shown, shown)]
+        classes = [classes[k] for k in shown]
     number = len(classes)
-    side = min(2.2 + 0.75 * number, 14)
+    side = min(2.2 + 0.75 * number, 14) if number <= MAX_NAMES else 7
     figure = new_figure(side + 0.6, side)
     axes = figure.subplots()
     image = axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label='share of the true class', shrink=0.8)
-    axes.set(xlabel='predicted', ylabel='true')
-    if number <= 60:
-        names, size = [_begin(name) for name in classes], 10 if number <= 16 else 6
+    axes.set(xlabel=f'predicted{some}', ylabel=f'true{some}')
+    if number > MAX_NAMES:
+        axes.set(xlabel=f'predicted, {number} classes', ylabel=f'true, {number} classes', xticks=[], yticks=[])
+    else:
+        names, size = [_fit(name) for name in classes], 10 if number <= 16 else 8
         axes.set_xticks(range(number), names, rotation=45 if number <= 16 else 90, ha='right' if number <= 16 else
                         'center', parse_math=False, fontsize=size)
         axes.set_yticks(range(number), names, parse_math=False, fontsize=size)
@@ -89,8 +137,10 @@ def plot_confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str
         return
     for i, row in enumerate(counts):
         for j, count in enumerate(row):
+            if count == 0 and number > MAX_CURVES:
+                continue
             axes.text(
-                j, i, f'{count}\n{100 * shares[i, j]:.0f} %', ha='center', va='center', fontsize=8,
+                j, i, f'{count}\n{format_percent(shares[i, j])}', ha='center', va='center', fontsize=8,
                 color='white' if shares[i, j] > 0.5 else 'black')
     _save(figure, path, 120)
 
@@ -128,7 +178,8 @@ def plot_pairs(
         for axes, image, text in zip(sheet.subplots(1, 2), pair, texts):
             axes.imshow(image, cmap='gray', vmin=0, vmax=255)
             axes.set(xticks=[], yticks=[])
-            axes.set_xlabel('\n'.join(shorten(line) for line in text.split('\n')), fontsize=7, parse_math=False)
+            lines = [shorten(printable(line)) for line in text.split('\n')]
+            axes.set_xlabel('\n'.join(lines), fontsize=7, parse_math=False)
     _save(figure, path, 100)
 
 
@@ -172,7 +223,7 @@ def plot_images(
         for axes, image in zip(line, images):
             axes.imshow(image)
             axes.set(xticks=[], yticks=[])
-        line[0].set_ylabel(label, fontsize=8, parse_math=False)
+        line[0].set_ylabel(printable(label, lines=True), fontsize=8, parse_math=False)
     for axes, head in zip(grid[0], heads):
         axes.set_title(head, fontsize=9, parse_math=False)
     _save(figure, path, 110)
@@ -217,8 +268,28 @@ def plot_curves(rows: Sequence[Mapping[str, float]], best_epoch: Optional[int], 
     _save(figure, path, 110)
 
 
+def _plot_classes(axes: Any, curves: Mapping[int, Tuple[Any, Any]], areas: np.ndarray, classes: Sequence[str],
+                  **kwargs: Any) -> None:
+    """A curve a class, with its area in a legend below the axes; of many classes the worst and the best ones in colour
+    and the others in grey."""
+    order = sorted(curves, key=lambda k: areas[k])
+    is_few = len(curves) <= MAX_CURVES
+    named = list(curves) if is_few else [*order[:LOWEST], *order[-HIGHEST:]]
+    for i, k in enumerate(named):
+        axes.plot(*curves[k], **_style(i), **kwargs)
+    for k in curves if not is_few else ():
+        if k not in named:
+            axes.plot(*curves[k], color='0.75', linewidth=0.5, zorder=1, **kwargs)
+    labels = [f'{_fit(classes[k])}  {areas[k]:.3f}' for k in named]
+    title = None if is_few else f'the lowest {LOWEST} and the highest {HIGHEST} of {len(curves)} classes, others grey'
+    if labels:
+        _add_legend(axes, labels, loc='upper center', bbox_to_anchor=(0.5, -0.12), ncols=2, title=title,
+                    title_fontsize=8)
+
+
 def plot_roc_pr(probs: np.ndarray, targets: np.ndarray, classes: Sequence[str], path: PathLike) -> None:
-    """Write a PNG of the ROC and the precision-recall curve of each class against the rest, with their areas.
+    """Write a PNG of the ROC and the precision-recall curve of each class against the rest, with their areas. Of more
+    than `MAX_CURVES` classes the worst and the best have colours and names.
 
     Args:
         probs: Probabilities (N, K).
@@ -231,29 +302,27 @@ def plot_roc_pr(probs: np.ndarray, targets: np.ndarray, classes: Sequence[str], 
     """
     from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
-    areas = class_auroc(probs, targets)
-    figure = new_figure(10.4 if len(classes) <= 10 else 14, 4.9)
+    is_few = len(classes) <= MAX_CURVES  # the legend's lines come below the squares
+    lines = (len(classes) if is_few else LOWEST + HIGHEST) / 2
+    figure = new_figure(10.4, 5.9 + 0.22 * math.ceil(lines) + (0 if is_few else 0.35))
     roc, pr = figure.subplots(1, 2)
-    areas_of, precisions_of = [], []
-    for k, name in enumerate(classes):
+    roc_curves, pr_curves, precisions = {}, {}, np.full(len(classes), np.nan)
+    for k in range(len(classes)):
         is_class = targets == k
         if not is_class.any() or is_class.all():
             continue
-        false, true, _ = roc_curve(is_class, probs[:, k])
+        roc_curves[k] = roc_curve(is_class, probs[:, k])[:2]
         precision, recall, _ = precision_recall_curve(is_class, probs[:, k])
-        precise = average_precision_score(is_class, probs[:, k])
-        roc.plot(false, true, **_style(k))
-        pr.plot(recall, precision, drawstyle='steps-post', **_style(k))
-        areas_of.append(f'{_begin(name)}  {areas[k]:.3f}')
-        precisions_of.append(f'{_begin(name)}  {precise:.3f}')
+        pr_curves[k] = recall, precision
+        precisions[k] = average_precision_score(is_class, probs[:, k])
+    _plot_classes(roc, roc_curves, class_auroc(probs, targets), classes)
+    _plot_classes(pr, pr_curves, precisions, classes, drawstyle='steps-post')
     roc.plot([0, 1], [0, 1], color='0.6', linewidth=0.8)
     roc.set(title='ROC: class, area', xlabel='false positive rate', ylabel='true positive rate')
     pr.set(title='precision-recall: class, average precision', xlabel='recall', ylabel='precision')
-    for axes, labels, place in ((roc, areas_of, 'lower right'), (pr, precisions_of, 'lower left')):
+    for axes in (roc, pr):
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect='equal')
         axes.grid(alpha=0.25)
-        if labels:
-            _add_legend(axes, labels, loc=place)
     _save(figure, path, 110)
 
 
@@ -292,7 +361,8 @@ def plot_reliability(probs: np.ndarray, targets: np.ndarray, path: PathLike) -> 
 
 
 def plot_class_counts(counts: Mapping[str, Mapping[str, int]], path: PathLike) -> None:
-    """Write a PNG of how many images each class has in each split.
+    """Write a PNG of how many images each class has in each split. Of more than `MAX_BARS` classes it shows those that
+    have the fewest and the most.
 
     Args:
         counts: Split -> class -> number.
@@ -302,6 +372,12 @@ def plot_class_counts(counts: Mapping[str, Mapping[str, int]], path: PathLike) -
         ImportError: without matplotlib.
     """
     labels = list(dict.fromkeys(label for of_class in counts.values() for label in of_class))
+    title = None
+    if len(labels) > MAX_BARS:
+        first, half = next(iter(counts)), MAX_BARS // 4
+        order = sorted(labels, key=lambda label: counts[first].get(label, 0))
+        title = f'the {half} classes with the fewest and the {half} with the most images of {first}, of {len(labels)}'
+        labels = [*order[:half], *order[-half:]]
     figure = new_figure(7.6, 1.1 + 0.22 * len(labels) * (len(counts) + 0.6))
     axes = figure.subplots()
     height = 0.8 / len(counts)
@@ -310,9 +386,9 @@ def plot_class_counts(counts: Mapping[str, Mapping[str, int]], path: PathLike) -
         numbers = [of_class.get(label, 0) for label in labels]
         bars = axes.barh(places, numbers, height * 0.95, color=COLOURS[i], label=split)
         axes.bar_label(bars, [f'{number:,}' for number in numbers], padding=2, fontsize=7)
-    axes.set_yticks(range(len(labels)), [_begin(label) for label in labels], parse_math=False)
+    axes.set_yticks(range(len(labels)), [_fit(label) for label in labels], parse_math=False)
     axes.invert_yaxis()
-    axes.margins(x=0.1)
+    axes.margins(x=0.1, y=0.02)
     axes.set(xlabel='images')
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc='lower left', bbox_to_anchor=(0, 1), ncols=len(counts), title=title, title_fontsize=8)
     _save(figure, path, 110)

@@ -3,11 +3,9 @@
 It is made from the files that the run wrote, its model and its images, and needs no network and no script.
 """
 import base64
-import csv
 import dataclasses
 import hashlib
 import itertools
-import json
 import logging
 import math
 import os
@@ -15,24 +13,33 @@ import re
 import shutil
 import tempfile
 from collections import Counter
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import Image, ImageOps
+from timm.utils import natural_key
 
 from .calibrate import CALIBRATION
-from .card import IN_PER_CENT, METRIC_NAMES
+from .card import IN_PER_CENT, METRIC_NAMES, format_metric
 from .check import CheckConfig, check_data, list_leaks, summarize
 from .compare import mcnemar, paired_bootstrap
 from .config import read_yaml
 from .data import SourceConfig
 from .explain import explain
-from .files import TEXT, PathLike, check_sums, whole_file
+from .files import PathLike, check_sums, iterate_rows, read_rows, whole_file
 from .images import read_image
 from .inference import ModelConfig, load_classifier, read_source
 from .metrics import LOWER_IS_BETTER, class_auroc
+from .parsing import read_json
 from .plots import (
+    MAX_BARS,
+    MAX_CELLS,
+    MAX_CURVES,
+    MAX_NAMES,
+    find_confused,
+    format_percent,
     overlay,
     plot_class_counts,
     plot_confusion_matrix,
@@ -41,14 +48,17 @@ from .plots import (
     plot_roc_pr,
 )
 from .runs import CONFIG, IMAGES, METRICS, PREDICTIONS, SUMMARY
+from .text import printable
 
 _logger = logging.getLogger(__name__)
 
 REPORT, PICTURES = 'report.html', 'report'
 NETWORKS = ('teacher', 'student_alone', 'student')  # of `distill`, in this order
 GENERATOR = '<meta name="generator" content="hdkd_timm">'
-PICTURE_NAME = re.compile(r'(\d+-(\w|-)+-)?(curves|confusion|roc-pr|reliability|mistake-\d+)\.png|(\d+-)?classes\.png')
+PICTURE_NAME = re.compile(
+    r'(\d+-(\w|-)+-)?(curves|confusion|confused|roc-pr|reliability|mistake-\d+)\.png|(\d+-)?classes\.png')
 PICTURE_SIZE = 224  # pixels, of an image in the page
+MAX_CONFUSIONS = 20  # pairs of classes in the list of the most frequent ones
 
 
 class Network(NamedTuple):
@@ -88,17 +98,73 @@ class Network(NamedTuple):
 
 
 def _read_rows(path: Path) -> List[Dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(**TEXT) as file:
-        return list(csv.DictReader(file))
+    return read_rows(path) if path.is_file() else []
 
 
 def _read_json(path: Path) -> Dict[str, Any]:
+    values = read_json(path) if path.is_file() else {}
+    if not isinstance(values, dict):
+        raise ValueError(f"'{path}' is damaged (no values by name).")
+    return values
+
+
+def _read_settings(run: Path) -> Dict[str, Any]:
+    return read_yaml(run / CONFIG) if (run / CONFIG).is_file() else {}
+
+
+def _check_metrics(metrics: Dict[str, Any], split: str) -> None:
+    """Is a metrics.json whole? KeyError, TypeError or ValueError if not."""
+    classes, result = metrics['classes'], metrics[split]
+    if not (isinstance(classes, list) and len(set(classes)) == len(classes)):
+        raise ValueError('classes are no list of different names')
+    if list(result['per_class']) != classes:
+        raise ValueError(f"per_class of '{split}' has other classes")
+    if np.array(result['confusion_matrix']).shape != (len(classes),) * 2:
+        raise ValueError(f"the confusion matrix of '{split}' is not of {len(classes)} classes")
+    if np.sum(result['confusion_matrix']) != result['images']:
+        raise ValueError(f"the confusion matrix of '{split}' has not {result['images']} images")
+    for name, scores in result['per_class'].items():
+        if not all(key in scores for key in ('precision', 'recall', 'f1', 'support')):
+            raise ValueError(f"a score of class '{name}' is missing")
+    float(result['balanced_accuracy']), float(result['ece']), int(metrics['parameters']), str(metrics['name'])
+    if 'epoch' in metrics:
+        int(metrics['epoch']), int(metrics['epochs']), float(metrics['train_seconds'])
+
+
+def _read_predictions(path: Path, metrics: Dict[str, Any], split: str) -> Tuple[List[str], np.ndarray, np.ndarray]:
+    """Names, class indices (N,) and probabilities (N, K) of the images; they must be those of the metrics.
+
+    Raises:
+        ValueError: if they are not, or the file is damaged.
+    """
+    classes, names, targets, probs = metrics['classes'], [], [], []
+    index_of = {name: k for k, name in enumerate(classes)}
     try:
-        return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+        for row in iterate_rows(path):  # one at a time: of 1,000 classes they are large
+            names.append(row['path'])
+            targets.append(index_of[row['target']])
+            probs.append(np.array([float(row[f'prob_{name}']) for name in classes]))
+    except (KeyError, TypeError) as e:
+        raise ValueError(f"'{path}' is damaged ({type(e).__name__}: {e}).") from e
+    matrix = np.zeros((len(classes), len(classes)), int)
+    found = np.stack(probs) if probs else np.zeros((0, len(classes)))
+    if not np.isfinite(found).all():
+        raise ValueError(f"'{path}' is damaged (a probability is no finite number).")
+    np.add.at(matrix, (np.array(targets, int), found.argmax(axis=1)), 1)
+    if not np.array_equal(matrix, metrics[split]['confusion_matrix']):
+        raise ValueError(
+            f"'{path}' and {METRICS} beside it do not belong together: {len(names):,} rows of {split} images, whose"
+            f" confusion matrix is not the one of the {metrics[split]['images']:,} images there. Restore them, or"
+            ' repeat the test with `hdkd eval`.')
+    return names, np.array(targets), found
+
+
+def _read_epochs(path: Path) -> List[Dict[str, float]]:
+    try:
+        return [{key: float(value) for key, value in row.items() if key != 'model' and value}
+                for row in _read_rows(path)]
     except ValueError as e:
-        raise ValueError(f"'{path}' is damaged ({e}).") from e
+        raise ValueError(str(e) if str(path) in str(e) else f"'{path}' is damaged ({e}).") from e
 
 
 def _read_network(folder: Path, run: Path, label: str) -> Network:
@@ -109,26 +175,40 @@ def _read_network(folder: Path, run: Path, label: str) -> Network:
     split = next((split for split in ('test', 'val') if split in metrics), None)
     if split is None:
         raise ValueError(f"'{folder / METRICS}' holds no results of test or val.")
-    classes = metrics['classes']
-    rows = _read_rows(folder / PREDICTIONS)
-    names = [row['path'] for row in rows]
+    try:
+        _check_metrics(metrics, split)
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise ValueError(f"'{folder / METRICS}' is damaged ({type(e).__name__}: {e}).") from e
+    names: List[str] = []
     targets = probs = groups = None
-    if rows:
-        try:
-            targets = np.array([classes.index(row['target']) for row in rows])
-            probs = np.array([[float(row[f'prob_{name}']) for name in classes] for row in rows])
-        except (KeyError, ValueError, TypeError) as e:
-            raise ValueError(f"'{folder / PREDICTIONS}' is damaged ({type(e).__name__}: {e}).") from e
-        listed = [row for row in _read_rows(run / IMAGES) if row['split'] == split]  # in the same order
-        if [row['label'] for row in listed] == [row['target'] for row in rows]:
+    if (folder / PREDICTIONS).is_file():
+        names, targets, probs = _read_predictions(folder / PREDICTIONS, metrics, split)
+        listed = [row for row in _read_images(run) if row['split'] == split]  # in the same order
+        if [row['label'] for row in listed] == [metrics['classes'][k] for k in targets]:
             names = [row['path'] for row in listed]
             groups = np.array([row['group'] for row in listed]) if all(row.get('group') for row in listed) else None
-    epochs = [
-        {key: float(value) for key, value in row.items() if key != 'model' and value}
-        for row in _read_rows(folder / SUMMARY)]
     return Network(
-        label, run, folder, metrics, split, epochs, names, targets, probs, groups,
+        label, run, folder, metrics, split, _read_epochs(folder / SUMMARY), names, targets, probs, groups,
         _read_json(folder / 'best' / 'config.json'))
+
+
+def _read_images(run: Path) -> List[Dict[str, str]]:
+    rows = _read_rows(run / IMAGES)
+    if rows and not {'path', 'label', 'split'} <= rows[0].keys():
+        raise ValueError(f"'{run / IMAGES}' is damaged (columns {', '.join(rows[0])}).")
+    return rows
+
+
+def _list_missing(network: Network) -> List[str]:
+    """What a run writes and this one has no more, and what the page lacks for it."""
+    files = {
+        network.run / CONFIG: 'its settings', network.run / IMAGES: 'its images by split, class and group',
+        network.folder / PREDICTIONS: 'ROC, precision-recall and reliability, comparisons, mistakes',
+        network.folder / 'best' / 'config.json': 'its architecture and image size, where it looked in mistakes'}
+    if 'epoch' in network.metrics:
+        files[network.folder / SUMMARY] = 'its learning curves'
+    return [f'{file.relative_to(network.run)} ({words})' if file.is_relative_to(network.run) else f'{file} ({words})'
+            for file, words in files.items() if not file.is_file()]
 
 
 def read_networks(runs: Sequence[PathLike]) -> List[Network]:
@@ -177,7 +257,7 @@ def _list_unfinished(runs: Sequence[PathLike]) -> List[str]:
     """Networks of whole runs of `distill` that have no results."""
     found = []
     for run in map(Path, runs):
-        settings = read_yaml(run / CONFIG) if (run / CONFIG).is_file() else {}
+        settings = _read_settings(run)
         wanted = [name for name in NETWORKS if 'teacher' in settings and (
             name != 'student_alone' or settings.get('student_alone'))]
         found += [f'{run.resolve().name}/{name}' for name in wanted if not (run / name / METRICS).is_file()]
@@ -185,12 +265,6 @@ def _list_unfinished(runs: Sequence[PathLike]) -> List[str]:
 
 
 # -- what the page tells -----------------------------------------------------------------------------------------------
-
-def _format(name: str, value: Optional[float]) -> str:
-    if value is None or not math.isfinite(value):
-        return '–'
-    return f'{100 * value:.1f} %' if name in IN_PER_CENT else f'{value:.3f}'
-
 
 def _format_difference(name: str, value: float) -> str:
     """With its sign and a digit more, in points of a hundred where the metric is in per cent."""
@@ -202,7 +276,7 @@ def _format_difference(name: str, value: float) -> str:
 def _metrics_table(networks: Sequence[Network]) -> List[Dict[str, Any]]:
     """A row a metric: its name, and of each network value, interval and whether it is the best."""
     rows = []
-    is_fair = len({(network.split, network.result['images']) for network in networks}) == 1
+    is_fair = not any(_pair(networks[0], network)[0] for network in networks[1:])
     for name, words in METRIC_NAMES.items():
         values = [network.result.get(name) for network in networks]
         defined = [value for value in values if value is not None]
@@ -210,8 +284,9 @@ def _metrics_table(networks: Sequence[Network]) -> List[Dict[str, Any]]:
         cells = []
         for network, value in zip(networks, values):
             interval = (network.result.get('intervals_95') or {}).get(name)
-            shown = f'{_format(name, interval[0])} to {_format(name, interval[1])}' if interval else ''
-            cells.append(dict(value=_format(name, value), interval=shown, best=best is not None and value == best))
+            shown = f'{format_metric(name, interval[0])} to {format_metric(name, interval[1])}' if interval else ''
+            is_best = best is not None and value == best
+            cells.append(dict(value=format_metric(name, value), interval=shown, best=is_best))
         rows.append(dict(name=words, better='lower' if name in LOWER_IS_BETTER else 'higher', cells=cells))
     return rows
 
@@ -237,30 +312,51 @@ def _pairs(networks: Sequence[Network]) -> Iterator[Tuple[Network, Network]]:
 
 def _source(network: Network) -> Dict[str, Any]:
     """The settings that tell which images a run has."""
-    settings = read_yaml(network.run / CONFIG) if (network.run / CONFIG).is_file() else {}
+    settings = _read_settings(network.run)
     return {key: settings.get(key) for key in (field.name for field in dataclasses.fields(SourceConfig))}
+
+
+def _pair(first: Network, second: Network) -> Tuple[Optional[str], Optional[np.ndarray], bool]:
+    """Were two networks tested on the same images?
+
+    Returns:
+        Why not, or None; the place among the second's images of each of the first's, (N,); and whether they lie in
+        other folders.
+    """
+    if first.probs is None or second.probs is None:
+        return 'The predictions of one of them were not kept.', None, False
+    if first.classes != second.classes:
+        return 'Their classes are not the same.', None, False
+    names, moved = [first.names, second.names], False
+    if not all(os.path.isabs(name) for part in names for name in part):
+        if _source(first) != _source(second):
+            return 'Their images have no paths and are of two sources: they cannot be paired.', None, False
+    elif set(names[0]) != set(names[1]):
+        names, moved = [_within(part) for part in names], True
+    order = [dict(zip(part, range(len(part)))) for part in names]
+    if first.split != second.split or order[0].keys() != order[1].keys() or len(order[0]) != len(first.names):
+        return 'Their images are not the same, so that they cannot be paired.', None, False
+    places = np.array([order[1][name] for name in order[0]])
+    if not np.array_equal(first.targets, second.targets[places]):
+        return 'The same images have other classes.', None, False
+    return None, places, moved
+
+
+def _format_p(p: float) -> str:
+    """A p-value with two digits, or so many that it is on the right side of 0.05."""
+    if p < 1e-4:
+        return 'p < 0.0001'
+    digits = next((d for d in (2, 3, 4, 5) if (float(f'{p:.{d}g}') < 0.05) == (p < 0.05)), 6)
+    return f'p = {p:.{digits}g}'
 
 
 def _compare(first: Network, second: Network, resamples: int, seed: int) -> Dict[str, Any]:
     """Is the second better than the first, on the same images?"""
     told = dict(first=first.label, second=second.label)
-    if first.probs is None or second.probs is None:
-        return dict(told, problem='The predictions of one of them were not kept.')
-    if first.classes != second.classes:
-        return dict(told, problem='Their classes are not the same.')
-    names, moved = [first.names, second.names], False
-    if not all(os.path.isabs(name) for part in names for name in part):
-        if _source(first) != _source(second):
-            return dict(told, problem='Their images have no paths and are of two sources: they cannot be paired.')
-    elif set(names[0]) != set(names[1]):
-        names, moved = [_within(part) for part in names], True
-    order = [dict(zip(part, range(len(part)))) for part in names]
-    if first.split != second.split or order[0].keys() != order[1].keys() or len(order[0]) != len(first.names):
-        return dict(told, problem='Their images are not the same, so that they cannot be paired.')
-    places = np.array([order[1][name] for name in order[0]])
+    problem, places, moved = _pair(first, second)
+    if problem:
+        return dict(told, problem=problem)
     targets = first.targets
-    if not np.array_equal(targets, second.targets[places]):
-        return dict(told, problem='The same images have other classes.')
     probs = second.probs[places]
     test = mcnemar(first.probs.argmax(1) == targets, probs.argmax(1) == targets)
     rows = []
@@ -272,18 +368,35 @@ def _compare(first: Network, second: Network, resamples: int, seed: int) -> Dict
             interval=f'{_format_difference(name, low)} to {_format_difference(name, high)}',
             better=better if low > 0 or high < 0 else None))
     p = test['p_value']
-    shown = f'p = {p:.2g}' if p >= 1e-4 else 'p < 0.0001'
     groups = len(set(first.groups)) if first.groups is not None else 0
     return dict(told, rows=rows, moved=moved, images=len(targets), groups=groups, only_first=test['only_first'],
-                only_second=test['only_second'], p_value=shown, significant=p < 0.05)
+                only_second=test['only_second'], p_value=_format_p(p), significant=p < 0.05)
 
 
 def _per_class(network: Network) -> List[Dict[str, Any]]:
+    """A row a class; of more than `MAX_CELLS` classes those with the lowest F1 first."""
     areas = [None] * len(network.classes) if network.probs is None else class_auroc(network.probs, network.targets)
+    rows = [
+        dict(number=number, name=name, auroc=format_metric('', area), support=scores['support'], score=scores['f1'],
+             **{key: format_metric('', scores[key]) for key in ('precision', 'recall', 'f1')})
+        for number, ((name, scores), area) in enumerate(zip(network.result['per_class'].items(), areas), 1)]
+    if len(rows) > MAX_CELLS:
+        rows.sort(key=lambda row: (not row['support'], row['score'] if row['score'] is not None else 2))
+    return rows
+
+
+def _confusions(network: Network) -> List[Dict[str, Any]]:
+    """The most frequent pairs of a true class and another that was predicted, of many classes."""
+    if len(network.classes) <= MAX_CURVES:
+        return []
+    counts = np.array(network.result['confusion_matrix'])
+    totals = counts.sum(axis=1)
+    np.fill_diagonal(counts, 0)
+    places = np.argsort(-counts, axis=None, kind='stable')[:MAX_CONFUSIONS]
     return [
-        dict(name=name, auroc=_format('', area), support=scores['support'],
-             **{key: _format('', scores[key]) for key in ('precision', 'recall', 'f1')})
-        for (name, scores), area in zip(network.result['per_class'].items(), areas)]
+        dict(true=network.classes[i], predicted=network.classes[j], images=int(counts[i, j]), of=int(totals[i]),
+             share=format_percent(counts[i, j] / totals[i]))
+        for i, j in zip(*np.unravel_index(places, counts.shape)) if counts[i, j]]
 
 
 def _describe_time(seconds: float) -> str:
@@ -310,11 +423,12 @@ def _sentence(network: Network, settings: Dict[str, Any], counts: Dict[str, Dict
     else:
         words += ' was given, and tested here'
     interval = (network.result.get('intervals_95') or {}).get('balanced_accuracy')
-    within = f' (95 % interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f})' if interval else ''
+    low_high = [format_metric('balanced_accuracy', value).removesuffix(' %') for value in interval or ()]
+    within = f" (95 % interval {' to '.join(low_high)})" if interval else ''
     split = {'test': 'test', 'val': 'validation'}[network.split]
     words += (
         f". On {network.result['images']:,} {split} images its balanced accuracy is"
-        f" {100 * network.result['balanced_accuracy']:.1f} %{within}.")
+        f" {format_metric('balanced_accuracy', network.result['balanced_accuracy'])}{within}.")
     if network.split == 'val' and 'epoch' in metrics:
         words += ' These images chose the epoch, so the figures flatter: a test split was missing.'
     return words
@@ -333,7 +447,7 @@ def _calibration(network: Network) -> Optional[str]:
 def _count(run: Path) -> Dict[str, Dict[str, int]]:
     """Split -> class -> number of images."""
     counts: Dict[str, Dict[str, int]] = {}
-    for row in _read_rows(run / IMAGES):
+    for row in _read_images(run):
         of_class = counts.setdefault(row['split'], {})
         of_class[row['label']] = of_class.get(row['label'], 0) + 1
     return {split: counts[split] for split in ('train', 'val', 'test') if split in counts}
@@ -345,7 +459,7 @@ def _look_for_leaks(run: Path) -> Dict[str, Any]:
         return dict(lines=['The run kept no list of its images: they were not looked at.'], leaks=None)
     _logger.info('Looking for duplicates among the images of the run.')
     try:
-        settings = read_yaml(run / CONFIG) if (run / CONFIG).is_file() else {}
+        settings = _read_settings(run)
         summary = summarize(check_data(CheckConfig(**read_source(run, settings, SourceConfig))))
     except (OSError, ValueError) as e:
         return dict(lines=[f'The images could not be looked at: {e}'], leaks=None)
@@ -384,6 +498,15 @@ class Pictures:
         return dict(url=f'data:image/png;base64,{data}', alt=alt, width=width, height=height)
 
 
+def _tell_some(values: Dict[str, Tuple[float, str]]) -> str:
+    """Names with what is told of them, of many those with the lowest values alone."""
+    names = list(values)
+    if len(names) > MAX_CURVES:
+        names = sorted(names, key=lambda name: values[name][0])[:MAX_CURVES // 2]
+    told = ', '.join(f'{name} {values[name][1]}' for name in names)
+    return told + (f' (the lowest {len(names)} of {len(values)} classes)' if len(names) < len(values) else '')
+
+
 def _plot_network(network: Network, pictures: Pictures, stem: str) -> Dict[str, Dict[str, Any]]:
     shown = {}
     result, best = network.result, network.metrics.get('epoch')
@@ -395,18 +518,29 @@ def _plot_network(network: Network, pictures: Pictures, stem: str) -> Dict[str, 
             f" parts of the training loss. Training loss {network.epochs[0]['train_loss']:.3g} at first,"
             f" {last['train_loss']:.3g} at last."))
     plot_confusion_matrix(result['confusion_matrix'], network.classes, pictures.folder / f'{stem}confusion.png')
-    recalls = ', '.join(
-        f"{name} {100 * scores['recall']:.0f} % of {scores['support']}" for name, scores in result['per_class'].items())
+    recalls = _tell_some({
+        name: (scores['recall'], f"{format_percent(scores['recall'])} of {scores['support']}")
+        for name, scores in result['per_class'].items() if scores['support']})
     shown['confusion'] = pictures.show(
         f'{stem}confusion.png', f'Confusion matrix of {network.label}. Recognised: {recalls}.')
+    confused = find_confused(result['confusion_matrix']) if len(network.classes) > MAX_CELLS else []
+    if confused:
+        plot_confusion_matrix(
+            result['confusion_matrix'], network.classes, pictures.folder / f'{stem}confused.png', confused)
+        shown['confused'] = pictures.show(f'{stem}confused.png', (
+            f'The part of the confusion matrix of {network.label} with the {len(confused)} classes of the most frequent'
+            ' confusions, which the table below lists.'))
     if network.probs is not None:
         plot_roc_pr(network.probs, network.targets, network.classes, pictures.folder / f'{stem}roc-pr.png')
         shown['roc_pr'] = pictures.show(f'{stem}roc-pr.png', (
             f'ROC and precision-recall curves of {network.label}, a curve a class. Areas under the ROC curve: '
-            + ', '.join(f'{row["name"]} {row["auroc"]}' for row in _per_class(network)) + '.'))
+            + _tell_some({
+                name: (area, f'{area:.3f}') for name, area in
+                zip(network.classes, class_auroc(network.probs, network.targets)) if math.isfinite(area)}) + '.'))
         plot_reliability(network.probs, network.targets, pictures.folder / f'{stem}reliability.png')
         shown['reliability'] = pictures.show(f'{stem}reliability.png', (
-            f"Reliability diagram of {network.label}: expected calibration error {_format('ece', result['ece'])}."))
+            f'Reliability diagram of {network.label}: expected calibration error'
+            f" {format_metric('ece', result['ece'])}."))
     return shown
 
 
@@ -452,7 +586,7 @@ def _show_mistakes(
         true, predicted = (network.classes[k] for k in (network.targets[i], network.probs[i].argmax()))
         told = dict(
             name='/'.join(Path(path).parts[-3:]), true=true, predicted=predicted, equal=0,
-            prob=f'{100 * network.probs[i].max():.1f} %')
+            prob=format_metric('accuracy', float(network.probs[i].max())))
         key = (true, _hash_pixels(path))
         if key in seen:
             seen[key]['equal'] += 1
@@ -462,7 +596,7 @@ def _show_mistakes(
         try:
             if classifier is None:
                 classifier = load_classifier(network.folder / 'best', ModelConfig(device=device))
-            found, = explain(classifier, [path], label=predicted)
+            found, = explain(classifier, [path], label=predicted, max_size=2 * PICTURE_SIZE)
         except (OSError, ValueError) as e:  # the image, or the network has no maps
             items.append(dict(told, problem=str(e)))
             continue
@@ -491,7 +625,7 @@ def _import_jinja2() -> Any:
 def _settings_table(networks: Sequence[Network]) -> List[Dict[str, Any]]:
     """A row a setting with its value in each run."""
     runs = list(dict.fromkeys(network.run for network in networks))
-    settings = [read_yaml(run / CONFIG) if (run / CONFIG).is_file() else {} for run in runs]
+    settings = [_read_settings(run) for run in runs]
     rows = []
     for name in dict.fromkeys(name for values in settings for name in values):
         values = [values.get(name) for values in settings]
@@ -541,19 +675,18 @@ def write_report(
         out = networks[0].folder if len(networks) == 1 else folders[0]
     out = Path(out)
     _check_place(out)
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f'.{PICTURES}-', dir=out))
-    try:
-        pictures = Pictures(temporary)
+    with _new_report(out) as temporary:
+        pictures = Pictures(temporary / PICTURES)
         parts = []
         for i, network in enumerate(networks, 1):
             stem = f'{i}-{network.metrics["name"]}-' if len(networks) > 1 else ''
             stem = ''.join(c if c.isalnum() or c in '-_' else '_' for c in stem)
-            run_settings = read_yaml(network.run / CONFIG) if (network.run / CONFIG).is_file() else {}
             parts.append(dict(
-                label=network.label, sentence=_sentence(network, run_settings, _count(network.run)),
+                label=network.label, sentence=_sentence(network, _read_settings(network.run), _count(network.run)),
                 pictures=_plot_network(network, pictures, stem), per_class=_per_class(network),
-                calibration=_calibration(network), split=network.split,
+                confusions=_confusions(network),
+                calibration=_calibration(network), split=network.split, missing=_list_missing(network),
+                is_large=len(network.classes) > MAX_CELLS, is_named=len(network.classes) <= MAX_NAMES,
                 images=f"{network.result['images']:,} {network.split} images",
                 mistakes=_show_mistakes(network, mistakes, pictures, stem, device),
                 environment={
@@ -565,28 +698,37 @@ def write_report(
             told: Dict[str, Any] = dict(name=run.resolve().name, counts=counts)
             if counts:
                 file = f'{i}-classes.png' if len(folders) > 1 else 'classes.png'
-                plot_class_counts(counts, temporary / file)
+                plot_class_counts(counts, pictures.folder / file)
+                labels = sorted({label for of_class in counts.values() for label in of_class}, key=natural_key)
                 told['picture'] = pictures.show(file, 'Images of each class: ' + '; '.join(
-                    f'{split}: ' + ', '.join(f'{label} {number:,}' for label, number in of_class.items())
+                    f'{split} {sum(of_class.values()):,}: ' + _tell_some({
+                        label: (number, f'{number:,}') for label, number in of_class.items()})
                     for split, of_class in counts.items()) + '.')
+                told['classes'] = [
+                    dict(name=label, numbers=[of_class.get(label, 0) for of_class in counts.values()])
+                    for label in labels] if len(labels) > MAX_BARS else []
             if check:
                 same = next((d for d, other in zip(data, folders) if _is_same(run / IMAGES, other / IMAGES)), None)
                 told['check'] = dict(same['check'], same=same['name']) if same else _look_for_leaks(run)
             data.append(told)
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(Path(__file__).parent / 'templates'), autoescape=True,
-            undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+            undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+            finalize=lambda value: printable(value) if type(value) is str else value)
         page = environment.get_template(REPORT).render(
             title=', '.join(folder.resolve().name for folder in folders), networks=parts, data=data,
-            metrics=_metrics_table(networks), unfinished=_list_unfinished(runs),
+            metrics=_metrics_table(networks), unfair=_tell_unfair(networks), unfinished=_list_unfinished(runs),
             comparisons=[_compare(*pair, resamples, seed) for pair in _pairs(networks)],
             runs=[folder.resolve().name for folder in folders], settings=_settings_table(networks))
-        _replace(temporary, out / PICTURES)
-        with whole_file(out / REPORT) as file:
+        with whole_file(temporary / REPORT) as file:
             file.write(page)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return out / REPORT
+
+
+def _tell_unfair(networks: Sequence[Network]) -> List[str]:
+    """Which networks were not tested on the first one's images, and why that is known."""
+    problems = [(network.label, _pair(networks[0], network)[0]) for network in networks[1:]]
+    return [f'{networks[0].label} and {label}: {problem}' for label, problem in problems if problem]
 
 
 def _is_same(path: Path, other: Path) -> bool:
@@ -606,10 +748,32 @@ def _check_place(out: Path) -> None:
         raise FileExistsError(f"'{others[0]}' is no picture of a report: move it, or choose another --out.")
 
 
-def _replace(folder: Path, place: Path) -> None:
-    """Put a folder of pictures in the place of the one before."""
-    shutil.rmtree(place, ignore_errors=True)
-    umask = os.umask(0)
-    os.umask(umask)
-    folder.chmod(0o777 & ~umask)  # mkdtemp's folders are for their owner alone
-    folder.rename(place)
+@contextmanager
+def _new_report(out: Path) -> Iterator[Path]:
+    """A temporary folder for a page and its pictures, which take the places of those before when all is written. After
+    an error or Ctrl-C all is as it was."""
+    created = [folder for folder in (out, *out.parents) if not folder.exists()]
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f'.{PICTURES}-', dir=out))
+    page, before, place = temporary / REPORT, temporary / 'before', out / PICTURES
+    pictures = temporary / PICTURES
+    try:
+        pictures.mkdir()
+        yield temporary
+        try:
+            if place.exists():
+                place.rename(before)
+            pictures.rename(place)
+            page.replace(out / REPORT)
+        except BaseException:
+            if page.exists():  # the old one is still there, and gets its pictures back
+                if not pictures.exists():
+                    place.rename(pictures)
+                if before.exists():
+                    before.rename(place)
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):  # not empty: there is a report
+            for folder in created:
+                folder.rmdir()

@@ -3,7 +3,6 @@
 Every file is written whole or not at all. A folder is locked while a run writes to it; the lock goes with the process,
 however that ends.
 """
-import csv
 import logging
 import os
 import shutil
@@ -16,13 +15,13 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Unio
 
 import numpy as np
 import torch
-import yaml
 from filelock import FileLock, Timeout
 
 from .checkpoint import read_checkpoint
 from .config import read_yaml
 from .data import CONTENTS, find_changes
-from .files import TEXT, add_sums, check_sums, whole_file, write_rows
+from .files import add_sums, check_sums, read_rows, whole_file, write_rows
+from .parsing import parse_yaml
 
 _logger = logging.getLogger(__name__)
 
@@ -152,8 +151,10 @@ def _read_images(path: Path) -> Rows:
     """The rows of images.csv, none where it is missing or damaged."""
     if not path.exists():
         return []
-    with path.open(**TEXT) as file:
-        rows = list(csv.DictReader(file))
+    try:
+        rows = read_rows(path)
+    except ValueError:
+        return []
     return rows if all(row.get('path') and row.get('split') for row in rows) else []
 
 
@@ -322,7 +323,7 @@ def run_folder(
         raise FileExistsError(f"Another process is writing to run '{folder}': wait for its end.") from e
 
     def check_same(folder: Path) -> None:
-        _check_same_settings(folder, yaml.safe_load(settings), free)
+        _check_same_settings(folder, parse_yaml(settings, 'the settings'), free)
         check(folder)
 
     is_ready = is_over = False

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Dict, Iterable, List, NamedTuple, Sequence
 
-from .files import TEXT
+from .files import TEXT, raw_cell
 
 _logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def read_table(path: Path, needed: Sequence[str] = ()) -> Table:
             rows, lines = [], []
             for row in reader:
                 if row:
-                    rows.append(row)
+                    rows.append([raw_cell(cell) for cell in row])
                     lines.append(reader.line_num)
     except csv.Error as e:
         raise ValueError(f"'{path}' is no CSV file in UTF-8 (line {reader.line_num}: {e}).") from e
@@ -92,7 +92,8 @@ def read_first_paths(path: Path, number: int) -> List[str]:
     """The cells of column 'path' in the first rows of a table, fewer where it has fewer or is no table."""
     try:
         with path.open(**{**TEXT, 'encoding': 'utf-8-sig'}) as file:
-            return [row['path'] for row in itertools.islice(csv.DictReader(file), number) if row.get('path')]
+            rows = itertools.islice(csv.DictReader(file), number)
+            return [raw_cell(row['path']) for row in rows if row.get('path')]
     except (OSError, csv.Error):  # told when it is read
         return []
 

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 import logging
 import math
 import sys
@@ -44,6 +43,7 @@ from .log import EpochLog, Progress, check_logs
 from .memory import kept_memory
 from .metrics import LOWER_IS_BETTER, classification_metrics, full_report, per_class_metrics
 from .models.hdkd import HDKDStudent
+from .parsing import read_json
 from .runs import (
     CONFIG,
     IMAGES,
@@ -238,7 +238,7 @@ def read_result(folder: Path, config: TrainConfig) -> Optional[Dict[str, Any]]:
         return None
     check_sums(folder, METRICS)
     try:
-        result = json.loads(path.read_text(encoding='utf-8'))
+        result = read_json(path)
         epochs, best = result.get('epochs', config.epochs), result.get('epoch', 0)  # a given teacher has none
         result['name'], result['classes']
         ended_early = config.early_stopping is not None and epochs - 1 - best >= config.early_stopping

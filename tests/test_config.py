@@ -143,7 +143,7 @@ def test_values_that_are_converted(name, value, expected):
     ('several', ['x'], "Setting 'several' in file must be Tuple[int, ...], got ['x']."),
     ('switch', 1, "Setting 'switch' in file must be bool, got 1."),
     ('switch', 'yes', "Setting 'switch' in file must be bool, got 'yes'."),
-    ('folder', 5, "Setting 'folder' in file must be str, got 5."),
+    ('folder', 5, "Setting 'folder' in file must be str, got 5: put it in quotes."),
     ('arguments', [1], "Setting 'arguments' in file must be Dict[str, Any], got [1]."),
     ('kind', 'c', "Setting 'kind' in file must be one of a, b, got 'c'."),
     ('logs', ['x', 'z'], "Setting 'logs' in file must be one of x, y, got 'z'."),

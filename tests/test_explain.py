@@ -208,3 +208,21 @@ def test_command(tmp_path, capsys):
         assert words in capsys.readouterr().err
     assert main([*explain_it, str(tmp_path / 'more'), '--on-bad-image', 'skip', '--label', 'c']) == 0
     assert not (tmp_path / 'none').exists()
+
+
+def test_large_images_are_shown_small(tmp_path):
+    """Image and maps shrink, what the network sees does not."""
+    model = timm.create_model('hdkd_student', **TINY_STUDENT)
+    save_model(model, tmp_path / 'model', None, TINY_STUDENT, (3, 32, 32))
+    write_images(tmp_path / 'images', classes=['a'], number=1, size=400)
+    path = tmp_path / 'images' / 'a' / '0.png'
+    config = ModelConfig(device='cpu')
+    (large,), (small,), (same,) = (
+        explain(tmp_path / 'model', [str(path)], config, max_size=size) for size in (None, 100, 1000))
+    assert large.probs == small.probs
+    assert (large.image.shape, small.image.shape, same.image.shape) == ((400, 400, 3), (100, 100, 3), (400, 400, 3))
+    assert large.maps.keys() == small.maps.keys()
+    for name, heat in small.maps.items():
+        expected = large.maps[name].reshape(100, 4, 100, 4).mean(axis=(1, 3))
+        assert heat.shape == (100, 100)
+        assert np.abs(heat - expected).max() < 0.05

@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +15,11 @@ from PIL import Image
 from hdkd_timm import DistillConfig, TrainConfig, distill, train
 from hdkd_timm.cli import main
 from hdkd_timm.compare import mcnemar
-from hdkd_timm.files import write_rows
-from hdkd_timm.report import find_mistakes, read_networks, write_report
+from hdkd_timm.evaluate import write_predictions
+from hdkd_timm.files import write_json, write_rows
+from hdkd_timm.metrics import full_report
+from hdkd_timm.plots import plot_class_counts, plot_reliability
+from hdkd_timm.report import _format_p, find_mistakes, read_networks, write_report
 
 NASTY = ['<img src=x onerror=alert(1)>', '"&{{ 7 * 7 }}', "b' <script>alert(2)</script>"]
 SETTINGS = dict(
@@ -138,9 +142,15 @@ def test_several_runs(runs, tmp_path):
 def test_runs_that_cannot_be_paired(runs, tmp_path):
     other = shutil.copytree(runs / 'two', tmp_path / 'other')
     lines = (other / 'predictions.csv').read_text().splitlines()
-    (other / 'predictions.csv').write_text('\n'.join(lines[:-1]) + '\n')
+    last = lines[-1].split('/test/')[1][:5]
+    for name in ('predictions.csv', 'images.csv'):  # as many images, one of them is another
+        text = (other / name).read_text()
+        (other / name).write_text(text.replace(f'/test/{last}', f'/test/other-{last}'))
     page = Page(write_report([runs / 'two', other], tmp_path / 'out', 0, check=False, resamples=50).read_text())
     assert 'Their images are not the same' in page.text
+    assert 'No best is marked' in page.text
+    assert '★' not in page.text
+    shutil.copy(runs / 'two' / 'images.csv', other)
     # in another order, and another folder, they are
     moved = [line.replace('/test/', '/moved/') for line in lines[1:]]
     (other / 'predictions.csv').write_text('\n'.join([lines[0], *moved[::-1]]) + '\n')
@@ -279,6 +289,148 @@ def test_run_ends_with_its_report(image_folder, tmp_path, capsys, monkeypatch):
     assert main([*args, '--experiment', 'c']) == 0
     assert "There is no report (Pictures need matplotlib: pip install 'hdkd-timm[plots]'.)" in capsys.readouterr().out
     assert (tmp_path / 'runs' / 'c' / 'best' / 'config.json').exists()
+
+
+def fake_run(folder, names, number=4, right=0.5, seed=0):
+    """The folder of a run of classes of these names, so many test images of each, without images."""
+    (folder / 'best').mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    targets = np.arange(len(names)).repeat(number)
+    probs = rng.dirichlet(np.ones(len(names)), size=len(targets))
+    is_right = rng.random(len(targets)) < right
+    probs[is_right] = 0.1 * probs[is_right] + 0.9 * np.eye(len(names))[targets[is_right]]
+    images = [f'/data/{i}.png' for i in range(len(targets))]
+    write_predictions(folder / 'predictions.csv', images, probs, names, targets)
+    write_rows([dict(path=image, label=names[k], split=split) for split in ('train', 'test')
+                for image, k in zip(images, targets)], folder / 'images.csv')
+    write_rows([dict(epoch=0, train_loss=1.5, val_log_loss=1.)], folder / 'summary.csv')
+    (folder / 'config.yaml').write_text('model: hdkd_student\n')
+    report = full_report(probs, targets, names, None, 0, 1)
+    write_json(dict(
+        name='student', parameters=5, epoch=0, epochs=1, train_seconds=2., classes=names, test=report),
+        folder / 'metrics.json')
+    write_json(dict(architecture='hdkd_student', pretrained_cfg=dict(input_size=[3, 32, 32])),
+               folder / 'best' / 'config.json')
+    return report
+
+
+def test_many_classes(tmp_path):
+    """Each of 200 classes is in the table, the worst first, with a link to it; no picture is huge."""
+    names = [f'class {i}' for i in range(200)]
+    result = fake_run(tmp_path / 'run', names)
+    page = Page(write_report([tmp_path / 'run'], mistakes=0, check=False).read_text())
+    rows = [attrs['id'] for tag, attrs in page.elements if tag == 'tr' and 'id' in attrs]
+    scores = [result['per_class'][names[int(row.split('-')[2]) - 1]]['f1'] for row in rows]
+    assert len(set(rows)) == 200
+    assert scores == sorted(scores)
+    links = [attrs['href'] for tag, attrs in page.elements if tag == 'a' and attrs['href'].startswith('#class-')]
+    assert links == [f'#class-1-{i + 1}' for i in range(200)]  # in the order of the classes
+    assert all(len(attrs['alt']) < 1500 for tag, attrs in page.elements if tag == 'img')
+    counts = np.array(result['confusion_matrix']) * (1 - np.eye(200, dtype=int))
+    assert f'{counts.max()} {100 * counts.max() / 4:.0f} % of 4' in page.text.split('Most frequent confusions')[1]
+    for name in ('classes', 'confused', 'confusion', 'roc-pr'):
+        with Image.open(tmp_path / 'run' / 'report' / f'{name}.png') as image:
+            assert max(image.size) < 2500, name
+
+
+def test_names_that_control(tmp_path):
+    names = ['\x1b[31mred', '\u202egnp.exe', 'line\nbreak', '=cmd|x', 'שלום', 'x' * 300, '{{ 7 * 7 }}']
+    fake_run(tmp_path / 'run', names)
+    text = write_report([tmp_path / 'run'], mistakes=0, check=False).read_text()
+    page = Page(text)
+    for shown in ('\\x1b[31mred', '\\u202egnp.exe', 'line\\nbreak', '=cmd|x', 'שלום', 'x' * 300, '{{ 7 * 7 }}'):
+        assert shown in page.text
+    assert not re.search('[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]', text)
+
+
+@pytest.mark.parametrize(('file', 'change', 'message'), [
+    ('predictions.csv', lambda text: text[:text.rindex('/data')], 'do not belong together: 11 rows of test images'),
+    ('predictions.csv', lambda text: text.replace(',a,', ',b,', 1), 'do not belong together: 12 rows'),
+    ('predictions.csv', lambda text: text[:-30], "predictions.csv' is damaged"),
+    ('predictions.csv', lambda text: text.splitlines()[0] + '\n', 'do not belong together: 0 rows'),
+    ('predictions.csv', lambda text: re.sub(r'0\.\d+', 'nan', text, count=1), 'is damaged'),
+    ('predictions.csv', lambda text: text.replace('prob_b', 'prob_a'), "two columns are named 'prob_a'"),
+    ('metrics.json', lambda text: text.replace('"recall"', '"recal"', 1), "metrics.json' is damaged"),
+    ('metrics.json', lambda text: text.replace('"images": 12', '"images": 13'), "metrics.json' is damaged"),
+    ('metrics.json', lambda text: text.replace('"epochs": 1,', '"epochs": 1, "epochs": 2,'), "'epochs' is there twice"),
+    ('metrics.json', lambda text: '[1]', "metrics.json' is damaged"),
+    ('metrics.json', lambda text: text.replace('"parameters": 5,', ''), "metrics.json' is damaged .KeyError"),
+    ('summary.csv', lambda text: text.replace('1.5', 'x'), "summary.csv' is damaged"),
+    ('images.csv', lambda text: text.replace('label', 'lable'), "images.csv' is damaged"),
+    ('config.yaml', lambda text: text * 2, "config.yaml' line 2: 'model' is there twice"),
+])
+def test_damaged_files(file, change, message, tmp_path):
+    """One line that names the file, and no half of a report."""
+    fake_run(tmp_path / 'run', ['a', 'b', 'c'])
+    path = tmp_path / 'run' / file
+    assert change(path.read_text()) != path.read_text()
+    path.write_text(change(path.read_text()))
+    before = sorted(tmp_path.rglob('*'))
+    with pytest.raises(ValueError, match=message) as caught:
+        write_report([tmp_path / 'run'], tmp_path / 'new' / 'out', 0, check=False)
+    assert '\n' not in str(caught.value)
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_missing_files_are_told(tmp_path):
+    fake_run(tmp_path / 'run', ['a', 'b', 'c'])
+    assert 'are missing' not in write_report([tmp_path / 'run'], mistakes=0, check=False).read_text()
+    for name in ('config.yaml', 'images.csv', 'summary.csv', 'best/config.json', 'predictions.csv'):
+        (tmp_path / 'run' / name).rename(tmp_path / 'moved')
+        text = write_report([tmp_path / 'run'], tmp_path / 'out', 0, check=False).read_text()
+        assert f'{name} (' in text.split('are missing')[1][:300], name
+        (tmp_path / 'moved').rename(tmp_path / 'run' / name)
+
+
+def test_other_classes_have_no_best(tmp_path):
+    """As many images of other classes are no contest."""
+    fake_run(tmp_path / 'one', ['a', 'b', 'c'])
+    fake_run(tmp_path / 'two', ['a', 'b', 'd'], seed=1)
+    text = Page(write_report([tmp_path / 'one', tmp_path / 'two'], tmp_path / 'out', 0, check=False).read_text()).text
+    assert '★' not in text
+    assert 'one and two: Their classes are not the same.' in text
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize('number', range(6))
+def test_interrupted_at_any_file(error, number, tmp_path, monkeypatch):
+    """The report of before is whole, or the new one: page and pictures of one and the same."""
+    names = ['a', 'b', 'c']
+    fake_run(tmp_path / 'one', names, right=0)
+    fake_run(tmp_path / 'two', names, right=1)
+    out = tmp_path / 'out'
+    first = write_report([tmp_path / 'one'], out, 0, check=False).read_bytes()
+    pictures = {path.name: path.read_bytes() for path in (out / 'report').iterdir()}
+    calls = []
+
+    def count(function):
+        def wrapped(*args):
+            calls.append(args)
+            if len(calls) == number + 1:
+                raise error('stop')
+            return function(*args)
+        return wrapped
+
+    monkeypatch.setattr(Path, 'rename', count(Path.rename))
+    monkeypatch.setattr(Path, 'replace', count(Path.replace))
+    monkeypatch.setattr('hdkd_timm.report.plot_reliability', count(plot_reliability))
+    monkeypatch.setattr('hdkd_timm.report.plot_class_counts', count(plot_class_counts))
+    if number < 5:
+        with pytest.raises(error):
+            write_report([tmp_path / 'two'], out, 0, check=False)
+        assert (out / 'report.html').read_bytes() == first
+        assert {path.name: path.read_bytes() for path in (out / 'report').iterdir()} == pictures
+    else:
+        write_report([tmp_path / 'two'], out, 0, check=False)
+        assert (out / 'report.html').read_bytes() != first
+    assert sorted(path.name for path in out.iterdir()) == ['report', 'report.html']
+
+
+@pytest.mark.parametrize(('p', 'shown'), [
+    (0.0496, 'p = 0.0496'), (0.04999, 'p = 0.04999'), (0.0504, 'p = 0.05'), (0.05, 'p = 0.05'), (0.012, 'p = 0.012'),
+    (5e-5, 'p < 0.0001'), (1, 'p = 1')])
+def test_p_values_stay_on_their_side(p, shown):
+    assert _format_p(p) == shown
 
 
 @pytest.mark.skipif(BROWSER is None, reason='there is no Chromium')

@@ -4,18 +4,24 @@
     python examples/space/app.py                    # released weights
     python examples/space/app.py runs/NAME/student  # a model of your own
 
-It opens on http://127.0.0.1:7860. The folder has what a Hugging Face Space needs, see its README.md.
+It opens on http://127.0.0.1:7860. Behind a name of its own (GRADIO_SERVER_NAME=0.0.0.0, a proxy),
+HDKD_DEMO_HOSTS=name.example.org lets that name in. The folder has what a Hugging Face Space needs, see its README.md.
 """
 import functools
+import ipaddress
+import os
 import sys
 from typing import Any, Dict, List, Tuple
 
 import gradio as gr
 import timm
 from PIL import Image
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
 
 import hdkd_timm  # noqa: F401
 from hdkd_timm.explain import explain
+from hdkd_timm.images import image_size
 from hdkd_timm.inference import load_classifier
 from hdkd_timm.plots import overlay
 from hdkd_timm.released import RELEASES
@@ -26,6 +32,12 @@ NOT_A_DEVICE = """**For research and teaching. Not a medical device:** not teste
 triage or treatment. The network knows its own classes and no others: any image gets one of them, a healthy, a foreign
 one, a photograph of a cat."""
 KEPT_SECONDS = 600  # then uploads are deleted
+MAX_UPLOAD = '20mb'
+MAX_PIXELS = 50_000_000  # of an upload; a small file can hold many
+SHOWN_SIZE = 768  # longest side of the pictures of the answer
+OWN_NAMES = {'localhost', *filter(None, (
+    os.environ.get('GRADIO_SERVER_NAME', ''), os.environ.get('SPACE_HOST', ''),
+    *os.environ.get('HDKD_DEMO_HOSTS', '').replace(' ', '').split(',')))}
 
 
 def describe(model: str) -> str:
@@ -43,7 +55,11 @@ def look(path: str, model: str) -> Tuple[Dict[str, float], List[Tuple[Image.Imag
     if not path:
         raise gr.Error('Upload an image first.')
     try:
-        found, = explain(load_classifier(model), [path])
+        width, height = image_size(path)
+        if width * height > MAX_PIXELS:
+            raise ValueError(
+                f'The image has {width} x {height} pixels, at most {MAX_PIXELS // 10**6} million are taken: shrink it.')
+        found, = explain(load_classifier(model), [path], max_size=SHOWN_SIZE)
     except (ValueError, OSError) as e:
         raise gr.Error(str(e)) from e
     pictures = [(Image.fromarray(found.image), 'image')]
@@ -58,7 +74,9 @@ def create_page() -> gr.Blocks:
         gr.Markdown('# HDKD: small networks for medical images\n' + NOT_A_DEVICE)
         with gr.Row():
             with gr.Column():
-                image = gr.Image(type='filepath', label='Image', sources=['upload', 'clipboard'], height=320)
+                image = gr.Image(  # its mode as it is: gradio would clip 16 bits to 8
+                    type='filepath', image_mode=None, label=f'Image (at most {MAX_UPLOAD.upper()},'
+                    f' {MAX_PIXELS // 10**6} million pixels)', sources=['upload', 'clipboard'], height=320)
                 model = gr.Dropdown(MODELS, value=MODELS[0], label='Network')
                 about = gr.Markdown(describe(MODELS[0]))
                 button = gr.Button('Classify', variant='primary')
@@ -76,5 +94,32 @@ def create_page() -> gr.Blocks:
     return page
 
 
+def is_own(host: str) -> bool:
+    """Does a Host header name this page? A page elsewhere whose name was made to lead here (DNS rebinding) has its own
+    name there. It cannot have an address."""
+    name = host.rpartition(':')[0] if host.rpartition(':')[2].isdigit() and not host.endswith(']') else host
+    try:
+        ipaddress.ip_address(name.strip('[]'))
+    except ValueError:
+        return name.lower() in OWN_NAMES
+    return True
+
+
+class OwnHosts:
+    """ASGI middleware that answers only requests to hosts that are the page's own."""
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        hosts = [value.decode('latin-1') for name, value in scope.get('headers', ()) if name == b'host']
+        if scope['type'] in ('http', 'websocket') and not (len(hosts) == 1 and is_own(hosts[0])):
+            told = repr(', '.join(hosts)) if hosts else 'without a name'
+            answer = PlainTextResponse(f'This page has no host {told}: HDKD_DEMO_HOSTS lets a name in.\n', 421)
+            await answer(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
 if __name__ == '__main__':
-    create_page().launch()
+    create_page().launch(max_file_size=MAX_UPLOAD, app_kwargs=dict(middleware=[Middleware(OwnHosts)]))
