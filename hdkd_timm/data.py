@@ -42,7 +42,9 @@ from .images import (
     IMG_EXTENSIONS,
     IMG_MODES,
     ImageRecord,
+    StoredValues,
     convert_image,
+    describe_ranges,
     image_size,
     inspect_image,
     inspect_images,
@@ -830,8 +832,13 @@ def _inspect_sample(dataset: SampleDataset, index: int) -> ImageRecord:
         return ImageRecord(error=f'{type(e.__cause__).__name__}: {e.__cause__}')
 
 
-def _check_images(samples: Samples, split: str, classes: List[str], config: DataConfig) -> Samples:
-    """The samples that can be read, and what was read of them."""
+def _check_images(
+        samples: Samples,
+        split: str,
+        classes: List[str],
+        config: DataConfig,
+) -> Tuple[Samples, List[StoredValues]]:
+    """The samples that can be read, with what was read of them, and how their values are stored."""
     records = inspect_samples(
         samples, IMG_MODES[config.in_chans], MOST_BAD if config.on_bad_image == 'error' else None)
     bad = [i for i, record in enumerate(records) if record.error]
@@ -851,7 +858,14 @@ def _check_images(samples: Samples, split: str, classes: List[str], config: Data
     contents = np.array([(str(record.size or ''), record.digest) for record in records], object).reshape(-1, 2)
     samples = dataclasses.replace(samples, contents=contents).take(kept)
     warn_of_changes(samples, split)
-    return samples
+    return samples, [record.values for record in records if not record.error]
+
+
+def warn_of_dark_images(values: Sequence[StoredValues], names: Sequence[str]) -> None:
+    """Tell of images that are read nearly black, by the values and names of all, (N,)."""
+    warning = describe_ranges(values, names)
+    if warning:
+        _logger.warning(warning)
 
 
 def _note_sizes(samples: Samples, split: str) -> Samples:
@@ -983,7 +997,11 @@ def create_datasets(
             raise NoSplit(f"The data has no split '{only}' (found: {', '.join(samples)}).")
         samples = {only: samples[only]}
     if config.check_images:
-        samples = {split: _check_images(part, split, classes, config) for split, part in samples.items()}
+        values: List[StoredValues] = []
+        for split, part in samples.items():
+            samples[split], found = _check_images(part, split, classes, config)
+            values += found
+        warn_of_dark_images(values, [name for part in samples.values() for name in part.filenames()])
     else:
         samples = {split: _note_sizes(part, split) for split, part in samples.items()}
     return {split: SampleDataset(part, IMG_MODES[config.in_chans]) for split, part in samples.items()}, classes

@@ -28,6 +28,7 @@ from .data import (
     SourceConfig,
     create_datasets,
     inspect_samples,
+    warn_of_dark_images,
 )
 from .distributed import World, pick_device
 from .evaluate import evaluate
@@ -448,6 +449,7 @@ def drop_bad_images(files: Sequence[str], img_mode: str, on_bad_image: str = 'er
         _logger.warning(f"Left out image '{path}', cannot read it ({error})")
     if bad:
         _logger.warning(f'Left out {len(bad):,} of {len(files):,} images, which cannot be read.')
+    warn_of_dark_images([record.values for record in records], files)
     return good
 
 
