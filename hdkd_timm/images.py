@@ -560,12 +560,15 @@ def _read_dicom(file: BinaryIO, mode: str, reserve: Reserve) -> Tuple[Image.Imag
     samples, allocated = header.get('SamplesPerPixel') or 1, header.get('BitsAllocated') or 64
     with reserve(height * width):
         limit = height * width * samples * -(-allocated // 8) + DICOM_HEADER
-        dataset = pydicom.dcmread(_inflate_dicom(file, limit, is_whole=True))
+        stream = _inflate_dicom(file, limit, is_whole=True)
+        dataset = pydicom.dcmread(stream)  # keeps the stream, too
         decoder = pydicom.pixels.get_decoder(dataset.file_meta.TransferSyntaxUID)
         pixels, found = decoder.as_array(dataset, raw=True, **pydicom.pixels.as_pixel_options(dataset))
         for name in ('PixelData', 'FloatPixelData', 'DoubleFloatPixelData'):
             if name in dataset:
                 del dataset[name]  # once is enough
+        if stream is not file:
+            stream.close()
         interpretation = str(found['photometric_interpretation'])
         is_grey = pixels.ndim == 2 and interpretation != 'PALETTE COLOR'
         show = _find_dicom_greys(pixels, dataset) if is_grey else _find_dicom_colours(pixels, interpretation, dataset)
