@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import logging
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -19,7 +20,16 @@ from PIL import Image
 from scipy.sparse import coo_array, csr_array, identity
 
 from .config import setting
-from .data import SPLITS, FileReader, NoSplit, SampleDataset, Samples, SourceConfig, read_samples
+from .data import (
+    SPLITS,
+    FileReader,
+    NoSplit,
+    SampleDataset,
+    Samples,
+    SourceConfig,
+    read_samples,
+    warn_of_changes,
+)
 from .duplicates import THUMBNAIL_SIZE, Pairs, find_clusters, find_near_pairs, make_thumbnail
 from .files import PathLike, new_folder, write_json, write_rows
 from .images import MemoryBudget, Reserve, StoredValues, describe_ranges, hash_file, read_with_values
@@ -201,7 +211,12 @@ def check_data(config: CheckConfig, only_files: bool = False) -> DataCheck:
     if only_files:
         _refuse_others_than_files(samples)
     splits = list(samples)
-    looks = [look for part in samples.values() for look in look_at_images(part)]
+    looks = []
+    for name, part in samples.items():
+        found = look_at_images(part)
+        contents = np.array([('', look.file_hash) for look in found], object).reshape(-1, 2)
+        warn_of_changes(dataclasses.replace(part, contents=contents), name)
+        looks += found
     split = np.repeat(np.arange(len(splits)), [len(part) for part in samples.values()])
     group = [[''] * len(part) if part.groups is None else part.groups.astype(str) for part in samples.values()]
     return DataCheck(
@@ -221,7 +236,8 @@ def summarize(check: DataCheck) -> Dict[str, Any]:
     Returns:
         'images' (split -> class -> number), 'unreadable' (name -> reason), 'sizes' (split -> smallest, median and
         largest height and width, and how many different ones), 'modes' (split -> Pillow's mode and bits a channel ->
-        number), 'dark' (a warning of images that are read nearly black, or ''), 'pairs' (kind -> number),
+        number), 'suffixes' (split -> suffix of the names in lower case -> number), 'dark' (a warning of images that are
+        read nearly black, or ''), 'pairs' (kind -> number),
         'labels_differ' (pairs of images that are alike with different labels), 'leaks' (pair of splits -> how many
         images of the first have a twin in the second).
     """
@@ -232,11 +248,14 @@ def summarize(check: DataCheck) -> Dict[str, Any]:
     differ = check.target[pairs.first] != check.target[pairs.second]
     summary: Dict[str, Any] = {'images': {}, 'unreadable': {
         name if os.path.isabs(name) else f'{check.splits[s]}: {name}': look.error
-        for name, s, look in zip(check.name, check.split, check.looks) if look.error}, 'sizes': {}, 'modes': {}}
+        for name, s, look in zip(check.name, check.split, check.looks) if look.error}, 'sizes': {}, 'modes': {},
+        'suffixes': {}}
     for s, split in enumerate(check.splits):
         of_split = check.split == s
         summary['images'][split] = {
             label: int((check.target[of_split] == k).sum()) for k, label in enumerate(check.classes)}
+        summary['suffixes'][split] = dict(Counter(
+            os.path.splitext(check.name[i])[1].lower() for i in np.flatnonzero(of_split)).most_common())
         found = sizes[of_split & readable]
         if len(found):
             summary['sizes'][split] = dict(
@@ -445,6 +464,10 @@ def format_check(summary: Dict[str, Any]) -> str:
             size = '{} x {} to {} x {}, median {:g} x {:g}'.format(
                 *sizes['smallest'], *sizes['largest'], *sizes['median'])
         lines.append(f'{split}: {size} pixels (height x width); {modes}')
+    for split, suffixes in summary['suffixes'].items():
+        if len(suffixes) > 1:
+            told = ', '.join(f"{suffix or 'no suffix'} {number:,}" for suffix, number in suffixes.items())
+            lines.append(f'{split}: files by suffix: {told}')
     for name, reason in list(summary['unreadable'].items())[:5]:
         lines.append(f"cannot be read: '{name}' ({reason})")
     if len(summary['unreadable']) > 5:

@@ -4,18 +4,15 @@ On timm's readers. What timm passes over in silence ends in an error here: a cla
 between splits, images that sit in another folder level, and images that cannot be read (timm would put a neighbour in
 their place).
 """
-import csv
 import dataclasses
 import functools
 import hashlib
 import logging
 import math
 import os
-import unicodedata
 import warnings
-from collections import Counter
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -25,7 +22,6 @@ from timm.data import create_dataset
 from timm.data.readers.reader import Reader
 
 from .config import setting
-from .files import TEXT
 from .folders import (
     Seen,
     count_suffixes,
@@ -39,6 +35,7 @@ from .folders import (
     warn_left_out,
 )
 from .images import (
+    DARK_SET,
     IMG_EXTENSIONS,
     IMG_MODES,
     ImageRecord,
@@ -52,6 +49,16 @@ from .images import (
     read_image,
     upright_size,
 )
+from .tables import (
+    Table,
+    own_groups,
+    read_first_paths,
+    read_table,
+    refuse_missing_labels,
+    require_column,
+    warn_of_similar_column,
+    warn_of_similar_names,
+)
 from .tars import TarReader
 
 _logger = logging.getLogger(__name__)
@@ -62,9 +69,7 @@ SPLITS = {  # their names in folders and tables, in lower case
     'test': ('test', 'testing'),
 }
 CONTENTS = ('bytes', 'sha256')  # columns of images.csv that tell what was read
-# what programs write for a missing value (pandas, numpy, Excel), and what may be one or a name, in lower case
-MISSING = ('', 'nan', '-nan', '<na>', 'nat', '#n/a')
-DOUBTFUL = ('na', 'n/a', 'null', 'none', '-', '?')
+FIRST_ROWS = 100  # of a table, whose images are looked for before the rest is read
 CHUNK = 1000  # images that are read at a time, before it is decided whether to go on
 MOST_BAD = 20  # images that cannot be read, after which no more are looked for where the first ends the run
 ITERABLE = ('wds', 'tfds', 'hfids')  # timm's datasets without random access
@@ -420,61 +425,69 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _read_table(path: Path) -> Tuple[List[str], List[Tuple[int, List[str]]]]:
-    """Column names of a CSV file, and its rows with the number of their (last) line.
-
-    Raises:
-        ValueError: if it is no CSV file, two columns have one name, or a row has more cells than the header.
-    """
-    try:
-        with path.open(**{**TEXT, 'encoding': 'utf-8-sig'}) as file:
-            reader = csv.reader(file, strict=True)  # else an open quote swallows the rows that follow
-            rows = [(reader.line_num, row) for row in reader if row]
-    except csv.Error as e:
-        raise ValueError(f"'{path}' is no CSV file in UTF-8 (line {reader.line_num}: {e}).") from e
-    columns = rows.pop(0)[1] if rows else []
-    twice = next((name for name in columns if name and columns.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"'{path}' line 1: two columns are called '{twice}': rename or remove one.")
-    for line, row in rows:
-        if any(row[len(columns):]):
-            raise ValueError(
-                f"'{path}' line {line}: {len(row)} cells, the header has {len(columns)}: put text that holds a comma in"
-                ' double quotes.')
-    return columns, rows
+def _refuse_missing_files(path: Path, root: Path) -> None:
+    """Raises ValueError if none of the first images of a long table exist: that needs no reading of all of it."""
+    paths = read_first_paths(path, FIRST_ROWS)
+    if len(paths) == FIRST_ROWS and not any((root / name).exists() for name in paths):
+        raise ValueError(
+            f"Cannot read image '{root / paths[0]}' (FileNotFoundError), and none of the first {FIRST_ROWS} images of"
+            f" '{path}' exists: its paths are relative to '{root}', name another folder with --data-dir.")
 
 
-def _refuse_other_encodings(path: Path, root: Path, columns: List[str], rows: List[Tuple[int, List[str]]]) -> None:
-    for line, row in [(1, columns), *rows]:
+def _refuse_other_encodings(table: Table, root: Path) -> None:
+    if _is_utf8(''.join(map(''.join, [table.columns, *table.rows]))):
+        return
+    for line, row in [(1, table.columns), *zip(table.lines, table.rows)]:
         if not _is_utf8(''.join(row)):
-            for name, value in zip(columns, row):
+            for name, value in zip(table.columns, row):
                 # a name that is no UTF-8 may be that of a file, anything else is of a table in another encoding
                 if not _is_utf8(value) and not (name == 'path' and line > 1 and (root / value).exists()):
-                    raise ValueError(f"'{path}' line {line}: {value!r} is not UTF-8: save the table as 'CSV UTF-8'.")
+                    raise ValueError(
+                        f"'{table.path}' line {line}: {value!r} is not UTF-8: save the table as 'CSV UTF-8'.")
 
 
-def _find_columns(path: Path, columns: List[str], split_column: str, group_column: Optional[str]) -> Dict[str, int]:
-    """Where path, label, split and group are, the last two if they are there.
+def _find_files(table: Table, root: Path) -> List[str]:
+    """Path of each row's image, (N,).
 
     Raises:
-        ValueError: if a column is missing that is needed or was asked for.
+        ValueError: if one is there twice.
     """
-    wanted = dict(path='path', label='label', split=split_column, group=group_column or 'group')
-    asked = {'path', 'label', *(['split'] * (split_column != 'split')), *(['group'] * (group_column is not None))}
-    for key, name in wanted.items():
-        if name in columns:
-            continue
-        if key in asked:
-            separator = next((c for c in ';\t|' if len(columns) == 1 and c in columns[0]), None)
-            hint = f' The cells seem to be separated by {separator!r}: save the table with commas.' if separator else ''
-            raise ValueError(
-                f"'{path}' has no column '{name}' (columns found: {', '.join(columns) or 'none'}).{hint}")
-        similar = next((column for column in columns if column.strip().lower() == name), None)
-        if similar is not None:
-            _logger.warning(
-                f"Column '{similar}' of '{path}' is not used, its name is not '{name}': give it that name, or name it"
-                f' with --{key}-column.')
-    return {key: columns.index(name) for key, name in wanted.items() if name in columns}
+    base = '' if str(root) == '.' else str(root)
+    files = [
+        # what pathlib leaves out of a path is seldom there
+        str(root / path) if './' in path or '//' in path or path.endswith(('/', '.')) else os.path.join(base, path)
+        for path in table.column('path')]
+    places = [os.path.abspath(file) for file in files]
+    if len(set(places)) < len(places):
+        first: Dict[str, int] = {}
+        for line, path, place in zip(table.lines, table.column('path'), places):
+            if first.setdefault(place, line) != line:
+                raise ValueError(f"'{table.path}' line {line}: image '{path}' is in line {first[place]} already.")
+    return files
+
+
+def _find_splits_of_rows(table: Table, split_column: str, default: str) -> np.ndarray:
+    """Split of each row, '' for none, (N,).
+
+    Raises:
+        ValueError: if one is unknown.
+    """
+    if split_column not in table.columns:
+        return np.full(len(table.rows), default)
+    splits = [split.strip().lower() for split in table.column(split_column)]
+    synonyms = {'': '', **{name: split for split, names in SPLITS.items() for name in names}}
+    unknown = set(splits) - set(synonyms)
+    if unknown:
+        i = min(map(splits.index, unknown))
+        raise ValueError(
+            f"'{table.path}' line {table.lines[i]}: split '{splits[i]}' is none of"
+            f" {', '.join(name for name in synonyms if name)}.")
+    without = [line for line, split in zip(table.lines, splits) if not split]
+    if without:
+        _logger.warning(
+            f"Left out {len(without)} rows of '{table.path}' without a split"
+            f" (line{'s' * (len(without) > 1)} {name_some([str(line) for line in without])}).")
+    return np.array([synonyms[split] for split in splits], str)
 
 
 def read_csv(
@@ -504,121 +517,42 @@ def read_csv(
     if not path.is_file():
         raise FileNotFoundError(f"CSV file '{path}' does not exist, or is not a regular file.")
     root = Path(root) if root else path.parent
-    columns, rows = _read_table(path)
-    _refuse_other_encodings(path, root, columns, rows)
-    where = _find_columns(path, columns, split_column, group_column)
-    synonyms = {name: split for split, names in SPLITS.items() for name in names}
-    by_split: Dict[str, List[_Row]] = {}
-    lines: Dict[str, int] = {}
-    left_out: List[int] = []
-    for line, cells in rows:
-        row = _read_row(path, line, cells, columns, where, only or 'train')
-        file = str(root / row.path)
-        first = lines.setdefault(os.path.abspath(file), line)
-        if first != line:
-            raise ValueError(f"'{path}' line {line}: image '{row.path}' is in line {first} already.")
-        if row.split and row.split not in synonyms:
-            raise ValueError(f"'{path}' line {line}: split '{row.split}' is none of {', '.join(synonyms)}.")
-        if row.split:
-            by_split.setdefault(synonyms[row.split], []).append(row._replace(path=file))
-        else:
-            left_out.append(line)
-    if left_out:
-        _logger.warning(
-            f"Left out {len(left_out)} rows of '{path}' without a split (line"
-            f"{'s' * (len(left_out) > 1)} {name_some([str(line) for line in left_out])}).")
-    _warn_of_missing_values(path, [row for rows in by_split.values() for row in rows])
-    by_split = {split: rows for split, rows in by_split.items() if only in (None, split)}
-    if (only or 'train') not in by_split:
+    table = read_table(path, ('path', 'label'))
+    _refuse_other_encodings(table, root)
+    if split_column != 'split':
+        require_column(table, split_column)
+    else:
+        warn_of_similar_column(table, 'split', '--split-column')
+    if group_column is not None:
+        require_column(table, group_column)
+    else:
+        warn_of_similar_column(table, 'group', '--group-column')
+    group_column = group_column or 'group'
+    labels = [label.strip() for label in table.column('label')]
+    refuse_missing_labels(table, labels)
+    files = _find_files(table, root)
+    of_row = _find_splits_of_rows(table, split_column, only or 'train')
+    groups = listed = None
+    if group_column in table.columns:
+        groups = np.array(own_groups(
+            table, [group.strip() for group in table.column(group_column)], table.column('path')))
+    if all(name in table.columns for name in CONTENTS):
+        listed = np.array([table.column(name) for name in CONTENTS], object).T
+    rows_of = {
+        split: np.flatnonzero(of_row == split) for split in dict.fromkeys(of_row.tolist())
+        if split and only in (None, split)}
+    if (only or 'train') not in rows_of:
         raise NoSplit(f"'{path}' has no row of split '{only or 'train'}' (column '{split_column}').")
-    classes = {
-        split: sorted({row.label for row in rows}, key=natural_order) for split, rows in by_split.items()}
-    names = _check_classes(classes, {split: f'{path}, split {split}' for split in by_split})
+    classes = {split: sorted({labels[i] for i in rows}, key=natural_order) for split, rows in rows_of.items()}
+    names = _check_classes(classes, {split: f'{path}, split {split}' for split in rows_of})
     index_of = {name: i for i, name in enumerate(names)}
-    places = [columns.index(name) for name in CONTENTS if name in columns]
     samples = {}
-    for split, rows in by_split.items():
-        found = [(row.path, index_of[row.label]) for row in rows]
-        groups = None
-        if 'group' in where:  # an image without a group is its own
-            groups = np.array([
-                row.group if row.group.lower() not in MISSING else f"path {row.cells[where['path']]}" for row in rows])
-        listed = np.array([[row.cells[i] for i in places] for row in rows]) if len(places) == len(CONTENTS) else None
+    for split, rows in rows_of.items():
+        found = [(files[i], index_of[labels[i]]) for i in rows]
         samples[split] = Samples(
-            FileReader(found), np.arange(len(found)), np.array([t for _, t in found]), groups, listed=listed)
+            FileReader(found), np.arange(len(found)), np.array([t for _, t in found]),
+            None if groups is None else groups[rows], listed=None if listed is None else listed[rows])
     return samples, names
-
-
-class _Row(NamedTuple):
-    """A row of a table of images: its cells, and those that tell of the image, blanks stripped."""
-    line: int
-    cells: List[str]
-    path: str
-    label: str
-    split: str
-    group: str
-
-
-def _read_row(
-        path: Path, line: int, cells: List[str], columns: List[str], where: Dict[str, int], split: str) -> _Row:
-    """A row of the table.
-
-    Args:
-        path: The table.
-        line: Number of the row's line.
-        cells: Its cells.
-        columns: Names of all columns.
-        where: Which of them are which.
-        split: Its split, if no column tells.
-
-    Raises:
-        ValueError: if the row lacks a cell, its path or label, or its label reads as a missing value.
-    """
-    def cell(key: str) -> str:
-        return cells[where[key]] if key in where and where[key] < len(cells) else ''
-
-    label = cell('label').strip()
-    if not cell('path') or not label:
-        raise ValueError(f"'{path}' line {line}: no {'label' if cell('path') else 'path'}.")
-    if len(cells) < len(columns):
-        raise ValueError(f"'{path}' line {line}: {len(cells)} cells, the header has {len(columns)}.")
-    if label.lower() in MISSING:
-        raise ValueError(
-            f"'{path}' line {line}: label '{label}' is how a missing value is written: add the label, or remove the"
-            ' row. If it is a class, give that another name.')
-    return _Row(
-        line, cells, cell('path'), label, cell('split').strip().lower() if 'split' in where else split,
-        cell('group').strip())
-
-
-def _warn_of_missing_values(path: Path, rows: List[_Row]) -> None:
-    """Tell of groups that stand for none, and of labels and groups that may."""
-    without = [row for row in rows if row.group and row.group.lower() in MISSING]
-    if without:
-        _logger.warning(
-            f"{len(without):,} images of '{path}' have the group '{without[0].group}' (line {without[0].line}), a"
-            ' missing value: each is a group of its own.')
-    for key in ('label', 'group'):
-        values = Counter(getattr(row, key) for row in rows)
-        for value in sorted(values):
-            if value.lower() in DOUBTFUL and (key == 'label' or values[value] > 1):
-                way_out = 'remove these rows' if key == 'label' else 'leave the cell empty'
-                _logger.warning(
-                    f"{values[value]:,} images of '{path}' have the {key} '{value}', taken as a name: if it stands for"
-                    f' a missing value, {way_out}.')
-        if key == 'group':
-            warn_of_similar_names(values, 'groups', str(path))
-
-
-def warn_of_similar_names(names: Iterable[str], what: str, where: str) -> None:
-    """Tell of names that differ only in case, white space or the form of their Unicode characters."""
-    first: Dict[str, str] = {}
-    for name in sorted(names):
-        other = first.setdefault(' '.join(unicodedata.normalize('NFKC', name).casefold().split()), name)
-        if other != name:
-            _logger.warning(
-                f"The {what} {other!r} and {name!r} of '{where}' differ only in case, white space or Unicode form: they"
-                ' are taken as two.')
 
 
 def _open_named(
@@ -660,6 +594,9 @@ def _read_labels(dataset: Any, config: SourceConfig, split: str) -> Tuple[np.nda
     elif not names and labels and isinstance(labels[0], str):
         names = sorted(set(labels), key=natural_order)
     if not names:
+        if not all(isinstance(label, int) for label in labels):
+            raise ValueError(
+                f"Labels {where} are neither text nor whole numbers ({labels[0]!r}): name another --target-key.")
         return np.array(labels), []
     index_of = {name: i for i, name in enumerate(names)}
     unknown = [label for label in labels if label not in index_of]
@@ -861,11 +798,12 @@ def _check_images(
     return samples, [record.values for record in records if not record.error]
 
 
-def warn_of_dark_images(values: Sequence[StoredValues], names: Sequence[str]) -> None:
-    """Tell of images that are read nearly black, by the values and names of all, (N,)."""
-    warning = describe_ranges(values, names)
-    if warning:
-        _logger.warning(warning)
+def warn_of_ranges(values: Sequence[Optional[StoredValues]], parts: Iterable[Samples]) -> None:
+    """Tell of images that are read nearly black, once for a data set: by the values of all of its parts' samples."""
+    if any(v is not None and v.high <= DARK_SET * v.white for v in values):  # names may have to be read
+        told = describe_ranges(values, [name for part in parts for name in part.filenames()])
+        if told:
+            _logger.warning(told)
 
 
 def _note_sizes(samples: Samples, split: str) -> Samples:
@@ -943,12 +881,16 @@ def read_samples(config: SourceConfig, only: Optional[str] = None) -> Tuple[Dict
     if config.dataset and config.data_csv:
         raise ValueError('Give either --dataset or --data-csv, not both.')
     if config.dataset:
-        return read_named(config, only)
-    if config.data_csv:
-        return read_csv(config.data_csv, config.data_dir, config.split_column, config.group_column, only)
-    if config.data_dir:
-        return read_folders(config.data_dir, only)
-    raise ValueError('No images given: name them with --data-dir, --data-csv or --dataset.')
+        samples, classes = read_named(config, only)
+    elif config.data_csv:
+        samples, classes = read_csv(
+            config.data_csv, config.data_dir, config.split_column, config.group_column, only)
+    elif config.data_dir:
+        samples, classes = read_folders(config.data_dir, only)
+    else:
+        raise ValueError('No images given: name them with --data-dir, --data-csv or --dataset.')
+    warn_of_similar_names(classes, 'classes', config.dataset or config.data_csv or config.data_dir)
+    return samples, classes
 
 
 def create_datasets(
@@ -980,6 +922,9 @@ def create_datasets(
         _check_number(config, classes)
         return datasets, classes
 
+    if config.data_csv and not config.dataset and config.check_images and config.on_bad_image == 'error':
+        table = Path(config.data_csv)
+        _refuse_missing_files(table, Path(config.data_dir or table.parent))
     cuts = bool(config.folds or config.val_fraction)
     wanted = None if cuts else only  # a split that is cut from others needs these
     samples, classes = read_samples(config, wanted)
@@ -1001,7 +946,7 @@ def create_datasets(
         for split, part in samples.items():
             samples[split], found = _check_images(part, split, classes, config)
             values += found
-        warn_of_dark_images(values, [name for part in samples.values() for name in part.filenames()])
+        warn_of_ranges(values, samples.values())
     else:
         samples = {split: _note_sizes(part, split) for split, part in samples.items()}
     return {split: SampleDataset(part, IMG_MODES[config.in_chans]) for split, part in samples.items()}, classes

@@ -42,8 +42,7 @@ IMG_EXTENSIONS = (
 # Files that lie beside images and are none, and folders of systems and programs
 SIDE_EXTENSIONS = (
     '.csv', '.tsv', '.txt', '.json', '.jsonl', '.xml', '.yaml', '.yml', '.toml', '.md', '.rst', '.html', '.htm', '.pdf',
-    '.xlsx', '.xls', '.ods', '.doc', '.docx', '.npy', '.npz', '.mat', '.pkl', '.parquet', '.zip', '.gz', '.db', '.ini',
-    '.log', '.py', '.ipynb', '.sh', '.md5', '.sha256', '.bib')
+    '.xlsx', '.xls', '.ods', '.doc', '.docx', '.db', '.ini', '.log', '.py', '.ipynb', '.sh', '.md5', '.sha256', '.bib')
 SIDE_NAMES = ('thumbs.db', 'desktop.ini', '__macosx', 'license', 'licence', 'readme', 'dicomdir')
 
 # An image whose greatest value is at most this share of white is read nearly black; and one of a data set in which all

@@ -28,7 +28,7 @@ from .data import (
     SourceConfig,
     create_datasets,
     inspect_samples,
-    warn_of_dark_images,
+    warn_of_ranges,
 )
 from .distributed import World, pick_device
 from .evaluate import evaluate
@@ -444,12 +444,13 @@ def drop_bad_images(files: Sequence[str], img_mode: str, on_bad_image: str = 'er
             ' skip.')
     good = [path for path in files if path not in bad]
     if not good:
-        raise ValueError(f"None of the {len(files):,} images can be read, '{files[0]}' not ({bad[files[0]]}).")
+        raise ValueError(
+            f"None of the images can be read, the first of {len(files):,} is '{files[0]}' ({bad[files[0]]}).")
     for path, error in bad.items():
         _logger.warning(f"Left out image '{path}', cannot read it ({error})")
+    warn_of_ranges([record.values for record in records], [samples])
     if bad:
         _logger.warning(f'Left out {len(bad):,} of {len(files):,} images, which cannot be read.')
-    warn_of_dark_images([record.values for record in records], files)
     return good
 
 

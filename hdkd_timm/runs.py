@@ -13,12 +13,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
 
+import numpy as np
 import torch
 import yaml
 from filelock import FileLock, Timeout
 
 from .checkpoint import read_checkpoint
 from .config import read_yaml
+from .data import CONTENTS, find_changes
 from .files import TEXT, whole_file, write_rows
 
 _logger = logging.getLogger(__name__)
@@ -63,10 +65,23 @@ def _check_same_settings(folder: Path, settings: Dict[str, Any], free: Sequence[
 
 
 def _within(rows: Rows) -> Rows:
-    """Rows with paths relative to the folder of all, which may move."""
+    """Rows of what tells one image from another, with paths relative to the folder of all, which may move."""
     paths = [row['path'] for row in rows]
     base = os.path.commonpath(paths) if paths and all(map(os.path.isabs, paths)) else ''
-    return [{**row, 'path': row['path'].removeprefix(base)} for row in rows]
+    return [
+        {**{key: value for key, value in row.items() if key not in CONTENTS}, 'path': row['path'].removeprefix(base)}
+        for row in rows]
+
+
+def _missing_in(others: Rows, rows: Rows) -> Rows:
+    """The rows that are not among the others."""
+    known = {tuple(sorted(row.items())) for row in others}
+    return [row for row in rows if tuple(sorted(row.items())) not in known]
+
+
+def _contents(rows: Rows) -> np.ndarray:
+    """Size in bytes and SHA-256 of each image, '' where the row does not tell, (N, 2)."""
+    return np.array([[row.get(name) or '' for name in CONTENTS] for row in rows], object).reshape(-1, len(CONTENTS))
 
 
 def keep_images(rows: Rows, folder: Path) -> None:
@@ -77,23 +92,61 @@ def keep_images(rows: Rows, folder: Path) -> None:
         folder: Folder of the run.
 
     Raises:
-        ValueError: if they are not those that it was begun with: what was held out could be trained on then.
+        FileNotFoundError: if the run has a state or results, but no list, or an empty one.
+        ValueError: if they are not those that it was begun with: what was held out could be trained on then; or if the
+            contents of one have changed.
     """
     path = folder / IMAGES
     if not rows:  # datasets without random access tell none
         return
-    if not path.exists():
+    if not path.exists() and not _has_results(folder):
         write_rows(rows, path)
         return
-    with path.open(**TEXT) as file:
-        before = _within(list(csv.DictReader(file)))
-    now = _within(rows)
-    if before != now:
-        different = [row for row in before if row not in now] or [row for row in now if row not in before] or before
+    before = _read_images(path)
+    if not before:
+        raise FileNotFoundError(
+            f"'{path}', the list of the run's images, is {'empty or damaged' if path.exists() else 'missing'}: without"
+            ' it nothing tells whether images that were held out are trained on now. Restore it, or begin another run.')
+    inside, now = _within(before), _within(rows)
+    if inside != now:
+        different = _missing_in(now, inside) or _missing_in(inside, now) or inside
         raise ValueError(
             f"The images are not those that run '{folder}' was begun with ({len(before)} in '{path}', now {len(now)};"
             f" '{different[0]['path']}' of split {different[0]['split']} is not in both): restore them, or begin"
             ' another run.')
+    _compare_contents(before, rows, folder)
+
+
+def _read_images(path: Path) -> Rows:
+    """The rows of images.csv, none where it is missing or damaged."""
+    if not path.exists():
+        return []
+    with path.open(**TEXT) as file:
+        rows = list(csv.DictReader(file))
+    return rows if all(row.get('path') and row.get('split') for row in rows) else []
+
+
+def _compare_contents(before: Rows, now: Rows, folder: Path) -> None:
+    """Are the images of a run that goes on what they were?
+
+    Raises:
+        ValueError: if one is not; the first is named.
+    """
+    old, new = _contents(before), _contents(now)
+    changed = np.flatnonzero(find_changes(old, new))
+    if len(changed):
+        first = now[changed[0]]
+        raise ValueError(
+            f"Image '{first['path']}' of split {first['split']} has changed since run '{folder}' was begun"
+            f' ({len(changed):,} of {len(now):,} images differ in size or SHA-256): restore the images, or begin'
+            ' another run.')
+    size_known, digest_known = ((old != '') & (new != '')).any(axis=0)
+    if not digest_known:
+        why = ('the images are not read now' if (old[:, 1] != '').any()
+               else f"'{folder / IMAGES}' holds no SHA-256, it is of an earlier version or of --no-check-images")
+        _logger.warning(
+            f"The contents of the images were not compared with those that run '{folder}' was begun with: {why}. Names"
+            f"{', splits and sizes' if size_known else ' and splits'} are the same.")
 
 
 def _remove(path: Path) -> None:
