@@ -13,11 +13,10 @@ from conftest import write_images
 from PIL import Image, ImageCms, TiffImagePlugin
 
 from hdkd_timm import images
+from hdkd_timm import pixels as pixels_module
 from hdkd_timm.data import DataConfig, create_datasets
 from hdkd_timm.images import (
     IMG_EXTENSIONS,
-    MemoryBudget,
-    StoredValues,
     convert_image,
     describe_ranges,
     find_bad_images,
@@ -31,6 +30,7 @@ from hdkd_timm.images import (
     read_with_values,
 )
 from hdkd_timm.inference import drop_bad_images
+from hdkd_timm.pixels import PEAK, MemoryBudget, StoredValues
 
 # left to right, top to bottom
 CORNERS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], np.uint8)
@@ -114,7 +114,7 @@ def test_extensions():
 
 def test_names_of_side_files():
     for name in ('.hidden.png', '._img.png', '.DS_Store', 'Thumbs.db', 'desktop.ini', '__MACOSX', '.ipynb_checkpoints',
-                 'labels.CSV', 'notes.txt', 'mask.npy', 'LICENSE', 'a/b/.x'):
+                 'labels.CSV', 'notes.txt', 'LICENSE', 'a/b/.x'):
         assert is_side_file(name), name
     for name in ('a.png', 'scan', 'x.heic', 'a.csv.png', 'thumbs.png', 'b.unknown'):
         assert not is_side_file(name), name
@@ -719,7 +719,7 @@ def scale(values, low, high):
 
 @pytest.mark.parametrize('strip', [2 ** 20, 7, 100])
 def test_deep_images_in_strips(tmp_path, monkeypatch, strip):
-    monkeypatch.setattr(images, 'STRIP', strip)
+    monkeypatch.setattr(pixels_module, 'STRIP', strip)
     path = tmp_path / 'x.tif'
     every = np.arange(2 ** 16).astype(np.uint16).reshape(256, 256)
     for values in (every, every.astype(np.int32)):
@@ -759,7 +759,7 @@ def test_shallow_images_in_strips(tmp_path, monkeypatch, mode):
             whole = Image.alpha_composite(Image.new('RGBA', image.size, 'black'), image.convert('RGBA'))
         expected[to] = np.asarray(whole.convert('RGB').convert(to) if mode not in ('L', '1') else whole.convert(to))
         assert (pixels(tmp_path / 'x.tif', to) == expected[to]).all()
-    monkeypatch.setattr(images, 'STRIP', 40)
+    monkeypatch.setattr(pixels_module, 'STRIP', 40)
     for to in ('RGB', 'L'):
         assert (pixels(tmp_path / 'x.tif', to) == expected[to]).all()
 
@@ -852,7 +852,7 @@ def test_large_dicom_is_not_inflated(tmp_path):
 
 
 def test_budget_bounds_what_is_read_at_once():
-    budget, lock = MemoryBudget(10 * images.PEAK), threading.Lock()
+    budget, lock = MemoryBudget(10 * PEAK), threading.Lock()
     now, most = [], []
 
     def read(pixels):
