@@ -484,7 +484,8 @@ def describe_ranges(values: Sequence[Optional[StoredValues]], names: Sequence[st
     for indices in kinds.values():
         # a single dark image may be one; of a whole data set none is expected to be even as bright as that
         share = DARK if max(values[i].high for i in indices) > DARK_SET * values[indices[0]].white else DARK_SET
-        dark += [i for i in indices if 0 < values[i].high <= share * values[i].white]
+        # one of a single value is blank, whatever its range
+        dark += [i for i in indices if values[i].low < values[i].high <= share * values[i].white]
     if not dark:
         return ''
     first = min(dark)

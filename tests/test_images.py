@@ -629,7 +629,7 @@ def values_of(tmp_path, array, suffix='.tif'):
     (np.array([[16, 4095]], np.uint16), 'values 16 to 4095 of 0 to 65535 (I;16, 16 bit)'),
     (np.array([[0, 0.01]], np.float32), 'values 0 to 0.01 of 0 to 1 (F, 32 bit)'),
     (np.array([[0, 1]], np.uint8), 'values 0 to 1 of 0 to 255 (L, 8 bit)'),  # a mask
-    (np.full((2, 2, 3), 15, np.uint8), 'values 15 to 15 of 0 to 255 (RGB, 8 bit)'),
+    (np.array([[[3, 4, 5], [9, 15, 9]]], np.uint8), 'values 3 to 15 of 0 to 255 (RGB, 8 bit)'),
 ])
 def test_dark_ranges_are_told(tmp_path, array, text):
     values = values_of(tmp_path, array)
@@ -641,7 +641,7 @@ def test_dark_ranges_are_told(tmp_path, array, text):
 
 @pytest.mark.parametrize('array', [
     np.array([[0, 255]], np.uint8), np.array([[0, 60000]], np.uint16), np.array([[0, 0.9]], np.float32),
-    np.zeros((2, 2), np.uint8),  # black as it is
+    np.zeros((2, 2), np.uint8), np.full((2, 2), 9, np.uint16),  # blank
     np.array([[True, False]]), np.array([[0, 20000]], np.uint16),
 ])
 def test_other_ranges_are_not_told(tmp_path, array):
