@@ -51,10 +51,10 @@ from .images import (
 )
 from .tables import (
     Table,
+    check_labels,
     own_groups,
     read_first_paths,
     read_table,
-    refuse_missing_labels,
     require_column,
     warn_of_similar_column,
     warn_of_similar_names,
@@ -297,6 +297,10 @@ def list_classes(split_dir: Union[str, Path]) -> Tuple[Dict[str, List[str]], Lis
     return {name: classes[name] for name in sorted(classes, key=natural_order)}, others
 
 
+def _is_tar(path: Path) -> bool:
+    return path.name.lower().endswith('.tar') and path.is_file()
+
+
 def find_splits(data_dir: Union[str, Path], required: str = 'train') -> Dict[str, Path]:
     """Folders, or tar files, of the splits that are there; the required one always is.
 
@@ -310,7 +314,7 @@ def find_splits(data_dir: Union[str, Path], required: str = 'train') -> Dict[str
     if not data_dir.is_dir():
         raise FileNotFoundError(f"Data folder '{data_dir}' does not exist, or is not a directory.")
     folders, files = scan_folder(str(data_dir))
-    entries = sorted([*folders, *(name for name in files if name.lower().endswith('.tar'))])
+    entries = sorted([*folders, *(name for name in files if _is_tar(data_dir / name))])
     splits = {}
     for split, names in SPLITS.items():
         found = [entry for entry in entries if entry.lower().removesuffix('.tar') in names]
@@ -392,7 +396,8 @@ def _find_strays(data_dir: str) -> List[str]:
     known = {name for names in SPLITS.values() for name in names}
     folders, files = scan_folder(data_dir)
     folders = [name for name in folders if name.lower().removesuffix('.tar') not in known]
-    files = [name for name in files if not (name.lower().endswith('.tar') and name.lower()[:-4] in known)]
+    files = [
+        name for name in files if not (name.lower().removesuffix('.tar') in known and _is_tar(Path(data_dir, name)))]
     images, others = sort_files(os.path.join(data_dir, name) for name in files)
     if folders:
         _logger.warning(
@@ -529,7 +534,7 @@ def read_csv(
         warn_of_similar_column(table, 'group', '--group-column')
     group_column = group_column or 'group'
     labels = [label.strip() for label in table.column('label')]
-    refuse_missing_labels(table, labels)
+    check_labels(table, labels)
     files = _find_files(table, root)
     of_row = _find_splits_of_rows(table, split_column, only or 'train')
     groups = listed = None

@@ -148,7 +148,8 @@ def _holds_dicom(path: str) -> bool:
 def count_suffixes(paths: Iterable[str]) -> str:
     """How many files have each suffix, the ten most frequent: '.png 12, .jfif 3'."""
     counts = Counter(os.path.splitext(path)[1].lower() or 'none' for path in paths)
-    told = ', '.join(f'{suffix} {number:,}' for suffix, number in counts.most_common(10))
+    frequent = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:10]
+    told = ', '.join(f'{suffix} {number:,}' for suffix, number in frequent)
     return told + (f', {len(counts) - 10:,} others' if len(counts) > 10 else '')
 
 
@@ -162,6 +163,5 @@ def warn_left_out(names: Sequence[str], where: str) -> None:
     if names:
         hidden = any(os.path.basename(name).startswith('.') for name in names)
         _logger.warning(
-            f"Left out {len(names):,} file{'s' * (len(names) > 1)} of '{where}', not images by suffix"
-            f"{' or hidden' * hidden}: {name_some(sorted(names, key=natural_order))} (by suffix:"
-            f' {count_suffixes(names)}).')
+            f"Left out {len(names):,} file{'s' * (len(names) > 1)} of '{where}', {'hidden or ' * hidden}without the"
+            f' suffix of an image: {name_some(sorted(names, key=natural_order))} (by suffix: {count_suffixes(names)}).')

@@ -117,13 +117,23 @@ def warn_of_similar_column(table: Table, name: str, flag: str) -> None:
             f' with {flag}.')
 
 
-def refuse_missing_labels(table: Table, labels: Sequence[str]) -> None:
-    """Raises ValueError for a label that stands for a missing value; warns of those that may.
+def _refuse_line_breaks(table: Table, cells: Sequence[str], what: str) -> None:
+    broken = {cell for cell in set(cells) if len(cell.splitlines()) > 1}
+    if broken:
+        i = min(map(cells.index, broken))
+        raise ValueError(
+            f"'{table.path}' line {table.lines[i]}: a {what} of {len(cells[i].splitlines())} lines, {cells[i][:40]!r}"
+            f"{'...' * (len(cells[i]) > 40)}: rows are lost in it if a quote is missing or one too many.")
+
+
+def check_labels(table: Table, labels: Sequence[str]) -> None:
+    """Raises ValueError for a label of several lines, or that stands for a missing value; warns of those that may.
 
     Args:
         table: The table.
         labels: Label of each row, (N,).
     """
+    _refuse_line_breaks(table, labels, 'label')
     counts = Counter(labels)
     missing = [label for label in counts if label.lower() in MISSING]
     if missing:
@@ -142,7 +152,11 @@ def own_groups(table: Table, groups: Sequence[str], paths: Sequence[str]) -> Lis
         table: The table.
         groups: Cell of each row, (N,).
         paths: Path of each row, (N,).
+
+    Raises:
+        ValueError: if a group has several lines.
     """
+    _refuse_line_breaks(table, groups, 'group')
     counts = Counter(groups)
     missing = [group for group in counts if group and group.lower() in MISSING]
     if missing:

@@ -10,9 +10,18 @@ import pytest
 from conftest import write_images
 from PIL import Image
 
-from hdkd_timm.check import CheckConfig, check_data, draw_split, has_leak, list_pairs, summarize, write_split
+from hdkd_timm.check import (
+    CheckConfig,
+    check_data,
+    draw_split,
+    format_check,
+    has_leak,
+    list_pairs,
+    summarize,
+    write_split,
+)
 from hdkd_timm.cli import main
-from hdkd_timm.data import read_csv
+from hdkd_timm.data import DataConfig, create_datasets, list_images, read_csv
 from hdkd_timm.files import write_rows
 
 
@@ -106,8 +115,34 @@ def test_tells_of_images_that_are_read_nearly_black(tmp_path, capsys):
     assert summary['modes']['test'] == {'I, 32 bit': 1, 'I;16, 16 bit': 3}
 
 
-def test_other_images_are_not_told(leaky, capsys):
+def test_other_images_are_not_told(leaky):
     assert summarize(check_data(CheckConfig(data_dir=str(leaky))))['dark'] == ''
+
+
+def test_suffixes_and_what_is_left_out(image_folder, caplog):
+    for i in range(3):
+        path = image_folder / 'train' / 'a' / f'{i}.png'
+        with Image.open(path) as image:
+            image.save(path.with_suffix('.jfif'), 'JPEG')
+        path.unlink()
+    (image_folder / 'test' / 'b' / 'x.xyz').touch()
+    summary = summarize(check_data(CheckConfig(data_dir=str(image_folder))))
+    assert summary['images']['train']['a'] == 8
+    assert summary['suffixes'] == {'train': {'.png': 21, '.jfif': 3}, 'test': {'.png': 12}}
+    assert 'train: files by suffix: .png 21, .jfif 3' in format_check(summary)
+    assert 'test: files by suffix' not in format_check(summary)
+    assert 'test/b/x.xyz (by suffix: .xyz 1)' in caplog.text
+
+
+def test_images_that_changed_since_they_were_listed(image_folder, caplog):
+    table = image_folder / 'images.csv'
+    write_rows(list_images(*create_datasets(DataConfig(data_dir=str(image_folder)))), table)
+    check_data(CheckConfig(data_csv=str(table)))
+    assert not caplog.records
+    Image.new('RGB', (40, 40), 'white').save(image_folder / 'train' / 'c' / '5.png')
+    check_data(CheckConfig(data_csv=str(table)))
+    assert "1 of 24 images of split 'train' have changed since they were listed" in caplog.text
+    assert 'train/c/5.png' in caplog.text
 
 
 @pytest.mark.parametrize('place', ['', 'test'])

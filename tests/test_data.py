@@ -1,6 +1,6 @@
+import hashlib
 import io
 import json
-import logging
 import os
 import re
 import tarfile
@@ -12,7 +12,7 @@ import torch
 from conftest import write_images
 from PIL import Image
 
-from hdkd_timm import TrainConfig, train
+from hdkd_timm import TrainConfig, data, train
 from hdkd_timm.augment import AugmentConfig
 from hdkd_timm.data import (
     DataConfig,
@@ -543,11 +543,158 @@ def test_csv_of_excel(write_csv, tmp_path):
     (lambda t: t[:1] + t[3:], "no row of split 'train'"),
     (lambda t: t[:3], "no split 'test', nor 'val'"),
     (lambda t: [*t, 'images/missing.png,a,train'], r"images/missing\.png' \(FileNotFoundError"),
+    (lambda t: [*t, 'images,a,train'], r"Cannot read image '.*/images' \(IsADirectoryError"),
+    (lambda t: [*t, 'images/9.png,carcinoma, basal cell,train'], r'line 6: 4 cells, the header has 3: put text that'),
+    (lambda t: [*t[:2], 'images/9.png,a', *t[2:]], r'line 3: 2 cells, the header has 3\.'),
+    (lambda t: [t[0] + ',label', *(line + ',b' for line in t[1:])], "line 1: two columns are called 'label'"),
+    (lambda t: [t[0] + ',note,note', *(line + ',1,2' for line in t[1:])], "line 1: two columns are called 'note'"),
+    (lambda t: [*t, '"images/9.png,a,train'], 'no CSV file in UTF-8 .line 6: unexpected end of data'),
+    (lambda t: [*t[:2], 'images/9.png,"a,train', *t[2:], 'images/8.png,a",train'], 'line 7: a label of 5 lines'),
+    (lambda t: [*t[:2], 'images/9.png,"a,train', *t[2:], 'images/8.png,"a",train'], "line 7: ',' expected after"),
+    (lambda t: [line.replace(',', ';') for line in t], "seem to be separated by ';': save it with commas"),
+    (lambda t: [line.replace(',', '\t') for line in t], r"separated by '\\t': save it with commas"),
+    (lambda t: [*t, 'images/9.png,nan,train'], "line 6: label 'nan' is how a missing value is written .1 such rows."),
+    (lambda t: [*t, 'images/8.png,NaN,train', 'images/9.png,#N/A,test'], "line 6: label 'NaN' .*2 such rows"),
 ])
 def test_bad_csv(write_csv, edit, match):
     path = write_csv(*edit(table('ttee')))
     with pytest.raises(ValueError, match=match):
         create(data_csv=path)
+
+
+def test_csv_with_empty_cells_that_mean_nothing(write_csv):
+    """The index column of pandas has no name; spreadsheets end rows with commas."""
+    path = write_csv(*(f'{i},{line},,' if i else f',{line},,' for i, line in enumerate(table('ttee'))))
+    assert sizes(create(data_csv=path)[0]) == {'train': 2, 'test': 2}
+    path = write_csv(*(line + ',' * i for i, line in enumerate(table('ttee'))))
+    assert sizes(create(data_csv=path)[0]) == {'train': 2, 'test': 2}
+
+
+def test_csv_labels_and_groups_that_may_be_missing_values(write_csv, caplog):
+    path = write_csv(*table('ttee', labels=['None', 'a']))
+    assert create(data_csv=path)[1] == ['a', 'None']
+    assert f"2 images of '{path}' have the label 'None', taken as a name" in caplog.text
+    caplog.clear()
+    groups = ['nan', 'nan', '', 'NA', 'NA', '5', '6', '7', 'nan', '8', '9', '9']
+    path = write_csv(*table('t' * 8 + 'eeee', groups=groups))
+    samples = create(data_csv=path)[0]['train'].samples
+    assert samples.groups.tolist() == [
+        'path images/0.png', 'path images/1.png', 'path images/2.png', 'NA', 'NA', '5', '6', '7']
+    assert "3 images of" in caplog.text
+    assert "the group 'nan' (the first in line 2), a missing value: each is a group of its own" in caplog.text
+    assert f"2 images of '{path}' have the group 'NA', taken as a name: if it stands for a missing value" in caplog.text
+    assert 'share a group' not in caplog.text
+
+
+def test_names_that_differ_in_case_or_blanks_are_told(write_csv, image_folder, caplog):
+    labels = ['Melanoma', 'melanoma', 'e\u0301', '\u00e9', 'x  y', 'x y', 'z']
+    path = write_csv('path,label', *(f'images/{i}.png,{label}' for i, label in enumerate(labels)))
+    assert len(create(data_csv=path, only='train')[1]) == 7
+    assert f"3 classes of '{path}' differ from others only in case, white space or Unicode form" in caplog.text
+    assert "'Melanoma' and 'melanoma'" in caplog.text
+    path = write_csv(*table('tttteeee', groups=['p1', 'p2', 'p3', 'p3', 'P1', 'p4', 'p5', 'p5']))
+    create(data_csv=path)
+    assert "1 groups of" in caplog.text
+    caplog.clear()
+    for split in ('train', 'test'):
+        write_images(image_folder / split, classes=['A'], number=1)
+    create(image_folder)
+    assert f"1 classes of '{image_folder}' differ from others only in case" in caplog.text
+
+
+def test_csv_columns_that_are_nearly_called_so_are_told(write_csv, caplog):
+    path = write_csv(*[line.replace('split', 'Split').replace('group', ' group') for line in table(
+        'ttttttee', groups='11223344')])
+    assert create(data_csv=path, only='train')[0]['train'].samples.groups is None
+    assert f"Column 'Split' of '{path}' is not used, its name is not 'split'" in caplog.text
+    assert "Column ' group' of" in caplog.text
+    caplog.clear()
+    create(data_csv=path, split_column='Split', group_column=' group')
+    assert 'is not used' not in caplog.text
+
+
+def test_csv_of_images_that_do_not_exist_ends_at_once(write_csv, tmp_path, monkeypatch):
+    rows = [f'gone/{i}.png,{"ab"[i % 2]},train' for i in range(200)]
+    path = write_csv('path,label,split', *rows)
+    monkeypatch.setattr('hdkd_timm.data.inspect_images', None)  # is not reached
+    with pytest.raises(ValueError, match=(
+            r"Cannot read image '.*table/gone/0\.png' \(FileNotFoundError\), and none of the first 100 images of"
+            f" '{path}' exists: its paths are relative to '.*table', name another folder with --data-dir")):
+        create(data_csv=path, val_fraction=0.5)
+    assert len(create(data_csv=path, val_fraction=0.5, check_images=False)[0]['train']) == 100
+
+
+def test_reading_ends_when_it_is_clear_that_it_ends_in_an_error(write_csv, monkeypatch):
+    path = write_csv('path,label,split', 'images/0.png,a,train', 'images/1.png,b,train', *(
+        f'gone/{i}.png,{"ab"[i % 2]},train' for i in range(3000)))
+    read = []
+    inspect = data.inspect_images
+    monkeypatch.setattr(data, 'inspect_images', lambda paths, mode: read.extend(paths) or inspect(paths, mode))
+    with pytest.raises(ValueError, match=r"gone/0\.png' .* 998 or more such in split 'train'"):
+        create(data_csv=path, only='train')
+    assert len(read) == 1000
+    assert len(create(data_csv=path, only='train', on_bad_image='skip')[0]['train']) == 2
+
+
+def test_pipes_and_devices_are_refused(write_csv, tmp_path):
+    """Reading them would block, or never end."""
+    os.mkfifo(tmp_path / 'table' / 'images' / 'pipe.png')
+    for name, kind in (('images/pipe.png', 'named pipe'), ('/dev/zero', 'device')):
+        path = write_csv(*table('ttee'), f'{name},a,train')
+        with pytest.raises(ValueError, match=f"Cannot read image '.*{name}' .*is a {kind}"):
+            create(data_csv=path)
+        dataset = create(data_csv=path, check_images=False)[0]['train']
+        with pytest.raises(ValueError, match=f"Cannot read image '.*{name}' .*is a {kind}"):
+            dataset[2]
+
+
+def test_bad_images_are_counted(image_folder, caplog):
+    os.symlink('nowhere', image_folder / 'train' / 'a' / 'broken.png')
+    truncate(image_folder / 'train' / 'b' / '3.png')
+    create(image_folder, on_bad_image='skip')
+    assert 'a/broken.png' in caplog.text
+    assert "Left out 2 of 25 images of split 'train', which cannot be read." in caplog.text
+
+
+def test_contents_are_listed(image_folder):
+    for split in ('train', 'test'):
+        write_tar(image_folder / f'{split}.tar', image_folder / split)
+    path = image_folder / 'test' / 'b' / '2.png'
+    expected = dict(bytes=str(path.stat().st_size), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    datasets, classes = create(image_folder / 'test', only='test')
+    row = list_images(datasets, classes)[6]
+    assert row == dict(path=str(path), label='b', split='test', **expected)
+    unread = list_images(*create(image_folder / 'test', only='test', check_images=False))[6]
+    assert unread == dict(row, sha256='')
+    for split in ('train', 'test'):
+        (image_folder / split).rename(image_folder / f'{split} folder')
+    datasets, classes = create(image_folder, train_fraction=0.5)
+    assert list_images(datasets, classes)[12 + 6] == dict(row, path='b/2.png')
+    assert all(len(row['sha256']) == 64 for row in list_images(datasets, classes))
+    # decoded images: the pixels
+    (image_folder / 'test.tar').unlink()
+    (image_folder / 'train.tar').unlink()
+    for split in ('train', 'test'):
+        (image_folder / f'{split} folder').rename(image_folder / split)
+    first, again = (list_images(*create(image_folder, dataset='torch/image_folder')) for _ in range(2))
+    assert first == again
+    Image.new('RGB', (40, 40)).save(path)
+    changed = list_images(*create(image_folder, dataset='torch/image_folder'))
+    assert [i for i, (a, b) in enumerate(zip(first, changed)) if a != b] == [24 + 6]
+
+
+@pytest.mark.parametrize('check_images', [True, False])
+def test_images_that_changed_since_they_were_listed_are_told(image_folder, caplog, check_images):
+    datasets, classes = create(image_folder)
+    path = image_folder / 'images.csv'
+    write_rows(list_images(datasets, classes), path)
+    create(data_csv=str(path), check_images=check_images)
+    assert not caplog.records
+    Image.new('RGB', (40, 40), 'red').save(image_folder / 'test' / 'b' / '2.png')
+    create(data_csv=str(path), check_images=check_images)
+    assert (
+        "1 of 12 images of split 'test' have changed since they were listed (size or SHA-256 differs), the first is"
+        f" '{image_folder}/test/b/2.png'") in caplog.text
 
 
 def test_csv_only(write_csv):
@@ -627,11 +774,11 @@ def test_leaks_are_told(write_csv, caplog):
         create(data_csv=path)
     path = write_csv(*table('ttttvvee', labels='ab', groups='11223324'))
     create(data_csv=path)
-    assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == [
+    assert [record.message for record in caplog.records if 'group' in record.message] == [
         '1 of 2 test images share a group with training images: their results flatter.']
     caplog.clear()
     create(data_csv=write_csv(*table('ttttvvee', groups='11223344')))
-    assert not caplog.records
+    assert 'group' not in caplog.text
 
 
 def test_tar_files(image_folder):

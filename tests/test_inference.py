@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from hdkd_timm import TrainConfig, evaluate_model, predict, train
 from hdkd_timm.checkpoint import save_model
 from hdkd_timm.cli import main
-from hdkd_timm.inference import EvalConfig, InferenceConfig, find_images, load_classifier
+from hdkd_timm.inference import EvalConfig, InferenceConfig, drop_bad_images, find_images, load_classifier
 
 CONFIG = InferenceConfig(workers=0, device='cpu', batch_size=3)
 
@@ -146,11 +147,71 @@ def test_find_images(image_folder, tmp_path):
         find_images([str(tmp_path / 'empty')])
 
 
-def test_bad_images(model_folder, image_folder):
+def test_each_image_once(image_folder, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(image_folder)
+    os.symlink('..', 'test/a/up')
+    os.symlink(image_folder / 'test', tmp_path / 'link')
+    os.symlink('0.png', 'test/a/other name.png')  # another name in one folder is another image
+    expected = sorted([*(f'test/{c}/{i}.png' for c in 'abc' for i in range(4)), 'test/a/other name.png'])
+    assert sorted(find_images(['test'])) == expected
+    assert "Passed over 'test/a/up': it is the folder 'test' again." in caplog.text
+    assert 'named more than once' not in caplog.text
+    found = find_images(['test/b/1.png', './test/b/1.png', 'test', str(tmp_path / 'link' / 'c')])
+    assert found[0] == 'test/b/1.png'
+    assert sorted(found) == expected
+    assert '6 images are named more than once: each is taken once.' in caplog.text
+
+
+def test_what_is_left_out_of_folders_is_named(image_folder, caplog):
+    caplog.set_level('INFO', logger='hdkd_timm')
+    folder = image_folder / 'test'
+    with Image.open(folder / 'a' / '0.png') as image:
+        image.save(folder / 'a' / '0.jfif', 'JPEG')
+        image.save(folder / 'named.xyz', 'PNG')
+    (folder / 'b' / 'x.zip').touch()
+    (folder / 'b' / 'notes.txt').touch()
+    write_images(folder, classes=['.ipynb_checkpoints', '__MACOSX'], number=1)
+    assert len(find_images([str(folder)])) == 13
+    assert [record.message for record in caplog.records] == [
+        f"Left out 2 files of '{folder}', without the suffix of an image: b/x.zip, named.xyz (by suffix: .xyz 1, .zip"
+        ' 1).', '13 images, by suffix: .png 12, .jfif 1.']
+    # who names a file means it
+    assert find_images([str(folder / 'named.xyz')]) == [str(folder / 'named.xyz')]
+
+
+def test_folders_that_cannot_be_read(image_folder, monkeypatch, caplog):
+    scandir = os.scandir
+
+    def scan(path='.'):  # a file mode stops nobody who is root
+        if str(path).endswith('test/b'):
+            raise PermissionError(13, 'Permission denied', str(path))
+        return scandir(path)
+
+    monkeypatch.setattr('os.scandir', scan)
+    with pytest.raises(OSError, match="Cannot read folder '.*test/b' .PermissionError: Permission denied"):
+        find_images([str(image_folder / 'test')])
+    assert len(find_images([str(image_folder / 'test')], 'skip')) == 8
+    assert "Left out a folder: Cannot read folder" in caplog.text
+
+
+def test_paths_that_are_no_images(tmp_path):
+    os.mkfifo(tmp_path / 'pipe.png')
+    os.symlink('gone.png', tmp_path / 'broken.png')
+    with pytest.raises(ValueError, match=r"pipe\.png' is neither a regular file nor a directory"):
+        find_images([str(tmp_path / 'pipe.png')])
+    with pytest.raises(FileNotFoundError, match=r"broken\.png' is a link to 'gone\.png', which does not exist"):
+        find_images([str(tmp_path / 'broken.png')])
+    with pytest.raises(ValueError, match=r"Cannot read image '.*broken\.png' \(FileNotFoundError.*; 2 such"):
+        drop_bad_images(find_images([str(tmp_path)]), 'RGB')
+
+
+def test_bad_images(model_folder, image_folder, caplog):
     (image_folder / 'test' / 'a' / '0.png').write_text('no image')
     with pytest.raises(ValueError, match=r"Cannot read image '.*a/0\.png'.*--on-bad-image skip"):
         predict(str(model_folder), [str(image_folder / 'test')], CONFIG)
     assert len(predict(str(model_folder), [str(image_folder / 'test')], CONFIG, on_bad_image='skip')[0]) == 11
+    assert f"Left out image '{image_folder}/test/a/0.png', cannot read it (UnidentifiedImageError" in caplog.text
+    assert 'Left out 1 of 12 images, which cannot be read.' in caplog.text
     with pytest.raises(ValueError, match='None of the images'):
         predict(str(model_folder), [str(image_folder / 'test' / 'a' / '0.png')], CONFIG, on_bad_image='skip')
 

@@ -3,14 +3,19 @@ import csv
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY_STUDENT
 
+from hdkd_timm import TrainConfig, train
+from hdkd_timm.data import DataConfig, create_datasets
 from hdkd_timm.files import whole_file
 from hdkd_timm.runs import (
     CONFIG,
@@ -343,6 +348,55 @@ def test_other_images(tmp_path, edit, name, number):
         keep_images(edit(ROWS), tmp_path)
 
 
+def with_contents(rows, sizes='1234', digests='abcd'):
+    return [
+        dict(row, bytes=size, sha256=digest * 64 if digest.strip() else '')
+        for row, size, digest in zip(rows, sizes, digests)]
+
+
+def test_contents_of_images(tmp_path, caplog):
+    keep_images(with_contents(ROWS), tmp_path)
+    written = (tmp_path / IMAGES).read_text()
+    keep_images(with_contents(ROWS), tmp_path)
+    keep_images(with_contents([dict(row, path=row['path'].replace('/data', '/moved')) for row in ROWS]), tmp_path)
+    assert not caplog.records
+    for changed in (with_contents(ROWS, '1239', 'abcd'), with_contents(ROWS, '1234', 'abcf')):
+        with pytest.raises(ValueError, match=re.escape(
+                f"Image '/data/test/b/3.png' of split test has changed since run '{tmp_path}' was begun (1 of 4 ")):
+            keep_images(changed, tmp_path)
+    # images that are not read now
+    keep_images(with_contents(ROWS, digests='    '), tmp_path)
+    assert 'the images are not read now. Names, splits and sizes are the same.' in caplog.text
+    with pytest.raises(ValueError, match=r"Image '/data/train/a/0.png' .* has changed .* \(2 of 4 images"):
+        keep_images(with_contents(ROWS, '9294', '    '), tmp_path)
+    assert (tmp_path / IMAGES).read_text() == written
+
+
+def test_lists_of_before_without_contents(tmp_path, caplog):
+    keep_images(ROWS, tmp_path)
+    keep_images(with_contents(ROWS), tmp_path)
+    assert f"'{tmp_path / IMAGES}' holds no SHA-256, it is of an earlier version" in caplog.text
+    assert 'Names and splits are the same.' in caplog.text
+    with pytest.raises(ValueError, match='The images are not those'):
+        keep_images(with_contents(ROWS[:3]), tmp_path)
+
+
+@pytest.mark.parametrize('text', [None, '', 'path,label,split\n', 'damaged\n\0'])
+def test_run_without_its_list_of_images(tmp_path, text):
+    (tmp_path / 'student').mkdir()
+    if text is not None:
+        (tmp_path / IMAGES).write_text(text)
+    (tmp_path / 'student' / STATE).touch()
+    with pytest.raises(FileNotFoundError, match=(
+            f"'{tmp_path / IMAGES}', the list of the run's images, is {'missing' if text is None else 'empty'}")):
+        keep_images(with_contents(ROWS), tmp_path)
+    # a run that has not got further than its settings has no list yet
+    (tmp_path / 'student' / STATE).unlink()
+    if text is None:
+        keep_images(with_contents(ROWS), tmp_path)
+        assert content(tmp_path) == [IMAGES, 'student']
+
+
 def test_images_that_are_not_told(tmp_path):
     keep_images([], tmp_path)
     assert content(tmp_path) == []
@@ -426,3 +480,27 @@ def test_interrupted():
     error = Interrupted(signal.SIGTERM, 'runs/a')
     assert str(error) == "SIGTERM, the state of run 'runs/a' is saved"
     assert (error.signum, error.signal_name, error.folder) == (15, 'SIGTERM', 'runs/a')
+
+
+def test_a_run_goes_on_with_the_same_images_only(image_folder, tmp_path):
+    config = TrainConfig(
+        data_dir=str(image_folder), img_size=32, epochs=1, batch_size=4, workers=0, device='cpu', bootstrap=0,
+        model_kwargs={k: v for k, v in TINY_STUDENT.items() if k not in ('img_size', 'num_classes')},
+        output=str(tmp_path / 'runs'), experiment='run')
+    run = Path(train(config)['run'])
+    path = image_folder / 'test' / 'b' / '1.png'
+    before = path.read_bytes()
+    shutil.copyfile(image_folder / 'test' / 'c' / '1.png', path)
+    with pytest.raises(ValueError, match=rf"Image '{path}' of split test has changed since .* \(1 of 36 images"):
+        train(config, resume=True)
+    path.write_bytes(before)
+    train(config, resume=True)
+    # its own list reads the images from wherever the run is
+    run.rename(tmp_path / 'moved')
+    datasets, _ = create_datasets(DataConfig(data_csv=str(tmp_path / 'moved' / IMAGES)))
+    assert {split: len(dataset) for split, dataset in datasets.items()} == {'train': 24, 'test': 12}
+    (tmp_path / 'moved').rename(run)
+    (run / IMAGES).unlink()
+    with pytest.raises(FileNotFoundError, match=r"images\.csv', the list of the run's images, is missing"):
+        train(config, resume=True)
+    assert not (run / IMAGES).exists()
