@@ -32,8 +32,9 @@ from .data import (
 )
 from .duplicates import THUMBNAIL_SIZE, Pairs, find_clusters, find_near_pairs, make_thumbnail
 from .files import PathLike, new_folder, write_json, write_rows
-from .images import MemoryBudget, Reserve, StoredValues, describe_ranges, hash_file, read_with_values
+from .images import describe_ranges, hash_file, read_with_values
 from .memory import available_memory
+from .pixels import MemoryBudget, Reserve, StoredValues
 from .plots import plot_pairs
 
 _logger = logging.getLogger(__name__)

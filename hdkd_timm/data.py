@@ -12,7 +12,7 @@ import math
 import os
 import warnings
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from .images import (
     IMG_EXTENSIONS,
     IMG_MODES,
     ImageRecord,
+    StoredValues,
     convert_image,
     describe_ranges,
     image_size,
@@ -773,8 +774,13 @@ def _inspect_sample(dataset: SampleDataset, index: int) -> ImageRecord:
         return ImageRecord(error=f'{type(e.__cause__).__name__}: {e.__cause__}')
 
 
-def _check_images(samples: Samples, split: str, classes: List[str], config: DataConfig) -> Samples:
-    """The samples that can be read, and what was read of them."""
+def _check_images(
+        samples: Samples,
+        split: str,
+        classes: List[str],
+        config: DataConfig,
+) -> Tuple[Samples, List[StoredValues]]:
+    """The samples that can be read, with what was read of them, and how their values are stored."""
     records = inspect_samples(
         samples, IMG_MODES[config.in_chans], MOST_BAD if config.on_bad_image == 'error' else None)
     bad = [i for i, record in enumerate(records) if record.error]
@@ -791,18 +797,16 @@ def _check_images(samples: Samples, split: str, classes: List[str], config: Data
     missing = set(samples.targets.tolist()) - set(samples.targets[kept].tolist())
     if missing:
         raise ValueError(f"No readable image of class '{classes[min(missing)]}' in split '{split}'.")
-    warn_of_ranges(records, samples)
     contents = np.array([(str(record.size or ''), record.digest) for record in records], object).reshape(-1, 2)
     samples = dataclasses.replace(samples, contents=contents).take(kept)
     warn_of_changes(samples, split)
-    return samples
+    return samples, [record.values for record in records if not record.error]
 
 
-def warn_of_ranges(records: Sequence[ImageRecord], samples: Samples) -> None:
-    """Tell of images that are read nearly black."""
-    values = [record.values for record in records]
+def warn_of_ranges(values: Sequence[Optional[StoredValues]], parts: Iterable[Samples]) -> None:
+    """Tell of images that are read nearly black, once for a data set: by the values of all of its parts' samples."""
     if any(v is not None and v.high <= DARK_SET * v.white for v in values):  # names may have to be read
-        told = describe_ranges(values, samples.filenames())
+        told = describe_ranges(values, [name for part in parts for name in part.filenames()])
         if told:
             _logger.warning(told)
 
@@ -943,7 +947,11 @@ def create_datasets(
             raise NoSplit(f"The data has no split '{only}' (found: {', '.join(samples)}).")
         samples = {only: samples[only]}
     if config.check_images:
-        samples = {split: _check_images(part, split, classes, config) for split, part in samples.items()}
+        values: List[StoredValues] = []
+        for split, part in samples.items():
+            samples[split], found = _check_images(part, split, classes, config)
+            values += found
+        warn_of_ranges(values, samples.values())
     else:
         samples = {split: _note_sizes(part, split) for split, part in samples.items()}
     return {split: SampleDataset(part, IMG_MODES[config.in_chans]) for split, part in samples.items()}, classes

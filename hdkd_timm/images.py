@@ -14,21 +14,30 @@ import io
 import os
 import re
 import stat
-import threading
-import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from PIL import ExifTags, Image, ImageChops, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from .dicom import read_dicom, read_dicom_header
 from .memory import available_memory
+from .pixels import (
+    MemoryBudget,
+    Reserve,
+    StoredValues,
+    check_pixels,
+    check_size,
+    find_limit,
+    read_head,
+    scale,
+    split_rows,
+)
 
 ImageFile = Union[str, Path, BinaryIO, bytes]
-Reserve = Callable[[int], AbstractContextManager]  # waits until there is memory for so many pixels
 
 # The formats in which images of data sets are kept, and their suffixes. Not among them is what Pillow reads by another
 # program (EPS, WMF), what holds documents, icons or textures (PSD, ICO, DDS) and what astronomers use (FITS)
@@ -50,29 +59,6 @@ SIDE_NAMES = ('thumbs.db', 'desktop.ini', '__macosx', 'license', 'licence', 'rea
 DARK, DARK_SET = 1 / 8, 1 / 4
 
 IMG_MODES = {1: 'L', 3: 'RGB'}  # Pillow mode by number of channels
-
-MAX_PIXELS = 'HDKD_MAX_IMAGE_PIXELS'  # environment variable that sets Pillow's limit
-STRIP = 2 ** 20  # pixels that are converted at once
-PEAK = 20  # bytes a pixel, at most, while an image is read: of WebP, whose decoder keeps two images beside ours
-DICOM_HEADER = 2 ** 24  # bytes of all in a DICOM file but the pixels, at most, where they are deflated
-DEFLATED = b'1.2.840.10008.1.2.1.99'  # DICOM's transfer syntax Deflated Explicit VR Little Endian
-INFLATED = b'1.2.840.10008.1.2.1'  # the same without deflation
-
-
-class StoredValues(NamedTuple):
-    """How a file stores its values, and which of them it uses.
-
-    Args:
-        mode: Pillow's mode, or 'DICOM'.
-        bits: Bits a channel.
-        low, high: Least and greatest value of its pixels: as stored if it is deep, else as shown.
-        white: The value that is shown white.
-    """
-    mode: str
-    bits: int
-    low: float
-    high: float
-    white: float
 
 
 class ImageRecord(NamedTuple):
@@ -108,7 +94,7 @@ def is_dicom(file: ImageFile, name: Optional[str] = None) -> bool:
     if _name_of(file, name).lower().endswith(DICOM_EXTENSIONS):
         return True
     with _opened(file) as opened:
-        return _read_head(opened, 132)[128:] == b'DICM'
+        return read_head(opened, 132)[128:] == b'DICM'
 
 
 def open_image_file(path: Union[str, Path]) -> BinaryIO:
@@ -142,66 +128,6 @@ def _name_of(file: ImageFile, name: Optional[str]) -> str:
     return str(name or (file if isinstance(file, (str, Path)) else getattr(file, 'name', '')))
 
 
-def _read_head(file: BinaryIO, number: int) -> bytes:
-    file.seek(0)
-    head = file.read(number)
-    file.seek(0)
-    return head
-
-
-# -- limits ------------------------------------------------------------------------------------------------------------
-
-def _find_limit() -> Optional[int]:
-    """The most pixels of an image, Pillow's limit; None for none."""
-    text = os.environ.get(MAX_PIXELS)
-    if text:
-        if not (text.isdecimal() and int(text)):
-            raise ValueError(f"{MAX_PIXELS} must be a number of pixels, 1 or more, got '{text}'")
-        Image.MAX_IMAGE_PIXELS = int(text)  # Pillow's own checks are to agree
-    return Image.MAX_IMAGE_PIXELS
-
-
-def _check_pixels(number: int, size: str = '') -> int:
-    """The number of pixels, if that is within the limit."""
-    limit = _find_limit()
-    if limit is not None and number > limit:
-        raise ValueError(
-            f'{size or f"{number:,}"} pixels, more than the limit of {limit:,}: shrink the image, or raise the limit by'
-            f' the environment variable {MAX_PIXELS} (in Python: PIL.Image.MAX_IMAGE_PIXELS)')
-    return number
-
-
-def _check_size(width: int, height: int) -> int:
-    return _check_pixels(width * height, f'{width} x {height}')
-
-
-class MemoryBudget:
-    """Memory that threads share. What is asked for is waited for; more than there is goes alone.
-
-    Args:
-        total: Bytes.
-    """
-
-    def __init__(self, total: int):
-        self.total = total
-        self.taken = 0
-        self.changed = threading.Condition()
-
-    @contextmanager
-    def reserve(self, pixels: int) -> Iterator[None]:
-        """Memory to read an image of so many pixels in."""
-        needed = PEAK * pixels
-        with self.changed:
-            self.changed.wait_for(lambda: not self.taken or self.taken + needed <= self.total)
-            self.taken += needed
-        try:
-            yield
-        finally:
-            with self.changed:
-                self.taken -= needed
-                self.changed.notify_all()
-
-
 # -- Pillow ------------------------------------------------------------------------------------------------------------
 
 @lru_cache
@@ -229,7 +155,7 @@ def _find_webp_size(head: bytes) -> Optional[Tuple[int, int]]:
 def _describe_tiff(file: BinaryIO) -> str:
     """What Pillow cannot read of a TIFF file, as far as that can be told."""
     try:
-        head = _read_head(file, 16)
+        head = read_head(file, 16)
         tags = TiffImagePlugin.ImageFileDirectory_v2(head if head[2] == 43 else head[:8])
         file.seek(tags.next)
         tags.load(file)
@@ -246,33 +172,27 @@ def _describe_tiff(file: BinaryIO) -> str:
 def open_image(file: BinaryIO, reserve: Reserve = nullcontext) -> Iterator[Image.Image]:
     """An image file as Pillow opens it, not decoded yet, of a size within the limit."""
     with ExitStack() as stack:
-        webp_size = _find_webp_size(_read_head(file, 30))
+        webp_size = _find_webp_size(read_head(file, 30))
         if webp_size:
-            stack.enter_context(reserve(_check_size(*webp_size)))
-        _find_limit()
+            stack.enter_context(reserve(check_size(*webp_size)))
+        find_limit()
         try:
             image = stack.enter_context(Image.open(file, formats=_list_formats()))
         except Image.DecompressionBombError as e:
-            _check_pixels(int(re.search(r'\d+', str(e)).group()))
+            check_pixels(int(re.search(r'\d+', str(e)).group()))
             raise
         except UnidentifiedImageError as e:
             reason = _describe_tiff(file) or f"no image of a format that is read ({', '.join(_list_formats())}, DICOM)"
             raise UnidentifiedImageError(reason) from e
-        number = _check_size(*image.size)
+        number = check_size(*image.size)
         if not webp_size:
             stack.enter_context(reserve(number))
         yield image
 
 
-def _split(width: int, height: int) -> List[Tuple[int, int]]:
-    """First and last row (excluded) of the strips of an image."""
-    rows = max(1, STRIP // max(width, 1))
-    return [(top, min(top + rows, height)) for top in range(0, max(height, 1), rows)]
-
-
 def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image], mode: str) -> Image.Image:
     """An image converted strip by strip, where the whole would take several copies of it."""
-    strips = _split(*image.size)
+    strips = split_rows(*image.size)
     if len(strips) == 1:
         return convert(image).convert(mode)
     result = Image.new(mode, image.size)
@@ -281,16 +201,10 @@ def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]
     return result
 
 
-def _scale(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Map low..high to black..white, 0 to 255. A negative slope of DICOM makes low the greater one."""
-    scaled = (values.astype(np.float64) - low) / ((high - low) or 1)
-    return (scaled.clip(0, 1) * 255).round().astype(np.uint8)
-
-
 @lru_cache(16)
 def _scale_table(low: float, high: float) -> np.ndarray:
-    """`_scale` of each value of 16 bits."""
-    return _scale(np.arange(2 ** 16), low, high)
+    """`scale` of each value of 16 bits."""
+    return scale(np.arange(2 ** 16), low, high)
 
 
 def _tiff_tag(image: Image.Image, tag: int, default: int) -> int:
@@ -323,7 +237,7 @@ def _convert_deep(
 ) -> Tuple[Image.Image, StoredValues]:
     """An image of more than 8 bits as one of 8 bits, and its values."""
     ends = [(pixels.min(), pixels.max()) for pixels in (
-        np.asarray(image.crop((0, top, image.width, bottom))) for top, bottom in _split(*image.size))]
+        np.asarray(image.crop((0, top, image.width, bottom))) for top, bottom in split_rows(*image.size))]
     low, high = np.min(ends), np.max(ends)  # NaN if one is
     if not (low >= 0 and high <= white):
         raise ValueError(
@@ -334,7 +248,7 @@ def _convert_deep(
 
     def convert(strip: Image.Image) -> Image.Image:
         pixels = np.asarray(strip)
-        shown = _scale(pixels, black, full) if image.mode == 'F' else _scale_table(black, full)[pixels]
+        shown = scale(pixels, black, full) if image.mode == 'F' else _scale_table(black, full)[pixels]
         return Image.fromarray(shown if key is None else np.where(pixels == key, np.uint8(0), shown))
 
     return _by_strips(image, convert, mode), StoredValues(image.mode, bits, float(low), float(high), white)
@@ -387,7 +301,7 @@ def _load(image: Image.Image) -> Image.Image:
     """
     if image.format == 'TIFF' and getattr(image, 'is_animated', False):  # of an animation the first frame is taken
         raise ValueError('several pages, expected one image')
-    _check_size(*image.size)
+    check_size(*image.size)
     key = image.info.get('transparency')
     lower_mask = _prepare_key(image)
     image.load()
@@ -421,167 +335,11 @@ def _convert(image: Image.Image, mode: str) -> Tuple[Image.Image, StoredValues]:
     return upright.convert(mode), values
 
 
-# -- DICOM -------------------------------------------------------------------------------------------------------------
-
-def _import_pydicom() -> Any:
-    try:
-        import pydicom
-        import pydicom.pixels
-    except ImportError as e:
-        raise ImportError("DICOM files need pydicom: pip install 'hdkd-timm[dicom]'.") from e
-    return pydicom
-
-
-def _inflate_dicom(file: BinaryIO, limit: int, is_whole: bool) -> BinaryIO:
-    """A DICOM file that is not deflated, of no more than so many bytes.
-
-    Args:
-        file: The file.
-        limit: Bytes.
-        is_whole: Refuse a longer one, else cut it off.
-    """
-    head = _read_head(file, 144)  # preamble, 'DICM', and as the first element how long its group, not deflated, is
-    if head[132:140] != b'\2\0\0\0UL\4\0':
-        return file
-    meta = _read_head(file, 144 + min(int.from_bytes(head[140:], 'little'), DICOM_HEADER))
-    if DEFLATED not in meta:
-        return file
-    inflated = io.BytesIO()
-    inflated.write(meta.replace(DEFLATED, INFLATED.ljust(len(DEFLATED), b'\0')))
-    file.seek(len(meta))
-    decompressor, left = zlib.decompressobj(-zlib.MAX_WBITS), limit
-    while left and not decompressor.eof:
-        data = decompressor.unconsumed_tail or file.read(2 ** 16)
-        if not data:
-            break
-        left -= inflated.write(decompressor.decompress(data, left))
-    if is_whole and not left:
-        raise ValueError(f'its deflated part holds more than its pixels and {DICOM_HEADER:,} bytes beside them')
-    inflated.seek(0)
-    return inflated
-
-
-def _read_dicom_header(file: BinaryIO) -> Any:
-    """All but the pixels of a DICOM file, which is one image of a size within the limit."""
-    pydicom = _import_pydicom()
-    header = pydicom.dcmread(_inflate_dicom(file, DICOM_HEADER, is_whole=False), stop_before_pixels=True)
-    frames = int(header.get('NumberOfFrames') or 1)
-    if frames > 1:
-        raise ValueError(f'{frames} frames, expected one image')
-    if not (header.get('Rows') and header.get('Columns')):
-        raise ValueError('a DICOM file without an image (Rows and Columns)')
-    _check_size(header.Columns, header.Rows)
-    file.seek(0)
-    return header
-
-
-def _find_padding(rows: np.ndarray, dataset: Any) -> np.ndarray:
-    """Mask of the pixels that pad an image, by DICOM's Pixel Padding Value and its range limit."""
-    if rows.dtype.kind == 'f':
-        value = dataset.get('FloatPixelPaddingValue', dataset.get('DoubleFloatPixelPaddingValue'))
-        limit = dataset.get('FloatPixelPaddingRangeLimit', dataset.get('DoubleFloatPixelPaddingRangeLimit', value))
-        if value is None:
-            return np.zeros(rows.shape, bool)
-        return (rows >= min(value, limit)) & (rows <= max(value, limit)) | np.isnan(rows) & np.isnan(value)
-    bits = 8 * rows.dtype.itemsize
-
-    def as_pixel(value: Any) -> Optional[int]:
-        """As the pixels are stored: some files tell it signed and have unsigned ones, or the other way round."""
-        if value in (None, '', b''):
-            return None
-        value = int.from_bytes(value, 'little') if isinstance(value, bytes) else int(value)
-        value %= 2 ** bits
-        return value - 2 ** bits if rows.dtype.kind == 'i' and value >= 2 ** (bits - 1) else value
-
-    value = as_pixel(dataset.get('PixelPaddingValue'))
-    if value is None:
-        return np.zeros(rows.shape, bool)
-    limit = as_pixel(dataset.get('PixelPaddingRangeLimit'))
-    limit = value if limit is None else limit
-    return (rows >= min(value, limit)) & (rows <= max(value, limit))
-
-
-def _find_dicom_colours(pixels: np.ndarray, interpretation: str, dataset: Any) -> Callable[[np.ndarray], np.ndarray]:
-    """What makes RGB of 8 bits of rows of a colour image."""
-    from pydicom.pixels import apply_color_lut, convert_color_space
-    if interpretation == 'PALETTE COLOR':
-        bits = 8 * apply_color_lut(pixels[:1], dataset).dtype.itemsize
-        return lambda rows: _scale(apply_color_lut(rows, dataset)[..., :3], 0, 2 ** bits - 1)
-    white = 2 ** dataset.BitsStored - 1
-    if interpretation in ('YBR_FULL', 'YBR_FULL_422'):
-        return lambda rows: _scale(convert_color_space(rows, 'YBR_FULL', 'RGB'), 0, white)
-    return lambda rows: _scale(rows, 0, white)
-
-
-def _find_dicom_greys(pixels: np.ndarray, dataset: Any) -> Callable[[np.ndarray], np.ndarray]:
-    """What makes 8 bits of rows of a grey image: modality and VOI transforms (window); else its range, less padding."""
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
-    is_inverted = dataset.PhotometricInterpretation == 'MONOCHROME1'
-    has_window = all(dataset.get(name) not in (None, '') for name in ('WindowWidth', 'WindowCenter'))
-    if dataset.get('VOILUTSequence') or has_window:
-        if dataset.get('VOILUTSequence'):
-            low, high = 0, 2 ** dataset.VOILUTSequence[0].LUTDescriptor[2] - 1
-        else:
-            with np.errstate(over='ignore'):
-                low, high = apply_voi_lut(np.array([-1e12, 1e12]), dataset)  # ends of the window's output
-
-        def show(rows: np.ndarray) -> np.ndarray:
-            _refuse_no_numbers(rows)
-            shown = _scale(apply_voi_lut(apply_modality_lut(rows, dataset), dataset), low, high)
-            return 255 - shown if is_inverted else shown
-        return show
-
-    ends = []
-    for first, last in _split(pixels.shape[1], pixels.shape[0]):
-        rows = pixels[first:last]
-        values = apply_modality_lut(rows, dataset)[~_find_padding(rows, dataset)]
-        _refuse_no_numbers(values)
-        ends += [values.min(), values.max()] if values.size else []
-    low, high = (min(ends), max(ends)) if ends else (0, 0)
-
-    def stretch(rows: np.ndarray) -> np.ndarray:
-        padding = _find_padding(rows, dataset)
-        shown = _scale(np.where(padding, low, apply_modality_lut(rows, dataset)), low, high)
-        return np.where(padding, 0, 255 - shown if is_inverted else shown).astype(np.uint8)
-    return stretch
-
-
-def _refuse_no_numbers(values: np.ndarray) -> None:
-    if values.dtype.kind == 'f' and not np.isfinite(values).all():
-        raise ValueError('pixels that are not finite numbers')
-
-
-def _read_dicom(file: BinaryIO, mode: str, reserve: Reserve) -> Tuple[Image.Image, StoredValues]:
-    """A DICOM file's image as viewers show it, MONOCHROME1 inverted, and its values."""
-    pydicom = _import_pydicom()
-    header = _read_dicom_header(file)
-    height, width = header.Rows, header.Columns
-    samples, allocated = header.get('SamplesPerPixel') or 1, header.get('BitsAllocated') or 64
-    with reserve(height * width):
-        limit = height * width * samples * -(-allocated // 8) + DICOM_HEADER
-        dataset = pydicom.dcmread(_inflate_dicom(file, limit, is_whole=True))
-        decoder = pydicom.pixels.get_decoder(dataset.file_meta.TransferSyntaxUID)
-        pixels, found = decoder.as_array(dataset, raw=True, **pydicom.pixels.as_pixel_options(dataset))
-        for name in ('PixelData', 'FloatPixelData', 'DoubleFloatPixelData'):
-            if name in dataset:
-                del dataset[name]  # once is enough
-        interpretation = str(found['photometric_interpretation'])
-        is_grey = pixels.ndim == 2 and interpretation != 'PALETTE COLOR'
-        show = _find_dicom_greys(pixels, dataset) if is_grey else _find_dicom_colours(pixels, interpretation, dataset)
-        result = Image.new(mode, (width, height))
-        for first, last in _split(width, height):
-            result.paste(Image.fromarray(show(pixels[first:last])).convert(mode), (0, first))
-        bits = dataset.get('BitsStored') or allocated
-        if interpretation == 'RGB':
-            return result, StoredValues('DICOM', bits, float(pixels.min()), float(pixels.max()), 2 ** bits - 1)
-        return result, StoredValues('DICOM', bits, np.nan, np.nan, 255)
-
-
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 def _read(file: BinaryIO, mode: str, name: str, reserve: Reserve = nullcontext) -> Tuple[Image.Image, StoredValues]:
     if is_dicom(file, name):
-        return _read_dicom(file, mode, reserve)
+        return read_dicom(file, mode, reserve)
     with open_image(file, reserve) as image:
         return _convert(image, mode)
 
@@ -634,7 +392,7 @@ def image_size(file: ImageFile, name: Optional[str] = None) -> Tuple[int, int]:
     """Width and height that `read_image` gives, from the file's header alone."""
     with _opened(file) as opened:
         if is_dicom(opened, _name_of(file, name)):
-            header = _read_dicom_header(opened)
+            header = read_dicom_header(opened)
             return header.Columns, header.Rows
         with open_image(opened) as image:
             return upright_size(image)
@@ -726,7 +484,8 @@ def describe_ranges(values: Sequence[Optional[StoredValues]], names: Sequence[st
     for indices in kinds.values():
         # a single dark image may be one; of a whole data set none is expected to be even as bright as that
         share = DARK if max(values[i].high for i in indices) > DARK_SET * values[indices[0]].white else DARK_SET
-        dark += [i for i in indices if 0 < values[i].high <= share * values[i].white]
+        # one of a single value is blank, whatever its range
+        dark += [i for i in indices if values[i].low < values[i].high <= share * values[i].white]
     if not dark:
         return ''
     first = min(dark)

@@ -519,7 +519,7 @@ def drop_bad_images(files: Sequence[str], img_mode: str, on_bad_image: str = 'er
             f"None of the images can be read, the first of {len(files):,} is '{files[0]}' ({bad[files[0]]}).")
     for path, error in bad.items():
         _logger.warning(f"Left out image '{path}', cannot read it ({error})")
-    warn_of_ranges(records, samples)
+    warn_of_ranges([record.values for record in records], [samples])
     if bad:
         _logger.warning(f'Left out {len(bad):,} of {len(files):,} images, which cannot be read.')
     return good

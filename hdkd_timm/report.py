@@ -492,7 +492,7 @@ class Pictures:
     def show(self, file: str, alt: str) -> Dict[str, Any]:
         """A picture that was written there: its bytes as a data URL, its size and a text for those who cannot see."""
         path = self.folder / file
-        with Image.open(path) as image:
+        with Image.open(path, formats=('PNG',)) as image:
             width, height = image.size
         data = base64.b64encode(path.read_bytes()).decode()
         return dict(url=f'data:image/png;base64,{data}', alt=alt, width=width, height=height)

@@ -87,3 +87,32 @@ def image_folder(tmp_path):
 def _seed():
     torch.manual_seed(0)
     torch._dynamo.reset()
+
+
+def write_dicom(path, values, interpretation='MONOCHROME2', syntax='1.2.840.10008.1.2.1', **tags):
+    """A DICOM file of unsigned pixels, or signed ones."""
+    import pydicom
+    from pydicom.uid import UID, CTImageStorage, generate_uid
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = UID(syntax)
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = CTImageStorage
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid()
+    values = np.asarray(values)
+    bits = 8 * values.dtype.itemsize
+    colour = interpretation in ('RGB', 'YBR_FULL')
+    dataset.SamplesPerPixel = 3 if colour else 1
+    if colour:
+        dataset.PlanarConfiguration = 0
+    dataset.PhotometricInterpretation = interpretation
+    dataset.Rows, dataset.Columns = values.shape[:2] if colour else values.shape[-2:]
+    if values.ndim == 3 and not colour:
+        dataset.NumberOfFrames = len(values)
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = bits, bits, bits - 1
+    dataset.PixelRepresentation = int(values.dtype.kind == 'i')
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    dataset.PixelData = values.tobytes()
+    dataset['PixelData'].VR = 'OW' if bits == 16 else 'OB'
+    dataset.save_as(path, enforce_file_format=True)
+    return path

@@ -64,6 +64,26 @@ def make(dataset, kind, tmp_path, front=NOTHING, **kwargs):
     return cache_images(dataset, front, kind, tmp_path / 'cache', 'train', **kwargs)
 
 
+@pytest.mark.parametrize('suffix', ['.png', '.tif', '.jpg', '.webp'])
+def test_turned_images_of_all_formats_are_kept(tmp_path, reads, suffix):
+    """Their size, which is told before they are read, is that of the image upright."""
+    for split in ('train', 'test'):
+        for label in 'ab':
+            (tmp_path / split / label).mkdir(parents=True)
+            for orientation in range(1, 9):
+                exif = Image.Exif()
+                exif[0x0112] = orientation
+                Image.new('RGB', (20 + orientation, 30), 'red').save(
+                    tmp_path / split / label / f'{orientation}{suffix}', exif=exif)
+    dataset = create_datasets(DataConfig(data_dir=str(tmp_path)))[0]['train']
+    cached = make(dataset, 'ram', tmp_path)
+    for _ in range(2):
+        sizes = [cached[i][0].size for i in range(len(cached))]
+    assert set(reads.values()) == {1}
+    assert len(set(sizes)) == 8
+    assert sizes == dataset.image_sizes
+
+
 @pytest.mark.parametrize('kind', ['ram', 'disk'])
 @pytest.mark.parametrize('mode', ['RGB', 'L'])
 def test_images_are_kept(dataset, tmp_path, reads, kind, mode):

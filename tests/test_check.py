@@ -95,6 +95,30 @@ def test_command(leaky, tmp_path, capsys, monkeypatch):
     assert 'both name the images' in capsys.readouterr().err
 
 
+def test_tells_of_images_that_are_read_nearly_black(tmp_path, capsys):
+    """16-bit files that hold 12 bits, an int32 file that holds 8, in both splits: one warning."""
+    for split, number in (('train', 3), ('test', 2)):
+        for label in 'ab':
+            (tmp_path / 'data' / split / label).mkdir(parents=True)
+            for i in range(number):
+                grey = np.asarray(smooth([split == 'test', label == 'b', i]).convert('L'))
+                Image.fromarray(grey.astype(np.uint16) * 16).save(tmp_path / 'data' / split / label / f'{i}.png')
+    (tmp_path / 'data' / 'test' / 'a' / '0.png').unlink()
+    Image.fromarray(grey.astype(np.int32)).save(tmp_path / 'data' / 'test' / 'a' / '0.tif')
+    assert main(['check', str(tmp_path / 'data'), '--out', str(tmp_path / 'out')]) == 0
+    told, = [line for line in capsys.readouterr().out.splitlines() if 'nearly black' in line]
+    assert told.startswith('WARNING: 10 of 10 images use so small a part of their range')
+    assert '9 of them have values' in told
+    assert 'of 0 to 65535 (I;16, 16 bit)' in told
+    summary = json.loads((tmp_path / 'out' / 'summary.json').read_text())
+    assert told == f"WARNING: {summary['dark']}"
+    assert summary['modes']['test'] == {'I, 32 bit': 1, 'I;16, 16 bit': 3}
+
+
+def test_other_images_are_not_told(leaky):
+    assert summarize(check_data(CheckConfig(data_dir=str(leaky))))['dark'] == ''
+
+
 def test_suffixes_and_what_is_left_out(image_folder, caplog):
     for i in range(3):
         path = image_folder / 'train' / 'a' / f'{i}.png'

@@ -1,0 +1,170 @@
+"""DICOM files as viewers show them, read by pydicom, the extra `dicom`."""
+import io
+import zlib
+from typing import Any, BinaryIO, Callable, Optional, Tuple
+
+import numpy as np
+from PIL import Image
+
+from .pixels import Reserve, StoredValues, check_size, read_head, scale, split_rows
+
+DICOM_HEADER = 2 ** 24  # bytes of all in a DICOM file but the pixels, at most, where they are deflated
+DEFLATED = b'1.2.840.10008.1.2.1.99'  # DICOM's transfer syntax Deflated Explicit VR Little Endian
+INFLATED = b'1.2.840.10008.1.2.1'  # the same without deflation
+
+
+def _import_pydicom() -> Any:
+    try:
+        import pydicom
+        import pydicom.pixels
+    except ImportError as e:
+        raise ImportError("DICOM files need pydicom: pip install 'hdkd-timm[dicom]'.") from e
+    return pydicom
+
+
+def _inflate_dicom(file: BinaryIO, limit: int, is_whole: bool) -> BinaryIO:
+    """A DICOM file that is not deflated, of no more than so many bytes.
+
+    Args:
+        file: The file.
+        limit: Bytes.
+        is_whole: Refuse a longer one, else cut it off.
+    """
+    head = read_head(file, 144)  # preamble, 'DICM', and as the first element how long its group, not deflated, is
+    if head[132:140] != b'\2\0\0\0UL\4\0':
+        return file
+    meta = read_head(file, 144 + min(int.from_bytes(head[140:], 'little'), DICOM_HEADER))
+    if DEFLATED not in meta:
+        return file
+    inflated = io.BytesIO()
+    inflated.write(meta.replace(DEFLATED, INFLATED.ljust(len(DEFLATED), b'\0')))
+    file.seek(len(meta))
+    decompressor, left = zlib.decompressobj(-zlib.MAX_WBITS), limit
+    while left and not decompressor.eof:
+        data = decompressor.unconsumed_tail or file.read(2 ** 16)
+        if not data:
+            break
+        left -= inflated.write(decompressor.decompress(data, left))
+    if is_whole and not left:
+        raise ValueError(f'its deflated part holds more than its pixels and {DICOM_HEADER:,} bytes beside them')
+    inflated.seek(0)
+    return inflated
+
+
+def read_dicom_header(file: BinaryIO) -> Any:
+    """All but the pixels of a DICOM file, which is one image of a size within the limit."""
+    pydicom = _import_pydicom()
+    header = pydicom.dcmread(_inflate_dicom(file, DICOM_HEADER, is_whole=False), stop_before_pixels=True)
+    frames = int(header.get('NumberOfFrames') or 1)
+    if frames > 1:
+        raise ValueError(f'{frames} frames, expected one image')
+    if not (header.get('Rows') and header.get('Columns')):
+        raise ValueError('a DICOM file without an image (Rows and Columns)')
+    check_size(header.Columns, header.Rows)
+    file.seek(0)
+    return header
+
+
+def _find_padding(rows: np.ndarray, dataset: Any) -> np.ndarray:
+    """Mask of the pixels that pad an image, by DICOM's Pixel Padding Value and its range limit."""
+    if rows.dtype.kind == 'f':
+        value = dataset.get('FloatPixelPaddingValue', dataset.get('DoubleFloatPixelPaddingValue'))
+        limit = dataset.get('FloatPixelPaddingRangeLimit', dataset.get('DoubleFloatPixelPaddingRangeLimit', value))
+        if value is None:
+            return np.zeros(rows.shape, bool)
+        return (rows >= min(value, limit)) & (rows <= max(value, limit)) | np.isnan(rows) & np.isnan(value)
+    bits = 8 * rows.dtype.itemsize
+
+    def as_pixel(value: Any) -> Optional[int]:
+        """As the pixels are stored: some files tell it signed and have unsigned ones, or the other way round."""
+        if value in (None, '', b''):
+            return None
+        value = int.from_bytes(value, 'little') if isinstance(value, bytes) else int(value)
+        value %= 2 ** bits
+        return value - 2 ** bits if rows.dtype.kind == 'i' and value >= 2 ** (bits - 1) else value
+
+    value = as_pixel(dataset.get('PixelPaddingValue'))
+    if value is None:
+        return np.zeros(rows.shape, bool)
+    limit = as_pixel(dataset.get('PixelPaddingRangeLimit'))
+    limit = value if limit is None else limit
+    return (rows >= min(value, limit)) & (rows <= max(value, limit))
+
+
+def _find_dicom_colours(pixels: np.ndarray, interpretation: str, dataset: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """What makes RGB of 8 bits of rows of a colour image."""
+    from pydicom.pixels import apply_color_lut, convert_color_space
+    if interpretation == 'PALETTE COLOR':
+        bits = 8 * apply_color_lut(pixels[:1], dataset).dtype.itemsize
+        return lambda rows: scale(apply_color_lut(rows, dataset)[..., :3], 0, 2 ** bits - 1)
+    white = 2 ** dataset.BitsStored - 1
+    if interpretation in ('YBR_FULL', 'YBR_FULL_422'):
+        return lambda rows: scale(convert_color_space(rows, 'YBR_FULL', 'RGB'), 0, white)
+    return lambda rows: scale(rows, 0, white)
+
+
+def _find_dicom_greys(pixels: np.ndarray, dataset: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """What makes 8 bits of rows of a grey image: modality and VOI transforms (window); else its range, less padding."""
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    is_inverted = dataset.PhotometricInterpretation == 'MONOCHROME1'
+    has_window = all(dataset.get(name) not in (None, '') for name in ('WindowWidth', 'WindowCenter'))
+    if dataset.get('VOILUTSequence') or has_window:
+        if dataset.get('VOILUTSequence'):
+            low, high = 0, 2 ** dataset.VOILUTSequence[0].LUTDescriptor[2] - 1
+        else:
+            with np.errstate(over='ignore'):
+                low, high = apply_voi_lut(np.array([-1e12, 1e12]), dataset)  # ends of the window's output
+
+        def show(rows: np.ndarray) -> np.ndarray:
+            _refuse_no_numbers(rows)
+            shown = scale(apply_voi_lut(apply_modality_lut(rows, dataset), dataset), low, high)
+            return 255 - shown if is_inverted else shown
+        return show
+
+    ends = []
+    for first, last in split_rows(pixels.shape[1], pixels.shape[0]):
+        rows = pixels[first:last]
+        values = apply_modality_lut(rows, dataset)[~_find_padding(rows, dataset)]
+        _refuse_no_numbers(values)
+        ends += [values.min(), values.max()] if values.size else []
+    low, high = (min(ends), max(ends)) if ends else (0, 0)
+
+    def stretch(rows: np.ndarray) -> np.ndarray:
+        padding = _find_padding(rows, dataset)
+        shown = scale(np.where(padding, low, apply_modality_lut(rows, dataset)), low, high)
+        return np.where(padding, 0, 255 - shown if is_inverted else shown).astype(np.uint8)
+    return stretch
+
+
+def _refuse_no_numbers(values: np.ndarray) -> None:
+    if values.dtype.kind == 'f' and not np.isfinite(values).all():
+        raise ValueError('pixels that are not finite numbers')
+
+
+def read_dicom(file: BinaryIO, mode: str, reserve: Reserve) -> Tuple[Image.Image, StoredValues]:
+    """A DICOM file's image as viewers show it, MONOCHROME1 inverted, and its values."""
+    pydicom = _import_pydicom()
+    header = read_dicom_header(file)
+    height, width = header.Rows, header.Columns
+    samples, allocated = header.get('SamplesPerPixel') or 1, header.get('BitsAllocated') or 64
+    with reserve(height * width):
+        limit = height * width * samples * -(-allocated // 8) + DICOM_HEADER
+        stream = _inflate_dicom(file, limit, is_whole=True)
+        dataset = pydicom.dcmread(stream)  # keeps the stream, too
+        decoder = pydicom.pixels.get_decoder(dataset.file_meta.TransferSyntaxUID)
+        pixels, found = decoder.as_array(dataset, raw=True, **pydicom.pixels.as_pixel_options(dataset))
+        for name in ('PixelData', 'FloatPixelData', 'DoubleFloatPixelData'):
+            if name in dataset:
+                del dataset[name]  # once is enough
+        if stream is not file:
+            stream.close()
+        interpretation = str(found['photometric_interpretation'])
+        is_grey = pixels.ndim == 2 and interpretation != 'PALETTE COLOR'
+        show = _find_dicom_greys(pixels, dataset) if is_grey else _find_dicom_colours(pixels, interpretation, dataset)
+        result = Image.new(mode, (width, height))
+        for first, last in split_rows(width, height):
+            result.paste(Image.fromarray(show(pixels[first:last])).convert(mode), (0, first))
+        bits = dataset.get('BitsStored') or allocated
+        if interpretation == 'RGB':
+            return result, StoredValues('DICOM', bits, float(pixels.min()), float(pixels.max()), 2 ** bits - 1)
+        return result, StoredValues('DICOM', bits, np.nan, np.nan, 255)
