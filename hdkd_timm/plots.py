@@ -321,7 +321,7 @@ def plot_roc_pr(probs: np.ndarray, targets: np.ndarray, classes: Sequence[str], 
     roc.set(title='ROC: class, area', xlabel='false positive rate', ylabel='true positive rate')
     pr.set(title='precision-recall: class, average precision', xlabel='recall', ylabel='precision')
     for axes in (roc, pr):
-        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect='equal')
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect='equal', anchor='N')
         axes.grid(alpha=0.25)
     _save(figure, path, 110)
 
