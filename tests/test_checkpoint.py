@@ -388,7 +388,7 @@ def write_config(folder, **changes):
     (dict(model_args=dict(checkpoint_path='a.pth')), "model_args hold 'checkpoint_path'"),
     (dict(pretrained_cfg=dict(mean=[0.5, 0.5])), r'mean must be 3 numbers, one a channel, got .0\.5, 0\.5.'),
     (dict(pretrained_cfg=dict(std=[0.5, 0, 0.5])), 'std must be 3 numbers above 0'),
-    (dict(pretrained_cfg=dict(std=[0.5, float('nan'), 0.5])), 'std must be 3 numbers above 0'),
+    (dict(pretrained_cfg=dict(std=[0.5, float('nan'), 0.5])), 'NaN is not a finite number'),
     (dict(pretrained_cfg=dict(input_size=[3, 32])), 'Cannot load|input_size must be'),
     (dict(pretrained_cfg=dict(crop_pct=0)), 'crop_pct must be a number above 0, got 0'),
     (dict(pretrained_cfg=dict(crop_mode='middle')), "crop_mode must be one of center, squash, border, got 'middle'"),

@@ -3,7 +3,7 @@ import argparse
 import json
 import logging
 import shutil
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_numpy_numbers_and_paths_are_read_as_plain_ones(tmp_path):
     assert [type(read[key]) for key in held] == [float, int, bool, float, str, dict]
     with pytest.raises(ValueError, match='Refused'):
         read_checkpoint(save(tmp_path, dict(best=np.datetime64('2026-01-01'))))
-    with pytest.raises(ValueError, match=r'Refused .*holds numpy\.\S*_reconstruct'):
+    with pytest.raises(ValueError, match=r'Refused .*holds .*numpy\.\S*_reconstruct'):
         read_checkpoint(save(tmp_path, dict(best=np.zeros(3))))
 
 
@@ -259,6 +259,8 @@ def test_training_state_of_a_run(is_old, image_folder, tmp_path, caplog):
         state = read_checkpoint(f'{run}/last.pth')
         told = ('arch', 'model_args', 'label_names')
         torch.save({k: v for k, v in state.items() if k not in told}, f'{run}/last.pth')
+        for sums in Path(run).rglob('SHA256SUMS'):
+            sums.unlink()
     caplog.clear()
     for i in range(2):
         assert main(['convert', f'{run}/last.pth', str(tmp_path / f'out{i}')]) == 0
