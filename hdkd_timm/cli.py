@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
@@ -412,6 +413,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     handler.setFormatter(PrintableFormatter('%(message)s'))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger('hdkd_timm').setLevel(logging.INFO)
+    warnings.filterwarnings('ignore', 'Image size .* exceeds limit')  # Pillow's, beside our error that says the same
     with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
         return _run_command(parser, args, argv)
 
