@@ -14,8 +14,9 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import safetensors.torch
 import timm
 import torch
+from huggingface_hub import hf_hub_download
 from timm.data.loader import adapt_to_chs
-from timm.models import is_model_pretrained, load_model_config_from_hf, save_for_hf
+from timm.models import is_model_pretrained, save_for_hf
 from timm.utils import unwrap_model
 from torch import nn
 
@@ -25,9 +26,9 @@ from .models.hdkd import HDKDStudent, HDKDTeacher, is_fused
 from .parsing import read_json
 
 __all__ = [
-    'HUBS', 'adapt_stats', 'check_preprocessing', 'convert_checkpoint', 'describe_orders', 'find_model_folder',
-    'has_two_orders', 'load_checkpoint', 'load_model', 'load_saved', 'load_teacher', 'match_label_names',
-    'read_checkpoint', 'read_model_config', 'recognize', 'save_model']
+    'HUBS', 'adapt_stats', 'check_preprocessing', 'convert_checkpoint', 'describe_orders', 'download',
+    'find_model_folder', 'has_two_orders', 'load_checkpoint', 'load_model', 'load_saved', 'load_teacher',
+    'match_label_names', 'read_checkpoint', 'read_model_config', 'recognize', 'save_model']
 
 _logger = logging.getLogger(__name__)
 
@@ -426,6 +427,12 @@ _FACTORY_ARGS = (
     'features_only', 'model_cfg', 'feature_cfg', 'kwargs_filter', 'device', 'dtype')
 
 
+def download(name: str, file: str) -> Path:
+    """A file of 'hf-hub:ORG/NAME' or 'hf-hub:ORG/NAME@REVISION', as it is in the Hub's cache then."""
+    repo_id, _, revision = name.partition(':')[2].partition('@')
+    return Path(hf_hub_download(repo_id, file, revision=revision or None))
+
+
 def read_model_config(folder: PathLike) -> Dict[str, Any]:
     """What a model folder's config.json holds.
 
@@ -444,11 +451,7 @@ def _check_source(name: str, folder: Optional[Path]) -> Dict[str, Any]:
     Raises:
         ValueError: if the file contradicts itself, or says how weights are to be loaded.
     """
-    if folder is not None:
-        config = read_model_config(folder)
-    else:
-        cfg, _, args = load_model_config_from_hf(name.partition(':')[2])
-        config = dict(pretrained_cfg=cfg, model_args=args)
+    config = read_model_config(download(name, 'config.json').parent if folder is None else folder)
     cfg, args = config.get('pretrained_cfg') or {}, config.get('model_args') or {}
     if not isinstance(cfg, dict) or not isinstance(args, dict):
         raise ValueError('its pretrained_cfg and model_args must hold names and values')

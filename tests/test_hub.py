@@ -13,6 +13,7 @@ import torch
 import yaml
 from conftest import TINY_STUDENT, write_images
 from hub_server import hub_server
+from safetensors.torch import load_file, save
 
 from hdkd_timm import DistillConfig, TrainConfig, train
 from hdkd_timm.card import escape, write_card
@@ -144,6 +145,38 @@ def test_push_that_fails(run, server, tmp_path):
     (code, _, err), = drive([[{}, ['push', run, 'us/new']]], HF_HOME=str(tmp_path), HF_HUB_OFFLINE='1')
     assert code == 1
     assert 'HF_HUB_OFFLINE is set, unset it' in err
+
+
+def test_config_on_the_hub_that_is_wrong(run, server, tmp_path):
+    """It is read as that of a folder is, and all weights must be there whatever it says."""
+    image = str(Path(run).parents[1] / 'data' / 'test' / 'a' / '0.png')
+    config = json.loads(Path(run, 'best', 'config.json').read_text())
+    weights = load_file(Path(run, 'best', 'model.safetensors'))
+    fewer = {name: value for name, value in weights.items() if name != 'blocks.0.attn.qkv.weight'}
+    args, cfg = config['model_args'], config['pretrained_cfg']
+    cases = {
+        'good': (config, weights, ''),
+        'strict': ({**config, 'model_args': {**args, 'pretrained_strict': False}}, fewer, 'Missing key(s)'),
+        'checkpoint': (
+            {**config, 'model_args': {**args, 'checkpoint_path': image}}, weights, "model_args hold 'checkpoint_path'"),
+        'two': ({**config, 'num_classes': 4}, weights, 'num_classes contradict each other, 4 in itself, 3 in'),
+        'names': ({**config, 'label_names': ['a', 'b']}, weights, '2 label names for the 3 classes'),
+        'mean': ({**config, 'pretrained_cfg': {**cfg, 'mean': [0.5, 0.5]}}, weights, 'mean must be 3 numbers'),
+        'list': ([1], weights, "config.json' must hold names and values"),
+        'none': (None, weights, 'config.json'),
+        'repeated': (json.dumps(config)[:-1] + ', "num_classes": 5}', weights, "'num_classes' is there twice"),
+    }
+    for name, (changed, tensors, _) in cases.items():
+        text = changed if isinstance(changed, str) else json.dumps(changed)
+        files = {'model.safetensors': save(tensors), **({} if changed is None else {'config.json': text.encode()})}
+        server.add(f'us/{name}', files)
+    ended = drive(
+        [[{}, ['predict', f'hf-hub:us/{name}', image, '-j', '0', '--out', str(tmp_path / f'{name}.csv')]]
+         for name in cases], server=server, HF_HOME=str(tmp_path / 'hf'))
+    for (name, (_, _, words)), (code, _, err) in zip(cases.items(), ended, strict=True):
+        assert words in err, name
+        assert code == bool(words), (name, err)
+        assert (tmp_path / f'{name}.csv').exists() == (not words)
 
 
 def test_temperature_goes_with_the_model(run, server, tmp_path):
