@@ -627,8 +627,15 @@ def load_teacher(
     Raises:
         FileNotFoundError, ValueError: if there is no such model, or if its classes or channels differ.
     """
-    model, model_args = load_saved(name, model_name)
     what = f"Teacher '{name}'"
+    try:
+        model, model_args = load_saved(name, model_name)
+    except ValueError as e:
+        if not Path(name).is_file():
+            raise
+        raise ValueError(
+            f'{e} What is to be named of a teacher is named to `hdkd convert {name} FOLDER`; FOLDER then is the'
+            ' teacher.') from e
     labels = match_label_names(model, label_names, what)
     if labels and labels != classes:
         different = [label for label in labels if label not in classes] \

@@ -4,7 +4,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 import numpy as np
 from scipy.stats import binomtest
 
-from .intervals import effective_number, paired_interval, stratum_weights
+from .intervals import class_reach, effective_number, group_indices, paired_interval, stratum_weights
 from .metrics import METRICS, RANGES, WeightedImages, bootstrap, least_reach, percentile_interval, widen
 
 
@@ -36,13 +36,24 @@ def _accuracy_intervals(
     """Intervals of the differences of accuracy and balanced accuracy, second minus first."""
     first, second = networks
     only_a, only_b = first.correct & ~second.correct, second.correct & ~first.correct
-    intervals = {}
-    for name, strata in (('accuracy', None), ('balanced_accuracy', first.targets)):
-        number = effective_number(only_b.astype(np.float64) - only_a, groups, strata, confidence)
-        shares = [np.average(only, weights=None if strata is None else stratum_weights(strata))
-                  for only in (only_a, only_b)]
-        intervals[name] = list(paired_interval(shares[0] * number, shares[1] * number, number, confidence))
-    return intervals
+    group_of = group_indices(groups)
+
+    def interval_of(which: np.ndarray, strata: Optional[np.ndarray] = None) -> List[float]:
+        """Of the images `which`, (N,) of bool."""
+        a, b, of = (None if values is None else values[which] for values in (only_a, only_b, group_of))
+        number = effective_number(b.astype(np.float64) - a, of, strata, confidence)
+        weights = None if strata is None else stratum_weights(strata)
+        shares = [np.average(only, weights=weights) for only in (a, b)]
+        return list(paired_interval(shares[0] * number, shares[1] * number, number, confidence))
+
+    everything = np.ones(first.number, bool)
+    of_classes = [first.targets == k for k in np.unique(first.targets)]
+    differences = np.array([second.correct[own].mean() - first.correct[own].mean() for own in of_classes])
+    reach = class_reach(differences, np.array([interval_of(own) for own in of_classes]))
+    return {
+        'accuracy': interval_of(everything),
+        'balanced_accuracy': widen(
+            interval_of(everything, first.targets), float(differences.mean()), *reach, -1., 1.)}
 
 
 def paired_bootstrap(
@@ -58,7 +69,8 @@ def paired_bootstrap(
 ) -> Dict[str, Dict[str, Any]]:
     """Differences of all metrics, second minus first, with intervals for the same images.
 
-    - Accuracy and balanced accuracy: `paired_interval`, of the `effective_number` of images in groups and classes.
+    - Accuracy and balanced accuracy: `paired_interval`, of the `effective_number` of images in groups and classes; the
+      balanced one at least as far as `class_reach` says.
     - The others: percentiles of the differences over the same draws of both, but at least the `least_reach` that the
       accuracies imply: that two networks are both right on twelve images does not show that they are equal.
 

@@ -8,7 +8,7 @@ from typing import Callable, Optional, Tuple
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import beta, norm, t
+from scipy.special import betaincinv, ndtri, stdtrit  # those of scipy.stats are slow for one number
 
 Interval = Tuple[float, float]
 
@@ -24,6 +24,27 @@ def stratum_weights(strata: np.ndarray) -> np.ndarray:
     return 1 / (sizes[strata] * np.count_nonzero(sizes))
 
 
+def _jackknife_scale(group_of: np.ndarray, strata: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """What makes residuals those of a jackknife over groups, and which images are all that there is of their stratum.
+
+    A group of many images pulls the mean of its stratum towards itself. Its residual is divided by the share of the
+    other groups in the stratum, as if the mean had been taken without it (Bell and McCaffrey, Survey Methodology 28,
+    2002, 169-181). A group that is a whole stratum has no residual.
+
+    Args:
+        group_of, strata: Index of the group and of the stratum of each image, (N,).
+
+    Returns:
+        Factors (N,), 1 where the group is alone; whether it is alone, (N,) of bool.
+    """
+    number = group_of.max() + 1
+    cells, cell_of, sizes = np.unique(strata * number + group_of, return_inverse=True, return_counts=True)
+    groups = np.bincount(cells // number)[strata]  # of the stratum
+    others = 1 - sizes[cell_of] / np.bincount(strata)[strata]
+    alone = groups == 1
+    return np.sqrt((groups - 1) / groups, where=~alone, out=np.ones(len(strata))) / np.where(alone, 1, others), alone
+
+
 def effective_number(
         values: np.ndarray,
         groups: Optional[np.ndarray] = None,
@@ -32,11 +53,17 @@ def effective_number(
 ) -> float:
     """As many independent images would tell as much of the mean as these images in groups and strata do.
 
-    The variance of one image over that of the mean, which comes from the sums of the groups, corrected for the degrees
-    of freedom of few groups (Korn and Graubard, Survey Methodology 24, 1998, 193-201). Rare values, such as the few
-    mistakes of a good classifier, tell nothing of how they cluster: the variance is therefore averaged with that of
-    groups of equal images, which weighs as one image. The number is at least that of groups of equal images (Kish), and
-    at most that of independent images: N without strata.
+    Without groups, it is Kish's number of the weights: N without strata. With groups, it is the variance of one image
+    over that of the mean, which a jackknife over the groups finds, corrected for the degrees of freedom of few groups
+    (Korn and Graubard, Survey Methodology 24, 1998, 193-201). It is at least Kish's number of groups of equal images,
+    and at most that of independent images.
+
+    A rule of our own, checked by simulation: rare values, such as the few mistakes of a good classifier, tell nothing
+    of how they cluster. The variance is therefore averaged with that of groups of equal images, which weighs as one
+    image. A group that is a whole stratum (all images of a class are of one patient) counts as equal images too.
+
+    The variance is that of the mean of all images: where strata differ in it, and the small ones have more, the number
+    is too large (`class_reach`).
 
     Args:
         values: A value of each image, such as whether it is right, (N,).
@@ -45,26 +72,28 @@ def effective_number(
         confidence: Of the interval that the number is for.
     """
     number = len(values)
-    weights = np.full(number, 1 / max(number, 1)) if strata is None else stratum_weights(strata)
-    most = 1 / float(weights @ weights) if number else 0.
     if not number or groups is None and strata is None:
         return float(number)
-    group_of = np.arange(number) if groups is None else group_indices(groups)
+    weights = np.full(number, 1 / number) if strata is None else stratum_weights(strata)
+    most = 1 / float(weights @ weights)
+    if groups is None:
+        return most
+    if strata is None:
+        strata = np.zeros(number, int)
+    group_of = group_indices(groups)
     shares = np.bincount(group_of, weights)
     least = 1 / float(shares @ shares)
-    mean = float(weights @ values)
-    own_mean = mean if strata is None else (np.bincount(strata, values) / np.maximum(np.bincount(strata), 1))[strata]
-    rest = values - own_mean
-    variance_of_one = float(weights @ (values - mean) ** 2)
+    rest = values - (np.bincount(strata, values) / np.maximum(np.bincount(strata), 1))[strata]
     told = float(rest @ rest)
     if not told or len(shares) == 1:
         return least
-    ratio = float((np.bincount(group_of, weights * rest) ** 2).sum()) / variance_of_one
-    few_groups = 1.
-    if groups is not None:
-        ratio *= len(shares) / (len(shares) - 1)
-        quantile = (1 + confidence) / 2
-        few_groups = (t.ppf(quantile, number - 1) / t.ppf(quantile, len(shares) - 1)) ** 2
+    scale, alone = _jackknife_scale(group_of, strata)
+    variance_of_one = float(weights @ (values - weights @ values) ** 2)
+    ratio = float((np.bincount(group_of, weights * rest * scale) ** 2).sum()) / variance_of_one
+    ratio += float((np.bincount(strata, weights * alone) ** 2).sum())
+    freedom = max(len(shares) - len(np.unique(strata)), 1)
+    quantile = (1 + confidence) / 2
+    few_groups = (stdtrit(number - 1, quantile) / stdtrit(freedom, quantile)) ** 2
     return float(np.clip(few_groups * (told + 1) / (told * ratio + 1 / least), least, most))
 
 
@@ -82,8 +111,24 @@ def proportion_interval(share: float, number: float, confidence: float = 0.95) -
         return float('nan'), float('nan')
     tail, hits, misses = (1 - confidence) / 2, share * number, (1 - share) * number
     return (
-        float(beta.ppf(tail, hits, misses + 1)) if share > 0 else 0.,
-        float(beta.ppf(1 - tail, hits + 1, misses)) if share < 1 else 1.)
+        float(betaincinv(hits, misses + 1, tail)) if share > 0 else 0.,
+        float(betaincinv(hits + 1, misses, 1 - tail)) if share < 1 else 1.)
+
+
+def class_reach(shares: np.ndarray, limits: np.ndarray) -> Interval:
+    """How far below and above the mean over the classes reaches, at least: as far as one class takes it alone.
+
+    A rule of our own. The `effective_number` of the mean takes all classes for equally hard. Where the rare ones are
+    harder, its interval is too narrow: two classes of 5 and 95 images with recalls of 65 % and 99 % were held in 90.1 %
+    of all cases, and with this rule in at least 95 %, whatever the recalls.
+
+    Args:
+        shares: Of each class, (K,), NaN of those without images.
+        limits: Their intervals, (K, 2).
+    """
+    known = np.isfinite(shares)
+    below, above = np.abs(limits[known] - shares[known, None]).max(axis=0) / known.sum()
+    return float(below), float(above)
 
 
 def _solve(distance: Callable[[float], float], inner: float, outer: float) -> float:
@@ -104,7 +149,7 @@ def paired_interval(only_first: float, only_second: float, number: float, confid
     """
     if not number:
         return float('nan'), float('nan')
-    z = norm.ppf((1 + confidence) / 2)
+    z = ndtri((1 + confidence) / 2)
     found = (only_second - only_first) / number
 
     def distance(difference: float) -> float:

@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from tqdm import tqdm
 
-from .intervals import effective_number, group_indices, proportion_interval
+from .intervals import class_reach, effective_number, group_indices, proportion_interval
 
 BINS = 15  # of the confidence
 LOWER_IS_BETTER = ('log_loss', 'ece')
@@ -327,6 +327,35 @@ def class_intervals(
     return shares, intervals
 
 
+def accuracy_intervals(
+        correct: np.ndarray,
+        targets: np.ndarray,
+        num_classes: int,
+        groups: Optional[np.ndarray] = None,
+        confidence: float = 0.95,
+) -> Dict[str, List[float]]:
+    """`proportion_interval` of 'accuracy' and 'balanced_accuracy', of the `effective_number` of images in groups and
+    classes; the balanced one reaches at least as far as `class_reach` says.
+
+    Args:
+        correct: Is each image right? (N,).
+        targets: Class indices (N,).
+        num_classes: K.
+        groups: Group of each image, (N,).
+        confidence: How often an interval shall hold.
+    """
+    correct = correct.astype(np.float64)
+    shares, limits = class_intervals(correct, targets, num_classes, groups, confidence)
+    balanced = float(np.nanmean(shares))
+    intervals = {
+        name: list(proportion_interval(mean, effective_number(correct, groups, strata, confidence), confidence))
+        for name, mean, strata in (
+            ('accuracy', float(correct.mean()), None), ('balanced_accuracy', balanced, targets))}
+    reach = class_reach(shares, limits)
+    intervals['balanced_accuracy'] = widen(intervals['balanced_accuracy'], balanced, *reach, 0., 1.)
+    return intervals
+
+
 def least_reach(
         networks: Sequence[WeightedImages],
         changed: np.ndarray,
@@ -384,12 +413,11 @@ def intervals_of(
     # few images make the calibration error too high, and their resamples by as much again
     intervals['ece'] = [max(2 * found['ece'] - value, 0.) for value in reversed(intervals['ece'])]  # NaN stays
 
-    correct, reaches = images.correct.astype(np.float64), {}
-    for name, strata in (('accuracy', None), ('balanced_accuracy', images.targets)):
-        low, high = proportion_interval(found[name], effective_number(correct, groups, strata, confidence), confidence)
-        intervals[name], reaches[name] = [low, high], (found[name] - low, high - found[name])
+    intervals.update(accuracy_intervals(images.correct, images.targets, images.num_classes, groups, confidence))
+    reaches = [(found[name] - intervals[name][0], intervals[name][1] - found[name])
+               for name in ('accuracy', 'balanced_accuracy')]
     rarer = ~images.correct if found['accuracy'] >= 0.5 else images.correct
-    reach = least_reach([images], rarer, reaches['accuracy'], reaches['balanced_accuracy'])
+    reach = least_reach([images], rarer, *reaches)
     low, high = intervals['accuracy']
     mean = float(images.confidence.mean())  # its distance from the accuracy is the least calibration error
     reach['ece'] = (
@@ -411,8 +439,7 @@ def bootstrap_intervals(
 ) -> Dict[str, List[float]]:
     """Intervals of `classification_metrics` over images, or over whole groups of them.
 
-    - Accuracy and balanced accuracy: `proportion_interval`, of the `effective_number` of images in groups and classes.
-      Neither is drawn.
+    - Accuracy and balanced accuracy: `accuracy_intervals`. Neither is drawn.
     - The others: percentiles of a bootstrap, but at least the `least_reach` that the accuracies imply, as a bootstrap
       knows nothing of mistakes that were not seen.
     - Calibration error: the basic bootstrap, percentiles mirrored at the estimate, since few images make it too high,

@@ -77,7 +77,7 @@ def simulate_edge(args: argparse.Namespace) -> None:
     print_row('intervals', 'right', 'classes', 'images', *names)
     print('|---|---:|---:|---:|' + '---:|' * len(names))
     for (words, group_size, by_group), right, classes, number in itertools.product(
-            SETTINGS, (0.9, 0.99), (2, 4, 7), (10, 30, 100)):
+            SETTINGS, args.right, args.classes, args.edge_images):
         rng = np.random.default_rng(0)
         true = dict.fromkeys(EDGE, right)
         if args.metrics:
@@ -99,7 +99,7 @@ def simulate_pairs(args: argparse.Namespace) -> None:
     print_row('pairs', 'right', 'classes', 'images', *METRICS)
     print('|---|---:|---:|---:|' + '---:|' * len(METRICS))
     for (words, group_size, by_group), right, classes, number in itertools.product(
-            SETTINGS, (0.9, 0.99), (2, 7), (10, 30, 100)):
+            SETTINGS, args.right, args.classes, args.edge_images):
         rng = np.random.default_rng(0)
         held = []
         for seed in range(args.draws):
@@ -116,7 +116,10 @@ def main() -> None:
     parser.add_argument('--draws', type=int, default=500, help='test sets (default: %(default)s)')
     parser.add_argument('--images', type=int, default=400, help='of each, without --edge (default: %(default)s)')
     parser.add_argument('--resamples', type=int, default=300, help='of the bootstrap (default: %(default)s)')
-    parser.add_argument('--edge', action='store_true', help='10, 30 and 100 images, 90 and 99 %% of them right')
+    parser.add_argument('--edge', action='store_true', help='few images, nearly all of them right')
+    parser.add_argument('--right', type=float, nargs='+', default=[0.9, 0.99], help='with --edge: share of them')
+    parser.add_argument('--classes', type=int, nargs='+', default=[2, 4, 7], help='with --edge: how many')
+    parser.add_argument('--edge-images', type=int, nargs='+', default=[10, 30, 100], help='with --edge: how many')
     parser.add_argument('--metrics', action='store_true', help='with --edge: of all metrics')
     parser.add_argument('--pairs', action='store_true', help='with --edge: of the differences of two classifiers')
     args = parser.parse_args()

@@ -469,6 +469,17 @@ def test_teacher_without_class_names(tmp_path):
     load_teacher(tmp_path / 'a.pth', ['a', 'b', 'c'])
 
 
+def test_teacher_file_that_leaves_a_choice(tmp_path):
+    """The flags of a distillation are the student's: the teacher's go to `hdkd convert`."""
+    model = timm.create_model('hdkd_student', **TINY_STUDENT)
+    torch.save(model.state_dict(), tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match=r'--model-kwargs head_dim=WIDTH\..* `hdkd convert .*a\.pth FOLDER`'):
+        load_teacher(tmp_path / 'a.pth', list('abcde'))
+    convert_checkpoint(tmp_path / 'a.pth', tmp_path / 'm', head_dim=8)
+    teacher, _ = load_teacher(tmp_path / 'm', list('abcde'))
+    assert torch.equal(teacher.head.weight, model.head.weight)
+
+
 def test_config_is_what_the_hub_reads(tmp_path):
     save_model(timm.create_model('hdkd_student', **TINY_STUDENT), tmp_path / 'm', model_args=TINY_STUDENT)
     config = json.loads((tmp_path / 'm' / 'config.json').read_text())

@@ -102,3 +102,14 @@ def test_a_comparison_stops_when_asked():
 
 def _interrupt():
     raise InterruptedError
+
+
+def test_balanced_accuracy_of_pairs_holds_where_the_rare_class_is_harder():
+    """Both are right as often; only the images of the rare class tell that (85 % if all classes were as hard)."""
+    targets, held = np.repeat([0, 1], [20, 80]), []
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        a, b = (np.eye(2)[np.where(rng.random(100) < np.where(targets, 1, 0.8), targets, 1)] for _ in range(2))
+        low, high = paired_bootstrap(a, b, targets, resamples=1)['balanced_accuracy']['interval']
+        held.append(low <= 0 <= high)
+    assert np.mean(held) > 0.91

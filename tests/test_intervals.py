@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
 
-from hdkd_timm.intervals import effective_number, paired_interval, proportion_interval
+from hdkd_timm.intervals import class_reach, effective_number, paired_interval, proportion_interval
 
 
 @pytest.mark.parametrize(('hits', 'number'), [(0, 1), (1, 1), (12, 12), (0, 12), (11, 12), (70, 100), (999, 1000)])
@@ -121,3 +121,30 @@ def test_balanced_accuracy_holds_as_often_as_it_says():
             low, high = proportion_interval(mean, effective_number(right, strata=strata))
             held.append(low <= true <= high)
         assert np.mean(held) > 0.93
+
+
+def test_effective_number_of_one_large_group():
+    """Most images are of one patient: what the others are like is hardly known (79 % without a jackknife)."""
+    groups, held, numbers = np.repeat(np.arange(20), [81, *[1] * 19]), [], []
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        values = (rng.random(100) < rng.beta(0.8 * 0.43, 0.2 * 0.43, 20)[groups]).astype(float)
+        numbers.append(effective_number(values, groups))
+        low, high = proportion_interval(values.mean(), numbers[-1])
+        held.append(low <= 0.8 <= high)
+    assert np.mean(held) > 0.94
+    assert min(numbers) >= 1
+
+
+def test_effective_number_of_a_class_of_one_group():
+    """All images of the rare class are of one patient, whose share in the mean is a half: at most 4 images are told."""
+    groups = np.concatenate([np.zeros(10, int), 1 + np.arange(100)])
+    strata = np.repeat([0, 1], [10, 100])
+    values = np.random.default_rng(0).random(110) < 0.8
+    assert effective_number(values.astype(float), groups, strata) < 4 + 1e-9
+
+
+def test_reach_of_one_class():
+    shares, limits = np.array([0.8, np.nan, 1.]), np.array([[0.4, 0.9], [np.nan, np.nan], [0.7, 1.]])
+    assert class_reach(shares, limits) == pytest.approx((0.2, 0.05))
+    assert class_reach(shares[:1], limits[:1]) == pytest.approx((0.4, 0.1))
