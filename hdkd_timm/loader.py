@@ -342,7 +342,7 @@ class SplitLoader:
         torch.manual_seed(derive_seed(self.seed, epoch, self.rank))
         if hasattr(self.dataset, 'set_epoch'):
             self.dataset.set_epoch(epoch)
-        for i, batch in enumerate(self.loader):
+        for i, batch in enumerate(self):
             if i >= start:
                 yield batch
 
@@ -352,7 +352,10 @@ class SplitLoader:
         try:
             yield from self.loader
         except RuntimeError as e:
-            raise _explain_loss(e) or e from e
+            lost = _explain_loss(e)
+            if lost is None:
+                raise
+            raise lost from e
 
     def __len__(self) -> int:
         """Batches of a whole pass (of iterable datasets: as many as they tell)."""
