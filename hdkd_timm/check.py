@@ -192,8 +192,8 @@ def _refuse_missing_files(samples: Dict[str, Samples], config: CheckConfig) -> N
     if not any(map(os.path.lexists, files)):
         root = config.data_dir or os.path.dirname(config.data_csv) or '.'
         raise ValueError(
-            f"None of the {len(files):,} images of '{config.data_csv}' can be found, the first is '{files[0]}': its paths"
-            f" are relative to '{root}', name another folder with --data-dir.")
+            f"None of the {len(files):,} images of '{config.data_csv}' can be found, the first is '{files[0]}': its"
+            f" paths are relative to '{root}', name another folder with --data-dir.")
 
 
 def _read_some(config: CheckConfig) -> Tuple[Dict[str, Samples], List[str]]:
