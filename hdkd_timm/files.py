@@ -122,24 +122,29 @@ def add_sums(folder: PathLike, *names: str) -> None:
         _write_sums(folder, sums)
 
 
-def check_sums(folder: PathLike, *names: str) -> None:
+def check_sums(folder: PathLike, *names: str) -> List[str]:
     """Are the files of a folder as they were written, as far as its SHA256SUMS lists them?
 
     Args:
         folder: The folder. One without SHA256SUMS passes: it is of an earlier version, or of other software.
         names: Files to look at; none for all that are listed and there.
 
+    Returns:
+        Those that are listed and there.
+
     Raises:
         ValueError: if one is not; it is named.
     """
     folder = Path(folder)
     sums = _read_sums(folder)
-    for name in names or sums:
+    checked = [name for name in names or sums if name in sums and (folder / name).is_file()]
+    for name in checked:
         path = folder / name
-        if name in sums and path.is_file() and _digest(path) not in sums[name]:
+        if _digest(path) not in sums[name]:
             raise ValueError(
                 f"'{path}' is damaged, or was edited: it is not as it was written (its sha256 is not the one in"
                 f" '{folder / SUMS}'). Restore it from a copy; if you edited it on purpose, delete its line there.")
+    return checked
 
 
 @contextmanager

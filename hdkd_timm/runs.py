@@ -72,8 +72,8 @@ def load_state(path: Union[str, Path]) -> Dict[str, Any]:
         FileNotFoundError, ValueError: as `read_checkpoint`; if it is damaged, or no training state.
     """
     path = Path(path)
-    check_sums(path.parent, path.name)
-    if path.is_file() and _is_damaged_zip(path):
+    is_checked = bool(check_sums(path.parent, path.name))
+    if not is_checked and path.is_file() and _is_damaged_zip(path):
         raise ValueError(f"'{path}' is damaged: a checksum in it is wrong. Restore it from a copy.")
     state = read_checkpoint(path)
     if 'progress' not in state:

@@ -241,11 +241,12 @@ def read_result(folder: Path, config: TrainConfig) -> Optional[Dict[str, Any]]:
         epochs, best = result.get('epochs', config.epochs), result.get('epoch', 0)  # a given teacher has none
         result['name'], result['classes']
         ended_early = config.early_stopping is not None and epochs - 1 - best >= config.early_stopping
+        is_finished = epochs >= config.epochs or ended_early
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(
             f"'{path}' is damaged ({type(e).__name__}: {e}): restore it, or delete it; --resume tests the network again"
             ' then.') from e
-    return result if epochs >= config.epochs or ended_early else None
+    return result if is_finished else None
 
 
 def fit(
