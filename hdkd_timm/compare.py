@@ -4,7 +4,14 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 import numpy as np
 from scipy.stats import binomtest
 
-from .intervals import class_reach, effective_number, group_indices, paired_interval, stratum_weights
+from .intervals import (
+    class_reach,
+    effective_number,
+    group_indices,
+    paired_interval,
+    skewed_mean_interval,
+    stratum_weights,
+)
 from .metrics import METRICS, RANGES, WeightedImages, bootstrap, least_reach, percentile_interval, widen
 
 
@@ -72,7 +79,8 @@ def paired_bootstrap(
     - Accuracy and balanced accuracy: `paired_interval`, of the `effective_number` of images in groups and classes; the
       balanced one at least as far as `class_reach` says.
     - The others: percentiles of the differences over the same draws of both, but at least the `least_reach` that the
-      accuracies imply: that two networks are both right on twelve images does not show that they are equal.
+      accuracies imply: that two networks are both right on twelve images does not show that they are equal; of the log
+      loss also at least `skewed_mean_interval`.
 
     Two networks whose probabilities are all equal are the same one: all differences are [0, 0].
 
@@ -105,6 +113,9 @@ def paired_bootstrap(
     reach = least_reach(networks, networks[0].correct != networks[1].correct, *(
         (difference[name] - intervals[name][0], intervals[name][1] - difference[name])
         for name in ('accuracy', 'balanced_accuracy')))
+    low, high = skewed_mean_interval(networks[1].losses - networks[0].losses, groups, confidence)
+    reach['log_loss'] = np.fmax(  # NaN is none
+        reach['log_loss'], (difference['log_loss'] - low, high - difference['log_loss']))
     for name, distances in reach.items():
         most = RANGES[name][1] - RANGES[name][0]
         intervals[name] = widen(intervals[name], difference[name], *distances, -most, most)

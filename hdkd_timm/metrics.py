@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from tqdm import tqdm
 
-from .intervals import class_reach, effective_number, group_indices, proportion_interval
+from .intervals import class_reach, effective_number, group_indices, proportion_interval, skewed_mean_interval
 
 BINS = 15  # of the confidence
 LOWER_IS_BETTER = ('log_loss', 'ece')
@@ -365,6 +365,8 @@ def least_reach(
     """How far intervals reach below and above their metrics at least, if accuracies reach so far: what the mistakes do
     that were not seen.
 
+    A rule of our own, not a published one, that `tests/simulate_intervals.py` checks.
+
     Macro F1 changes as the balanced accuracy does, Cohen's kappa as the accuracy does at the same agreement by chance,
     the calibration error as the accuracy does at the same confidence. The log loss changes as the accuracy, times the
     log odds of the confidence of images whose label changed. The AUROC changes as the balanced accuracy, times the
@@ -418,6 +420,8 @@ def intervals_of(
                for name in ('accuracy', 'balanced_accuracy')]
     rarer = ~images.correct if found['accuracy'] >= 0.5 else images.correct
     reach = least_reach([images], rarer, *reaches)
+    low, high = skewed_mean_interval(images.losses, groups, confidence)
+    reach['log_loss'] = np.fmax(reach['log_loss'], (found['log_loss'] - low, high - found['log_loss']))  # NaN is none
     low, high = intervals['accuracy']
     mean = float(images.confidence.mean())  # its distance from the accuracy is the least calibration error
     reach['ece'] = (
@@ -441,7 +445,7 @@ def bootstrap_intervals(
 
     - Accuracy and balanced accuracy: `accuracy_intervals`. Neither is drawn.
     - The others: percentiles of a bootstrap, but at least the `least_reach` that the accuracies imply, as a bootstrap
-      knows nothing of mistakes that were not seen.
+      knows nothing of mistakes that were not seen; of the log loss also at least `skewed_mean_interval`.
     - Calibration error: the basic bootstrap, percentiles mirrored at the estimate, since few images make it too high,
       and their resamples by as much again; the estimate may lie above its interval. It is never less than the
       distance of mean confidence and accuracy, and so reaches as far as the interval of the accuracy takes that.
