@@ -3,7 +3,6 @@
 Sizes, modes, classes and images that cannot be read; images that are there twice (equal files, equal pixels,
 near-duplicates) within and across splits, and groups on both sides of one; a split without any of it.
 """
-import copy
 import dataclasses
 import hashlib
 import logging
@@ -27,8 +26,8 @@ from .data import (
     SampleDataset,
     Samples,
     SourceConfig,
+    find_changed,
     read_samples,
-    warn_of_changes,
 )
 from .duplicates import THUMBNAIL_SIZE, Pairs, find_clusters, find_near_pairs, make_thumbnail
 from .files import PathLike, new_folder, write_json, write_rows
@@ -36,6 +35,8 @@ from .images import describe_ranges, hash_file, read_with_values
 from .memory import available_memory
 from .pixels import MemoryBudget, Reserve, StoredValues
 from .plots import plot_pairs
+from .tars import TarReader
+from .text import printable
 
 _logger = logging.getLogger(__name__)
 
@@ -83,8 +84,7 @@ def _look_at_file(file: BinaryIO, name: str, reserve: Reserve = nullcontext) -> 
 
 def look_at_images(samples: Samples) -> List[Look]:
     """Read each image once."""
-    is_files = isinstance(samples.reader, FileReader)
-    dataset = SampleDataset(samples if is_files else dataclasses.replace(samples, reader=copy.deepcopy(samples.reader)))
+    dataset = SampleDataset(samples)
     look_at_file = partial(_look_at_file, reserve=MemoryBudget(available_memory() // 2).reserve)
 
     def look(i: int) -> Look:
@@ -93,7 +93,7 @@ def look_at_images(samples: Samples) -> List[Look]:
         except ValueError as e:
             return Look(error=f'{type(e.__cause__).__name__}: {e.__cause__}')
 
-    if not is_files:  # other readers are no more than one reader's
+    if not isinstance(samples.reader, (FileReader, TarReader)):  # others are not for several threads
         return [look(i) for i in range(len(samples))]
     with ThreadPoolExecutor() as pool:
         return list(pool.map(look, range(len(samples))))
@@ -172,6 +172,7 @@ class DataCheck(NamedTuple):
         name: Name, the path of those that are files, (N,).
         group: Group, '' where there is none, (N,).
         duplicates: Images that are there twice.
+        changed: Is an image not as its table lists it (size or SHA-256)? (N,)
     """
     samples: Dict[str, Samples]
     classes: List[str]
@@ -182,6 +183,17 @@ class DataCheck(NamedTuple):
     name: List[str]
     group: np.ndarray
     duplicates: Duplicates
+    changed: np.ndarray
+
+
+def _refuse_missing_files(samples: Dict[str, Samples], config: CheckConfig) -> None:
+    """Raises ValueError if none of the images of a table exist: a folder is wrong then, and not each of the images."""
+    files = [part.filename(i) for part in samples.values() for i in range(len(part))]
+    if not any(map(os.path.lexists, files)):
+        root = config.data_dir or os.path.dirname(config.data_csv) or '.'
+        raise ValueError(
+            f"None of the {len(files):,} images of '{config.data_csv}' can be found, the first is '{files[0]}':"
+            f" its paths are relative to '{root}', name another folder with --data-dir.")
 
 
 def _read_some(config: CheckConfig) -> Tuple[Dict[str, Samples], List[str]]:
@@ -211,19 +223,21 @@ def check_data(config: CheckConfig, only_files: bool = False) -> DataCheck:
     samples, classes = _read_some(config)
     if only_files:
         _refuse_others_than_files(samples)
+    if config.data_csv:
+        _refuse_missing_files(samples, config)
     splits = list(samples)
-    looks = []
-    for name, part in samples.items():
+    looks, changed = [], []
+    for part in samples.values():
         found = look_at_images(part)
         contents = np.array([('', look.file_hash) for look in found], object).reshape(-1, 2)
-        warn_of_changes(dataclasses.replace(part, contents=contents), name)
+        changed.append(find_changed(dataclasses.replace(part, contents=contents)))
         looks += found
     split = np.repeat(np.arange(len(splits)), [len(part) for part in samples.values()])
     group = [[''] * len(part) if part.groups is None else part.groups.astype(str) for part in samples.values()]
     return DataCheck(
         samples, classes, splits, looks, split, np.concatenate([part.targets for part in samples.values()]),
         [name for part in samples.values() for name in part.filenames()], np.concatenate(group).astype(object),
-        find_duplicates(looks, split, config.threshold))
+        find_duplicates(looks, split, config.threshold), np.concatenate(changed))
 
 
 def _shared_groups(check: DataCheck, a: int, b: int) -> np.ndarray:
@@ -238,9 +252,9 @@ def summarize(check: DataCheck) -> Dict[str, Any]:
         'images' (split -> class -> number), 'unreadable' (name -> reason), 'sizes' (split -> smallest, median and
         largest height and width, and how many different ones), 'modes' (split -> Pillow's mode and bits a channel ->
         number), 'suffixes' (split -> suffix of the names in lower case -> number), 'dark' (a warning of images that are
-        read nearly black, or ''), 'pairs' (kind -> number),
-        'labels_differ' (pairs of images that are alike with different labels), 'leaks' (pair of splits -> how many
-        images of the first have a twin in the second).
+        read nearly black, or ''), 'changed' (names of images that are not as their table lists them), 'pairs' (kind ->
+        number), 'labels_differ' (pairs of images that are alike with different labels), 'leaks' (pair of splits -> how
+        many images of the first have a twin in the second).
     """
     readable = np.array([not look.error for look in check.looks], bool)
     sizes = np.array([(look.height, look.width) for look in check.looks]).reshape(-1, 2)
@@ -266,6 +280,7 @@ def summarize(check: DataCheck) -> Dict[str, Any]:
                 str(mode): int(n) for mode, n in zip(*np.unique(modes[of_split & readable].astype(str),
                                                                 return_counts=True))}
     summary['dark'] = describe_ranges([look.values for look in check.looks], check.name)
+    summary['changed'] = [check.name[i] for i in np.flatnonzero(check.changed)]
     summary['pairs'] = {name: int((kind == i).sum()) for i, name in enumerate(KINDS)}
     summary['labels_differ'] = int(differ.sum())
     summary['leaks'] = {}
@@ -449,11 +464,11 @@ def list_leaks(summary: Dict[str, Any]) -> List[str]:
 def format_check(summary: Dict[str, Any]) -> str:
     """The summary as a text for a terminal."""
     labels = list(next(iter(summary['images'].values())))
-    width = max(map(len, [*labels, 'class'])) + 2
+    width = max(len(printable(label)) for label in [*labels, 'class']) + 2
     lines = [f"{'class':<{width}}" + ''.join(f'{split:>16}' for split in summary['images'])]
     totals = {split: sum(counts.values()) for split, counts in summary['images'].items()}
     for label in labels:
-        lines.append(f'{label:<{width}}' + ''.join(
+        lines.append(f'{printable(label):<{width}}' + ''.join(
             f'{counts[label]:>8,} {counts[label] / max(totals[split], 1):>6.1%}'.rjust(16)
             for split, counts in summary['images'].items()))
     lines.append(f"{'all':<{width}}" + ''.join(f'{total:>8,}'.ljust(15).rjust(16) for total in totals.values()))
@@ -475,6 +490,10 @@ def format_check(summary: Dict[str, Any]) -> str:
         lines.append(f"... {len(summary['unreadable'])} images cannot be read")
     if summary['dark']:
         lines.append(f"WARNING: {summary['dark']}")
+    if summary['changed']:
+        lines.append(
+            f"WARNING: {len(summary['changed']):,} images have changed since they were listed (SHA-256 differs), the"
+            f" first is '{summary['changed'][0]}'")
     found = summary['pairs']
     lines.append(
         f"pairs of images: {found['file']:,} equal files, {found['pixels']:,} equal pixels in other files,"
@@ -484,4 +503,4 @@ def format_check(summary: Dict[str, Any]) -> str:
     lines += [f'LEAK: {leak}' for leak in list_leaks(summary)]
     if not has_leak(summary) and len(totals) > 1:
         lines.append('no image, near-duplicate or group in two splits')
-    return '\n'.join(lines)
+    return '\n'.join(map(printable, lines))  # names may hold line breaks

@@ -14,8 +14,9 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import safetensors.torch
 import timm
 import torch
+from huggingface_hub import hf_hub_download
 from timm.data.loader import adapt_to_chs
-from timm.models import is_model_pretrained, load_model_config_from_hf, save_for_hf
+from timm.models import is_model_pretrained, save_for_hf
 from timm.utils import unwrap_model
 from torch import nn
 
@@ -25,9 +26,9 @@ from .models.hdkd import HDKDStudent, HDKDTeacher, is_fused
 from .parsing import read_json
 
 __all__ = [
-    'HUBS', 'adapt_stats', 'check_preprocessing', 'convert_checkpoint', 'describe_orders', 'find_model_folder',
-    'has_two_orders', 'load_checkpoint', 'load_model', 'load_saved', 'load_teacher', 'match_label_names',
-    'read_checkpoint', 'read_model_config', 'recognize', 'save_model']
+    'HUBS', 'adapt_stats', 'check_preprocessing', 'convert_checkpoint', 'describe_orders', 'download',
+    'find_model_folder', 'has_two_orders', 'load_checkpoint', 'load_model', 'load_saved', 'load_teacher',
+    'match_label_names', 'read_checkpoint', 'read_model_config', 'recognize', 'save_model']
 
 _logger = logging.getLogger(__name__)
 
@@ -134,9 +135,11 @@ def recognize(
     named, model_name = model_name, model_name or told.model_name
     said = '' if named or not model_name else f" The file says so ({told.source}): name the right one, --model NAME."
     names = list(state_dict)
-    if 'stages.0.0.conv.weight' not in state_dict or 'head.weight' not in state_dict:
+    lacking = [name for name in ('stages.0.0.conv.weight', 'head.weight') if name not in state_dict]
+    if lacking:
         raise ValueError(
-            f"Not a checkpoint of an HDKD network, it has no stage 1 and head (first keys: {', '.join(names[:4])}).")
+            f"Not a whole checkpoint of an HDKD network, it has no {' and no '.join(lacking)} (its first keys:"
+            f" {', '.join(names[:4])}).")
     student, distilled = 'cls_token' in state_dict, 'dist_token' in state_dict
     if model_name is None:
         model_name = ('hdkd_student' if distilled else 'hdkd_student_plain') if student else 'hdkd_teacher'
@@ -287,17 +290,27 @@ def _build(path: PathLike, model_name: str, model_args: Dict[str, Any]) -> nn.Mo
         raise ValueError(f"Cannot build the {model_name} of '{path}' with {model_args}: {e}") from e
 
 
+def _is_floating_point(value: Any) -> bool:
+    """Is it a tensor of real numbers that can be copied as they are?"""
+    return (isinstance(value, torch.Tensor) and value.is_floating_point() and value.layout is torch.strided
+            and not value.is_meta)
+
+
 def _load_strictly(path: PathLike, model: nn.Module, state_dict: Dict[str, Any], said: str) -> None:
-    """Raises ValueError for keys that are missing or left over and for other shapes, with a word on what may be why."""
+    """Raises ValueError for keys that are missing or left over and for other shapes or types, with a word on why that
+    may be."""
     expected = model.state_dict()
     shapes = {k: tuple(v.shape) if isinstance(v, torch.Tensor) else v for k, v in state_dict.items()}
+    both = sorted(set(expected) & set(shapes))
     problems = []
     for what, keys in (
             ('missing', sorted(set(expected) - set(state_dict))),
             ('left over', sorted(set(state_dict) - set(expected))),
-            ('of another shape', sorted(
-                f'{k} {shapes[k]} instead of {tuple(expected[k].shape)}'
-                for k in set(expected) & set(shapes) if shapes[k] != tuple(expected[k].shape))),
+            ('of another shape', [
+                f'{k} {shapes[k]} instead of {tuple(expected[k].shape)}' for k in both
+                if shapes[k] != tuple(expected[k].shape)]),
+            ('not floating-point', [  # quantised values would be copied without their scale
+                k for k in both if expected[k].is_floating_point() and not _is_floating_point(state_dict[k])]),
     ):
         if keys:
             problems.append(f"{len(keys)} {what}: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}")
@@ -363,12 +376,18 @@ def match_label_names(model: nn.Module, given: Optional[Sequence[str]], what: st
     """
     told = model.pretrained_cfg.get('label_names') or None
     if given:
-        given = _check_label_names(list(given), model.num_classes, f'--label-names of {what}')
+        given = _check_label_names(list(given), model.num_classes, f'{what}, names given')
     if told:
-        told = _check_label_names(told, model.num_classes, what)
+        try:
+            told = _check_label_names(told, model.num_classes, what)
+        except ValueError as e:
+            if not given:
+                raise ValueError(f'{e} Name its classes by index, --label-names NAME ...') from e
+            _logger.warning(f'{e} Those given are taken.')
+            return given
     if given and told and given != told:
         raise ValueError(
-            f"{what} tells its classes, {', '.join(told)}, which are not --label-names {' '.join(given)}: leave these"
+            f"{what} tells its classes, {', '.join(told)}, which are not those given, {', '.join(given)}: leave these"
             ' out.')
     return told or given or None
 
@@ -405,12 +424,25 @@ def check_preprocessing(cfg: Dict[str, Any], what: str) -> None:
 # arguments of timm's factory that are no model's own: in a config.json they would change how its weights are loaded
 _FACTORY_ARGS = (
     'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'pretrained_filter_fn', 'checkpoint_path', 'cache_dir',
-    'features_only', 'model_cfg', 'feature_cfg', 'kwargs_filter')
+    'features_only', 'model_cfg', 'feature_cfg', 'kwargs_filter', 'device', 'dtype')
+
+
+def download(name: str, file: str) -> Path:
+    """A file of 'hf-hub:ORG/NAME' or 'hf-hub:ORG/NAME@REVISION', as it is in the Hub's cache then."""
+    repo_id, _, revision = name.partition(':')[2].partition('@')
+    return Path(hf_hub_download(repo_id, file, revision=revision or None))
 
 
 def read_model_config(folder: PathLike) -> Dict[str, Any]:
-    """What a model folder's config.json holds."""
-    return read_json(Path(folder) / 'config.json')
+    """What a model folder's config.json holds.
+
+    Raises:
+        OSError, ValueError: as `read_json`; if it holds no names and values.
+    """
+    config = read_json(Path(folder) / 'config.json')
+    if not isinstance(config, dict):
+        raise ValueError(f"'{Path(folder) / 'config.json'}' must hold names and values")
+    return config
 
 
 def _check_source(name: str, folder: Optional[Path]) -> Dict[str, Any]:
@@ -419,11 +451,7 @@ def _check_source(name: str, folder: Optional[Path]) -> Dict[str, Any]:
     Raises:
         ValueError: if the file contradicts itself, or says how weights are to be loaded.
     """
-    if folder is not None:
-        config = read_model_config(folder)
-    else:
-        cfg, _, args = load_model_config_from_hf(name.partition(':')[2])
-        config = dict(pretrained_cfg=cfg, model_args=args)
+    config = read_model_config(download(name, 'config.json').parent if folder is None else folder)
     cfg, args = config.get('pretrained_cfg') or {}, config.get('model_args') or {}
     if not isinstance(cfg, dict) or not isinstance(args, dict):
         raise ValueError('its pretrained_cfg and model_args must hold names and values')
@@ -436,6 +464,8 @@ def _check_source(name: str, folder: Optional[Path]) -> Dict[str, Any]:
     if len(set(map(str, numbers.values()))) > 1:
         said = ', '.join(f'{number} in {place}' for place, number in numbers.items())
         raise ValueError(f'its num_classes contradict each other, {said}')
+    if list(numbers) == ['model_args']:  # timm would take the weights for those of 1,000 classes, and draw a new head
+        raise ValueError('its num_classes is in model_args alone: move it to the top level')
     return args
 
 
@@ -597,8 +627,15 @@ def load_teacher(
     Raises:
         FileNotFoundError, ValueError: if there is no such model, or if its classes or channels differ.
     """
-    model, model_args = load_saved(name, model_name)
     what = f"Teacher '{name}'"
+    try:
+        model, model_args = load_saved(name, model_name)
+    except ValueError as e:
+        if not Path(name).is_file():
+            raise
+        raise ValueError(
+            f'{e} What is to be named of a teacher is named to `hdkd convert {name} FOLDER`; FOLDER then is the'
+            ' teacher.') from e
     labels = match_label_names(model, label_names, what)
     if labels and labels != classes:
         different = [label for label in labels if label not in classes] \

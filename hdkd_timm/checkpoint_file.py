@@ -8,6 +8,7 @@ import logging
 import pickle
 import re
 import zipfile
+from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -33,7 +34,7 @@ _ARGUMENTS = {'num_classes': 'num_classes', 'nb_classes': 'num_classes', 'in_cha
               'gp': 'global_pool'}
 # how images are prepared, in a `pretrained_cfg`
 _PREPROCESSING = ('mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')
-_LABEL_NAMES = ('label_names', 'class_names', 'classes', 'class_to_idx')
+_LABEL_NAMES = ('label_names', 'class_names', 'classes', 'class_to_idx', 'idx_to_class', 'id2label')
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -61,23 +62,37 @@ def _path(*parts: str) -> str:
     return str(PurePath(*parts))
 
 
-def _stand_in(function: Any, path: str) -> Callable:
-    """The function under the name that a checkpoint calls it by, as torch compares them."""
-    stand_in = type(path, (function,), {}) if isinstance(function, type) else lambda *args: function(*args)
-    stand_in.__module__, _, stand_in.__qualname__ = path.rpartition('.')
-    return stand_in
-
-
-# what checkpoints hold beside tensors, none of which can run code. Namespace is what argparse makes: its attributes are
-# set and nothing else
-SAFE_GLOBALS: List[Callable] = [
-    argparse.Namespace,
-    _stand_in(_NumpyDtype, 'numpy.dtype'),
-    *(_stand_in(_numpy_scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')),
-    *(_stand_in(_path, f'{module}.{kind}Path') for module in ('pathlib', 'pathlib._local')
+# what checkpoints hold beside tensors, none of which can run code, and the names that they call it by. Namespace is
+# what argparse makes: its attributes are set and nothing else
+SAFE_GLOBALS: List[Tuple[Callable, str]] = [
+    (argparse.Namespace, 'argparse.Namespace'),
+    (_NumpyDtype, 'numpy.dtype'),
+    *((_numpy_scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')),
+    *((_path, f'{module}.{kind}Path') for module in ('pathlib', 'pathlib._local')
       for kind in ('Posix', 'Windows', 'PurePosix', 'PureWindows')),
 ]
-_SAFE_NAMES = {f'{f.__module__}.{f.__qualname__}' for f in SAFE_GLOBALS}
+
+
+def _find_damaged_record(path: Path) -> Optional[str]:
+    """The first part of a checkpoint that is not as its checksum says, at which `torch.load` does not look."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as file:
+        has_sums = any(info.CRC for info in file.infolist())  # torch.serialization.set_crc32_options leaves them out
+        return file.testzip() if has_sums else None
+
+
+def _find_unsafe_names(path: Path, error: Exception) -> List[str]:
+    """What a checkpoint would call on loading, none where it is only damaged.
+
+    Args:
+        path: The file.
+        error: What `torch.load` raised. It names the first one, and all that is known of files that are no zip files.
+    """
+    names = re.findall(r'GLOBAL (\w[\w.]*)', str(error))
+    with suppress(Exception), torch.serialization.safe_globals(SAFE_GLOBALS):  # a damaged file can raise anything
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) or names
+    return sorted(set(names))
 
 
 def read_checkpoint(path: PathLike) -> Dict[str, Any]:
@@ -97,20 +112,27 @@ def read_checkpoint(path: PathLike) -> Dict[str, Any]:
     try:
         if path.suffix == '.safetensors':
             return safetensors.torch.load_file(path)
+        damaged = _find_damaged_record(path)
         with torch.serialization.safe_globals(SAFE_GLOBALS):
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as e:
-        is_zip = zipfile.is_zipfile(path)
-        if not is_zip and path.read_bytes()[:1] != pickle.PROTO:
-            raise ValueError(f"'{path}' is no checkpoint: neither safetensors nor written by torch.save.") from e
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if is_zip else []
-        names = [name for name in names if name not in _SAFE_NAMES]
+        with open(path, 'rb') as file:
+            if not file.read(2).startswith((pickle.PROTO, b'PK')):  # a pickle, a zip file
+                raise ValueError(f"'{path}' is no checkpoint: neither safetensors nor written by torch.save.") from e
+        names = _find_unsafe_names(path, e)
+        if not names:
+            reason = str(e).partition('WeightsUnpickler error:')[2]
+            reason = re.split('Check the documentation|Please use', reason)[0]
+            raise ValueError(
+                f"'{path}' is damaged, or holds what cannot be read safely ({' '.join(reason.split())}). Take"
+                ' another copy, or write it again with torch.save(model.state_dict(), FILE).') from e
         raise ValueError(
-            f"Refused '{path}': loading it would execute code, it holds {', '.join(names) or 'more than tensors'}."
-            ' Where you trust it, load it once with the code that wrote it and save its state dict,'
-            ' torch.save(model.state_dict(), FILE).') from e
+            f"Refused '{path}': loading it would execute code, it holds {_shown(names)}. Where you trust it, load it"
+            ' once with the code that wrote it and save its state dict, torch.save(model.state_dict(), FILE).') from e
     except Exception as e:  # a damaged file can raise anything
         raise ValueError(f"'{path}' is no checkpoint, or it is damaged ({type(e).__name__}).") from e
+    if damaged:
+        raise ValueError(f"'{path}' is damaged: the checksum of '{damaged}' in it is wrong. Take another copy.")
     if not isinstance(checkpoint, dict):
         raise ValueError(f"'{path}' holds a {type(checkpoint).__name__}, not a state dict.")
     if not all(isinstance(key, str) for key in checkpoint):
@@ -181,6 +203,13 @@ def _describe_keys(checkpoint: Dict[str, Any]) -> str:
     return '; '.join([f'its keys: {_shown(list(checkpoint))}', *inner[:4]])
 
 
+def _is_same(a: Dict[str, Any], b: Dict[str, Any]) -> bool:
+    """Do two state dicts hold the same tensors?"""
+    return a.keys() == b.keys() and all(
+        isinstance(a[name], torch.Tensor) and isinstance(b[name], torch.Tensor) and a[name].dtype == b[name].dtype
+        and torch.equal(a[name], b[name]) for name in a)
+
+
 def choose_network(
         checkpoint: Dict[str, Any],
         path: PathLike,
@@ -196,7 +225,7 @@ def choose_network(
         use_ema: Take the moving average of the weights where there is one, as timm does, else the weights.
 
     Raises:
-        ValueError: if there is none, or several.
+        ValueError: if there is none, or several that differ.
     """
     networks = find_networks(checkpoint)
     if not networks:
@@ -215,11 +244,14 @@ def choose_network(
             f"'{path}' holds weights and their moving average: {wanted[0].place} is taken, not {aside.place}"
             f" ({'--no-use-ema' if use_ema else '--use-ema'} takes that).")
         networks = wanted
+    networks = [
+        network for i, network in enumerate(networks)
+        if not any(_is_same(network.state_dict, other.state_dict) for other in networks[:i])]
     if len(networks) > 1:
         places = ', '.join(f'{network.place} ({network.kind})' for network in networks)
+        named = 'Name the one that is meant by --model, or save' if len({n.kind for n in networks}) > 1 else 'Save'
         raise ValueError(
-            f"'{path}' holds several networks: {places}. Name the one that is meant by --model, or save its state dict"
-            ' alone, torch.save(STATE_DICT, FILE).')
+            f"'{path}' holds several networks: {places}. {named} its state dict alone, torch.save(STATE_DICT, FILE).")
     network, = networks
     others = [name for name in network.others if name != 'n_averaged']  # a counter of torch's AveragedModel
     if others:
@@ -257,10 +289,15 @@ def _size(value: Any) -> Any:
 
 
 def _read_label_names(values: Dict[str, Any]) -> Optional[List[str]]:
+    """Class names by index, which a file has as a list, as name -> index or as index -> name."""
     for key in _LABEL_NAMES:
         names = values.get(key)
-        if isinstance(names, dict) and names and all(isinstance(index, int) for index in names.values()):
-            names = sorted(names, key=names.get)
+        if isinstance(names, dict) and names:
+            pairs = [(index, name) if isinstance(name, str) else (name, index) for index, name in names.items()]
+            by_index = {str(index): name for index, name in pairs}
+            names = [by_index.get(str(index)) for index in range(len(names))]
+            if None in names:
+                _logger.warning(f"The classes of '{key}' are not numbered 0 to {len(names) - 1}: they are passed over.")
         if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
             return list(names)
     return None
@@ -308,19 +345,21 @@ def read_told_beside(path: PathLike) -> Told:
     folder = Path(path).absolute().parent
     saved = folder / 'best' / 'config.json'
     if saved.is_file():
-        config = read_json(saved)
-        cfg = config.get('pretrained_cfg') or {}
-        args = {key: _size(value) for key, value in (config.get('model_args') or {}).items()}
-        args.setdefault('img_size', _size(cfg.get('input_size', (0, 224, 224)))[-2:])
+        config = _as_dict(read_json(saved))
+        cfg, args = (_as_dict(config.get(key)) for key in ('pretrained_cfg', 'model_args'))
+        args = {key: _size(value) for key, value in args.items()}
+        size = cfg.get('input_size')
+        if isinstance(size, list) and len(size) == 3:
+            args.setdefault('img_size', tuple(size[1:]))
         return Told(
-            config.get('architecture'), args, config.get('label_names'),
+            config.get('architecture'), args, _read_label_names(config),
             {key: _size(cfg[key]) for key in _PREPROCESSING if key in cfg}, f"'{saved}'")
     for place in (folder, folder.parent):
         if (place / 'config.yaml').is_file():
             settings = read_yaml(place / 'config.yaml')
             role = 'teacher' if place != folder and folder.name == 'teacher' else 'model'
             name = str(settings.get(role)).split('.')[0]
-            args = dict(settings.get('teacher_kwargs' if role == 'teacher' else 'model_kwargs') or {})
+            args = dict(_as_dict(settings.get('teacher_kwargs' if role == 'teacher' else 'model_kwargs')))
             args.update({key: settings[key] for key in ('img_size', 'in_chans') if settings.get(key)})
             return Told(name if timm.is_model(name) else None, args, None, {}, f"'{place / 'config.yaml'}'")
     return Told()

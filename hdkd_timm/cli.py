@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
@@ -68,8 +69,9 @@ def _demo(args: argparse.Namespace) -> None:
         from_arguments(args.config_cls, args)  # checks the settings before anything is drawn
         folder = Path(args.output) / 'phantoms'
         if not folder.exists():
-            write_phantoms(folder)
-            print(f"Drew phantom images into '{folder}'.")
+            with contextlib.suppress(FileExistsError):  # another demo has drawn the same ones meanwhile
+                write_phantoms(folder)
+                print(f"Drew phantom images into '{folder}'.")
         args.data_dir = str(folder)
     _distill(args)
 
@@ -155,6 +157,7 @@ def _export(args: argparse.Namespace) -> None:
 def _check(args: argparse.Namespace) -> int:
     from . import check
     from .config import from_arguments
+    from .files import with_free_name
     if args.data:
         given = [flag for flag in ('data_dir', 'data_csv', 'dataset') if getattr(args, flag)]
         if args.data.lower().endswith('.csv') and 'data_csv' not in given:
@@ -163,8 +166,7 @@ def _check(args: argparse.Namespace) -> int:
             args.data_dir = args.data
         else:
             raise ValueError(f"'{args.data}' and --{given[0].replace('_', '-')} both name the images: give one.")
-    out = args.out or time.strftime('runs/%Y%m%d-%H%M%S-check')
-    for path, flag in ((out, '--out'), (args.write_split, '--write-split')):
+    for path, flag in ((args.out, '--out'), (args.write_split, '--write-split')):
         if path and os.path.exists(path):
             raise FileExistsError(f"'{path}' exists already: choose another {flag}, nothing is overwritten.")
     if args.write_split and not os.path.isdir(os.path.dirname(args.write_split) or '.'):
@@ -173,7 +175,12 @@ def _check(args: argparse.Namespace) -> int:
     looked = check.check_data(config, only_files=bool(args.write_split))
     summary = check.summarize(looked)
     print(check.format_check(summary))
-    check.write_check(looked, out)
+
+    def write(folder: Path) -> Path:
+        check.write_check(looked, folder)
+        return folder
+
+    out = write(Path(args.out)) if args.out else with_free_name(time.strftime('runs/%Y%m%d-%H%M%S-check'), write)
     print(f"All of it is in '{out}': summary.json, images.csv, duplicates.csv"
           + (', pairs.png.' if os.path.exists(os.path.join(out, 'pairs.png')) else '.'))
     if args.write_split:
@@ -416,6 +423,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     handler.setFormatter(PrintableFormatter('%(message)s'))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger('hdkd_timm').setLevel(logging.INFO)
+    warnings.filterwarnings('ignore', 'Image size .* exceeds limit')  # Pillow's, beside our error that says the same
     with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
         return _run_command(parser, args, argv)
 

@@ -53,7 +53,7 @@ from .tables import (
     Table,
     check_labels,
     own_groups,
-    read_first_paths,
+    read_first_rows,
     read_table,
     require_column,
     warn_of_similar_column,
@@ -430,10 +430,18 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _refuse_missing_files(path: Path, root: Path) -> None:
-    """Raises ValueError if none of the first images of a long table exist: that needs no reading of all of it."""
-    paths = read_first_paths(path, FIRST_ROWS)
-    if len(paths) == FIRST_ROWS and not any((root / name).exists() for name in paths):
+def _refuse_missing_files(config: SourceConfig, only: Optional[str]) -> None:
+    """Raises ValueError if none of the first images of a long table exist: that needs no reading of all of it.
+
+    Rows of other splits may tell of images that are elsewhere: with one of them among the first, all are read.
+    """
+    path = Path(config.data_csv)
+    root = Path(config.data_dir or path.parent)
+    wanted = {name for split, names in SPLITS.items() if only in (None, split) for name in names}
+    paths = [
+        row['path'] for row in read_first_rows(path, FIRST_ROWS)
+        if row.get('path') and (row.get(config.split_column, only or 'train') or '').strip().lower() in wanted]
+    if len(paths) == FIRST_ROWS and not any(os.path.exists(root / name) for name in paths):
         raise ValueError(
             f"Cannot read image '{root / paths[0]}' (FileNotFoundError), and none of the first {FIRST_ROWS} images of"
             f" '{path}' exists: its paths are relative to '{root}', name another folder with --data-dir.")
@@ -836,11 +844,16 @@ def find_changes(before: np.ndarray, now: np.ndarray) -> np.ndarray:
     return ((before != now) & (before != '') & (now != '')).any(axis=1)
 
 
+def find_changed(samples: Samples) -> np.ndarray:
+    """Mask of the images that are not as their table lists them, (N,)."""
+    if samples.listed is None or samples.contents is None:
+        return np.zeros(len(samples), bool)
+    return find_changes(samples.listed, samples.contents)
+
+
 def warn_of_changes(samples: Samples, split: str) -> None:
     """Tell of images that are not as their table lists them."""
-    if samples.listed is None or samples.contents is None:
-        return
-    changed = np.flatnonzero(find_changes(samples.listed, samples.contents))
+    changed = np.flatnonzero(find_changed(samples))
     if len(changed):
         _logger.warning(
             f"{len(changed):,} of {len(samples):,} images of split '{split}' have changed since they were listed (size"
@@ -927,11 +940,10 @@ def create_datasets(
         _check_number(config, classes)
         return datasets, classes
 
-    if config.data_csv and not config.dataset and config.check_images and config.on_bad_image == 'error':
-        table = Path(config.data_csv)
-        _refuse_missing_files(table, Path(config.data_dir or table.parent))
     cuts = bool(config.folds or config.val_fraction)
     wanted = None if cuts else only  # a split that is cut from others needs these
+    if config.data_csv and not config.dataset and config.check_images and config.on_bad_image == 'error':
+        _refuse_missing_files(config, wanted)
     samples, classes = read_samples(config, wanted)
     _check_number(config, classes)
     if 'train' in samples:

@@ -1,6 +1,9 @@
 """The processes of a run (torchrun, SLURM, or a single one) and what they tell each other, on timm's helpers."""
+import ctypes
 import dataclasses
 import os
+import signal
+import sys
 from typing import Any, List, Optional
 
 import torch
@@ -76,6 +79,14 @@ def describe_device(device: torch.device) -> str:
     return f'CPU, {torch.get_num_threads()} threads' if device.type == 'cpu' else str(device)
 
 
+def end_with_parent(signum: int, parent: int) -> None:
+    """On Linux, have this process signalled when its parent ends, however it does; at once if it has ended already."""
+    if sys.platform == 'linux':
+        ctypes.CDLL(None).prctl(1, signum)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signum)
+
+
 def init_world(device: Optional[str] = None) -> World:
     """Join the processes that the environment tells of (torchrun's or SLURM's variables, as timm reads them).
 
@@ -87,6 +98,9 @@ def init_world(device: Optional[str] = None) -> World:
         return World(picked, dist.get_rank(), dist.get_world_size(), dist.new_group(backend='gloo'))
     if not is_distributed_env():
         return World(picked)
+    if dist.is_torchelastic_launched():
+        # signals that torchrun does not hand on (SIGUSR1 by default) end it alone: its processes would train on
+        end_with_parent(signal.SIGTERM, os.getppid())
     info = init_distributed_device_so(device=str(picked))
     return World(
         torch.device(info['device']), info['global_rank'], info['world_size'],

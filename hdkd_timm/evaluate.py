@@ -32,15 +32,16 @@ def evaluate(
     model.eval()
     probs, targets = [], []
     autocast = torch.autocast(world.device.type, amp_dtype, enabled=amp_dtype is not None)
-    for input, target in loader:
+    ends_early = signals is not None and not world.is_distributed  # the other processes would wait for this one
+    for input, target in signals.watch(loader) if ends_early else loader:
         if channels_last:
             input = input.contiguous(memory_format=torch.channels_last)
         with autocast:
             output = model(input)
         probs.append(output.float().cpu().double().softmax(dim=1))
         targets.append(target.cpu())
-        if signals is not None and signals.received and not world.is_distributed:
-            return None
+    if ends_early and signals.received:
+        return None
     shares = world.gather((torch.cat(probs), torch.cat(targets)) if probs else None)
     shares = [share for share in shares if share is not None]
     total = sum(len(t) for _, t in shares)

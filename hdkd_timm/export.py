@@ -24,10 +24,12 @@ from .checkpoint import adapt_stats
 from .distributed import World
 from .evaluate import evaluate
 from .files import PathLike, whole_file
-from .images import find_bad_images
+from .images import describe_ranges, inspect_images
 from .inference import Classifier, InferenceConfig, OnnxModel, find_images, image_dataset, load_classifier
 from .loader import SplitLoader
 from .version import __version__
+
+_logger = logging.getLogger(__name__)
 
 FORMATS = {'onnx': '.onnx', 'torch-export': '.pt2'}  # and what their files end in
 PACKAGES = {'onnx': ('onnx', 'onnxscript', 'onnxruntime'), 'torch-export': ()}
@@ -283,10 +285,14 @@ def export_model(
     classifier = load_classifier(str(name), InferenceConfig(
         model_name, model_kwargs or {}, img_size, use_ema, tuple(label_names) if label_names else None, device='cpu'))
     paths = [*files, *calibration_files]
-    bad = find_bad_images(paths, classifier.img_mode) if paths else {}
+    records = inspect_images(paths, classifier.img_mode)
+    bad = [(path, record.error) for path, record in zip(paths, records) if record.error]
     if bad:
-        path, error = next(iter(bad.items()))
+        path, error = bad[0]
         raise ValueError(f"Cannot read image '{path}' ({error}); {len(bad)} such.")
+    dark = describe_ranges([record.values for record in records], paths)
+    if dark:
+        _logger.warning(dark)
     model = classifier.model
     adapt_stats(model)
     data_config = classifier.data_config = dict(

@@ -6,6 +6,7 @@ digests of both, the old and the new one: a process that is killed at any moment
 import csv
 import errno
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -14,14 +15,16 @@ import shutil
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Sequence, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence, TypeVar, Union
 
 PathLike = Union[str, Path]
+T = TypeVar('T')
 
 # how text is written and read; names of files that are no UTF-8 come back as they were
 TEXT = dict(newline='', encoding='utf-8', errors='surrogateescape')
 SUMS = 'SHA256SUMS'
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # Python does not name the file in these
+TAKEN_ERRORS = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)  # of a folder that is renamed to what is there
 
 Sums = Dict[str, List[str]]  # file name -> digests that it may have
 
@@ -119,24 +122,29 @@ def add_sums(folder: PathLike, *names: str) -> None:
         _write_sums(folder, sums)
 
 
-def check_sums(folder: PathLike, *names: str) -> None:
+def check_sums(folder: PathLike, *names: str) -> List[str]:
     """Are the files of a folder as they were written, as far as its SHA256SUMS lists them?
 
     Args:
         folder: The folder. One without SHA256SUMS passes: it is of an earlier version, or of other software.
         names: Files to look at; none for all that are listed and there.
 
+    Returns:
+        Those that are listed and there.
+
     Raises:
         ValueError: if one is not; it is named.
     """
     folder = Path(folder)
     sums = _read_sums(folder)
-    for name in names or sums:
+    checked = [name for name in names or sums if name in sums and (folder / name).is_file()]
+    for name in checked:
         path = folder / name
-        if name in sums and path.is_file() and _digest(path) not in sums[name]:
+        if _digest(path) not in sums[name]:
             raise ValueError(
                 f"'{path}' is damaged, or was edited: it is not as it was written (its sha256 is not the one in"
                 f" '{folder / SUMS}'). Restore it from a copy; if you edited it on purpose, delete its line there.")
+    return checked
 
 
 @contextmanager
@@ -147,8 +155,9 @@ def new_folder(folder: PathLike) -> Iterator[Path]:
         FileExistsError: if `folder` exists and is not empty.
     """
     folder = Path(folder)
+    exists = FileExistsError(f"'{folder}' exists already: choose another folder, nothing is overwritten.")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FileExistsError(f"'{folder}' exists already: choose another folder, nothing is overwritten.")
+        raise exists
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
     try:
@@ -156,10 +165,29 @@ def new_folder(folder: PathLike) -> Iterator[Path]:
         for path in (temporary, *temporary.rglob('*')):  # mkdtemp's and safetensors' are for their owner alone
             if not path.is_symlink():
                 path.chmod(_user_mode(0o777 if path.is_dir() else 0o666))
-        os.replace(temporary, folder)
+        try:
+            os.replace(temporary, folder)
+        except OSError as e:
+            if e.errno in TAKEN_ERRORS:  # by another process, meanwhile
+                raise exists from e
+            raise
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def with_free_name(path: PathLike, create: Callable[[Path], T]) -> T:
+    """Call `create` with `path` or, if that is taken, with NAME-2, NAME-3, ... until one is free; return its result.
+
+    `create` must raise FileExistsError if the name is taken: two processes may try the same one at the same moment.
+    """
+    path = Path(path)
+    for i in itertools.count(1):
+        try:
+            return create(path if i == 1 else path.with_name(f'{path.name}-{i}'))
+        except FileExistsError:
+            if not path.parent.is_dir():  # no other name helps, the parent is in the way: a link to nowhere
+                raise
 
 
 def _is_formula(text: str) -> bool:

@@ -11,6 +11,7 @@ strips.
 """
 import hashlib
 import io
+import math
 import os
 import re
 import stat
@@ -344,12 +345,21 @@ def _read(file: BinaryIO, mode: str, name: str, reserve: Reserve = nullcontext) 
         return _convert(image, mode)
 
 
+def _find_ends(image: Image.Image) -> Tuple[int, int]:
+    """Least and greatest value of an image of 8 bits, of any channel."""
+    ends = image.getextrema()
+    flat = ends if len(image.getbands()) == 1 else sum(ends, ())
+    return min(flat), max(flat)
+
+
 def _measure(image: Image.Image, values: StoredValues) -> StoredValues:
-    """What values of 8 bits reach, in the image as it is read."""
-    if not np.isnan(values.low):
+    """What values of 8 bits reach, in the image as it is read; a sample of pixels if these show that it is not dark."""
+    if not math.isnan(values.low):
         return values
-    ends = np.array(image.getextrema())
-    return values._replace(low=float(ends.min()), high=float(ends.max()))
+    low, high = _find_ends(image.resize((32, 32), Image.Resampling.NEAREST))
+    if high <= DARK_SET * values.white:
+        low, high = _find_ends(image)  # of all images it would take a fifth of the time of reading them
+    return values._replace(low=float(low), high=float(high))
 
 
 def read_image(file: ImageFile, mode: str = 'RGB', name: Optional[str] = None) -> Image.Image:
@@ -421,7 +431,7 @@ def hash_file(file: BinaryIO) -> Tuple[int, str]:
     """Number of bytes of an open file, and their SHA-256 in hexadecimal digits."""
     file.seek(0)
     digest, size = hashlib.sha256(), 0
-    while block := file.read(2 ** 20):
+    while block := file.read(2 ** 16):
         digest.update(block)
         size += len(block)
     file.seek(0)
@@ -461,11 +471,6 @@ def inspect_images(paths: Sequence[str], mode: str = 'RGB') -> List[ImageRecord]
     budget = MemoryBudget(available_memory() // 2)
     with ThreadPoolExecutor() as pool:
         return list(pool.map(partial(inspect_image, mode=mode, reserve=budget.reserve), paths))
-
-
-def find_bad_images(paths: Sequence[str], mode: str = 'RGB') -> Dict[str, str]:
-    """Read every image once, in a Pillow mode. Returns path -> reason for those that cannot be read."""
-    return {path: record.error for path, record in zip(paths, inspect_images(paths, mode)) if record.error}
 
 
 def describe_ranges(values: Sequence[Optional[StoredValues]], names: Sequence[str]) -> str:

@@ -1,5 +1,4 @@
 """Classes of unequal size: weights of the loss, weights of the sampler, and the published SMOTE."""
-import copy
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -142,10 +141,9 @@ def smote(
             f' memory, {available / 2 ** 30:.1f} GiB are free: lower the counts or --img-size, or take --sampler'
             ' balanced.')
 
-    opened = copy.deepcopy(dataset)  # loader processes must not inherit open tar files
     pixels = np.empty((len(targets), values), np.float32)
     for i in range(len(targets)):
-        image = opened.read(i).resize(img_size[::-1], str_to_pil_interp(interpolation))
+        image = dataset.read(i).resize(img_size[::-1], str_to_pil_interp(interpolation))
         pixels[i] = np.asarray(image, np.float32).ravel()
     pixels, labels = SMOTE(sampling_strategy=counts, random_state=seed).fit_resample(pixels, targets)
     synthetic = pixels[len(targets):].round().clip(0, 255).astype(np.uint8).reshape(-1, *shape)

@@ -9,7 +9,6 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Type
 import numpy as np
 import timm
 import torch
-from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 
@@ -25,6 +24,7 @@ from .calibrate import (
 from .checkpoint import (
     HUBS,
     check_preprocessing,
+    download,
     find_model_folder,
     has_two_orders,
     load_saved,
@@ -188,9 +188,8 @@ def _runs_on(ort: Any, device: torch.device) -> bool:
 
 def _download_temperature(name: str) -> Optional[Path]:
     """Folder of the Hub's cache that holds the temperature of 'hf-hub:ORG/NAME', if that is calibrated."""
-    repo_id, _, revision = name.split(':', 1)[1].partition('@')
     try:
-        return Path(hf_hub_download(repo_id, CALIBRATION, revision=revision or None)).parent
+        return download(name, CALIBRATION).parent
     except EntryNotFoundError:
         return None
 

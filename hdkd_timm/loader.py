@@ -3,7 +3,6 @@
 Not on the number of loader processes, nor on what ran before: a training that is resumed at any step sees the same
 images, augmented alike, as one that was never broken.
 """
-import ctypes
 import functools
 import logging
 import multiprocessing
@@ -11,7 +10,6 @@ import os
 import random
 import shutil
 import signal
-import sys
 import threading
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
@@ -24,6 +22,7 @@ from torchvision.transforms import Compose
 
 from .augment import AugmentConfig, create_eval_transform, create_train_transform
 from .cache import SHARED, split_transform
+from .distributed import end_with_parent
 from .images import IMG_MODES, convert_image
 from .memory import format_bytes
 from .runs import STOP_SIGNALS
@@ -133,14 +132,6 @@ class _TransformedDataset(Dataset):
         return len(self.indices)
 
 
-def _end_with_parent(parent: int) -> None:
-    """On Linux at once, as a process that is left holds the lock of its run; torch sees to it within seconds."""
-    if sys.platform == 'linux' and os.getppid() == parent:  # that of a fork server is the server
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # it ended before
-            os._exit(1)
-
-
 def _heed_parent_alone(parent: int) -> None:
     """End at the SIGTERM of the main process, by which it ends loaders that are stuck, and of no other."""
     def wait() -> None:
@@ -163,8 +154,8 @@ def _start_worker(worker_id: int, ends_with_parent: bool = False) -> None:
     _heed_parent_alone(parent)
     if hasattr(signal, 'pthread_sigmask'):  # they came blocked, see `_Loader`
         signal.pthread_sigmask(signal.SIG_UNBLOCK, set(STOP_SIGNALS) - {signal.SIGTERM})
-    if ends_with_parent:
-        _end_with_parent(parent)
+    if ends_with_parent and os.getppid() == parent:  # that of a fork server is the server
+        end_with_parent(signal.SIGKILL, parent)  # at once: one that is left holds the lock of its run
     _worker_init(worker_id)
 
 
@@ -342,7 +333,7 @@ class SplitLoader:
         torch.manual_seed(derive_seed(self.seed, epoch, self.rank))
         if hasattr(self.dataset, 'set_epoch'):
             self.dataset.set_epoch(epoch)
-        for i, batch in enumerate(self.loader):
+        for i, batch in enumerate(self):
             if i >= start:
                 yield batch
 
@@ -352,7 +343,10 @@ class SplitLoader:
         try:
             yield from self.loader
         except RuntimeError as e:
-            raise _explain_loss(e) or e from e
+            lost = _explain_loss(e)
+            if lost is None:
+                raise
+            raise lost from e
 
     def __len__(self) -> int:
         """Batches of a whole pass (of iterable datasets: as many as they tell)."""

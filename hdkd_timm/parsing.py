@@ -159,7 +159,7 @@ def _parse_int(digits: str) -> int:
 def _parse_float(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
-        raise _Refused(f'{digits[:20]} is no finite number')
+        raise _Refused(f'{digits[:20]} is not a finite number')
     return value
 
 

@@ -21,7 +21,8 @@ class StoredValues(NamedTuple):
     Args:
         mode: Pillow's mode, or 'DICOM'.
         bits: Bits a channel.
-        low, high: Least and greatest value of its pixels: as stored if it is deep, else as shown.
+        low, high: Least and greatest value of its pixels: as stored if it is deep, else as shown, and of a sample of
+            pixels if these are not dark.
         white: The value that is shown white.
     """
     mode: str

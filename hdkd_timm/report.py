@@ -471,6 +471,8 @@ def _look_for_leaks(run: Path) -> Dict[str, Any]:
         lines.append(f"Pairs of these with different labels: {summary['labels_differ']:,}.")
     if unreadable:
         lines.append(f'Images that cannot be read: {len(unreadable):,}.')
+    if summary['changed']:
+        lines.append(f"Images that have changed since the run read them: {len(summary['changed']):,}.")
     lines += [f'{leak[0].upper()}{leak[1:]}.' for leak in leaks] or ['No image, near-duplicate or group in two splits.']
     return dict(lines=lines, leaks=bool(leaks or summary['labels_differ']))
 

@@ -11,7 +11,7 @@ import threading
 import zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, TypeVar, Union
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from .parsing import parse_yaml
 _logger = logging.getLogger(__name__)
 
 Rows = List[Dict[str, str]]
+T = TypeVar('T')
 
 CONFIG, IMAGES, STATE, METRICS = 'config.yaml', 'images.csv', 'last.pth', 'metrics.json'
 PREDICTIONS, SUMMARY = 'predictions.csv', 'summary.csv'
@@ -71,8 +72,8 @@ def load_state(path: Union[str, Path]) -> Dict[str, Any]:
         FileNotFoundError, ValueError: as `read_checkpoint`; if it is damaged, or no training state.
     """
     path = Path(path)
-    check_sums(path.parent, path.name)
-    if path.is_file() and _is_damaged_zip(path):
+    is_checked = bool(check_sums(path.parent, path.name))
+    if not is_checked and path.is_file() and _is_damaged_zip(path):
         raise ValueError(f"'{path}' is damaged: a checksum in it is wrong. Restore it from a copy.")
     state = read_checkpoint(path)
     if 'progress' not in state:
@@ -372,21 +373,50 @@ class Interrupted(Exception):
         return signal.Signals(self.signum).name
 
 
+class _WaitEnded(BaseException):
+    """Raised by a signal in the middle of reading: no `except Exception` there must take it for a damaged image."""
+
+
 class Signals:
     """Signals that ask to stop (`STOP_SIGNALS`) are noted, to be asked for after each step.
 
-    A second Ctrl-C ends at once. SIGHUP and SIGUSR1 stay as they are where the program has a use for them, or ignores
-    them: nohup's runs go on when the terminal closes.
+    They also end a wait for a batch, see `watch`. A second Ctrl-C ends at once. SIGHUP and SIGUSR1 stay as they are
+    where the program has a use for them, or ignores them: nohup's runs go on when the terminal closes.
     """
 
     def __init__(self) -> None:
         self.received: Optional[int] = None
+        self._ends_wait = False
         self._before: Dict[int, Any] = {}
 
     def _note(self, signum: int, frame: Any) -> None:
         if self.received == signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signum
+        if self._ends_wait:
+            self._ends_wait = False
+            raise _WaitEnded
+
+    def watch(self, batches: Iterable[T], may_end: Callable[[], bool] = lambda: True) -> Iterator[T]:
+        """The batches up to a signal, which does not wait for the next one: a disk may hang, and minutes are too long.
+
+        Args:
+            batches: They are not used any more once a signal came.
+            may_end: Asked before each wait whether it may end early.
+        """
+        iterator = iter(batches)
+        while True:
+            try:
+                self._ends_wait = may_end()
+                if self._ends_wait and self.received:
+                    return
+                try:
+                    batch = next(iterator)
+                finally:
+                    self._ends_wait = False
+            except (StopIteration, _WaitEnded):
+                return
+            yield batch
 
     def __enter__(self) -> 'Signals':
         if threading.current_thread() is threading.main_thread():

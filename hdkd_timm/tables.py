@@ -88,12 +88,12 @@ def _check_row(table: Table, line: int, row: List[str], needed: Sequence[str]) -
     del row[number:]
 
 
-def read_first_paths(path: Path, number: int) -> List[str]:
-    """The cells of column 'path' in the first rows of a table, fewer where it has fewer or is no table."""
+def read_first_rows(path: Path, number: int) -> List[Dict[str, str]]:
+    """Column -> cell of the first rows of a table, fewer where it has fewer or is no table."""
     try:
         with path.open(**{**TEXT, 'encoding': 'utf-8-sig'}) as file:
             rows = itertools.islice(csv.DictReader(file), number)
-            return [raw_cell(row['path']) for row in rows if row.get('path')]
+            return [{name: raw_cell(cell) for name, cell in row.items()} for row in rows]
     except (OSError, csv.Error):  # told when it is read
         return []
 

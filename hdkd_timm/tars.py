@@ -4,6 +4,7 @@ timm's reader of tar files passes over links, which `tar` writes for a file that
 """
 import copy
 import io
+import logging
 import posixpath
 import tarfile
 from typing import BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Tuple
@@ -12,6 +13,8 @@ from timm.data.readers.reader import Reader
 
 from .folders import is_hidden_folder, natural_order, warn_left_out
 from .images import IMG_EXTENSIONS, is_dicom, is_side_file
+
+_logger = logging.getLogger(__name__)
 
 MAX_LINKS = 40  # that lead from one to the next, as Linux allows
 
@@ -39,7 +42,7 @@ class TarReader(Reader):
 
     Raises:
         ValueError: if it is no tar file, is damaged, holds no images, images outside of class folders or a level too
-            deep, or links to nothing.
+            deep, links to nothing, or goes on behind its end.
     """
 
     def __init__(self, root: str):
@@ -80,7 +83,7 @@ def _list_images(tar: tarfile.TarFile) -> Tuple[List[TarImage], List[str]]:
     """Images of a tar file and of the tar files in it, and the names of what is neither image nor side file.
 
     Raises:
-        ValueError: if a link leads to nothing.
+        ValueError: if a link leads to nothing; as `_check_end`.
     """
     images, others, inner_images = [], [], []
     for name, member in _files(tar):
@@ -88,7 +91,10 @@ def _list_images(tar: tarfile.TarFile) -> Tuple[List[TarImage], List[str]]:
         if suffix == '.tar' and member.isfile():
             with tarfile.open(fileobj=tar.extractfile(member), mode='r:') as inner:
                 stem = posixpath.splitext(posixpath.basename(name))[0]
-                found, left_out = _list_inner(inner, member.offset_data, stem)
+                try:
+                    found, left_out = _list_inner(inner, member.offset_data, stem)
+                except ValueError as e:
+                    raise ValueError(f"'{name}': {e}") from e
             inner_images += found
             others += [f'{name}/{inner_name}' for inner_name in left_out]
         elif _is_image(tar, name, member):
@@ -126,13 +132,14 @@ def _files(tar: tarfile.TarFile) -> Iterator[Tuple[str, tarfile.TarInfo]]:
     a copy of what it leads to, with its own name. Of members of one name the last is what `tar` would leave.
 
     Raises:
-        ValueError: if a link leads to nothing.
+        ValueError: if a link leads to nothing; as `_check_end`.
     """
     members: Dict[str, tarfile.TarInfo] = {}
     for member in tar:
         name = posixpath.normpath(member.name)
         members.pop(name, None)
         members[name] = member
+    _check_end(tar)
     for name, member in members.items():
         *folders, last = name.split('/')
         if member.isdir() or last.startswith('.') or any(map(is_hidden_folder, folders)):
@@ -151,6 +158,25 @@ def _files(tar: tarfile.TarFile) -> Iterator[Tuple[str, tarfile.TarInfo]]:
         linked = copy.copy(target)
         linked.name = member.name
         yield name, linked
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Does a tar file whose members were listed end there? `tarfile` takes a damaged header for the end.
+
+    Raises:
+        ValueError: if anything but zeros follows.
+    """
+    tar.fileobj.seek(tar.offset)
+    is_marked = False
+    while block := tar.fileobj.read(2 ** 16):
+        is_marked = True
+        if any(block):
+            raise ValueError(
+                f'its list of files ends at byte {tar.offset:,}, but data follows: it is damaged, or several tar files'
+                ' in one. Copy it again, or write it anew as one tar file.')
+    if not is_marked:
+        _logger.warning(
+            f"Tar file '{tar.name}' has no end-of-archive marker: if it was cut off, images are missing.")
 
 
 def _follow(name: str, members: Dict[str, tarfile.TarInfo]) -> Optional[tarfile.TarInfo]:

@@ -12,7 +12,6 @@ and resumed ends with the weights of one that was not (bit by bit on the CPU).
 import contextlib
 import dataclasses
 import functools
-import itertools
 import logging
 import math
 import sys
@@ -36,7 +35,7 @@ from .config import flag, read_yaml, to_yaml
 from .data import create_datasets, list_images, name_image
 from .distributed import World, describe_device, init_world, leave_world
 from .evaluate import evaluate, write_predictions
-from .files import add_sums, check_sums, write_json
+from .files import add_sums, check_sums, with_free_name, write_json
 from .imbalance import class_weights, count_classes, sample_weights, smote
 from .loader import SplitLoader, derive_seed
 from .log import EpochLog, Progress, check_logs
@@ -242,11 +241,12 @@ def read_result(folder: Path, config: TrainConfig) -> Optional[Dict[str, Any]]:
         epochs, best = result.get('epochs', config.epochs), result.get('epoch', 0)  # a given teacher has none
         result['name'], result['classes']
         ended_early = config.early_stopping is not None and epochs - 1 - best >= config.early_stopping
+        is_finished = epochs >= config.epochs or ended_early
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(
             f"'{path}' is damaged ({type(e).__name__}: {e}): restore it, or delete it; --resume tests the network again"
             ' then.') from e
-    return result if epochs >= config.epochs or ended_early else None
+    return result if is_finished else None
 
 
 def fit(
@@ -390,6 +390,11 @@ def fit(
             save_model(network, folder / 'best', classes, model_args, run.input_size, replace=True)
         world.barrier()
 
+    def is_complete() -> bool:
+        """Can all be saved now? What some batches of an update added to its gradients can't, and all processes wait for
+        each other."""
+        return not world.is_distributed and (state.step % accum == 0 or state.step == num_batches)
+
     log = EpochLog(folder, f'{run.config.experiment}/{name}', config.log) if world.is_primary else None
     check_interval = 1 if device.type == 'cpu' else 20  # asking an accelerator for numbers makes it wait
     is_training = True
@@ -408,7 +413,8 @@ def fit(
         bar = Progress(
             f'{name} {epoch + 1}/{config.epochs}', num_batches * images, state.step * images, world.is_primary)
         optimizer.zero_grad()
-        for input, target in loaders['train'].epoch(epoch, state.step):
+        batches = loaders['train'].epoch(epoch, state.step)
+        for input, target in signals.watch(batches, is_complete):
             step = state.step
             if step == num_batches:  # datasets without random access only estimate it
                 break
@@ -455,6 +461,7 @@ def fit(
             if config.recovery_interval and state.step % config.recovery_interval < group_size:
                 save()
         bar.close()
+        stop_if_asked()
         if losses:
             _read_losses(name, state, losses, folder)
 
@@ -657,16 +664,6 @@ def _check_run(networks: Dict[str, TrainConfig], folder: Path) -> None:
             f' already: resume it with --teacher-epochs {teacher.epochs}.')
 
 
-def _name_run(config: TrainConfig) -> Iterator[TrainConfig]:
-    """The settings with the name of the run, or with one name after another to try."""
-    if config.experiment:
-        yield config
-        return
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.model.split('/')[-1]}"
-    for i in itertools.count(1):
-        yield dataclasses.replace(config, experiment=name if i == 1 else f'{name}-{i}')
-
-
 @contextlib.contextmanager
 def _open_folder(run: Run, resume: bool, overwrite: bool, networks: Dict[str, TrainConfig]) -> Iterator[None]:
     """The run's folder, which the first process opens for all.
@@ -680,24 +677,27 @@ def _open_folder(run: Run, resume: bool, overwrite: bool, networks: Dict[str, Tr
     config, world = run.config, run.world
     free = FREE_ON_RESUME if config.model_ema else (*FREE_ON_RESUME, 'model_ema_decay', 'model_ema_warmup')
     with contextlib.ExitStack() as stack:
+        def open_as(experiment: str, overwrite: bool) -> TrainConfig:
+            named = dataclasses.replace(config, experiment=experiment)
+            run.folder = stack.enter_context(run_folder(
+                named.output, experiment, to_yaml(named), resume, overwrite, free,
+                functools.partial(_check_run, networks)))
+            return named
+
         error = None
         if world.is_primary:
             try:
-                for named in _name_run(config):
-                    try:
-                        run.folder = stack.enter_context(run_folder(
-                            named.output, named.experiment, to_yaml(named), resume,
-                            overwrite and bool(config.experiment), free, functools.partial(_check_run, networks)))
-                        break
-                    except FileExistsError:  # two runs may begin in one second
-                        if config.experiment:
-                            raise
-                config = named
+                if config.experiment:
+                    run.config = open_as(config.experiment, overwrite)
+                else:
+                    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.model.split('/')[-1]}"
+                    run.config = with_free_name(
+                        Path(config.output, name), lambda path: open_as(path.name, overwrite=False))
                 keep_images(list_images(run.datasets, run.classes), run.folder)
                 add_sums(run.folder, IMAGES)
             except Exception as e:
                 error = e
-        error, run.folder, run.config = world.gather((error, run.folder, config))[0]
+        error, run.folder, run.config = world.gather((error, run.folder, run.config))[0]
         if error is not None:
             raise error
         if world.is_primary:

@@ -12,6 +12,7 @@ All runs are forks of one process that has imported everything.
 import argparse
 import builtins
 import collections
+import itertools
 import os
 import random
 import shutil
@@ -130,7 +131,10 @@ def kill_everywhere(root, kills, rng, seconds, operations):
     limits = sorted(set(range(1, 1 + min(operations, enumerated // 2))) | {
         int(n) for n in np.linspace(1, operations, enumerated)})[:enumerated]
     limits += rng.sample(range(1, operations + 1), min(operations, enumerated - len(limits)))
-    for i in range(kills):
+    killed = 0
+    for i in itertools.count():
+        if killed == kills:
+            break
         name = f'kill{i}'
         if i < len(limits):
             kind = 'before file operation'
@@ -141,9 +145,10 @@ def kill_everywhere(root, kills, rng, seconds, operations):
             time.sleep(rng.uniform(0, seconds))
             os.kill(pid, signal.SIGKILL)
             code = finish(pid)
+        killed += code == -signal.SIGKILL  # or the run ended before
         codes = complete(root, name)
         ok = codes[-1] == 0 and same(root, name)
-        results[kind, 'same' if ok else 'LOST', 'killed' if code == -9 else 'ended before'] += 1
+        results[kind, 'same' if ok else 'LOST', 'killed' if code == -signal.SIGKILL else 'ended before'] += 1
         if not ok:
             print(name, limits[i] if i < len(limits) else '', code, codes)
         shutil.rmtree(root / 'runs' / name, ignore_errors=True)
@@ -172,7 +177,10 @@ def signal_everywhere(root, number, rng, seconds):
     results = collections.Counter()
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         for to in ('process', 'group'):
-            for i in range(number):
+            counted = 0
+            for i in itertools.count():
+                if counted == number:
+                    break
                 name = f'{signum.name}-{to}-{i}'
                 pid = start(root, name, workers=2)
                 config = root / 'runs' / name / CONFIG
@@ -182,6 +190,7 @@ def signal_everywhere(root, number, rng, seconds):
                 (os.killpg if to == 'group' else os.kill)(pid, signum)
                 code = finish(pid)
                 saved = (root / 'runs' / name / STATE).exists() and code == 128 + signum
+                counted += code != 0  # or the run ended before
                 ok = code == 0 or saved
                 codes = complete(root, name)
                 ok = ok and codes[-1] == 0 and same(root, name)
@@ -200,7 +209,8 @@ def main():
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it puts into the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it puts into the background,
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup this
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

@@ -1,5 +1,4 @@
 """The benchmark measures what it says; how long it takes is no matter here."""
-import csv
 import time
 
 import pytest
@@ -20,6 +19,7 @@ from hdkd_timm.benchmark import (
     take_turns,
 )
 from hdkd_timm.cli import main
+from hdkd_timm.files import read_rows
 
 CPU = torch.device('cpu')
 
@@ -78,8 +78,7 @@ def test_command(tmp_path, capsys):
         '--epoch-images', '16', '--no-compiled', '--no-memory', '--device', 'cpu', '-j', '0', '--out', str(out)]
     assert main(args) == 0
     shown = capsys.readouterr().out
-    with out.open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(out)
     found = {(row['part'], row['name'], row['form'], row['img_size'], row['batch_size']) for row in rows}
     assert len(found) == len(rows)
     steps = ['stages again', 'one pass', '+ channels-last', '+ fused teacher', '+ kept memory', 'student alone',

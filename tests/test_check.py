@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -134,15 +135,43 @@ def test_suffixes_and_what_is_left_out(image_folder, caplog):
     assert 'test/b/x.xyz (by suffix: .xyz 1)' in caplog.text
 
 
-def test_images_that_changed_since_they_were_listed(image_folder, caplog):
+def test_images_that_changed_since_they_were_listed(image_folder):
     table = image_folder / 'images.csv'
     write_rows(list_images(*create_datasets(DataConfig(data_dir=str(image_folder)))), table)
-    check_data(CheckConfig(data_csv=str(table)))
-    assert not caplog.records
+    assert summarize(check_data(CheckConfig(data_csv=str(table))))['changed'] == []
     Image.new('RGB', (40, 40), 'white').save(image_folder / 'train' / 'c' / '5.png')
-    check_data(CheckConfig(data_csv=str(table)))
-    assert "1 of 24 images of split 'train' have changed since they were listed" in caplog.text
-    assert 'train/c/5.png' in caplog.text
+    summary = summarize(check_data(CheckConfig(data_csv=str(table))))
+    assert summary['changed'] == [str(image_folder / 'train' / 'c' / '5.png')]
+    assert 'WARNING: 1 images have changed since they were listed' in format_check(summary)
+
+
+def test_table_whose_images_are_not_there(image_folder, tmp_path):
+    table = tmp_path / 'table.csv'
+    rows = [dict(path=f'gone/{i}.png', label='ab'[i % 2], split='train') for i in range(6)]
+    write_rows(rows, table)
+    match = rf"None of the 6 images of '{table}' can be found, .* relative to '{tmp_path}'"
+    with pytest.raises(ValueError, match=match):
+        check_data(CheckConfig(data_csv=str(table)))
+    write_rows([*rows, dict(path=image_folder / 'train' / 'a' / '0.png', label='a', split='train')], table)
+    assert len(summarize(check_data(CheckConfig(data_csv=str(table))))['unreadable']) == 6
+
+
+def test_class_names_that_hold_line_breaks_stay_on_a_line(tmp_path):
+    write_images(tmp_path / 'data', ['a', 'b\nc\x1b[2J'], number=1)
+    (tmp_path / 'data' / 'a' / 'bad\n.png').write_bytes(b'no image')
+    lines = format_check(summarize(check_data(CheckConfig(data_dir=str(tmp_path / 'data'))))).split('\n')
+    assert lines[2].startswith('b\\nc\\x1b[2J  ')
+    assert len({len(line.rstrip()) for line in lines[:3]}) == 1
+    assert any("data/a/bad\\n.png'" in line for line in lines[4:])
+
+
+def test_threads_read_a_tar_file(leaky):
+    with tarfile.open(leaky / 'val.tar', 'w') as tar:
+        tar.add(leaky / 'train', '.')
+    check = check_data(CheckConfig(data_dir=str(leaky)))
+    train, val = ([look for look, s in zip(check.looks, check.split) if check.splits[s] == split]
+                  for split in ('train', 'val'))
+    assert [look.file_hash for look in val] == [look.file_hash for look in train]
 
 
 @pytest.mark.parametrize('place', ['', 'test'])

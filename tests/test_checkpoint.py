@@ -209,7 +209,7 @@ class Malicious:
 ])
 def test_file_that_would_execute_code_is_refused(write, tmp_path, capsys):
     write(tmp_path / 'evil.pth')
-    with pytest.raises(ValueError, match=r"Refused '.*evil\.pth': loading it would execute code"):
+    with pytest.raises(ValueError, match=r"evil\.pth'(: loading it would execute code| is damaged, or holds what)"):
         read_checkpoint(tmp_path / 'evil.pth')
     assert 'executed' not in capsys.readouterr().out
 
@@ -382,13 +382,16 @@ def write_config(folder, **changes):
     (dict(top=dict(label_names={'0': 'a', '2': 'b', '3': 'c', '4': 'd', '5': 'e'})), 'must be a list of names'),
     (dict(top=dict(num_classes=4, label_names=list('abcd')), model_args=dict(num_classes=5)),
      'num_classes contradict each other, 4 in itself, 5 in model_args'),
+    (dict(top=dict(num_classes=None), model_args=dict(num_classes=5), pretrained_cfg=dict(num_classes=None)),
+     'num_classes is in model_args alone: move it to the top level'),
+    (dict(model_args=dict(device='meta')), "model_args hold 'device', which is no argument of a network"),
     (dict(top=dict(num_classes=4, label_names=list('abcd')), pretrained_cfg=dict(num_classes=4)),
      r'size mismatch for head\.weight'),
     (dict(model_args=dict(features_only=True)), "model_args hold 'features_only', which is no argument of a network"),
     (dict(model_args=dict(checkpoint_path='a.pth')), "model_args hold 'checkpoint_path'"),
     (dict(pretrained_cfg=dict(mean=[0.5, 0.5])), r'mean must be 3 numbers, one a channel, got .0\.5, 0\.5.'),
     (dict(pretrained_cfg=dict(std=[0.5, 0, 0.5])), 'std must be 3 numbers above 0'),
-    (dict(pretrained_cfg=dict(std=[0.5, float('nan'), 0.5])), 'std must be 3 numbers above 0'),
+    (dict(pretrained_cfg=dict(std=[0.5, float('nan'), 0.5])), r'config\.json.: NaN is not a finite number'),
     (dict(pretrained_cfg=dict(input_size=[3, 32])), 'Cannot load|input_size must be'),
     (dict(pretrained_cfg=dict(crop_pct=0)), 'crop_pct must be a number above 0, got 0'),
     (dict(pretrained_cfg=dict(crop_mode='middle')), "crop_mode must be one of center, squash, border, got 'middle'"),
@@ -460,10 +463,21 @@ def test_teacher_without_class_names(tmp_path):
         load_teacher(tmp_path / 'm', data)
     teacher, _ = load_teacher(tmp_path / 'm', data, label_names=['Normal', 'glioma', 'meningioma'])
     torch.testing.assert_close(teacher.eval()(x), student(x)[:, [1, 2, 0]])
-    with pytest.raises(ValueError, match='tells its classes, Normal, glioma, meningioma, which are not --label-names'):
+    with pytest.raises(ValueError, match='tells its classes, Normal, glioma, meningioma, which are not those given'):
         load_teacher(tmp_path / 'm', data, label_names=data)
     # where both orders are one, nothing is asked
     load_teacher(tmp_path / 'a.pth', ['a', 'b', 'c'])
+
+
+def test_teacher_file_that_leaves_a_choice(tmp_path):
+    """The flags of a distillation are the student's: the teacher's go to `hdkd convert`."""
+    model = timm.create_model('hdkd_student', **TINY_STUDENT)
+    torch.save(model.state_dict(), tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match=r'--model-kwargs head_dim=WIDTH\..* `hdkd convert .*a\.pth FOLDER`'):
+        load_teacher(tmp_path / 'a.pth', list('abcde'))
+    convert_checkpoint(tmp_path / 'a.pth', tmp_path / 'm', head_dim=8)
+    teacher, _ = load_teacher(tmp_path / 'm', list('abcde'))
+    assert torch.equal(teacher.head.weight, model.head.weight)
 
 
 def test_config_is_what_the_hub_reads(tmp_path):

@@ -2,7 +2,12 @@
 import argparse
 import json
 import logging
+import os
+import random
+import re
 import shutil
+import zipfile
+from contextlib import suppress
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -67,9 +72,9 @@ def test_numpy_numbers_and_paths_are_read_as_plain_ones(tmp_path):
     read = read_checkpoint(save(tmp_path, held))
     assert read == dict(held, out='/runs/a')
     assert [type(read[key]) for key in held] == [float, int, bool, float, str, dict]
-    with pytest.raises(ValueError, match='Refused'):
+    with pytest.raises(ValueError, match="cannot be read safely .NumPy values of type 'M8' are not read"):
         read_checkpoint(save(tmp_path, dict(best=np.datetime64('2026-01-01'))))
-    with pytest.raises(ValueError, match=r'Refused .*holds numpy\.\S*_reconstruct'):
+    with pytest.raises(ValueError, match=r'Refused .*holds .*numpy\.\S*_reconstruct'):
         read_checkpoint(save(tmp_path, dict(best=np.zeros(3))))
 
 
@@ -94,6 +99,73 @@ def test_what_is_allowed_opens_no_door(content, tmp_path, capsys):
         read_checkpoint(save(tmp_path, dict(state_dict={}, args=content)))
     assert 'executed' not in capsys.readouterr().out
     assert set(torch.serialization.get_safe_globals()) == before  # nothing stays allowed for others
+
+
+@pytest.mark.parametrize('is_zip', [True, False])
+@pytest.mark.parametrize(('content', 'named'), [
+    (Reduced(print, 'executed'), 'print'), (nn.Linear(1, 1), r'torch\.nn\.modules\.linear\.Linear'),
+    (argparse.Namespace(hidden=Reduced(len, 'a')), 'len')])
+def test_what_would_be_executed_is_named(content, named, is_zip, tmp_path):
+    """And what is allowed is not named with it."""
+    torch.save(dict(args=argparse.Namespace(), a=content), tmp_path / 'a.pth', _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(ValueError, match=rf'execute code, it holds \S*{named}\. Where you trust it'):
+        read_checkpoint(tmp_path / 'a.pth')
+
+
+def change_record(source, path, name, change):
+    """Write a checkpoint with other bytes of one of its records, whose checksum is right."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, 'w') as new:
+        for info in old.infolist():
+            content = old.read(info)
+            new.writestr(info.filename, change(content) if info.filename.endswith(name) else content)
+    return path
+
+
+@pytest.mark.parametrize(('change', 'match'), [
+    (lambda content: content[:20], 'damaged'),
+    (lambda content: content[:2] + b'\x95' + content[2:], r'damaged, or holds .* \(Unsupported operand 149\)'),
+    (lambda content: content.replace(b'Namespace', b'Namespabe'), r'execute code, it holds argparse\.Namespabe\.'),
+])
+def test_damaged_pickle(change, match, tmp_path, capsys):
+    """It is told from one that would execute code, and no command ends in an internal error."""
+    path = save(tmp_path, dict(args=argparse.Namespace(lr=1), best=np.float64(1), state_dict=teacher().state_dict()))
+    path = change_record(path, tmp_path / 'b.pth', 'data.pkl', change)
+    with pytest.raises(ValueError, match=match):
+        read_checkpoint(path)
+    assert main(['convert', str(path), str(tmp_path / 'out')]) == 1
+    assert re.search(match, capsys.readouterr().err)
+
+
+@pytest.mark.filterwarnings('ignore:Detected pickle protocol')
+def test_any_damage_is_a_value_error(tmp_path):
+    rng = random.Random(0)
+    content = dict(args=argparse.Namespace(lr=1), best=np.float64(1), out=PurePosixPath('a'), a=torch.ones(2))
+    for is_zip in (True, False):
+        torch.save(content, tmp_path / 'a.pth', _use_new_zipfile_serialization=is_zip)
+        whole = (tmp_path / 'a.pth').read_bytes()
+        for _ in range(60):
+            damaged = bytearray(whole[:rng.choice((len(whole), rng.randrange(len(whole))))])
+            for _ in range(min(3, len(damaged))):
+                damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+            (tmp_path / 'a.pth').write_bytes(damaged)
+            with suppress(ValueError):
+                read_checkpoint(tmp_path / 'a.pth')
+
+
+def test_flipped_bit_of_a_weight(tmp_path):
+    """torch.load does not look at the checksums that torch.save writes."""
+    path = save(tmp_path, dict(a=torch.ones(1000)))
+    content = bytearray(path.read_bytes())
+    content[content.index(np.ones(4, np.float32).tobytes()) + 401] ^= 1
+    path.write_bytes(content)
+    assert not torch.equal(torch.load(path)['a'], torch.ones(1000))
+    with pytest.raises(ValueError, match="is damaged: the checksum of '.*data/0' in it is wrong. Take another copy"):
+        read_checkpoint(path)
+    torch.serialization.set_crc32_options(False)
+    try:
+        assert torch.equal(read_checkpoint(save(tmp_path, dict(a=torch.ones(1000))))['a'], torch.ones(1000))
+    finally:
+        torch.serialization.set_crc32_options(True)
 
 
 # -- where the network is ----------------------------------------------------------------------------------------------
@@ -130,6 +202,34 @@ def test_task_checkpoint_holds_two_networks(tmp_path):
         load_checkpoint(path, **HEADS)
     for model, name in zip(pair, ('hdkd_student', 'hdkd_teacher')):
         assert same(load_checkpoint(path, name, **(HEADS if 'student' in name else {}))[0], model)
+
+
+def test_one_network_under_two_names(tmp_path):
+    model, other = student(), student()
+    clone = {f'module.{name}': value.clone() for name, value in model.state_dict().items()}
+    path = save(tmp_path, {'model': model.state_dict(), 'state_dict': clone})
+    assert same(load_checkpoint(path, **HEADS)[0], model)
+    path = save(tmp_path, {'model': model.state_dict(), 'state_dict': other.state_dict()})
+    with pytest.raises(ValueError, match=r"networks: \['model'\] .*student\)\. Save its state dict alone"):
+        load_checkpoint(path, **HEADS)
+    clone['module.head.bias'][0] += 1
+    with pytest.raises(ValueError, match='several networks'):
+        load_checkpoint(save(tmp_path, {'model': model.state_dict(), 'state_dict': clone}), **HEADS)
+
+
+@pytest.mark.parametrize('change', [
+    torch.Tensor.long, torch.Tensor.to_sparse, lambda weight: weight + 0j, lambda weight: weight.to('meta')])
+def test_weights_that_would_be_copied_wrongly(change, tmp_path):
+    weights = teacher().state_dict()
+    weights['head.weight'] = change(weights['head.weight'])
+    with pytest.raises(ValueError, match=r'1 not floating-point: head\.weight'):
+        load_checkpoint(save(tmp_path, weights))
+
+
+def test_network_without_its_head(tmp_path):
+    weights = {f'0.model.{name}': value for name, value in teacher().state_dict().items() if 'head' not in name}
+    with pytest.raises(ValueError, match=r'it has no head\.weight'):
+        load_checkpoint(save(tmp_path, {'model': weights}))
 
 
 def test_tensors_beside_the_network_are_said(tmp_path, caplog):
@@ -222,15 +322,22 @@ def test_what_nothing_tells_is_said(tmp_path, caplog):
     assert 'images of 224 x 224 pixels' in caplog.text
 
 
-def test_class_names_of_a_file(tmp_path):
-    for told in ({'class_names': list('vwxyz')}, {'class_to_idx': {c: i for i, c in enumerate('vwxyz')}},
-                 {'hyper_parameters': {'classes': tuple('vwxyz')}}):
+def test_class_names_of_a_file(tmp_path, caplog):
+    for told in ({'class_names': list('vwxyz')}, {'class_to_idx': {c: 'vwxyz'.index(c) for c in 'zyvxw'}},
+                 {'hyper_parameters': {'classes': tuple('vwxyz')}}, {'id2label': dict(enumerate('vwxyz'))}):
         folder = tmp_path / next(iter(told))
         convert_checkpoint(save(tmp_path, {'model': teacher().state_dict(), **told}), folder)
         assert json.loads((folder / 'config.json').read_text())['label_names'] == list('vwxyz')
     path = save(tmp_path, {'model': teacher().state_dict(), 'classes': ['a', 'b']})
-    with pytest.raises(ValueError, match='2 label names for the 5 classes'):
+    with pytest.raises(ValueError, match='2 label names for the 5 classes .* Name its classes by index, --label-names'):
         convert_checkpoint(path, tmp_path / 'other')
+    convert_checkpoint(path, tmp_path / 'other', label_names=list('vwxyz'))
+    assert json.loads((tmp_path / 'other' / 'config.json').read_text())['label_names'] == list('vwxyz')
+    assert 'Those given are taken' in caplog.text
+    for index in ({c: i + 1 for i, c in enumerate('vwxyz')}, {0: 'a', 1: 'b', 5: 'c'}):
+        path = save(tmp_path, {'model': teacher().state_dict(), 'class_to_idx': index})
+        assert 'label_names' not in load_checkpoint(path)[0].pretrained_cfg
+        assert f"The classes of 'class_to_idx' are not numbered 0 to {len(index) - 1}" in caplog.text
 
 
 def test_file_of_another_size_than_224(tmp_path):
@@ -259,6 +366,7 @@ def test_training_state_of_a_run(is_old, image_folder, tmp_path, caplog):
         state = read_checkpoint(f'{run}/last.pth')
         told = ('arch', 'model_args', 'label_names')
         torch.save({k: v for k, v in state.items() if k not in told}, f'{run}/last.pth')
+        os.remove(f'{run}/SHA256SUMS')  # there was none
     caplog.clear()
     for i in range(2):
         assert main(['convert', f'{run}/last.pth', str(tmp_path / f'out{i}')]) == 0
@@ -269,6 +377,17 @@ def test_training_state_of_a_run(is_old, image_folder, tmp_path, caplog):
         if i == 0:
             assert list(model.pretrained_cfg['label_names']) == ['a', 'b', 'c']
             shutil.rmtree(f'{run}/best')  # none yet: the run's settings tell all but the names
+
+
+@pytest.mark.parametrize('config', [[1], {'model_args': [1], 'pretrained_cfg': {'input_size': 3}, 'label_names': 5}])
+def test_training_state_beside_a_damaged_config(config, tmp_path, caplog):
+    """What cannot be read of it is assumed, and said."""
+    (tmp_path / 'best').mkdir()
+    (tmp_path / 'best' / 'config.json').write_text(json.dumps(config))
+    model = teacher()
+    loaded, _ = load_checkpoint(save(tmp_path, dict(progress=[], optimizer={}, state_dict=model.state_dict())))
+    assert same(loaded, model)
+    assert 'a stem of stride 2' in caplog.text
 
 
 def test_training_state_of_another_network_points_to_its_model(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from conftest import TINY_STUDENT, load_reference, strip_prefix
+from PIL import Image
 
 from hdkd_timm import DistillConfig, TrainConfig
 from hdkd_timm.checkpoint import save_model
@@ -100,6 +101,18 @@ def test_bad_input_is_one_line(args, message, image_folder, tmp_path, monkeypatc
 def test_debug_shows_the_traceback():
     with pytest.raises(FileNotFoundError):
         main(['distill', '--data-dir', 'nowhere', '--debug'])
+
+
+def test_too_large_an_image_is_one_line(image_folder, tmp_path):
+    """Pillow warns, too, of what ends in an error."""
+    path = image_folder / 'train' / 'a' / '0.png'
+    Image.new('L', (60, 50)).save(path)
+    process = subprocess.run(
+        [sys.executable, '-m', 'hdkd_timm', 'train', '--data-dir', image_folder, '--output', tmp_path],
+        capture_output=True, text=True, env={**os.environ, 'HDKD_MAX_IMAGE_PIXELS': '2900'})
+    assert process.returncode == 1
+    line, = process.stderr.splitlines()
+    assert f"Cannot read image '{path}' (ValueError: 60 x 50 pixels, more than the limit of 2,900" in line
 
 
 def test_flag_errors_are_argparse_s(capsys):

@@ -624,6 +624,16 @@ def test_csv_of_images_that_do_not_exist_ends_at_once(write_csv, tmp_path, monke
     assert len(create(data_csv=path, val_fraction=0.5, check_images=False)[0]['train']) == 100
 
 
+def test_csv_whose_other_rows_are_elsewhere(write_csv):
+    """The images of rows of another split, or of none, need not be there."""
+    path = write_csv('path,label,split', *(
+        f'gone/{i}.png,{"ab"[i % 2]},{"train" if i % 3 else ""}' for i in range(200)), 'images/0.png,a,test',
+        'images/1.png,b,test')
+    assert len(create(data_csv=path, only='test')[0]['test']) == 2
+    with pytest.raises(ValueError, match=r'gone/1\.png'):
+        create(data_csv=path)
+
+
 def test_reading_ends_when_it_is_clear_that_it_ends_in_an_error(write_csv, monkeypatch):
     path = write_csv('path,label,split', 'images/0.png,a,train', 'images/1.png,b,train', *(
         f'gone/{i}.png,{"ab"[i % 2]},train' for i in range(3000)))

@@ -8,7 +8,7 @@ import pytest
 from conftest import write_dicom
 from PIL import Image
 
-from hdkd_timm.images import find_bad_images, image_size, inspect_image, is_dicom, is_image_file, read_image
+from hdkd_timm.images import image_size, inspect_image, inspect_images, is_dicom, is_image_file, read_image
 
 # left to right, top to bottom
 CORNERS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], np.uint8)
@@ -223,7 +223,7 @@ def test_broken_dicom(tmp_path):
     (tmp_path / 'text.dcm').write_text('no image')
     (tmp_path / 'cut.dcm').write_bytes(path.read_bytes()[:-500])
     paths = [str(tmp_path / name) for name in ('x.dcm', 'text.dcm', 'cut.dcm')]
-    assert list(find_bad_images(paths)) == paths[1:]
+    assert [bool(record.error) for record in inspect_images(paths)] == [False] + [True] * (len(paths) - 1)
 
 
 def test_dicom_without_pydicom(tmp_path, monkeypatch):

@@ -1,8 +1,10 @@
 """Two real processes on the CPU, started by torchrun."""
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -136,6 +138,28 @@ def test_a_process_without_val_images_and_resume_by_another_number(digits, folde
     (run / 'metrics.json').unlink()
     assert main(['train', '--config', str(run / 'config.yaml'), '--resume']) == 1
     assert 'was saved by 2 processes' in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere nothing tells processes of the end of another')
+@pytest.mark.parametrize('signum', [signal.SIGUSR1, signal.SIGKILL])
+def test_end_of_torchrun_alone(folder, signum):
+    """It hands neither signal on; its processes save the state and leave the run to the next job."""
+    name = f'alone-{signum}'
+    args = [
+        '-m', 'torch.distributed.run', '--nproc_per_node', 2, '--rdzv_backend', 'c10d', '--rdzv_endpoint',
+        'localhost:0', '-m', 'hdkd_timm', 'train', '--data-dir', folder / 'data', '--output', folder / 'runs',
+        *SETTINGS, '--epochs', 100_000, '--experiment', name]
+    process = subprocess.Popen(
+        [sys.executable, *map(str, args)], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    run = folder / 'runs' / name
+    while not (run / 'last.pth').exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    os.killpg(process.pid, signum)
+    _, errors = process.communicate(timeout=100)  # of all three: they share the pipe
+    assert process.returncode == -signum
+    assert errors.count('hdkd train: SIGTERM, the state is saved.') == 2
+    assert not (run / '.lock').exists()
 
 
 def test_unknown_device():

@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from conftest import TINY_STUDENT, TINY_TEACHER, randomize_batch_stats, write_images
+from PIL import Image
 
 from hdkd_timm import evaluate_model, predict
 from hdkd_timm.checkpoint import save_model
@@ -148,14 +149,17 @@ def test_int8(models):
     assert evaluate_model(str(folder / 's8.onnx'), config)[0]['accuracy'] == accuracies[1]
 
 
-def test_calibration_images_without_class_folders(models, tmp_path):
+def test_calibration_images_without_class_folders(models, tmp_path, caplog):
     """Spread evenly over all, here those of classes a and b."""
     folder = models[0]
     for name in 'ab':
         shutil.copytree(folder / 'data' / 'train' / name, tmp_path / 'images' / f'of {name}')
+    dark = tmp_path / 'images' / 'of a' / '0.png'
+    Image.fromarray(np.arange(24 * 24, dtype=np.uint8).reshape(24, 24) // 32).save(dark)
     report = export_model(
         folder / 'student', tmp_path / 's8.onnx', int8=True, calibration=[str(tmp_path / 'images')],
         calibration_images=3)
+    assert "1 of 3 images use so small a part of their range that they are read nearly black: values" in caplog.text
     assert report['calibration_images'] == 3
     assert 'accuracy_int8' not in report
     picked = [tmp_path / 'images' / name for name in ('of a/0.png', 'of b/0.png', 'of b/7.png')]

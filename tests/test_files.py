@@ -1,10 +1,11 @@
-"""CSV files that spreadsheets open and that come back as they were."""
+"""CSV files that spreadsheets open and that come back as they were; folders that two processes write at once."""
 import csv
+import os
 
 import pytest
 
 from hdkd_timm.data import read_csv
-from hdkd_timm.files import raw_cell, read_rows, safe_cell, write_rows
+from hdkd_timm.files import new_folder, raw_cell, read_rows, safe_cell, with_free_name, write_rows
 
 FORMULAS = ["=cmd|' /C calc'!A0", '+1+1', '-2+3', '@SUM(A1)', '\t=1', '\r=1', '\n=1', '＝1+1', '-', '+ve', '-ve', '=']
 OTHERS = ['a', "'", "''", "'a'", "it's", '', ' =1', 'a=b', '/data/=x.png', '-1', '+0.5', '-1e-5', '-inf', "'-1", '膠']
@@ -59,3 +60,26 @@ def test_damaged_rows(text, message, tmp_path):
     (tmp_path / 'a.csv').write_text(text)
     with pytest.raises(ValueError, match=message):
         read_rows(tmp_path / 'a.csv')
+
+
+def test_folder_that_another_process_wrote_meanwhile(tmp_path):
+    with pytest.raises(FileExistsError, match="a' exists already: choose another"), new_folder(tmp_path / 'a') as ours:
+        (ours / 'ours').touch()
+        (tmp_path / 'a').mkdir()
+        (tmp_path / 'a' / 'theirs').touch()
+    assert [path.name for path in tmp_path.rglob('*')] == ['a', 'theirs']
+
+
+def test_first_name_that_is_free(tmp_path):
+    def create(path):
+        path.mkdir()
+        return path.name
+
+    assert [with_free_name(tmp_path / 'a.b', create) for _ in range(3)] == ['a.b', 'a.b-2', 'a.b-3']
+
+
+def test_no_name_helps(tmp_path):
+    """An output folder that is a link to nowhere, as to a disk that is not mounted."""
+    os.symlink(tmp_path / 'gone', tmp_path / 'runs')
+    with pytest.raises(FileExistsError, match='runs'):
+        with_free_name(tmp_path / 'runs' / 'a', lambda path: path.mkdir(parents=True, exist_ok=True))

@@ -13,9 +13,11 @@ import torch
 import yaml
 from conftest import TINY_STUDENT, write_images
 from hub_server import hub_server
+from safetensors.torch import load_file, save
 
 from hdkd_timm import DistillConfig, TrainConfig, train
 from hdkd_timm.card import escape, write_card
+from hdkd_timm.files import SUMS
 from hdkd_timm.hub import write_hub_folder
 from hdkd_timm.released import find_folder
 
@@ -146,6 +148,38 @@ def test_push_that_fails(run, server, tmp_path):
     assert 'HF_HUB_OFFLINE is set, unset it' in err
 
 
+def test_config_on_the_hub_that_is_wrong(run, server, tmp_path):
+    """It is read as that of a folder is, and all weights must be there whatever it says."""
+    image = str(Path(run).parents[1] / 'data' / 'test' / 'a' / '0.png')
+    config = json.loads(Path(run, 'best', 'config.json').read_text())
+    weights = load_file(Path(run, 'best', 'model.safetensors'))
+    fewer = {name: value for name, value in weights.items() if name != 'blocks.0.attn.qkv.weight'}
+    args, cfg = config['model_args'], config['pretrained_cfg']
+    cases = {
+        'good': (config, weights, ''),
+        'strict': ({**config, 'model_args': {**args, 'pretrained_strict': False}}, fewer, 'Missing key(s)'),
+        'checkpoint': (
+            {**config, 'model_args': {**args, 'checkpoint_path': image}}, weights, "model_args hold 'checkpoint_path'"),
+        'two': ({**config, 'num_classes': 4}, weights, 'num_classes contradict each other, 4 in itself, 3 in'),
+        'names': ({**config, 'label_names': ['a', 'b']}, weights, '2 label names for the 3 classes'),
+        'mean': ({**config, 'pretrained_cfg': {**cfg, 'mean': [0.5, 0.5]}}, weights, 'mean must be 3 numbers'),
+        'list': ([1], weights, "config.json' must hold names and values"),
+        'none': (None, weights, 'config.json'),
+        'repeated': (json.dumps(config)[:-1] + ', "num_classes": 5}', weights, "'num_classes' is there twice"),
+    }
+    for name, (changed, tensors, _) in cases.items():
+        text = changed if isinstance(changed, str) else json.dumps(changed)
+        files = {'model.safetensors': save(tensors), **({} if changed is None else {'config.json': text.encode()})}
+        server.add(f'us/{name}', files)
+    ended = drive(
+        [[{}, ['predict', f'hf-hub:us/{name}', image, '-j', '0', '--out', str(tmp_path / f'{name}.csv')]]
+         for name in cases], server=server, HF_HOME=str(tmp_path / 'hf'))
+    for (name, (_, _, words)), (code, _, err) in zip(cases.items(), ended, strict=True):
+        assert words in err, name
+        assert code == bool(words), (name, err)
+        assert (tmp_path / f'{name}.csv').exists() == (not words)
+
+
 def test_temperature_goes_with_the_model(run, server, tmp_path):
     images = str(Path(run).parents[1] / 'data' / 'test')
     folder = shutil.copytree(run, tmp_path / 'run')
@@ -209,6 +243,7 @@ def test_settings_tell_no_paths(run, tmp_path):
         class_weights='/home/me/weights.json', model='local-dir:/home/me/runs/first/student/best',
         dataset='hfds//home/me/scans')
     (folder / 'config.yaml').write_text(yaml.safe_dump(settings))
+    (folder / SUMS).unlink()  # it was edited on purpose
     write_hub_folder(folder, tmp_path / 'out', 'us/net')
     for file in (tmp_path / 'out').glob('*.*'):
         assert b'/home/me' not in file.read_bytes()
@@ -223,6 +258,7 @@ def test_num_classes_of_a_run_of_before(run, tmp_path):
     config = json.loads((tmp_path / 'best' / 'config.json').read_text())
     config['model_args']['num_classes'] = 3
     (tmp_path / 'best' / 'config.json').write_text(json.dumps(config))
+    (tmp_path / 'best' / SUMS).unlink()  # there was none
     assert timm.create_model(f"local-dir:{tmp_path / 'best'}", pretrained=True).num_classes == 3
     write_hub_folder(tmp_path / 'best', tmp_path / 'out', 'us/net')
     config = json.loads((tmp_path / 'out' / 'config.json').read_text())

@@ -17,7 +17,6 @@ from hdkd_timm.images import (
     IMG_EXTENSIONS,
     convert_image,
     describe_ranges,
-    find_bad_images,
     image_size,
     inspect_image,
     inspect_images,
@@ -445,7 +444,7 @@ def test_truncated_files(tmp_path, suffix):
     path.write_bytes(whole.read_bytes()[:whole.stat().st_size // 2])
     with pytest.raises((OSError, ValueError, SyntaxError)):
         read_image(path)
-    assert list(find_bad_images([str(whole), str(path)])) == [str(path)]
+    assert [bool(record.error) for record in inspect_images([str(whole), str(path)])] == [False, True]
 
 
 def test_bad_images_have_reasons(tmp_path):
@@ -454,9 +453,8 @@ def test_bad_images_have_reasons(tmp_path):
     (tmp_path / 'empty.jpg').touch()
     Image.fromarray(np.array([[7.5]], np.float32)).save(tmp_path / 'deep.tif')
     names = ['good.png', 'text.png', 'empty.jpg', 'deep.tif', 'missing.png']
-    bad = find_bad_images([str(tmp_path / name) for name in names])
-    assert [path.rsplit('/', 1)[1] for path in bad] == names[1:]
-    reasons = list(bad.values())
+    good, *reasons = [record.error for record in inspect_images([str(tmp_path / name) for name in names])]
+    assert not good
     assert reasons[0].startswith('UnidentifiedImageError: ')
     assert reasons[2].startswith("ValueError: pixels of mode 'F' from 7.5 to 7.5")
     assert reasons[3].startswith('FileNotFoundError: ')
@@ -670,6 +668,17 @@ def test_dark_dicom(tmp_path):
         assert bool(describe_ranges([inspect_image(path).values], ['x'])) is is_dark
     path = write_dicom(tmp_path / 'x.dcm', np.arange(12, dtype=np.uint16).reshape(2, 2, 3), 'RGB')
     assert 'values 0 to 11 of 0 to 65535 (DICOM, 16 bit)' in describe_ranges([inspect_image(path).values], ['x'])
+
+
+def test_a_small_bright_part_is_not_dark(tmp_path):
+    """Which a sample of the pixels misses."""
+    pixels = np.zeros((400, 300, 3), np.uint8)
+    pixels[::7] = 20
+    pixels[201, 100, 2] = 200
+    Image.fromarray(pixels).save(tmp_path / 'x.png')
+    values = inspect_image(tmp_path / 'x.png').values
+    assert (values.low, values.high) == (0, 200)
+    assert not describe_ranges([values], ['x'])
 
 
 def test_trainer_and_predict_warn_once(tmp_path, caplog):

@@ -37,8 +37,8 @@ def test_class_file_is_read_in_the_order_of_the_classes(tmp_path):
     ({'a': '1', 'b': 1}, "': weights of class 'a' must be a number above 0, got '1'."),
     ({'a': True, 'b': 1}, "': weights of class 'a' must be a number above 0, got True."),
     ({'a': None, 'b': 1}, "': weights of class 'a' must be a number above 0, got None."),
-    ('{"a": NaN, "b": 1}', "': NaN is no finite number."),
-    ('{"a": Infinity, "b": 1}', "': Infinity is no finite number."),
+    ('{"a": NaN, "b": 1}', "': NaN is not a finite number."),
+    ('{"a": Infinity, "b": 1}', "': Infinity is not a finite number."),
 ])
 def test_bad_class_file(content, message, tmp_path):
     path = write(tmp_path, content)

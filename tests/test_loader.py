@@ -295,10 +295,12 @@ class Killed(Numbered):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_loader_process_that_is_killed():
-    loader = SplitLoader(Killed(4), DATA, 2, num_workers=1)
+@pytest.mark.parametrize('augment', [None, AugmentConfig()])
+@pytest.mark.parametrize('wrap', [lambda dataset: dataset, Stream])
+def test_loader_process_that_is_killed(wrap, augment):
+    loader = SplitLoader(wrap(Killed(4)), DATA, 2, augment, num_workers=1)
     with pytest.raises(ChildProcessError, match=r'A loader process ended \(.*worker.*\).* take fewer --workers'):
-        next(iter(loader))
+        next(loader.epoch(0) if augment else iter(loader))
 
 
 class Broken(Numbered):

@@ -44,7 +44,7 @@ def test_summary_of_all_epochs(tmp_path):
         'epoch', 'lr', 'train_loss', 'val_accuracy', 'train_feature_loss_3', 'val_macro_auroc', 'note']
     assert rows[1:] == [
         ['0', '0.001', '2.5', '0.25', '', '', ''], ['1', '0.0005', '1.5', '0.5', '0.125', 'nan', 'words']]
-    assert [p.name for p in tmp_path.iterdir()] == ['summary.csv']
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['SHA256SUMS', 'summary.csv']
 
 
 def test_tensorboard(tmp_path):

@@ -16,7 +16,7 @@ from hdkd_timm import DistillConfig, TrainConfig, distill, train
 from hdkd_timm.cli import main
 from hdkd_timm.compare import mcnemar
 from hdkd_timm.evaluate import write_predictions
-from hdkd_timm.files import write_json, write_rows
+from hdkd_timm.files import SUMS, write_json, write_rows
 from hdkd_timm.metrics import full_report
 from hdkd_timm.plots import plot_class_counts, plot_reliability
 from hdkd_timm.report import _format_p, find_mistakes, read_networks, write_report
@@ -46,6 +46,11 @@ def runs(tmp_path_factory):
         **common, experiment='<i>one', teacher_kwargs=dict(dims=(8, 16, 24), depths=(1, 1, 1)), student_alone=True))
     train(TrainConfig(**common, model='hdkd_student', experiment='two'))
     return root / 'runs'
+
+
+def copy_to_edit(run, folder):
+    """A copy of a run without checksums, which would tell that it was edited."""
+    return shutil.copytree(run, folder, ignore=shutil.ignore_patterns(SUMS))
 
 
 class Page(HTMLParser):
@@ -140,7 +145,7 @@ def test_several_runs(runs, tmp_path):
 
 
 def test_runs_that_cannot_be_paired(runs, tmp_path):
-    other = shutil.copytree(runs / 'two', tmp_path / 'other')
+    other = copy_to_edit(runs / 'two', tmp_path / 'other')
     lines = (other / 'predictions.csv').read_text().splitlines()
     last = lines[-1].split('/test/')[1][:5]
     for name in ('predictions.csv', 'images.csv'):  # as many images, one of them is another
@@ -175,7 +180,7 @@ def test_networks_of_a_run_one_by_one(runs, tmp_path):
 
 def test_stars_are_for_the_same_images(runs, tmp_path):
     """A run that was tested on val is no rival."""
-    other = shutil.copytree(runs / 'two', tmp_path / 'other')
+    other = copy_to_edit(runs / 'two', tmp_path / 'other')
     assert '★' in write_report([runs / 'two', other], tmp_path / 'a', 0, False, resamples=10).read_text()
     metrics = json.loads((other / 'metrics.json').read_text())
     metrics['val'] = metrics.pop('test')
@@ -186,7 +191,7 @@ def test_stars_are_for_the_same_images(runs, tmp_path):
 
 
 def test_one_broken_image(runs, tmp_path):
-    run = shutil.copytree(runs / 'two', tmp_path / 'run')
+    run = copy_to_edit(runs / 'two', tmp_path / 'run')
     network, = read_networks([run])
     first = network.names[find_mistakes(network.probs, network.targets)[0]]
     broken = tmp_path / 'broken.png'
@@ -198,7 +203,7 @@ def test_one_broken_image(runs, tmp_path):
 
 
 def test_equal_images_are_one_mistake(runs, tmp_path):
-    run = shutil.copytree(runs / 'two', tmp_path / 'run')
+    run = copy_to_edit(runs / 'two', tmp_path / 'run')
     network, = read_networks([run])
     wrong = find_mistakes(network.probs, network.targets)
     labels = set(network.targets[wrong])
@@ -214,7 +219,7 @@ def test_equal_images_are_one_mistake(runs, tmp_path):
 
 
 def test_images_that_are_gone(runs, tmp_path):
-    other = shutil.copytree(runs / 'two', tmp_path / 'other')
+    other = copy_to_edit(runs / 'two', tmp_path / 'other')
     for name in ('predictions.csv', 'images.csv'):
         text = (other / name).read_text()
         (other / name).write_text(text.replace('<b>images', 'gone'))
@@ -226,7 +231,7 @@ def test_images_that_are_gone(runs, tmp_path):
 
 def test_names_in_predictions_do_not_matter(runs, tmp_path):
     """What an older run called them, relative to a folder that is forgotten."""
-    other = shutil.copytree(runs / 'two', tmp_path / 'other')
+    other = copy_to_edit(runs / 'two', tmp_path / 'other')
     text = (other / 'predictions.csv').read_text()
     (other / 'predictions.csv').write_text(text.replace(str(runs.parent), '.'))
     networks = read_networks([runs / 'two', other])

@@ -46,6 +46,25 @@ if __name__ == '__main__':
     multiprocessing.set_start_method('forkserver')
     sys.exit(main())
 """
+# a training in whose second epoch no image comes
+HANGING = """
+import os
+import sys
+import time
+from pathlib import Path
+from hdkd_timm import loader
+from hdkd_timm.cli import main
+
+def read(self, key):
+    if key[0] == 1:
+        Path(os.environ['MARK']).touch()
+        time.sleep(200)
+    return before(self, key)
+
+before = loader._SeededDataset.__getitem__
+loader._SeededDataset.__getitem__ = read
+sys.exit(main())
+"""
 FILES = [f'{name}/best/model.safetensors' for name in ('teacher', 'student')]
 
 
@@ -151,6 +170,29 @@ def test_ctrl_c_with_loaders_of_the_fork_server(unbroken, tmp_path):
     assert main(['train', '--config', str(runs / 'ctrl-c' / 'config.yaml'), '--resume', '-j', '0']) == 0
     ours, whole = (load_file(runs / name / 'best' / 'model.safetensors') for name in ('ctrl-c', 'whole'))
     assert all(ours[name].equal(value) for name, value in whole.items())
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_interrupted_while_a_disk_hangs(unbroken, workers, tmp_path):
+    data, runs, _ = unbroken
+    args = [
+        'train', '--data-dir', data, '--output', runs, '--img-size', 32, '--epochs', 2, '-b', 4, '--device', 'cpu',
+        '--bootstrap', 0, '--no-report', '-j', workers, *NETWORKS[:8]]
+    args = list(map(str, args))
+    assert main([*args, '--experiment', f'awake{workers}']) == 0
+    name, mark = f'hanging{workers}', tmp_path / 'mark'
+    process = subprocess.Popen(
+        [sys.executable, '-c', HANGING, *args, '--experiment', name], env={**os.environ, 'MARK': str(mark)},
+        stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for(mark, process)
+    wait_for(runs / name / 'last.pth', process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 143, errors
+    assert 'Traceback' not in errors
+    assert main(['train', '--config', str(runs / name / 'config.yaml'), '--resume', '--no-report']) == 0
+    ours, whole = (load_file(runs / run / 'best' / 'model.safetensors') for run in (name, f'awake{workers}'))
+    assert all(ours[key].equal(value) for key, value in whole.items())
 
 
 def test_two_runs_cannot_share_a_folder(unbroken):

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -732,6 +733,39 @@ def test_second_ctrl_c_ends_at_once():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.received == signal.SIGTERM
+
+
+def waiting_for(seconds, seen):
+    """Batches, the second of which takes long to read, in code that passes over damaged images."""
+    yield 1
+    try:
+        time.sleep(seconds)
+    except Exception:
+        seen.append('damaged')
+    yield 2
+
+
+@pytest.mark.parametrize(('may_end', 'expected'), [(True, [1]), (False, [1, 2])])
+def test_signal_while_a_batch_is_waited_for(may_end, expected):
+    seen = []
+    with Signals() as signals:
+        timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.start()
+        assert list(signals.watch(waiting_for(60 if may_end else 0.5, seen), lambda: may_end)) == expected
+        timer.join()
+        assert signals.received == signal.SIGTERM
+        assert seen == []
+        os.kill(os.getpid(), signal.SIGHUP)  # it ends waits alone
+
+
+def test_signal_between_batches():
+    with Signals() as signals:
+        batches = signals.watch([1, 2, 3])
+        assert next(batches) == 1
+        os.kill(os.getpid(), signal.SIGTERM)  # in the middle of a step
+        assert list(batches) == []
+    with Signals() as signals:
+        assert list(signals.watch([1, 2, 3])) == [1, 2, 3]
 
 
 def test_signals_in_a_thread_of_another_program():

@@ -164,3 +164,25 @@ def test_threads_and_processes_share_a_reader(tmp_path):
     dataset = create_datasets(DataConfig(data_dir=str(tmp_path)), only='train')[0]['train']
     loader = iter(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=2))
     assert [image.getpixel((0, 0))[0] for image, _ in loader] == [*range(0, 100, 2), *range(1, 100, 2)]
+
+
+def test_nothing_is_lost_behind_a_damaged_header(tmp_path, caplog):
+    path = tmp_path / 'x.tar'
+    write_tar(path, *((f'{label}/{i}.png', png(i)) for label in 'ab' for i in range(5)))
+    whole = path.read_bytes()
+    with tarfile.open(path) as tar:
+        members = tar.getmembers()
+        start, end = members[6].offset, tar.offset
+    flipped = whole[:start] + bytes([whole[start] ^ 1]) + whole[start + 1:]
+    zeroed = whole[:start] + bytes(512) + whole[start + 512:]
+    for damaged in (flipped, zeroed, whole[:start + 100], whole + whole):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"x\.tar'.* at byte .*, but data follows: it is damaged, or several"):
+            TarReader(str(path))
+    outer = write_tar(tmp_path / 'outer.tar', ('c.tar', flipped))
+    with pytest.raises(ValueError, match=r"outer\.tar': 'c\.tar': its list of files ends at byte"):
+        TarReader(outer)
+    assert not caplog.records
+    path.write_bytes(whole[:end])
+    assert len(TarReader(str(path))) == 10
+    assert "x.tar' has no end-of-archive marker" in caplog.text

@@ -522,7 +522,7 @@ TWO, EMA = dict(epochs=2), dict(model_ema=True)
     ('mixup', 0.4, {}),
     ('mixup_off_epoch', 1, dict(TWO, mixup=0.4)),
     ('model_ema', True, {}),
-    ('model_ema_decay', 0.5, EMA),
+    ('model_ema_decay', 0.5, dict(EMA, model_ema_warmup=False)),  # few updates are warm-up alone
     ('model_ema_warmup', False, EMA),
     ('reduction', 'batchmean', {}),
     ('reprob', 0.5, {}),
