@@ -265,11 +265,13 @@ def _list_unfinished(runs: Sequence[PathLike]) -> List[str]:
 
 # -- what the page tells -----------------------------------------------------------------------------------------------
 
-def _format_difference(name: str, value: float) -> str:
-    """With its sign and a digit more, in points of a hundred where the metric is in per cent."""
-    if not math.isfinite(value):
+def _format_differences(name: str, *values: float) -> str:
+    """One or two with their signs and a digit more, in points of a hundred where the metric is in per cent."""
+    if not all(map(math.isfinite, values)):
         return '–'
-    return (f'{100 * value:+.2f} points' if name in IN_PER_CENT else f'{value:+.4f}').replace('-', '−')
+    is_points = name in IN_PER_CENT
+    shown = ' to '.join(f'{100 * value:+.2f}' if is_points else f'{value:+.4f}' for value in values).replace('-', '−')
+    return shown + (' points' if is_points else '')
 
 
 def _metrics_table(networks: Sequence[Network]) -> List[Dict[str, Any]]:
@@ -362,8 +364,8 @@ def _compare(first: Network, second: Network, resamples: int, seed: int) -> Dict
         low, high = found['interval']
         better = 'first' if (name in LOWER_IS_BETTER) == (low > 0) else 'second'
         rows.append(dict(
-            name=METRIC_NAMES[name], difference=_format_difference(name, found['difference']),
-            interval=f'{_format_difference(name, low)} to {_format_difference(name, high)}',
+            name=METRIC_NAMES[name], difference=_format_differences(name, found['difference']),
+            interval=_format_differences(name, low, high),
             better=better if low > 0 or high < 0 else None))
     p = test['p_value']
     groups = len(set(first.groups)) if first.groups is not None else 0
