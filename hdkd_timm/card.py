@@ -1,18 +1,14 @@
 """Model cards, README.md of a model on the Hugging Face Hub, made from what a run wrote."""
-import math
 import re
 from typing import Any, Dict, List, Optional, Sequence
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from .metrics import METRIC_NAMES, format_interval, format_metric
 from .text import printable
 
 CONFUSION_PICTURE = 'confusion.png'
-METRIC_NAMES = {
-    'accuracy': 'accuracy', 'balanced_accuracy': 'balanced accuracy', 'macro_f1': 'macro F1',
-    'macro_auroc': 'macro AUROC', 'kappa': "Cohen's kappa", 'log_loss': 'log loss', 'ece': 'calibration error (ECE)'}
 MAX_COLUMNS = 12  # classes up to which a table has a column of each
-IN_PER_CENT = ('accuracy', 'balanced_accuracy')
 # what a reader asks first of how a network was trained
 SHOWN_SETTINGS = (
     'model', 'img_size', 'in_chans', 'epochs', 'batch_size', 'opt', 'lr', 'weight_decay', 'sched', 'aug',
@@ -39,17 +35,6 @@ def escape(text: Any) -> str:
         f'\\{found[0]}' if found[0] in '\\`*_{}[]#' else f'&#{ord(found[0])};'), text, flags=re.IGNORECASE)
 
 
-def format_metric(name: str, value: Optional[float]) -> str:
-    """A metric as a person reads it, in per cent if it is in `IN_PER_CENT`. It has more digits where few would make 0
-    or 1 of what is neither, such as 99.96 %."""
-    if value is None or not math.isfinite(value):
-        return '–'
-    number, digits, ends, unit = (100 * value, 1, (0, 100), ' %') if name in IN_PER_CENT else (value, 3, (0, 1), '')
-    while digits < 7 and any(round(number, digits) == end and abs(number - end) > 1e-9 for end in ends):
-        digits += 1
-    return f'{number:.{digits}f}{unit}'
-
-
 def _code(name: Any) -> str:
     """A name of a network as code, or what it is if it is none."""
     return f'`{name}`' if re.fullmatch(r'[\w.-]+', str(name)) else escape(name)
@@ -63,17 +48,17 @@ def _table(head: List[str], rows: List[List[Any]]) -> str:
 def _results(report: Dict[str, Any], split: str) -> str:
     rows = []
     for name, words in METRIC_NAMES.items():
-        interval = report.get('intervals_95', {}).get(name)
-        low_high = f'{format_metric(name, interval[0])} to {format_metric(name, interval[1])}' if interval else '–'
-        rows.append([words, format_metric(name, report[name]), low_high])
+        interval = format_interval(name, report.get('intervals_95', {}).get(name)) or '–'
+        rows.append([words, format_metric(name, report[name]), interval])
     per_class = [
-        [escape(label), *(format_metric('', scores[key]) for key in ('precision', 'recall', 'f1')), scores['support']]
+        [escape(label), *(format_metric('', scores[key]) for key in ('precision', 'recall')),
+         format_interval('', scores.get('recall_95')) or '–', format_metric('', scores['f1']), scores['support']]
         for label, scores in report['per_class'].items()]
     flatters = '' if split == 'test' else ' They chose the epoch, so the figures flatter.'
     return '\n\n'.join([
-        f"{report['images']:,} images of split {split}; 95 % intervals by bootstrap.{flatters}",
+        f"{report['images']:,} images of split {split}; with 95 % intervals.{flatters}",
         _table(['metric', 'value', '95 % interval'], rows),
-        _table(['class', 'precision', 'recall', 'F1', 'images'], per_class),
+        _table(['class', 'precision', 'recall', '95 % interval', 'F1', 'images'], per_class),
         f'![Confusion matrix: rows true, columns predicted]({CONFUSION_PICTURE})'])
 
 

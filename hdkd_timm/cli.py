@@ -90,10 +90,12 @@ def _eval(args: argparse.Namespace) -> None:
         if isinstance(value, float):
             low_high = '   95 % interval {:.4f} to {:.4f}'.format(*intervals[key]) if key in intervals else ''
             print(f"{key.replace('_', ' '):<20}{value:.4f}{low_high}")
-    print(f"{'class':<20}{'precision':>10}{'recall':>10}{'f1':>10}{'support':>10}")
+    print(f"{'class':<20}{'precision':>10}{'recall':>10}{'f1':>10}{'support':>10}"
+          + (f"{'recall, 95 % interval':>24}" if intervals else ''))
     for name, scores in report['per_class'].items():
         cells = ''.join(f'{scores[key]:>10.4f}' for key in ('precision', 'recall', 'f1'))
-        print(f"{printable(name):<20}{cells}{scores['support']:>10}")
+        low_high = '{:.4f} to {:.4f}'.format(*scores['recall_95']) if scores.get('recall_95') else ''
+        print(f"{printable(name):<20}{cells}{scores['support']:>10}{low_high:>24}".rstrip())
     if args.out_dir:
         with new_folder(args.out_dir) as folder:
             write_json(report, folder / 'metrics.json')
@@ -133,6 +135,7 @@ def _convert(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     from .export import export_model
+    from .metrics import format_metric
     report = export_model(
         args.checkpoint, args.out, args.format, args.opset, args.images, args.int8, args.calibration,
         args.calibration_images, args.img_size, args.model, args.model_kwargs, args.use_ema, args.label_names)
@@ -144,8 +147,9 @@ def _export(args: argparse.Namespace) -> None:
         print(f"int8 and float32 on the {report['calibration_images']} calibration images:")
         if 'accuracy_int8' in report:
             print(f"accuracy float32 {report['accuracy_float32']:.4f}, int8 {report['accuracy_int8']:.4f}")
+        agreement = format_metric('accuracy', report['agreement']).replace(' ', '')
         print(
-            f"same label for {report['agreement']:.1%}, largest difference of probabilities"
+            f"same label for {agreement}, largest difference of probabilities"
             f" {report['prob_difference']:.4f}; {report['bytes_float32'] / 1e6:.1f} MB in float32")
     print(f"{report['bytes'] / 1e6:.1f} MB written to '{args.out}'.")
 

@@ -1,5 +1,4 @@
 """A network on all images of a split, and the files and tables that tell of it."""
-import math
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -10,6 +9,7 @@ from torch import nn
 from .distributed import World
 from .files import write_table
 from .loader import SplitLoader
+from .metrics import IN_PER_CENT, format_interval, format_metric
 from .runs import Signals
 
 
@@ -79,21 +79,16 @@ def write_predictions(
 def format_table(metrics: Dict[str, Any]) -> str:
     """The results of `train` and `distill` as a table, a row a network, with 95 % intervals where there are."""
     split = 'test' if 'test' in next(iter(metrics['models'].values())) else 'val'
-    width = max(15, *(len(name) + 1 for name in metrics['models']))
-    lines = [
-        f"{'network':<{width}}{'parameters':>11}{split + ' accuracy':>22}{'balanced accuracy':>22}"
-        f"{'macro AUROC':>13}{'training':>10}"]
+    rows = [['network', 'parameters', f'{split} accuracy', 'balanced accuracy', 'macro AUROC', 'training']]
     for name, result in metrics['models'].items():
         report = result[split]
-        seconds = f"{result['train_seconds']:.0f} s" if 'train_seconds' in result else 'given'
         cells = []
-        for key in ('accuracy', 'balanced_accuracy'):
-            interval = report.get('intervals_95', {}).get(key)
-            known = interval and None not in interval and math.isfinite(interval[0])
-            shown = f' ({100 * interval[0]:.1f}-{100 * interval[1]:.1f})' if known else ''
-            cells.append(f'{report[key]:.1%}{shown}')
-        auroc = report['macro_auroc']
-        cells.append('-' if auroc is None or not math.isfinite(auroc) else f'{auroc:.3f}')
-        lines.append(
-            f"{name:<{width}}{result['parameters']:>11,}{cells[0]:>22}{cells[1]:>22}{cells[2]:>13}{seconds:>10}")
-    return '\n'.join(lines)
+        for key in IN_PER_CENT:
+            interval = format_interval(key, report.get('intervals_95', {}).get(key))
+            shown = f" ({interval.replace(' %', '').replace(' to ', '-')})" if interval else ''
+            cells.append(format_metric(key, report[key]).replace(' ', '') + shown)
+        cells.append(format_metric('macro_auroc', report['macro_auroc']).replace('–', '-'))
+        seconds = f"{result['train_seconds']:.0f} s" if 'train_seconds' in result else 'given'
+        rows.append([name, f"{result['parameters']:,}", *cells, seconds])
+    widths = [max(least, *map(len, column)) for least, column in zip((13, 9, 20, 20, 11, 8), zip(*rows))]
+    return '\n'.join('  '.join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]) for name, *cells in rows)

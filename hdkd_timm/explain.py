@@ -14,6 +14,7 @@ from .calibrate import scale
 from .files import PathLike, new_folder
 from .images import read_image
 from .inference import Classifier, ModelConfig, OnnxModel, drop_bad_images, find_images, load_classifier
+from .metrics import format_metric
 from .plots import overlay, plot_images, shorten
 
 SHEET_SIZE = 300  # pixels of an image on a sheet
@@ -327,7 +328,8 @@ def write_explanations(explained: Iterable[Explanation], folder: PathLike, sheet
                 picture.save(out / f'{number:03d}-{stem}-{words}.png')
             heads = ['image', *e.maps]
             rows.append([np.asarray(ImageOps.contain(picture, (SHEET_SIZE, SHEET_SIZE))) for picture in pictures])
-            labels.append(f'{shorten(Path(e.path).name, 24)}\n{shorten(e.label, 18)} {e.probs[e.label]:.1%}')
+            prob = format_metric('accuracy', e.probs[e.label])
+            labels.append(f'{shorten(Path(e.path).name, 24)}\n{shorten(e.label, 18)} {prob}')
             if len(rows) == sheet_rows:
                 write_sheet(out)
         if rows:

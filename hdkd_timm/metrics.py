@@ -19,8 +19,30 @@ BINS = 15  # of the confidence
 LOWER_IS_BETTER = ('log_loss', 'ece')
 WEIGHTS_AT_ONCE = 2 ** 18  # images times draws: 2 MiB, which a processor's cache holds
 METRICS = ('accuracy', 'balanced_accuracy', 'macro_f1', 'macro_auroc', 'kappa', 'log_loss', 'ece')
+METRIC_NAMES = {
+    'accuracy': 'accuracy', 'balanced_accuracy': 'balanced accuracy', 'macro_f1': 'macro F1',
+    'macro_auroc': 'macro AUROC', 'kappa': "Cohen's kappa", 'log_loss': 'log loss', 'ece': 'calibration error (ECE)'}
+IN_PER_CENT = ('accuracy', 'balanced_accuracy')
 RANGES = {
     'macro_f1': (0., 1.), 'macro_auroc': (0., 1.), 'kappa': (-1., 1.), 'log_loss': (0., math.inf), 'ece': (0., 1.)}
+
+
+def format_metric(name: str, value: Optional[float]) -> str:
+    """A metric as a person reads it, in per cent if it is in `IN_PER_CENT`. It has more digits where few would make 0
+    or 1 of what is neither, such as 99.96 %."""
+    if value is None or not math.isfinite(value):
+        return '–'
+    number, digits, ends, unit = (100 * value, 1, (0, 100), ' %') if name in IN_PER_CENT else (value, 3, (0, 1), '')
+    while digits < 7 and any(round(number, digits) == end and abs(number - end) > 1e-9 for end in ends):
+        digits += 1
+    return f'{number:.{digits}f}{unit}'
+
+
+def format_interval(name: str, interval: Optional[Sequence[Optional[float]]]) -> str:
+    """An interval [low, high] of a metric as `format_metric` has it; nothing if there is none."""
+    if not interval or None in interval or not all(map(math.isfinite, interval)):
+        return ''
+    return f'{format_metric(name, interval[0])} to {format_metric(name, interval[1])}'
 
 
 def _confidence_bins(probs: np.ndarray, bins: int = BINS) -> Tuple[np.ndarray, int]:

@@ -304,7 +304,7 @@ def plot_roc_pr(probs: np.ndarray, targets: np.ndarray, classes: Sequence[str], 
 
     is_few = len(classes) <= MAX_CURVES  # the legend's lines come below the squares
     lines = (len(classes) if is_few else LOWEST + HIGHEST) / 2
-    figure = new_figure(10.4, 5.9 + 0.22 * math.ceil(lines) + (0 if is_few else 0.35))
+    figure = new_figure(10.4, 5.4 + 0.22 * math.ceil(lines) + (0 if is_few else 0.35))
     roc, pr = figure.subplots(1, 2)
     roc_curves, pr_curves, precisions = {}, {}, np.full(len(classes), np.nan)
     for k in range(len(classes)):

@@ -22,7 +22,6 @@ from PIL import Image, ImageOps
 from timm.utils import natural_key
 
 from .calibrate import CALIBRATION
-from .card import IN_PER_CENT, METRIC_NAMES, format_metric
 from .check import CheckConfig, check_data, list_leaks, summarize
 from .compare import mcnemar, paired_bootstrap
 from .config import read_yaml
@@ -31,7 +30,7 @@ from .explain import explain
 from .files import PathLike, check_sums, iterate_rows, read_rows, whole_file
 from .images import read_image
 from .inference import ModelConfig, load_classifier, read_source
-from .metrics import LOWER_IS_BETTER, class_auroc
+from .metrics import IN_PER_CENT, LOWER_IS_BETTER, METRIC_NAMES, class_auroc, format_interval, format_metric
 from .parsing import read_json
 from .plots import (
     MAX_BARS,
@@ -266,11 +265,13 @@ def _list_unfinished(runs: Sequence[PathLike]) -> List[str]:
 
 # -- what the page tells -----------------------------------------------------------------------------------------------
 
-def _format_difference(name: str, value: float) -> str:
-    """With its sign and a digit more, in points of a hundred where the metric is in per cent."""
-    if not math.isfinite(value):
+def _format_differences(name: str, *values: float) -> str:
+    """One or two with their signs and a digit more, in points of a hundred where the metric is in per cent."""
+    if not all(map(math.isfinite, values)):
         return '–'
-    return (f'{100 * value:+.2f} points' if name in IN_PER_CENT else f'{value:+.4f}').replace('-', '−')
+    is_points = name in IN_PER_CENT
+    shown = ' to '.join(f'{100 * value:+.2f}' if is_points else f'{value:+.4f}' for value in values).replace('-', '−')
+    return shown + (' points' if is_points else '')
 
 
 def _metrics_table(networks: Sequence[Network]) -> List[Dict[str, Any]]:
@@ -283,8 +284,7 @@ def _metrics_table(networks: Sequence[Network]) -> List[Dict[str, Any]]:
         best = (min if name in LOWER_IS_BETTER else max)(defined) if len(defined) > 1 and is_fair else None
         cells = []
         for network, value in zip(networks, values):
-            interval = (network.result.get('intervals_95') or {}).get(name)
-            shown = f'{format_metric(name, interval[0])} to {format_metric(name, interval[1])}' if interval else ''
+            shown = format_interval(name, (network.result.get('intervals_95') or {}).get(name))
             is_best = best is not None and value == best
             cells.append(dict(value=format_metric(name, value), interval=shown, best=is_best))
         rows.append(dict(name=words, better='lower' if name in LOWER_IS_BETTER else 'higher', cells=cells))
@@ -364,8 +364,8 @@ def _compare(first: Network, second: Network, resamples: int, seed: int) -> Dict
         low, high = found['interval']
         better = 'first' if (name in LOWER_IS_BETTER) == (low > 0) else 'second'
         rows.append(dict(
-            name=METRIC_NAMES[name], difference=_format_difference(name, found['difference']),
-            interval=f'{_format_difference(name, low)} to {_format_difference(name, high)}',
+            name=METRIC_NAMES[name], difference=_format_differences(name, found['difference']),
+            interval=_format_differences(name, low, high),
             better=better if low > 0 or high < 0 else None))
     p = test['p_value']
     groups = len(set(first.groups)) if first.groups is not None else 0
@@ -378,6 +378,7 @@ def _per_class(network: Network) -> List[Dict[str, Any]]:
     areas = [None] * len(network.classes) if network.probs is None else class_auroc(network.probs, network.targets)
     rows = [
         dict(number=number, name=name, auroc=format_metric('', area), support=scores['support'], score=scores['f1'],
+             recall_95=format_interval('', scores.get('recall_95')),
              **{key: format_metric('', scores[key]) for key in ('precision', 'recall', 'f1')})
         for number, ((name, scores), area) in enumerate(zip(network.result['per_class'].items(), areas), 1)]
     if len(rows) > MAX_CELLS:
@@ -422,9 +423,8 @@ def _sentence(network: Network, settings: Dict[str, Any], counts: Dict[str, Dict
         words += f" in {_describe_time(metrics['train_seconds'])}; epoch {metrics['epoch'] + 1} was kept"
     else:
         words += ' was given, and tested here'
-    interval = (network.result.get('intervals_95') or {}).get('balanced_accuracy')
-    low_high = [format_metric('balanced_accuracy', value).removesuffix(' %') for value in interval or ()]
-    within = f" (95 % interval {' to '.join(low_high)})" if interval else ''
+    interval = format_interval('balanced_accuracy', (network.result.get('intervals_95') or {}).get('balanced_accuracy'))
+    within = f" (95 % interval {interval.replace(' %', '')})" if interval else ''
     split = {'test': 'test', 'val': 'validation'}[network.split]
     words += (
         f". On {network.result['images']:,} {split} images its balanced accuracy is"

@@ -1,7 +1,8 @@
 """Model cards: what is told of names and numbers is what they are."""
 import pytest
 
-from hdkd_timm.card import _training, escape, format_metric
+from hdkd_timm.card import _results, _training, escape
+from hdkd_timm.metrics import METRIC_NAMES
 from hdkd_timm.plots import _fit, find_confused, format_percent
 
 
@@ -12,14 +13,6 @@ from hdkd_timm.plots import _fit, find_confused, format_percent
     ('\x1b[m\u202ea', '\\\\x1b\\[m\\\\u202ea'), ('0.001', '0.001'), ('plain name', 'plain name')])
 def test_escape(text, shown):
     assert escape(text) == shown
-
-
-@pytest.mark.parametrize(('name', 'value', 'shown'), [
-    ('accuracy', 0.9996, '99.96 %'), ('accuracy', 0.99999, '99.999 %'), ('accuracy', 1., '100.0 %'),
-    ('accuracy', 0.0004, '0.04 %'), ('accuracy', 0., '0.0 %'), ('accuracy', 0.5, '50.0 %'), ('', 0.99996, '0.99996'),
-    ('', 1., '1.000'), ('', 1 - 1e-16, '1.000'), ('ece', 0.0003, '0.0003'), ('', None, '–'), ('', float('nan'), '–')])
-def test_rounding_makes_nothing_perfect(name, value, shown):
-    assert format_metric(name, value) == shown
 
 
 @pytest.mark.parametrize(('share', 'shown'), [
@@ -48,3 +41,14 @@ def test_long_names_differ():
     names = [f'{"a long beginning that is the same " * 2}{end}' for end in ('left', 'right')]
     assert len({_fit(name) for name in names}) == 2
     assert all(len(_fit(name)) == 24 for name in names)
+
+
+def test_results_tell_of_each_class_how_sure_its_recall_is():
+    """Of a result of before as well, which has no intervals of classes."""
+    scores = dict(precision=0.5, recall=1., f1=2 / 3, support=12)
+    metrics = dict.fromkeys(METRIC_NAMES, 0.9)
+    report = dict(metrics, images=24, per_class={'a': dict(scores, recall_95=[0.7354, 1.]), 'b': scores})
+    shown = _results(report, 'test')
+    assert '| a | 0.500 | 1.000 | 0.735 to 1.000 | 0.667 | 12 |' in shown
+    assert '| b | 0.500 | 1.000 | – | 0.667 | 12 |' in shown
+    assert '| accuracy | 90.0 % | – |' in shown

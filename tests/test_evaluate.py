@@ -65,6 +65,15 @@ def test_table_of_results():
     assert lines[1].split() == ['student', '1,234', '100.0%', '(73.5-100.0)', '50.0%', '-', '7', 's']
 
 
+def test_table_of_results_rounds_nothing_to_perfect():
+    result = dict(accuracy=0.9996, balanced_accuracy=0.99999, macro_auroc=0.99996, intervals_95=dict(
+        accuracy=[0.99784, 0.99999], balanced_accuracy=[0.9, 1.]))
+    models = {name: dict(parameters=1234, train_seconds=7.2, test=result) for name in ('student', 'a' * 30)}
+    lines = format_table({'models': models}).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[1].split()[2:7] == ['99.96%', '(99.8-99.999)', '99.999%', '(90.0-100.0)', '0.99996']
+
+
 def test_a_final_test_stops_in_its_bootstrap_and_goes_on(tmp_path, monkeypatch):
     """A signal that comes in the middle ends as Interrupted; resumed, the run ends as one that was not."""
     write_images(tmp_path / 'data' / 'train')

@@ -22,6 +22,8 @@ from hdkd_timm.metrics import (
     class_auroc,
     classification_metrics,
     expected_calibration_error,
+    format_interval,
+    format_metric,
     full_report,
     macro_auroc,
     per_class_metrics,
@@ -453,3 +455,17 @@ def test_balanced_accuracy_holds_if_a_class_is_of_few_groups(groups_of_class, gr
         low, high = accuracy_intervals(right, targets, len(recalls), groups)['balanced_accuracy']
         held.append(low <= np.mean(recalls) <= high)
     assert np.mean(held) > 0.93
+
+
+@pytest.mark.parametrize(('name', 'value', 'shown'), [
+    ('accuracy', 0.9996, '99.96 %'), ('accuracy', 0.99999, '99.999 %'), ('accuracy', 1., '100.0 %'),
+    ('accuracy', 0.0004, '0.04 %'), ('accuracy', 0., '0.0 %'), ('accuracy', 0.5, '50.0 %'), ('', 0.99996, '0.99996'),
+    ('', 1., '1.000'), ('', 1 - 1e-16, '1.000'), ('ece', 0.0003, '0.0003'), ('', None, '–'), ('', float('nan'), '–')])
+def test_rounding_makes_nothing_perfect(name, value, shown):
+    assert format_metric(name, value) == shown
+
+
+@pytest.mark.parametrize(('interval', 'shown'), [
+    ([0.9, 0.9996], '90.0 % to 99.96 %'), (None, ''), ([None, None], ''), ([math.nan, 1.], '')])
+def test_intervals_as_a_person_reads_them(interval, shown):
+    assert format_interval('accuracy', interval) == shown

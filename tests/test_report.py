@@ -138,7 +138,7 @@ def test_several_runs(runs, tmp_path):
     assert f"Of 18 images, {test['only_second']} are right by {second.label} alone" in page.text
     losses = [json.loads((folder / 'metrics.json').read_text())['test']['log_loss'] for folder in folders]
     assert f'{losses[1] - losses[0]:+.4f}'.replace('-', '−') in page.text
-    assert 'Paired bootstrap over 9 groups' in page.text
+    assert 'two minus <i>one/student, for the same images in 9 groups' in page.text
     assert 'Duplicates were not looked for' in page.text
     assert 'Those that differ' in page.text
     assert not (runs / 'two' / 'report.html').exists()

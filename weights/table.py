@@ -5,6 +5,7 @@ from typing import Any, Dict, List
 
 import timm
 
+from hdkd_timm.metrics import format_metric
 from hdkd_timm.released import RELEASES, WEIGHTS
 
 HERE = Path(__file__).parent
@@ -13,8 +14,8 @@ HEAD = ['weights', 'data', 'licence', 'size', 'accuracy', 'balanced accuracy', '
 
 
 def _in_per_cent(report: Dict[str, Any], key: str) -> str:
-    low, high = report['intervals_95'][key]
-    return f'{100 * report[key]:.1f} % ({100 * low:.1f}-{100 * high:.1f})'
+    low, high = (format_metric(key, value).removesuffix(' %') for value in report['intervals_95'][key])
+    return f'{format_metric(key, report[key])} ({low}-{high})'
 
 
 def list_rows() -> List[List[str]]:
