@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from hdkd_timm import TrainConfig, train
-from hdkd_timm.config import add_arguments, from_arguments
 from hdkd_timm.metrics import METRICS
+from hdkd_timm.utils.config import add_arguments, from_arguments
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 add_arguments(parser, TrainConfig, folds=5, experiment='cross-validation')

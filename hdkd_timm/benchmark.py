@@ -29,18 +29,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from .augment import AugmentConfig, BatchAugmentation
 from .cache import cache_images
 from .checkpoint import save_model
-from .config import check_values, setting
 from .data import DataConfig, create_datasets
-from .distributed import pick_device
 from .export import export_model, import_packages
-from .files import write_rows
 from .inference import OnnxModel
 from .loader import SplitLoader
 from .losses import hdkd_loss
-from .memory import format_bytes, keep_freed_memory, kept_memory
 from .models.hdkd import MIN_IMG_SIZE
 from .phantoms import write_phantoms
 from .task import HDKDTask
+from .utils.config import check_values, setting
+from .utils.distributed import pick_device
+from .utils.files import write_rows
+from .utils.memory import format_bytes, keep_freed_memory, kept_memory
 
 PARTS = ('step', 'inference', 'epoch', 'growth')
 FORMS = ('eager', 'fused', 'kept', 'compiled', 'onnx', 'int8')

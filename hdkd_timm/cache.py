@@ -24,11 +24,11 @@ from torch.utils.data import Dataset
 from torchvision import transforms
 
 from .data import FileReader, SampleDataset
-from .distributed import World
-from .files import whole_file
 from .images import IMG_MODES
-from .memory import available_memory, format_bytes
 from .tars import TarReader
+from .utils.distributed import World
+from .utils.files import whole_file
+from .utils.memory import available_memory, format_bytes
 from .version import __version__
 
 _logger = logging.getLogger(__name__)

@@ -18,7 +18,6 @@ import numpy as np
 from PIL import Image
 from scipy.sparse import coo_array, csr_array, identity
 
-from .config import setting
 from .data import (
     SPLITS,
     FileReader,
@@ -30,13 +29,14 @@ from .data import (
     read_samples,
 )
 from .duplicates import THUMBNAIL_SIZE, Pairs, find_clusters, find_near_pairs, make_thumbnail
-from .files import PathLike, new_folder, write_json, write_rows
 from .images import describe_ranges, hash_file, read_with_values
-from .memory import available_memory
 from .pixels import MemoryBudget, Reserve, StoredValues
 from .plots import plot_pairs
 from .tars import TarReader
-from .text import printable
+from .utils.config import setting
+from .utils.files import PathLike, new_folder, write_json, write_rows
+from .utils.memory import available_memory
+from .utils.text import printable
 
 _logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
 from .run import run_script
-from .text import PrintableFormatter, PrintableStream, printable
+from .utils.text import PrintableFormatter, PrintableStream, printable
 from .version import __version__
 
 CHECKED_IMAGES = 20_000  # at most, among which the report of a run that has ended looks for duplicates
@@ -20,18 +20,18 @@ DEMO = dict(img_size=64, epochs=6, student_alone=True, channels_last=True, color
 
 
 def _train(args: argparse.Namespace) -> None:
-    from .config import from_arguments
     from .evaluate import format_table
     from .training import train
+    from .utils.config import from_arguments
     metrics = train(from_arguments(args.config_cls, args), args.resume, args.overwrite)
     _print_on_primary(format_table(metrics), f"The model is in '{metrics['run']}/best'.")
     _report_run(metrics, args)
 
 
 def _distill(args: argparse.Namespace) -> None:
-    from .config import from_arguments
     from .evaluate import format_table
     from .training import distill
+    from .utils.config import from_arguments
     metrics = distill(from_arguments(args.config_cls, args), args.resume, args.overwrite)
     _print_on_primary(
         format_table(metrics), f"Models (student/best, ...), summaries and metrics are in '{metrics['run']}'.")
@@ -64,8 +64,8 @@ def _report_run(metrics: Dict[str, Any], args: argparse.Namespace) -> None:
 
 def _demo(args: argparse.Namespace) -> None:
     if args.data_dir is None and args.data_csv is None and args.dataset is None:
-        from .config import from_arguments
         from .phantoms import write_phantoms
+        from .utils.config import from_arguments
         from_arguments(args.config_cls, args)  # checks the settings before anything is drawn
         folder = Path(args.output) / 'phantoms'
         if not folder.exists():
@@ -77,10 +77,10 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _eval(args: argparse.Namespace) -> None:
-    from .config import from_arguments
     from .evaluate import write_predictions
-    from .files import new_folder, write_json
     from .inference import evaluate_model
+    from .utils.config import from_arguments
+    from .utils.files import new_folder, write_json
     if args.out_dir and os.path.exists(args.out_dir):
         raise FileExistsError(f"'{args.out_dir}' exists already: choose another --out-dir, nothing is overwritten.")
     report, images = evaluate_model(args.checkpoint, from_arguments(args.config_cls, args))
@@ -105,9 +105,9 @@ def _eval(args: argparse.Namespace) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from .config import from_arguments
     from .evaluate import write_predictions
     from .inference import predict
+    from .utils.config import from_arguments
     if os.path.exists(args.out):
         raise FileExistsError(f"'{args.out}' exists already: choose another --out, nothing is overwritten.")
     if not os.path.isdir(os.path.dirname(args.out) or '.'):
@@ -156,8 +156,8 @@ def _export(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace) -> int:
     from . import check
-    from .config import from_arguments
-    from .files import with_free_name
+    from .utils.config import from_arguments
+    from .utils.files import with_free_name
     if args.data:
         given = [flag for flag in ('data_dir', 'data_csv', 'dataset') if getattr(args, flag)]
         if args.data.lower().endswith('.csv') and 'data_csv' not in given:
@@ -196,8 +196,8 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _calibrate(args: argparse.Namespace) -> None:
-    from .config import from_arguments
     from .inference import calibrate_model, find_run_data
+    from .utils.config import from_arguments
     if not (args.data_dir or args.data_csv or args.dataset):
         for name, value in find_run_data(args.checkpoint).items():
             setattr(args, name, value)
@@ -213,8 +213,8 @@ def _calibrate(args: argparse.Namespace) -> None:
 
 
 def _explain(args: argparse.Namespace) -> None:
-    from .config import from_arguments
     from .explain import explain, write_explanations
+    from .utils.config import from_arguments
     if os.path.exists(args.out):
         raise FileExistsError(f"'{args.out}' exists already: choose another --out, nothing is overwritten.")
     number = write_explanations(explain(
@@ -243,7 +243,7 @@ def _push(args: argparse.Namespace) -> None:
 
 def _bench(args: argparse.Namespace) -> None:
     from .benchmark import run_benchmark
-    from .config import from_arguments
+    from .utils.config import from_arguments
     run_benchmark(from_arguments(args.config_cls, args))
     print(f"\nAll figures are in '{args.out}'.")
 
@@ -251,9 +251,9 @@ def _bench(args: argparse.Namespace) -> None:
 def create_parser() -> argparse.ArgumentParser:
     from .benchmark import BenchConfig
     from .check import CheckConfig
-    from .config import KeyValues, add_arguments, recipe_names
     from .inference import EvalConfig, InferenceConfig, ModelConfig
     from .settings import DistillConfig, TrainConfig
+    from .utils.config import KeyValues, add_arguments, recipe_names
 
     parser = argparse.ArgumentParser(prog='hdkd', description='HDKD (arXiv 2407.07516) for timm.')
     parser.add_argument('--version', action='version', version=f'hdkd_timm {__version__}')
@@ -388,9 +388,9 @@ def create_parser() -> argparse.ArgumentParser:
 def _settings_of_files(args: argparse.Namespace) -> Dict[str, Any]:
     """Settings of --recipe and --config, the latter win."""
     from .check import CheckConfig
-    from .config import check_settings, read_yaml
     from .inference import ModelConfig
     from .settings import DistillConfig, recipe_settings
+    from .utils.config import check_settings, read_yaml
     values: Dict[str, Any] = {}
     if getattr(args, 'recipe', None):
         values.update(recipe_settings(args.recipe, args.config_cls))

@@ -21,7 +21,6 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from timm.data import create_dataset
 from timm.data.readers.reader import Reader
 
-from .config import setting
 from .folders import (
     Seen,
     count_suffixes,
@@ -60,6 +59,7 @@ from .tables import (
     warn_of_similar_names,
 )
 from .tars import TarReader
+from .utils.config import setting
 
 _logger = logging.getLogger(__name__)
 

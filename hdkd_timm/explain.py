@@ -11,11 +11,11 @@ from timm.data import create_transform
 from torch import nn
 
 from .calibrate import scale
-from .files import PathLike, new_folder
 from .images import read_image
 from .inference import Classifier, ModelConfig, OnnxModel, drop_bad_images, find_images, load_classifier
 from .metrics import format_metric
 from .plots import overlay, plot_images, shorten
+from .utils.files import PathLike, new_folder
 
 SHEET_SIZE = 300  # pixels of an image on a sheet
 

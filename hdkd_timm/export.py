@@ -21,12 +21,12 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 from .checkpoint import adapt_stats
-from .distributed import World
 from .evaluate import evaluate
-from .files import PathLike, whole_file
 from .images import describe_ranges, inspect_images
 from .inference import Classifier, InferenceConfig, OnnxModel, find_images, image_dataset, load_classifier
 from .loader import SplitLoader
+from .utils.distributed import World
+from .utils.files import PathLike, whole_file
 from .version import __version__
 
 _logger = logging.getLogger(__name__)

@@ -19,12 +19,12 @@ from huggingface_hub.errors import (
 from .calibrate import CALIBRATION
 from .card import CONFUSION_PICTURE, write_card
 from .checkpoint import HUBS, find_model_folder
-from .config import read_yaml
-from .files import PathLike, check_sums, iterate_rows, new_folder, write_json
-from .parsing import read_json, to_yaml
 from .plots import plot_confusion_matrix
 from .released import find_folder, find_weights, full_name
 from .runs import CONFIG, IMAGES, METRICS
+from .utils.config import read_yaml
+from .utils.files import PathLike, check_sums, iterate_rows, new_folder, write_json
+from .utils.parsing import read_json, to_yaml
 from .version import __version__
 
 CARD = 'README.md'

@@ -25,7 +25,6 @@ import numpy as np
 from PIL import ExifTags, Image, ImageChops, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from .dicom import read_dicom, read_dicom_header
-from .memory import available_memory
 from .pixels import (
     MemoryBudget,
     Reserve,
@@ -37,6 +36,7 @@ from .pixels import (
     scale,
     split_rows,
 )
+from .utils.memory import available_memory
 
 ImageFile = Union[str, Path, BinaryIO, bytes]
 

@@ -8,8 +8,8 @@ from sklearn.utils.class_weight import compute_class_weight
 from timm.data.transforms import str_to_pil_interp
 
 from .data import SampleDataset
-from .memory import available_memory
-from .parsing import read_json
+from .utils.memory import available_memory
+from .utils.parsing import read_json
 
 EFFECTIVE_BETA = 0.999
 

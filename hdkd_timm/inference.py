@@ -30,7 +30,6 @@ from .checkpoint import (
     load_saved,
     match_label_names,
 )
-from .config import KeyValues, check_values, read_yaml, setting
 from .data import (
     MOST_BAD,
     DataConfig,
@@ -43,17 +42,18 @@ from .data import (
     inspect_samples,
     warn_of_ranges,
 )
-from .distributed import World, pick_device
 from .evaluate import evaluate
-from .files import PathLike, iterate_rows
 from .folders import count_suffixes, natural_order, sort_files, walk_folder, warn_left_out
 from .images import IMG_EXTENSIONS, IMG_MODES
 from .loader import SplitLoader
-from .memory import kept_memory
 from .metrics import full_report
-from .parsing import parse_json
 from .released import find_folder, full_name
 from .runs import CONFIG, IMAGES
+from .utils.config import KeyValues, check_values, read_yaml, setting
+from .utils.distributed import World, pick_device
+from .utils.files import PathLike, iterate_rows
+from .utils.memory import kept_memory
+from .utils.parsing import parse_json
 
 _logger = logging.getLogger(__name__)
 

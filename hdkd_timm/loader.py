@@ -22,10 +22,10 @@ from torchvision.transforms import Compose
 
 from .augment import AugmentConfig, create_eval_transform, create_train_transform
 from .cache import SHARED, split_transform
-from .distributed import end_with_parent
 from .images import IMG_MODES, convert_image
-from .memory import format_bytes
 from .runs import STOP_SIGNALS
+from .utils.distributed import end_with_parent
+from .utils.memory import format_bytes
 
 _logger = logging.getLogger(__name__)
 

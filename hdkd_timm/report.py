@@ -24,14 +24,11 @@ from timm.utils import natural_key
 from .calibrate import CALIBRATION
 from .check import CheckConfig, check_data, list_leaks, summarize
 from .compare import mcnemar, paired_bootstrap
-from .config import read_yaml
 from .data import SourceConfig
 from .explain import explain
-from .files import PathLike, check_sums, iterate_rows, read_rows, whole_file
 from .images import read_image
 from .inference import ModelConfig, load_classifier, read_source
 from .metrics import IN_PER_CENT, LOWER_IS_BETTER, METRIC_NAMES, class_auroc, format_interval, format_metric
-from .parsing import read_json
 from .plots import (
     MAX_BARS,
     MAX_CELLS,
@@ -47,7 +44,10 @@ from .plots import (
     plot_roc_pr,
 )
 from .runs import CONFIG, IMAGES, METRICS, PREDICTIONS, SUMMARY
-from .text import printable
+from .utils.config import read_yaml
+from .utils.files import PathLike, check_sums, iterate_rows, read_rows, whole_file
+from .utils.parsing import read_json
+from .utils.text import printable
 
 _logger = logging.getLogger(__name__)
 

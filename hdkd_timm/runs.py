@@ -18,10 +18,10 @@ import torch
 from filelock import FileLock, Timeout
 
 from .checkpoint import read_checkpoint
-from .config import read_yaml
 from .data import CONTENTS, find_changes
-from .files import add_sums, check_sums, read_rows, whole_file, write_rows
-from .parsing import parse_yaml
+from .utils.config import read_yaml
+from .utils.files import add_sums, check_sums, read_rows, whole_file, write_rows
+from .utils.parsing import parse_yaml
 
 _logger = logging.getLogger(__name__)
 

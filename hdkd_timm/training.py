@@ -31,18 +31,13 @@ from .augment import BatchAugmentation
 from .build import create_network, create_optimizer, create_schedule, freeze_stages
 from .cache import CachedDataset, cache_images
 from .checkpoint import HUBS, load_teacher, read_checkpoint, save_model
-from .config import flag, read_yaml, to_yaml
 from .data import create_datasets, list_images, name_image
-from .distributed import World, describe_device, init_world, leave_world
 from .evaluate import evaluate, write_predictions
-from .files import add_sums, check_sums, with_free_name, write_json
 from .imbalance import class_weights, count_classes, sample_weights, smote
 from .loader import SplitLoader, derive_seed
 from .log import EpochLog, Progress, check_logs
-from .memory import kept_memory
 from .metrics import LOWER_IS_BETTER, classification_metrics, full_report, per_class_metrics
 from .models.hdkd import HDKDStudent
-from .parsing import read_json
 from .runs import (
     CONFIG,
     IMAGES,
@@ -58,6 +53,11 @@ from .runs import (
 )
 from .settings import DistillConfig, TrainConfig
 from .task import HDKDTask, check_input, check_pair
+from .utils.config import flag, read_yaml, to_yaml
+from .utils.distributed import World, describe_device, init_world, leave_world
+from .utils.files import add_sums, check_sums, with_free_name, write_json
+from .utils.memory import kept_memory
+from .utils.parsing import read_json
 from .version import __version__
 
 _logger = logging.getLogger(__name__)

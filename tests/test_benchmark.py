@@ -5,7 +5,6 @@ import pytest
 import timm
 import torch
 
-from hdkd_timm import memory
 from hdkd_timm.benchmark import (
     STEP_FORMS,
     BenchConfig,
@@ -19,7 +18,8 @@ from hdkd_timm.benchmark import (
     take_turns,
 )
 from hdkd_timm.cli import main
-from hdkd_timm.files import read_rows
+from hdkd_timm.utils import memory
+from hdkd_timm.utils.files import read_rows
 
 CPU = torch.device('cpu')
 

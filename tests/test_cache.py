@@ -18,8 +18,8 @@ from hdkd_timm import cache as cache_module
 from hdkd_timm.augment import AugmentConfig, create_eval_transform, create_train_transform
 from hdkd_timm.cache import ImageStore, cache_images, find_starts, split_transform
 from hdkd_timm.data import DataConfig, SampleDataset, create_datasets
-from hdkd_timm.distributed import World
 from hdkd_timm.loader import SplitLoader
+from hdkd_timm.utils.distributed import World
 
 DATA = dict(
     input_size=(3, 24, 24), mean=(0.1, 0.5, 0.7), std=(0.2, 0.3, 0.4), interpolation='bilinear', crop_pct=1.,

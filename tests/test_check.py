@@ -23,7 +23,7 @@ from hdkd_timm.check import (
 )
 from hdkd_timm.cli import main
 from hdkd_timm.data import DataConfig, create_datasets, list_images, read_csv
-from hdkd_timm.files import write_rows
+from hdkd_timm.utils.files import write_rows
 
 
 def smooth(seed, size=48):

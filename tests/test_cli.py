@@ -13,7 +13,7 @@ from PIL import Image
 from hdkd_timm import DistillConfig, TrainConfig
 from hdkd_timm.checkpoint import save_model
 from hdkd_timm.cli import create_parser, main
-from hdkd_timm.config import recipe_names, to_yaml
+from hdkd_timm.utils.config import recipe_names, to_yaml
 
 
 def run(*args, **kwargs):

@@ -7,7 +7,8 @@ from typing import Any, Dict, Optional, Tuple
 import pytest
 import yaml
 
-from hdkd_timm.config import (
+from hdkd_timm.settings import DistillConfig
+from hdkd_timm.utils.config import (
     KeyValues,
     add_arguments,
     check_settings,
@@ -20,7 +21,6 @@ from hdkd_timm.config import (
     setting,
     to_yaml,
 )
-from hdkd_timm.settings import DistillConfig
 
 
 @dataclasses.dataclass

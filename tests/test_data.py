@@ -25,8 +25,8 @@ from hdkd_timm.data import (
     find_splits,
     list_images,
 )
-from hdkd_timm.files import write_rows
 from hdkd_timm.loader import SplitLoader
+from hdkd_timm.utils.files import write_rows
 
 DATA_CONFIG = dict(
     input_size=(3, 32, 32), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), interpolation='bilinear', crop_pct=1.0,

@@ -12,8 +12,8 @@ from conftest import write_images
 from safetensors.torch import load_file
 
 from hdkd_timm.cli import main
-from hdkd_timm.distributed import pick_device
 from hdkd_timm.metrics import METRICS
+from hdkd_timm.utils.distributed import pick_device
 
 SETTINGS = [
     '--img-size', 32, '-b', 4, '-j', 1, '--device', 'cpu', '--bootstrap', 5, '--model-kwargs', 'depths=(1,1,1,1)',

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from hdkd_timm.data import read_csv
-from hdkd_timm.files import new_folder, raw_cell, read_rows, safe_cell, with_free_name, write_rows
+from hdkd_timm.utils.files import new_folder, raw_cell, read_rows, safe_cell, with_free_name, write_rows
 
 FORMULAS = ["=cmd|' /C calc'!A0", '+1+1', '-2+3', '@SUM(A1)', '\t=1', '\r=1', '\n=1', '＝1+1', '-', '+ve', '-ve', '=']
 OTHERS = ['a', "'", "''", "'a'", "it's", '', ' =1', 'a=b', '/data/=x.png', '-1', '+0.5', '-1e-5', '-inf', "'-1", '膠']

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save
 
 from hdkd_timm import DistillConfig, TrainConfig, train
 from hdkd_timm.card import escape, write_card
-from hdkd_timm.files import SUMS
 from hdkd_timm.hub import write_hub_folder
 from hdkd_timm.released import find_folder
+from hdkd_timm.utils.files import SUMS
 
 RELEASED = 'hdkd_student.ham10k'
 STUDENT = {k: v for k, v in TINY_STUDENT.items() if k not in ('img_size', 'num_classes')}

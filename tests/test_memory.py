@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 
-from hdkd_timm import memory
-from hdkd_timm.memory import available_memory, format_bytes, kept_memory
+from hdkd_timm.utils import memory
+from hdkd_timm.utils.memory import available_memory, format_bytes, kept_memory
 
 
 def test_available_memory(monkeypatch):
@@ -37,7 +37,7 @@ def test_format_bytes(number, words):
 
 FAULTS = """
 import resource, torch
-from hdkd_timm.memory import kept_memory
+from hdkd_timm.utils.memory import kept_memory
 
 def count_faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

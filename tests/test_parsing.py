@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from hdkd_timm.cli import main
-from hdkd_timm.parsing import MAX_YAML, parse_json, parse_yaml, read_json, to_yaml
+from hdkd_timm.utils.parsing import MAX_YAML, parse_json, parse_yaml, read_json, to_yaml
 
 # nine lists of nine of the ones before: 400 bytes, 3.4e9 values written out
 BOMB = '\n'.join(['a0: &a0 [x, x, x, x, x, x, x, x, x]', *(

@@ -16,10 +16,10 @@ from hdkd_timm import DistillConfig, TrainConfig, distill, train
 from hdkd_timm.cli import main
 from hdkd_timm.compare import mcnemar
 from hdkd_timm.evaluate import write_predictions
-from hdkd_timm.files import SUMS, write_json, write_rows
 from hdkd_timm.metrics import full_report
 from hdkd_timm.plots import plot_class_counts, plot_reliability
 from hdkd_timm.report import _format_p, find_mistakes, read_networks, write_report
+from hdkd_timm.utils.files import SUMS, write_json, write_rows
 
 NASTY = ['<img src=x onerror=alert(1)>', '"&{{ 7 * 7 }}', "b' <script>alert(2)</script>"]
 SETTINGS = dict(

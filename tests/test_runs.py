@@ -20,7 +20,6 @@ from kill_table import count_operations
 
 from hdkd_timm import TrainConfig, train
 from hdkd_timm.data import DataConfig, create_datasets
-from hdkd_timm.files import SUMS, add_sums, check_sums, new_folder, whole_file, write_json, write_rows
 from hdkd_timm.runs import (
     CONFIG,
     IMAGES,
@@ -33,6 +32,7 @@ from hdkd_timm.runs import (
     run_folder,
     save_state,
 )
+from hdkd_timm.utils.files import SUMS, add_sums, check_sums, new_folder, whole_file, write_json, write_rows
 
 SETTINGS = 'lr: 0.001\nscale:\n- 0.8\n- 1.0\nseed: 42\nworkers: 2\n'
 

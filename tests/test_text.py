@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import write_images
 
-from hdkd_timm.text import printable
+from hdkd_timm.utils.text import printable
 
 
 @pytest.mark.parametrize(('text', 'shown'), [
@@ -37,6 +37,6 @@ def test_commands_print_no_escapes(tmp_path):
 
 
 def test_log_messages(capsys):
-    from hdkd_timm.text import PrintableFormatter
+    from hdkd_timm.utils.text import PrintableFormatter
     record = logging.LogRecord('hdkd_timm', logging.INFO, '', 0, 'class %s\nnext', ('\x1b[1m',), None)
     assert PrintableFormatter('%(message)s').format(record) == 'class \\x1b[1m\nnext'

@@ -28,12 +28,12 @@ from hdkd_timm import cache as cache_module
 from hdkd_timm import training as training_module
 from hdkd_timm.checkpoint import save_model
 from hdkd_timm.data import SampleDataset, create_datasets
-from hdkd_timm.distributed import World
 from hdkd_timm.evaluate import format_table
 from hdkd_timm.inference import EvalConfig
 from hdkd_timm.metrics import METRICS
 from hdkd_timm.runs import Interrupted, load_state
 from hdkd_timm.training import Run
+from hdkd_timm.utils.distributed import World
 
 STUDENT = {k: v for k, v in TINY_STUDENT.items() if k not in ('img_size', 'num_classes')}
 TEACHER = {k: v for k, v in TINY_TEACHER.items() if k not in ('img_size', 'num_classes')}

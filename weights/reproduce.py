@@ -24,13 +24,13 @@ import yaml
 
 from hdkd_timm import DistillConfig, EvalConfig, distill, evaluate_model
 from hdkd_timm.card import CONFUSION_PICTURE, write_card
-from hdkd_timm.config import check_settings, read_yaml
 from hdkd_timm.data import DataConfig, create_datasets, list_images
-from hdkd_timm.files import new_folder, write_json, write_rows
 from hdkd_timm.hub import PLACES, count_images
 from hdkd_timm.plots import plot_confusion_matrix
 from hdkd_timm.released import RELEASES, WEIGHTS
 from hdkd_timm.runs import IMAGES, METRICS, keep_images
+from hdkd_timm.utils.config import check_settings, read_yaml
+from hdkd_timm.utils.files import new_folder, write_json, write_rows
 
 HERE = Path(__file__).parent
 SPLIT_SETTINGS = ('split_column', 'val_fraction', 'train_fraction')  # told by the CSV files that are written
