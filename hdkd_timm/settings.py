@@ -6,8 +6,8 @@ from typing import Any, Dict, Optional, Tuple, Type, TypeVar
 from .augment import AugmentConfig
 from .cache import CACHES
 from .data import DataConfig
+from .distillation.losses import KD_KINDS, REDUCTIONS
 from .log import LOGS
-from .losses import KD_KINDS, REDUCTIONS
 from .metrics import METRICS
 from .models.hdkd import MIN_IMG_SIZE
 from .utils.config import KeyValues, check_settings, check_values, flag, read_recipe, setting

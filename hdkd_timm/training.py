@@ -32,6 +32,7 @@ from .build import create_network, create_optimizer, create_schedule, freeze_sta
 from .cache import CachedDataset, cache_images
 from .checkpoint import HUBS, load_teacher, read_checkpoint, save_model
 from .data import create_datasets, list_images, name_image
+from .distillation.task import HDKDTask, check_input, check_pair
 from .evaluate import evaluate, write_predictions
 from .imbalance import class_weights, count_classes, sample_weights, smote
 from .loader import SplitLoader, derive_seed
@@ -52,7 +53,6 @@ from .runs import (
     save_state,
 )
 from .settings import DistillConfig, TrainConfig
-from .task import HDKDTask, check_input, check_pair
 from .utils.config import flag, read_yaml, to_yaml
 from .utils.distributed import World, describe_device, init_world, leave_world
 from .utils.files import add_sums, check_sums, with_free_name, write_json

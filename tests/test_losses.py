@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hdkd_timm.losses import (
+from hdkd_timm.distillation.losses import (
     feature_distillation_loss,
     feature_distillation_losses,
     hdkd_loss,

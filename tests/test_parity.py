@@ -3,7 +3,7 @@ import pytest
 import torch
 from conftest import TINY_STUDENT, TINY_TEACHER, load_reference, parse_case, strip_prefix
 
-from hdkd_timm.losses import hdkd_loss
+from hdkd_timm.distillation.losses import hdkd_loss
 from hdkd_timm.models.hdkd import HDKDStudent, HDKDTeacher, MbcsaBlock, convert_state_dict
 
 NETWORKS = {

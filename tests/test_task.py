@@ -6,8 +6,8 @@ from conftest import TINY_STUDENT, TINY_TEACHER, load_reference, parse_case, ran
 from torch import nn
 
 from hdkd_timm import HDKDTask
+from hdkd_timm.distillation.task import check_pair
 from hdkd_timm.models.hdkd import convert_state_dict, is_fused
-from hdkd_timm.task import check_pair
 
 
 def create_student(**kwargs):
