@@ -16,7 +16,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 
 from hdkd_timm import HDKDTask
-from hdkd_timm.checkpoint import save_model
+from hdkd_timm.models.checkpoint import save_model
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument('teacher_folder')

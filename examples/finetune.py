@@ -18,7 +18,7 @@ from timm.scheduler import create_scheduler_v2
 from torch.nn import functional as F
 
 import hdkd_timm  # noqa: F401
-from hdkd_timm.checkpoint import save_model
+from hdkd_timm.models.checkpoint import save_model
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument('model')

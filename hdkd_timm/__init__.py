@@ -7,9 +7,16 @@ from .version import __version__
 
 # loaded on first use, so that registering the models costs nothing beside `import timm`
 _LAZY = {
-    'HDKDTask': 'distillation.task', 'hdkd_loss': 'distillation.losses', 'TrainConfig': 'settings', 'DistillConfig': 'settings',
-    'train': 'training', 'distill': 'training', 'EvalConfig': 'inference', 'evaluate_model': 'inference',
-    'predict': 'inference', 'export_model': 'export',
+    'HDKDTask': 'distillation.task',
+    'hdkd_loss': 'distillation.losses',
+    'TrainConfig': 'settings',
+    'DistillConfig': 'settings',
+    'train': 'training',
+    'distill': 'training',
+    'EvalConfig': 'inference',
+    'evaluate_model': 'inference',
+    'predict': 'inference',
+    'export_model': 'export',
 }
 
 __all__ = ['models', '__version__', *_LAZY]

@@ -119,7 +119,7 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from .checkpoint import convert_checkpoint, read_model_config
+    from .models.checkpoint import convert_checkpoint, read_model_config
     name, model_args = convert_checkpoint(
         args.checkpoint, args.out_dir, args.model, label_names=args.label_names, use_ema=args.use_ema,
         **args.model_kwargs)

@@ -20,11 +20,11 @@ import torch
 from timm.utils import reparameterize_model
 from torch import nn
 
-from .checkpoint import adapt_stats
 from .evaluate import evaluate
 from .images import describe_ranges, inspect_images
 from .inference import Classifier, InferenceConfig, OnnxModel, find_images, image_dataset, load_classifier
 from .loader import SplitLoader
+from .models.checkpoint import adapt_stats
 from .utils.distributed import World
 from .utils.files import PathLike, whole_file
 from .version import __version__

@@ -21,15 +21,6 @@ from .calibrate import (
     temperature_interval,
     write_temperature,
 )
-from .checkpoint import (
-    HUBS,
-    check_preprocessing,
-    download,
-    find_model_folder,
-    has_two_orders,
-    load_saved,
-    match_label_names,
-)
 from .data import (
     MOST_BAD,
     DataConfig,
@@ -47,7 +38,16 @@ from .folders import count_suffixes, natural_order, sort_files, walk_folder, war
 from .images import IMG_EXTENSIONS, IMG_MODES
 from .loader import SplitLoader
 from .metrics import full_report
-from .released import find_folder, full_name
+from .models.checkpoint import (
+    HUBS,
+    check_preprocessing,
+    download,
+    find_model_folder,
+    has_two_orders,
+    load_saved,
+    match_label_names,
+)
+from .models.pretrained import find_folder, full_name
 from .runs import CONFIG, IMAGES
 from .utils.config import KeyValues, check_values, read_yaml, setting
 from .utils.distributed import World, pick_device

@@ -30,7 +30,6 @@ from torchvision import transforms
 from .augment import BatchAugmentation
 from .build import create_network, create_optimizer, create_schedule, freeze_stages
 from .cache import CachedDataset, cache_images
-from .checkpoint import HUBS, load_teacher, read_checkpoint, save_model
 from .data import create_datasets, list_images, name_image
 from .distillation.task import HDKDTask, check_input, check_pair
 from .evaluate import evaluate, write_predictions
@@ -38,6 +37,7 @@ from .imbalance import class_weights, count_classes, sample_weights, smote
 from .loader import SplitLoader, derive_seed
 from .log import EpochLog, Progress, check_logs
 from .metrics import LOWER_IS_BETTER, classification_metrics, full_report, per_class_metrics
+from .models.checkpoint import HUBS, load_teacher, read_checkpoint, save_model
 from .models.hdkd import HDKDStudent
 from .runs import (
     CONFIG,

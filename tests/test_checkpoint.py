@@ -10,7 +10,8 @@ from conftest import TINY_STUDENT, TINY_TEACHER, load_reference, strip_prefix
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from hdkd_timm.checkpoint import (
+from hdkd_timm.inference import ModelConfig, load_classifier
+from hdkd_timm.models.checkpoint import (
     convert_checkpoint,
     load_checkpoint,
     load_model,
@@ -19,7 +20,6 @@ from hdkd_timm.checkpoint import (
     read_checkpoint,
     save_model,
 )
-from hdkd_timm.inference import ModelConfig, load_classifier
 from hdkd_timm.models.hdkd import convert_state_dict
 
 # what keys and shapes of the fixtures' networks don't show: heads of 8

@@ -20,10 +20,10 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from hdkd_timm import TrainConfig, train
-from hdkd_timm.checkpoint import convert_checkpoint, load_checkpoint, load_saved
-from hdkd_timm.checkpoint_file import find_networks, read_checkpoint
 from hdkd_timm.cli import main
 from hdkd_timm.distillation.task import HDKDTask
+from hdkd_timm.models.checkpoint import convert_checkpoint, load_checkpoint, load_saved
+from hdkd_timm.models.checkpoint_file import find_networks, read_checkpoint
 
 HEADS = dict(head_dim=8)
 

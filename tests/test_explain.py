@@ -9,7 +9,6 @@ from torch import nn
 
 import hdkd_timm  # noqa: F401
 from hdkd_timm.calibrate import scale, write_temperature
-from hdkd_timm.checkpoint import save_model
 from hdkd_timm.cli import main
 from hdkd_timm.explain import (
     NoMaps,
@@ -21,6 +20,7 @@ from hdkd_timm.explain import (
     write_explanations,
 )
 from hdkd_timm.inference import ModelConfig
+from hdkd_timm.models.checkpoint import save_model
 
 
 class Brightness(nn.Module):

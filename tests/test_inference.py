@@ -11,7 +11,6 @@ from conftest import TINY_STUDENT, write_images
 from PIL import Image
 
 from hdkd_timm import TrainConfig, evaluate_model, predict, train
-from hdkd_timm.checkpoint import save_model
 from hdkd_timm.cli import main
 from hdkd_timm.inference import (
     EvalConfig,
@@ -22,6 +21,7 @@ from hdkd_timm.inference import (
     find_images,
     load_classifier,
 )
+from hdkd_timm.models.checkpoint import save_model
 
 CONFIG = InferenceConfig(workers=0, device='cpu', batch_size=3)
 

@@ -10,7 +10,7 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 import hdkd_timm  # noqa: F401
-from hdkd_timm.checkpoint import save_model
+from hdkd_timm.models.checkpoint import save_model
 from hdkd_timm.models.hdkd import HDKDStudent, HDKDTeacher, is_fused, mean_max
 
 MODELS = ['hdkd_teacher', 'hdkd_student', 'hdkd_student_plain', 'hdkd_teacher_s4', 'hdkd_student_s4']

@@ -10,7 +10,7 @@ import timm
 import torch
 
 import hdkd_timm
-from hdkd_timm.released import RELEASES
+from hdkd_timm.models.pretrained import RELEASES
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,7 +25,8 @@ import hdkd_timm
 loaded = {m for m in set(sys.modules) - before}
 assert all(m.startswith('hdkd_timm') for m in loaded), loaded
 assert loaded == {
-    'hdkd_timm', 'hdkd_timm.models', 'hdkd_timm.models.hdkd', 'hdkd_timm.released', 'hdkd_timm.version'}, loaded
+    'hdkd_timm', 'hdkd_timm.models', 'hdkd_timm.models.hdkd', 'hdkd_timm.models.pretrained',
+    'hdkd_timm.version'}, loaded
 assert len(set(timm.list_models()) - models) == 5
 assert get_img_extensions() == extensions
 """

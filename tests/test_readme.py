@@ -13,7 +13,7 @@ import timm
 from conftest import TINY_STUDENT, TINY_TEACHER, write_images
 
 import hdkd_timm  # noqa: F401
-from hdkd_timm.checkpoint import save_model
+from hdkd_timm.models.checkpoint import save_model
 
 ROOT = Path(__file__).parent.parent
 SNIPPETS = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)

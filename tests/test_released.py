@@ -18,10 +18,10 @@ from hub_server import hub_server
 
 import hdkd_timm
 from hdkd_timm import DistillConfig, distill
-from hdkd_timm.checkpoint import load_saved, save_model
 from hdkd_timm.cli import main
 from hdkd_timm.hub import write_hub_folder
-from hdkd_timm.released import HUB_ORG, RELEASES, WEIGHTS, find_folder, find_weights, hub_id
+from hdkd_timm.models.checkpoint import load_saved, save_model
+from hdkd_timm.models.pretrained import HUB_ORG, RELEASES, WEIGHTS, find_folder, find_weights, hub_id
 
 ROOT = Path(__file__).parent.parent
 TEACHER, STUDENT = 'hdkd_teacher.brain_mri', 'hdkd_student.brain_mri'
@@ -32,7 +32,7 @@ LOAD = '''
 import json, sys, warnings
 warnings.simplefilter('ignore')
 import hdkd_timm, timm, torch
-from hdkd_timm.released import find_folder
+from hdkd_timm.models.pretrained import find_folder
 told = []
 for name in sys.argv[1:]:
     assert find_folder(name) is None
@@ -173,7 +173,7 @@ def test_damaged_file(tmp_path, monkeypatch):
     with open(tmp_path / STUDENT / WEIGHTS, 'r+b') as file:
         file.seek(100_000)
         file.write(b'\0\0\0\1')
-    monkeypatch.setattr('hdkd_timm.released.FOLDERS', (tmp_path,))
+    monkeypatch.setattr('hdkd_timm.models.pretrained.FOLDERS', (tmp_path,))
     with pytest.raises(ValueError, match='is damaged, or not of this version of hdkd_timm'):
         timm.create_model(STUDENT, pretrained=True)
     with pytest.raises(ValueError, match='is damaged, or not of this version of hdkd_timm'):
@@ -299,7 +299,7 @@ def test_hub(load, tmp_path):
 
 
 def test_cache_dir(tmp_path, monkeypatch):
-    monkeypatch.setattr('hdkd_timm.released.FOLDERS', ())
+    monkeypatch.setattr('hdkd_timm.models.pretrained.FOLDERS', ())
     snapshot = tmp_path / f"models--{hub_id(STUDENT).replace('/', '--')}"
     (snapshot / 'snapshots' / 'abc').mkdir(parents=True)
     (snapshot / 'refs').mkdir()

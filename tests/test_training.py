@@ -26,11 +26,11 @@ from torch.nn import functional as F
 from hdkd_timm import DistillConfig, TrainConfig, distill, evaluate_model, train
 from hdkd_timm import cache as cache_module
 from hdkd_timm import training as training_module
-from hdkd_timm.checkpoint import save_model
 from hdkd_timm.data import SampleDataset, create_datasets
 from hdkd_timm.evaluate import format_table
 from hdkd_timm.inference import EvalConfig
 from hdkd_timm.metrics import METRICS
+from hdkd_timm.models.checkpoint import save_model
 from hdkd_timm.runs import Interrupted, load_state
 from hdkd_timm.training import Run
 from hdkd_timm.utils.distributed import World
@@ -608,7 +608,7 @@ def resumed(finished, tmp_path):
 
 @pytest.mark.parametrize('file', ['best/model.safetensors', 'best/config.json', 'metrics.json'])
 def test_flipped_bits_are_found_where_they_are_read(resumed, file):
-    from hdkd_timm.checkpoint import load_saved
+    from hdkd_timm.models.checkpoint import load_saved
     from hdkd_timm.report import read_networks
     config, run = resumed
     for name in ('teacher', 'student'):

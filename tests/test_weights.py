@@ -17,7 +17,7 @@ from conftest import write_images
 
 import hdkd_timm
 from hdkd_timm import DistillConfig
-from hdkd_timm.released import RELEASES, WEIGHTS
+from hdkd_timm.models.pretrained import RELEASES, WEIGHTS
 
 ROOT = Path(__file__).parent.parent
 STUDENT, TEACHER = 'hdkd_student.brain_mri', 'hdkd_teacher.brain_mri'

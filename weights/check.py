@@ -14,7 +14,7 @@ import yaml
 
 from hdkd_timm import EvalConfig, evaluate_model
 from hdkd_timm.metrics import METRIC_NAMES
-from hdkd_timm.released import RELEASES, find_folder
+from hdkd_timm.models.pretrained import RELEASES, find_folder
 
 TOLERANCE = 1e-3
 

@@ -6,7 +6,7 @@ same in all stages and of all seeds, chooses the epoch and, if there are several
 at after the last stage alone. A training that was stopped goes on where it was.
 
 Folders like those here are written beside the runs. To release one, put it in place of the old one, and its sha256 into
-hdkd_timm/released.py.
+hdkd_timm/models/pretrained.py.
 """
 import argparse
 import csv
@@ -26,8 +26,8 @@ from hdkd_timm import DistillConfig, EvalConfig, distill, evaluate_model
 from hdkd_timm.card import CONFUSION_PICTURE, write_card
 from hdkd_timm.data import DataConfig, create_datasets, list_images
 from hdkd_timm.hub import PLACES, count_images
+from hdkd_timm.models.pretrained import RELEASES, WEIGHTS
 from hdkd_timm.plots import plot_confusion_matrix
-from hdkd_timm.released import RELEASES, WEIGHTS
 from hdkd_timm.runs import IMAGES, METRICS, keep_images
 from hdkd_timm.utils.config import check_settings, read_yaml
 from hdkd_timm.utils.files import new_folder, write_json, write_rows

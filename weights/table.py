@@ -6,7 +6,7 @@ from typing import Any, Dict, List
 import timm
 
 from hdkd_timm.metrics import format_metric
-from hdkd_timm.released import RELEASES, WEIGHTS
+from hdkd_timm.models.pretrained import RELEASES, WEIGHTS
 
 HERE = Path(__file__).parent
 DATA = {'brain_mri': 'Brain Tumor MRI, grouped split', 'ham10k': 'HAM10000, split by lesion'}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Dict
 
 from hdkd_timm import TrainConfig, train
-from hdkd_timm.released import RELEASES
+from hdkd_timm.models.pretrained import RELEASES
 
 SETTINGS: Dict[str, Dict[str, Any]] = {
     'brain_mri': dict(split_column='grouped_split'), 'ham10k': dict(class_weights='balanced')}

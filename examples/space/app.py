@@ -23,8 +23,8 @@ import hdkd_timm  # noqa: F401
 from hdkd_timm.explain import explain
 from hdkd_timm.images import image_size
 from hdkd_timm.inference import load_classifier
+from hdkd_timm.models.pretrained import RELEASES
 from hdkd_timm.plots import overlay
-from hdkd_timm.released import RELEASES
 
 MODELS = sys.argv[1:] or sorted(RELEASES)  # students first
 load_classifier = functools.lru_cache(load_classifier)

@@ -46,7 +46,7 @@ except ImportError:
     def update_model_input_size(model: nn.Module, img_size: Any) -> None:
         model._model_args = dict(getattr(model, '_model_args', {}), img_size=img_size)
 
-from ..released import hub_id, release_overlay
+from .pretrained import hub_id, release_overlay
 
 __all__ = ['HDKDTeacher', 'HDKDStudent']
 

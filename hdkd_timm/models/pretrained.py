@@ -14,7 +14,8 @@ from timm.models import PretrainedCfg, get_pretrained_cfg, is_model_pretrained
 HUB_ORG = os.environ.get('HDKD_HUB_ORG') or 'hdkd-timm'
 WEIGHTS = 'model.safetensors'
 # in an installed package, and in a clone of the repository
-FOLDERS = (Path(__file__).parent / 'weights', Path(__file__).parent.parent / 'weights')
+_PACKAGE = Path(__file__).parents[1]
+FOLDERS = (_PACKAGE / 'weights', _PACKAGE.parent / 'weights')
 
 
 class Release(NamedTuple):

@@ -21,9 +21,9 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from .checkpoint_file import Told, choose_network, read_checkpoint, read_told, read_told_beside
-from .models.hdkd import HDKDStudent, HDKDTeacher, is_fused
-from .utils.files import PathLike, add_sums, check_sums, new_folder, whole_file
-from .utils.parsing import read_json
+from .hdkd import HDKDStudent, HDKDTeacher, is_fused
+from ..utils.files import PathLike, add_sums, check_sums, new_folder, whole_file
+from ..utils.parsing import read_json
 
 __all__ = [
     'HUBS', 'adapt_stats', 'check_preprocessing', 'convert_checkpoint', 'describe_orders', 'download',

@@ -17,10 +17,10 @@ import safetensors.torch
 import timm
 import torch
 
-from .models.hdkd import convert_state_dict
-from .utils.config import read_yaml
-from .utils.files import PathLike, check_sums
-from .utils.parsing import read_json
+from .hdkd import convert_state_dict
+from ..utils.config import read_yaml
+from ..utils.files import PathLike, check_sums
+from ..utils.parsing import read_json
 
 _logger = logging.getLogger(__name__)
 
