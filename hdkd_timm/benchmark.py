@@ -26,17 +26,17 @@ from timm.utils import reparameterize_model
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .augment import AugmentConfig, BatchAugmentation
-from .cache import cache_images
-from .data import DataConfig, create_datasets
+from .data.augment import AugmentConfig, BatchAugmentation
+from .data.cache import cache_images
+from .data.loader import SplitLoader
+from .data.phantoms import write_phantoms
+from .data.samples import DataConfig, create_datasets
 from .distillation.losses import hdkd_loss
 from .distillation.task import HDKDTask
 from .export import export_model, import_packages
 from .inference import OnnxModel
-from .loader import SplitLoader
 from .models.checkpoint import save_model
 from .models.hdkd import MIN_IMG_SIZE
-from .phantoms import write_phantoms
 from .utils.config import check_values, setting
 from .utils.distributed import pick_device
 from .utils.files import write_rows

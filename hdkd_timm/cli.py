@@ -64,7 +64,7 @@ def _report_run(metrics: Dict[str, Any], args: argparse.Namespace) -> None:
 
 def _demo(args: argparse.Namespace) -> None:
     if args.data_dir is None and args.data_csv is None and args.dataset is None:
-        from .phantoms import write_phantoms
+        from .data.phantoms import write_phantoms
         from .utils.config import from_arguments
         from_arguments(args.config_cls, args)  # checks the settings before anything is drawn
         folder = Path(args.output) / 'phantoms'

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .loader import SplitLoader
+from .data.loader import SplitLoader
 from .metrics import IN_PER_CENT, format_interval, format_metric
 from .runs import Signals
 from .utils.distributed import World

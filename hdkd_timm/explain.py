@@ -11,7 +11,7 @@ from timm.data import create_transform
 from torch import nn
 
 from .calibrate import scale
-from .images import read_image
+from .data.image_io import read_image
 from .inference import Classifier, ModelConfig, OnnxModel, drop_bad_images, find_images, load_classifier
 from .metrics import format_metric
 from .plots import overlay, plot_images, shorten

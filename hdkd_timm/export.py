@@ -20,10 +20,10 @@ import torch
 from timm.utils import reparameterize_model
 from torch import nn
 
+from .data.image_io import describe_ranges, inspect_images
+from .data.loader import SplitLoader
 from .evaluate import evaluate
-from .images import describe_ranges, inspect_images
 from .inference import Classifier, InferenceConfig, OnnxModel, find_images, image_dataset, load_classifier
-from .loader import SplitLoader
 from .models.checkpoint import adapt_stats
 from .utils.distributed import World
 from .utils.files import PathLike, whole_file

@@ -21,7 +21,9 @@ from .calibrate import (
     temperature_interval,
     write_temperature,
 )
-from .data import (
+from .data.image_io import IMG_EXTENSIONS, IMG_MODES
+from .data.loader import SplitLoader
+from .data.samples import (
     MOST_BAD,
     DataConfig,
     FileReader,
@@ -33,10 +35,8 @@ from .data import (
     inspect_samples,
     warn_of_ranges,
 )
+from .data.sources.folders import count_suffixes, natural_order, sort_files, walk_folder, warn_left_out
 from .evaluate import evaluate
-from .folders import count_suffixes, natural_order, sort_files, walk_folder, warn_left_out
-from .images import IMG_EXTENSIONS, IMG_MODES
-from .loader import SplitLoader
 from .metrics import full_report
 from .models.checkpoint import (
     HUBS,

@@ -24,9 +24,9 @@ from timm.utils import natural_key
 from .calibrate import CALIBRATION
 from .check import CheckConfig, check_data, list_leaks, summarize
 from .compare import mcnemar, paired_bootstrap
-from .data import SourceConfig
+from .data.image_io import read_image
+from .data.samples import SourceConfig
 from .explain import explain
-from .images import read_image
 from .inference import ModelConfig, load_classifier, read_source
 from .metrics import IN_PER_CENT, LOWER_IS_BETTER, METRIC_NAMES, class_auroc, format_interval, format_metric
 from .plots import (

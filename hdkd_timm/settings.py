@@ -3,9 +3,9 @@ import dataclasses
 import math
 from typing import Any, Dict, Optional, Tuple, Type, TypeVar
 
-from .augment import AugmentConfig
-from .cache import CACHES
-from .data import DataConfig
+from .data.augment import AugmentConfig
+from .data.cache import CACHES
+from .data.samples import DataConfig
 from .distillation.losses import KD_KINDS, REDUCTIONS
 from .log import LOGS
 from .metrics import METRICS

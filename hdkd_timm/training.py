@@ -27,14 +27,14 @@ from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad, distribute_
 from torch import nn
 from torchvision import transforms
 
-from .augment import BatchAugmentation
 from .build import create_network, create_optimizer, create_schedule, freeze_stages
-from .cache import CachedDataset, cache_images
-from .data import create_datasets, list_images, name_image
+from .data.augment import BatchAugmentation
+from .data.cache import CachedDataset, cache_images
+from .data.imbalance import class_weights, count_classes, sample_weights, smote
+from .data.loader import SplitLoader, derive_seed
+from .data.samples import create_datasets, list_images, name_image
 from .distillation.task import HDKDTask, check_input, check_pair
 from .evaluate import evaluate, write_predictions
-from .imbalance import class_weights, count_classes, sample_weights, smote
-from .loader import SplitLoader, derive_seed
 from .log import EpochLog, Progress, check_logs
 from .metrics import LOWER_IS_BETTER, classification_metrics, full_report, per_class_metrics
 from .models.checkpoint import HUBS, load_teacher, read_checkpoint, save_model

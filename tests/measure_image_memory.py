@@ -21,7 +21,7 @@ import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))
 import pydicom.pixels, numpy as np
 from PIL import Image
-from hdkd_timm import images
+from hdkd_timm.data import image_io as images
 Image.init()
 def peak():
     return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM'))

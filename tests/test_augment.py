@@ -12,7 +12,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from hdkd_timm.augment import (
+from hdkd_timm.data.augment import (
     AugmentConfig,
     BatchAugmentation,
     PaperAugmentation,

@@ -14,11 +14,11 @@ from PIL import Image
 from timm.data.transforms import CenterCropOrPad, ResizeKeepRatio
 from torchvision import transforms
 
-from hdkd_timm import cache as cache_module
-from hdkd_timm.augment import AugmentConfig, create_eval_transform, create_train_transform
-from hdkd_timm.cache import ImageStore, cache_images, find_starts, split_transform
-from hdkd_timm.data import DataConfig, SampleDataset, create_datasets
-from hdkd_timm.loader import SplitLoader
+from hdkd_timm.data import cache as cache_module
+from hdkd_timm.data.augment import AugmentConfig, create_eval_transform, create_train_transform
+from hdkd_timm.data.cache import ImageStore, cache_images, find_starts, split_transform
+from hdkd_timm.data.loader import SplitLoader
+from hdkd_timm.data.samples import DataConfig, SampleDataset, create_datasets
 from hdkd_timm.utils.distributed import World
 
 DATA = dict(

@@ -22,7 +22,7 @@ from hdkd_timm.check import (
     write_split,
 )
 from hdkd_timm.cli import main
-from hdkd_timm.data import DataConfig, create_datasets, list_images, read_csv
+from hdkd_timm.data.samples import DataConfig, create_datasets, list_images, read_csv
 from hdkd_timm.utils.files import write_rows
 
 

@@ -12,9 +12,11 @@ import torch
 from conftest import write_images
 from PIL import Image
 
-from hdkd_timm import TrainConfig, data, train
-from hdkd_timm.augment import AugmentConfig
-from hdkd_timm.data import (
+from hdkd_timm import TrainConfig, train
+from hdkd_timm.data import samples as data
+from hdkd_timm.data.augment import AugmentConfig
+from hdkd_timm.data.loader import SplitLoader
+from hdkd_timm.data.samples import (
     DataConfig,
     FileReader,
     Samples,
@@ -25,7 +27,6 @@ from hdkd_timm.data import (
     find_splits,
     list_images,
 )
-from hdkd_timm.loader import SplitLoader
 from hdkd_timm.utils.files import write_rows
 
 DATA_CONFIG = dict(
@@ -616,7 +617,7 @@ def test_csv_columns_that_are_nearly_called_so_are_told(write_csv, caplog):
 def test_csv_of_images_that_do_not_exist_ends_at_once(write_csv, tmp_path, monkeypatch):
     rows = [f'gone/{i}.png,{"ab"[i % 2]},train' for i in range(200)]
     path = write_csv('path,label,split', *rows)
-    monkeypatch.setattr('hdkd_timm.data.inspect_images', None)  # is not reached
+    monkeypatch.setattr('hdkd_timm.data.samples.inspect_images', None)  # is not reached
     with pytest.raises(ValueError, match=(
             r"Cannot read image '.*table/gone/0\.png' \(FileNotFoundError\), and none of the first 100 images of"
             f" '{path}' exists: its paths are relative to '.*table', name another folder with --data-dir")):
@@ -891,7 +892,7 @@ class LabelledBy(list):
 
 @pytest.mark.parametrize('targets', [None, np.zeros((4, 8), int)])  # as those of INaturalist and QMNIST
 def test_torch_dataset_without_plain_labels(targets, monkeypatch):
-    monkeypatch.setattr('hdkd_timm.data.create_dataset', lambda *args, **kwargs: LabelledBy(targets))
+    monkeypatch.setattr('hdkd_timm.data.samples.create_dataset', lambda *args, **kwargs: LabelledBy(targets))
     with pytest.raises(ValueError, match="'torch/odd' tells no class index of each image: list its images"):
         create('data', dataset='torch/odd')
     with pytest.raises(ValueError, match="--class-map is not for 'torch/odd'"):
@@ -901,7 +902,7 @@ def test_torch_dataset_without_plain_labels(targets, monkeypatch):
 @pytest.mark.parametrize(('in_chans', 'expected'), [(1, 117), (3, (117,) * 3)])
 def test_decoded_images_are_converted_as_files_are(in_chans, expected, monkeypatch):
     dataset = LabelledBy(np.arange(4) % 2, Image.fromarray(np.full((8, 8), 30000, np.uint16)))
-    monkeypatch.setattr('hdkd_timm.data.create_dataset', lambda *args, **kwargs: dataset)
+    monkeypatch.setattr('hdkd_timm.data.samples.create_dataset', lambda *args, **kwargs: dataset)
     image, target = create(dataset='torch/odd', in_chans=in_chans, only='test')[0]['test'][1]
     assert (image.getpixel((0, 0)), target) == (expected, 1)
 

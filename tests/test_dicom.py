@@ -8,7 +8,7 @@ import pytest
 from conftest import write_dicom
 from PIL import Image
 
-from hdkd_timm.images import image_size, inspect_image, inspect_images, is_dicom, is_image_file, read_image
+from hdkd_timm.data.image_io import image_size, inspect_image, inspect_images, is_dicom, is_image_file, read_image
 
 # left to right, top to bottom
 CORNERS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], np.uint8)

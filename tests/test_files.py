@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from hdkd_timm.data import read_csv
+from hdkd_timm.data.samples import read_csv
 from hdkd_timm.utils.files import new_folder, raw_cell, read_rows, safe_cell, with_free_name, write_rows
 
 FORMULAS = ["=cmd|' /C calc'!A0", '+1+1', '-2+3', '@SUM(A1)', '\t=1', '\r=1', '\n=1', '＝1+1', '-', '+ve', '-ve', '=']

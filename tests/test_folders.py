@@ -6,10 +6,10 @@ from PIL import Image
 from timm.data.readers.reader_image_folder import find_images_and_targets
 from timm.utils import natural_key
 
-from hdkd_timm import folders
-from hdkd_timm.data import find_splits, list_classes, read_folders
-from hdkd_timm.folders import natural_order, sort_files, walk_folder
-from hdkd_timm.images import IMG_EXTENSIONS
+from hdkd_timm.data.image_io import IMG_EXTENSIONS
+from hdkd_timm.data.samples import find_splits, list_classes, read_folders
+from hdkd_timm.data.sources import folders
+from hdkd_timm.data.sources.folders import natural_order, sort_files, walk_folder
 
 
 def touch(path, content=b''):

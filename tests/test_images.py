@@ -10,10 +10,9 @@ import pytest
 from conftest import write_dicom, write_images
 from PIL import Image, ImageCms, TiffImagePlugin
 
-from hdkd_timm import images
-from hdkd_timm import pixels as pixels_module
-from hdkd_timm.data import DataConfig, create_datasets
-from hdkd_timm.images import (
+from hdkd_timm.data import image_io as images
+from hdkd_timm.data import pixels as pixels_module
+from hdkd_timm.data.image_io import (
     IMG_EXTENSIONS,
     convert_image,
     describe_ranges,
@@ -25,8 +24,9 @@ from hdkd_timm.images import (
     read_image,
     read_with_values,
 )
+from hdkd_timm.data.pixels import MemoryBudget, StoredValues
+from hdkd_timm.data.samples import DataConfig, create_datasets
 from hdkd_timm.inference import drop_bad_images
-from hdkd_timm.pixels import MemoryBudget, StoredValues
 
 # left to right, top to bottom
 CORNERS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], np.uint8)

@@ -8,9 +8,9 @@ import pytest
 from conftest import write_images
 from PIL import Image
 
-from hdkd_timm import imbalance
-from hdkd_timm.data import DataConfig, SampleDataset, create_datasets
-from hdkd_timm.imbalance import class_weights, count_classes, read_class_file, sample_weights, smote
+from hdkd_timm.data import imbalance
+from hdkd_timm.data.imbalance import class_weights, count_classes, read_class_file, sample_weights, smote
+from hdkd_timm.data.samples import DataConfig, SampleDataset, create_datasets
 
 TARGETS = np.array([0] * 6 + [1] * 3 + [2])
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from hdkd_timm import loader as loader_module
-from hdkd_timm.augment import AugmentConfig
-from hdkd_timm.data import DataConfig, create_datasets
-from hdkd_timm.imbalance import sample_weights
-from hdkd_timm.loader import EpochSampler, SplitLoader, derive_seed, find_timeout, fit_workers
+from hdkd_timm.data import loader as loader_module
+from hdkd_timm.data.augment import AugmentConfig
+from hdkd_timm.data.imbalance import sample_weights
+from hdkd_timm.data.loader import EpochSampler, SplitLoader, derive_seed, find_timeout, fit_workers
+from hdkd_timm.data.samples import DataConfig, create_datasets
 from hdkd_timm.runs import STOP_SIGNALS
 
 pytestmark = pytest.mark.filterwarnings('ignore:This DataLoader will create')  # more processes than cores
@@ -270,7 +270,7 @@ HANG = """
 import sys
 import time
 from test_loader import DATA, Hanging
-from hdkd_timm import loader
+from hdkd_timm.data import loader
 loader.find_timeout = lambda batch_size: 1
 begin = time.monotonic()
 try:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hdkd_timm.phantoms import KINDS, draw_phantom, write_phantoms
+from hdkd_timm.data.phantoms import KINDS, draw_phantom, write_phantoms
 
 
 def test_same_seed_same_images(tmp_path):

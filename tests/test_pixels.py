@@ -1,7 +1,7 @@
 """Memory that reading threads share."""
 import threading
 
-from hdkd_timm.pixels import PEAK, MemoryBudget
+from hdkd_timm.data.pixels import PEAK, MemoryBudget
 
 
 def test_budget_bounds_what_is_read_at_once():

@@ -52,7 +52,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from hdkd_timm import loader
+from hdkd_timm.data import loader
 from hdkd_timm.cli import main
 
 def read(self, key):

@@ -19,7 +19,7 @@ from conftest import TINY_STUDENT
 from kill_table import count_operations
 
 from hdkd_timm import TrainConfig, train
-from hdkd_timm.data import DataConfig, create_datasets
+from hdkd_timm.data.samples import DataConfig, create_datasets
 from hdkd_timm.runs import (
     CONFIG,
     IMAGES,

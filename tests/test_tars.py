@@ -12,8 +12,8 @@ from conftest import write_images
 from PIL import Image
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
-from hdkd_timm.data import DataConfig, create_datasets, read_folders
-from hdkd_timm.tars import TarReader
+from hdkd_timm.data.samples import DataConfig, create_datasets, read_folders
+from hdkd_timm.data.sources.tars import TarReader
 
 
 def png(grey):

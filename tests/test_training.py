@@ -24,9 +24,9 @@ from conftest import TINY_STUDENT, TINY_TEACHER, write_images
 from torch.nn import functional as F
 
 from hdkd_timm import DistillConfig, TrainConfig, distill, evaluate_model, train
-from hdkd_timm import cache as cache_module
 from hdkd_timm import training as training_module
-from hdkd_timm.data import SampleDataset, create_datasets
+from hdkd_timm.data import cache as cache_module
+from hdkd_timm.data.samples import SampleDataset, create_datasets
 from hdkd_timm.evaluate import format_table
 from hdkd_timm.inference import EvalConfig
 from hdkd_timm.metrics import METRICS

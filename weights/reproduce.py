@@ -24,7 +24,7 @@ import yaml
 
 from hdkd_timm import DistillConfig, EvalConfig, distill, evaluate_model
 from hdkd_timm.card import CONFUSION_PICTURE, write_card
-from hdkd_timm.data import DataConfig, create_datasets, list_images
+from hdkd_timm.data.samples import DataConfig, create_datasets, list_images
 from hdkd_timm.hub import PLACES, count_images
 from hdkd_timm.models.pretrained import RELEASES, WEIGHTS
 from hdkd_timm.plots import plot_confusion_matrix

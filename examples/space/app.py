@@ -20,8 +20,8 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 
 import hdkd_timm  # noqa: F401
+from hdkd_timm.data.image_io import image_size
 from hdkd_timm.explain import explain
-from hdkd_timm.images import image_size
 from hdkd_timm.inference import load_classifier
 from hdkd_timm.models.pretrained import RELEASES
 from hdkd_timm.plots import overlay

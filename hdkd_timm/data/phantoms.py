@@ -10,7 +10,7 @@ from typing import Union
 import numpy as np
 from PIL import Image
 
-from .utils.files import new_folder
+from ..utils.files import new_folder
 
 KINDS = ('clear', 'mass', 'ring', 'spots')
 

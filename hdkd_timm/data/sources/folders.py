@@ -10,7 +10,7 @@ from collections import Counter, deque
 from contextlib import suppress
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from .images import IMG_EXTENSIONS, is_image_file, is_side_file
+from ..image_io import IMG_EXTENSIONS, is_image_file, is_side_file
 
 _logger = logging.getLogger(__name__)
 

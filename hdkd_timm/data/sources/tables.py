@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Dict, Iterable, List, NamedTuple, Sequence
 
-from .utils.files import TEXT, raw_cell
+from ...utils.files import TEXT, raw_cell
 
 _logger = logging.getLogger(__name__)
 

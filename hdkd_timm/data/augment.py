@@ -14,8 +14,8 @@ from timm.data.transforms import MaybePILToTensor, str_to_interp_mode
 from torchvision import transforms
 from torchvision.transforms.functional import rgb_to_grayscale
 
-from .images import IMG_MODES
-from .utils.config import setting
+from ..utils.config import setting
+from .image_io import IMG_MODES
 
 AUGMENTATIONS = ('timm', 'paper', 'none')
 

@@ -21,19 +21,8 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from timm.data import create_dataset
 from timm.data.readers.reader import Reader
 
-from .folders import (
-    Seen,
-    count_suffixes,
-    folder_id,
-    folders_above,
-    name_some,
-    natural_order,
-    scan_folder,
-    sort_files,
-    walk_folder,
-    warn_left_out,
-)
-from .images import (
+from ..utils.config import setting
+from .image_io import (
     DARK_SET,
     IMG_EXTENSIONS,
     IMG_MODES,
@@ -48,7 +37,19 @@ from .images import (
     read_image,
     upright_size,
 )
-from .tables import (
+from .sources.folders import (
+    Seen,
+    count_suffixes,
+    folder_id,
+    folders_above,
+    name_some,
+    natural_order,
+    scan_folder,
+    sort_files,
+    walk_folder,
+    warn_left_out,
+)
+from .sources.tables import (
     Table,
     check_labels,
     own_groups,
@@ -58,8 +59,7 @@ from .tables import (
     warn_of_similar_column,
     warn_of_similar_names,
 )
-from .tars import TarReader
-from .utils.config import setting
+from .sources.tars import TarReader
 
 _logger = logging.getLogger(__name__)
 

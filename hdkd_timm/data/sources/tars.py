@@ -11,8 +11,8 @@ from typing import BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from timm.data.readers.reader import Reader
 
+from ..image_io import IMG_EXTENSIONS, is_dicom, is_side_file
 from .folders import is_hidden_folder, natural_order, warn_left_out
-from .images import IMG_EXTENSIONS, is_dicom, is_side_file
 
 _logger = logging.getLogger(__name__)
 

@@ -23,13 +23,13 @@ from timm.data.transforms import CenterCropOrPad, ResizeKeepRatio
 from torch.utils.data import Dataset
 from torchvision import transforms
 
-from .data import FileReader, SampleDataset
-from .images import IMG_MODES
-from .tars import TarReader
-from .utils.distributed import World
-from .utils.files import whole_file
-from .utils.memory import available_memory, format_bytes
-from .version import __version__
+from ..utils.distributed import World
+from ..utils.files import whole_file
+from ..utils.memory import available_memory, format_bytes
+from ..version import __version__
+from .image_io import IMG_MODES
+from .samples import FileReader, SampleDataset
+from .sources.tars import TarReader
 
 _logger = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ from typing import BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optiona
 import numpy as np
 from PIL import ExifTags, Image, ImageChops, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from ..utils.memory import available_memory
 from .dicom import read_dicom, read_dicom_header
 from .pixels import (
     MemoryBudget,
@@ -36,7 +37,6 @@ from .pixels import (
     scale,
     split_rows,
 )
-from .utils.memory import available_memory
 
 ImageFile = Union[str, Path, BinaryIO, bytes]
 

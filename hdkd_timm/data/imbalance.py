@@ -7,9 +7,9 @@ from PIL import Image
 from sklearn.utils.class_weight import compute_class_weight
 from timm.data.transforms import str_to_pil_interp
 
-from .data import SampleDataset
-from .utils.memory import available_memory
-from .utils.parsing import read_json
+from ..utils.memory import available_memory
+from ..utils.parsing import read_json
+from .samples import SampleDataset
 
 EFFECTIVE_BETA = 0.999
 
