@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from hdkd_timm import TrainConfig, train
-from hdkd_timm.metrics import METRICS
+from hdkd_timm.evaluation.metrics import METRICS
 from hdkd_timm.utils.config import add_arguments, from_arguments
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -13,9 +13,9 @@ _LAZY = {
     'DistillConfig': 'settings',
     'train': 'training',
     'distill': 'training',
-    'EvalConfig': 'inference',
-    'evaluate_model': 'inference',
-    'predict': 'inference',
+    'EvalConfig': 'evaluation.inference',
+    'evaluate_model': 'evaluation.inference',
+    'predict': 'evaluation.inference',
     'export_model': 'export',
 }
 

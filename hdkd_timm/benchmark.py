@@ -33,8 +33,8 @@ from .data.phantoms import write_phantoms
 from .data.samples import DataConfig, create_datasets
 from .distillation.losses import hdkd_loss
 from .distillation.task import HDKDTask
+from .evaluation.inference import OnnxModel
 from .export import export_model, import_packages
-from .inference import OnnxModel
 from .models.checkpoint import save_model
 from .models.hdkd import MIN_IMG_SIZE
 from .utils.config import check_values, setting

@@ -4,7 +4,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from .metrics import METRIC_NAMES, format_interval, format_metric
+from .evaluation.metrics import METRIC_NAMES, format_interval, format_metric
 from .utils.text import printable
 
 CONFUSION_PICTURE = 'confusion.png'

@@ -32,7 +32,7 @@ from .data.samples import (
 )
 from .data.sources.tars import TarReader
 from .duplicates import THUMBNAIL_SIZE, Pairs, find_clusters, find_near_pairs, make_thumbnail
-from .plots import plot_pairs
+from .evaluation.plots import plot_pairs
 from .utils.config import setting
 from .utils.files import PathLike, new_folder, write_json, write_rows
 from .utils.memory import available_memory

@@ -20,7 +20,7 @@ DEMO = dict(img_size=64, epochs=6, student_alone=True, channels_last=True, color
 
 
 def _train(args: argparse.Namespace) -> None:
-    from .evaluate import format_table
+    from .evaluation.evaluate import format_table
     from .training import train
     from .utils.config import from_arguments
     metrics = train(from_arguments(args.config_cls, args), args.resume, args.overwrite)
@@ -29,7 +29,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _distill(args: argparse.Namespace) -> None:
-    from .evaluate import format_table
+    from .evaluation.evaluate import format_table
     from .training import distill
     from .utils.config import from_arguments
     metrics = distill(from_arguments(args.config_cls, args), args.resume, args.overwrite)
@@ -77,8 +77,8 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _eval(args: argparse.Namespace) -> None:
-    from .evaluate import write_predictions
-    from .inference import evaluate_model
+    from .evaluation.evaluate import write_predictions
+    from .evaluation.inference import evaluate_model
     from .utils.config import from_arguments
     from .utils.files import new_folder, write_json
     if args.out_dir and os.path.exists(args.out_dir):
@@ -105,8 +105,8 @@ def _eval(args: argparse.Namespace) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from .evaluate import write_predictions
-    from .inference import predict
+    from .evaluation.evaluate import write_predictions
+    from .evaluation.inference import predict
     from .utils.config import from_arguments
     if os.path.exists(args.out):
         raise FileExistsError(f"'{args.out}' exists already: choose another --out, nothing is overwritten.")
@@ -134,8 +134,8 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
+    from .evaluation.metrics import format_metric
     from .export import export_model
-    from .metrics import format_metric
     report = export_model(
         args.checkpoint, args.out, args.format, args.opset, args.images, args.int8, args.calibration,
         args.calibration_images, args.img_size, args.model, args.model_kwargs, args.use_ema, args.label_names)
@@ -196,7 +196,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _calibrate(args: argparse.Namespace) -> None:
-    from .inference import calibrate_model, find_run_data
+    from .evaluation.inference import calibrate_model, find_run_data
     from .utils.config import from_arguments
     if not (args.data_dir or args.data_csv or args.dataset):
         for name, value in find_run_data(args.checkpoint).items():
@@ -251,7 +251,7 @@ def _bench(args: argparse.Namespace) -> None:
 def create_parser() -> argparse.ArgumentParser:
     from .benchmark import BenchConfig
     from .check import CheckConfig
-    from .inference import EvalConfig, InferenceConfig, ModelConfig
+    from .evaluation.inference import EvalConfig, InferenceConfig, ModelConfig
     from .settings import DistillConfig, TrainConfig
     from .utils.config import KeyValues, add_arguments, recipe_names
 
@@ -388,7 +388,7 @@ def create_parser() -> argparse.ArgumentParser:
 def _settings_of_files(args: argparse.Namespace) -> Dict[str, Any]:
     """Settings of --recipe and --config, the latter win."""
     from .check import CheckConfig
-    from .inference import ModelConfig
+    from .evaluation.inference import ModelConfig
     from .settings import DistillConfig, recipe_settings
     from .utils.config import check_settings, read_yaml
     values: Dict[str, Any] = {}

@@ -22,8 +22,8 @@ from torch import nn
 
 from .data.image_io import describe_ranges, inspect_images
 from .data.loader import SplitLoader
-from .evaluate import evaluate
-from .inference import Classifier, InferenceConfig, OnnxModel, find_images, image_dataset, load_classifier
+from .evaluation.evaluate import evaluate
+from .evaluation.inference import Classifier, InferenceConfig, OnnxModel, find_images, image_dataset, load_classifier
 from .models.checkpoint import adapt_stats
 from .utils.distributed import World
 from .utils.files import PathLike, whole_file

@@ -16,11 +16,11 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from .calibrate import CALIBRATION
 from .card import CONFUSION_PICTURE, write_card
+from .evaluation.plots import plot_confusion_matrix
+from .evaluation.temperature import CALIBRATION
 from .models.checkpoint import HUBS, find_model_folder
 from .models.pretrained import find_folder, find_weights, full_name
-from .plots import plot_confusion_matrix
 from .runs import CONFIG, IMAGES, METRICS
 from .utils.config import read_yaml
 from .utils.files import PathLike, check_sums, iterate_rows, new_folder, write_json

@@ -21,15 +21,13 @@ import numpy as np
 from PIL import Image, ImageOps
 from timm.utils import natural_key
 
-from .calibrate import CALIBRATION
 from .check import CheckConfig, check_data, list_leaks, summarize
-from .compare import mcnemar, paired_bootstrap
 from .data.image_io import read_image
 from .data.samples import SourceConfig
-from .explain import explain
-from .inference import ModelConfig, load_classifier, read_source
-from .metrics import IN_PER_CENT, LOWER_IS_BETTER, METRIC_NAMES, class_auroc, format_interval, format_metric
-from .plots import (
+from .evaluation.inference import ModelConfig, load_classifier, read_source
+from .evaluation.metrics import IN_PER_CENT, LOWER_IS_BETTER, METRIC_NAMES, class_auroc, format_interval, format_metric
+from .evaluation.paired_tests import mcnemar, paired_bootstrap
+from .evaluation.plots import (
     MAX_BARS,
     MAX_CELLS,
     MAX_CURVES,
@@ -43,6 +41,8 @@ from .plots import (
     plot_reliability,
     plot_roc_pr,
 )
+from .evaluation.temperature import CALIBRATION
+from .explain import explain
 from .runs import CONFIG, IMAGES, METRICS, PREDICTIONS, SUMMARY
 from .utils.config import read_yaml
 from .utils.files import PathLike, check_sums, iterate_rows, read_rows, whole_file

@@ -7,8 +7,8 @@ from .data.augment import AugmentConfig
 from .data.cache import CACHES
 from .data.samples import DataConfig
 from .distillation.losses import KD_KINDS, REDUCTIONS
+from .evaluation.metrics import METRICS
 from .log import LOGS
-from .metrics import METRICS
 from .models.hdkd import MIN_IMG_SIZE
 from .utils.config import KeyValues, check_settings, check_values, flag, read_recipe, setting
 

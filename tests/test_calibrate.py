@@ -9,7 +9,8 @@ import pytest
 from conftest import TINY_STUDENT, write_images
 
 from hdkd_timm import TrainConfig, train
-from hdkd_timm.calibrate import (
+from hdkd_timm.cli import main
+from hdkd_timm.evaluation.temperature import (
     describe,
     fit_temperature,
     read_temperature,
@@ -17,7 +18,6 @@ from hdkd_timm.calibrate import (
     temperature_interval,
     write_temperature,
 )
-from hdkd_timm.cli import main
 
 
 def draw(number, temperature, seed=0):

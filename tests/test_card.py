@@ -2,8 +2,8 @@
 import pytest
 
 from hdkd_timm.card import _results, _training, escape
-from hdkd_timm.metrics import METRIC_NAMES
-from hdkd_timm.plots import _fit, find_confused, format_percent
+from hdkd_timm.evaluation.metrics import METRIC_NAMES
+from hdkd_timm.evaluation.plots import _fit, find_confused, format_percent
 
 
 @pytest.mark.parametrize(('text', 'shown'), [

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from hdkd_timm.compare import mcnemar, paired_bootstrap
-from hdkd_timm.metrics import classification_metrics
+from hdkd_timm.evaluation.metrics import classification_metrics
+from hdkd_timm.evaluation.paired_tests import mcnemar, paired_bootstrap
 
 
 def classifier(targets, skill, seed):

@@ -16,8 +16,8 @@ from PIL import Image
 
 from hdkd_timm import evaluate_model, predict
 from hdkd_timm.cli import main
+from hdkd_timm.evaluation.inference import EvalConfig, InferenceConfig, OnnxModel, load_classifier
 from hdkd_timm.export import export_model
-from hdkd_timm.inference import EvalConfig, InferenceConfig, OnnxModel, load_classifier
 from hdkd_timm.models.checkpoint import save_model
 
 CONFIG = InferenceConfig(workers=0, device='cpu', batch_size=3)

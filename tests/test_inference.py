@@ -12,7 +12,7 @@ from PIL import Image
 
 from hdkd_timm import TrainConfig, evaluate_model, predict, train
 from hdkd_timm.cli import main
-from hdkd_timm.inference import (
+from hdkd_timm.evaluation.inference import (
     EvalConfig,
     InferenceConfig,
     _name_classes,
@@ -130,7 +130,7 @@ def test_order_of_classes_without_names(order, right, bright_folder, tmp_path, m
         classifier.model.__class__ = nearest
         return classifier
 
-    monkeypatch.setattr('hdkd_timm.inference.load_classifier', load)
+    monkeypatch.setattr('hdkd_timm.evaluation.inference.load_classifier', load)
     config = EvalConfig(data_dir=str(bright_folder), workers=0, bootstrap=0, device='cpu')
     report, images = evaluate_model(str(tmp_path / 'model'), config)
     assert report['classes'] == ['Middle', 'dark', 'white']

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest, ttest_1samp
 
-from hdkd_timm.intervals import (
+from hdkd_timm.evaluation.intervals import (
     class_reach,
     effective_number,
     paired_interval,

@@ -11,8 +11,8 @@ import pytest
 from scipy.stats import binom, binomtest, rankdata
 from sklearn import metrics as sk
 
-import hdkd_timm.metrics as metrics_module
-from hdkd_timm.metrics import (
+import hdkd_timm.evaluation.metrics as metrics_module
+from hdkd_timm.evaluation.metrics import (
     LOWER_IS_BETTER,
     METRICS,
     WeightedImages,

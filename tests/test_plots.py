@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hdkd_timm.plots import (
+from hdkd_timm.evaluation.plots import (
     overlay,
     plot_class_counts,
     plot_confusion_matrix,

@@ -14,10 +14,10 @@ from PIL import Image
 
 from hdkd_timm import DistillConfig, TrainConfig, distill, train
 from hdkd_timm.cli import main
-from hdkd_timm.compare import mcnemar
-from hdkd_timm.evaluate import write_predictions
-from hdkd_timm.metrics import full_report
-from hdkd_timm.plots import plot_class_counts, plot_reliability
+from hdkd_timm.evaluation.evaluate import write_predictions
+from hdkd_timm.evaluation.metrics import full_report
+from hdkd_timm.evaluation.paired_tests import mcnemar
+from hdkd_timm.evaluation.plots import plot_class_counts, plot_reliability
 from hdkd_timm.report import _format_p, find_mistakes, read_networks, write_report
 from hdkd_timm.utils.files import SUMS, write_json, write_rows
 

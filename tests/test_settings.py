@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from hdkd_timm.inference import EvalConfig, InferenceConfig
-from hdkd_timm.metrics import METRICS
+from hdkd_timm.evaluation.inference import EvalConfig, InferenceConfig
+from hdkd_timm.evaluation.metrics import METRICS
 from hdkd_timm.settings import DistillConfig, TrainConfig
 
 ONE, SOME, SHARE, POSITIVE = '1 or more', '0 or more', '0 or more and at most 1', 'above 0'

@@ -27,9 +27,9 @@ from hdkd_timm import DistillConfig, TrainConfig, distill, evaluate_model, train
 from hdkd_timm import training as training_module
 from hdkd_timm.data import cache as cache_module
 from hdkd_timm.data.samples import SampleDataset, create_datasets
-from hdkd_timm.evaluate import format_table
-from hdkd_timm.inference import EvalConfig
-from hdkd_timm.metrics import METRICS
+from hdkd_timm.evaluation.evaluate import format_table
+from hdkd_timm.evaluation.inference import EvalConfig
+from hdkd_timm.evaluation.metrics import METRICS
 from hdkd_timm.models.checkpoint import save_model
 from hdkd_timm.runs import Interrupted, load_state
 from hdkd_timm.training import Run

@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from hdkd_timm import EvalConfig, evaluate_model
-from hdkd_timm.metrics import METRIC_NAMES
+from hdkd_timm.evaluation.metrics import METRIC_NAMES
 from hdkd_timm.models.pretrained import RELEASES, find_folder
 
 TOLERANCE = 1e-3

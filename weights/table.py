@@ -5,7 +5,7 @@ from typing import Any, Dict, List
 
 import timm
 
-from hdkd_timm.metrics import format_metric
+from hdkd_timm.evaluation.metrics import format_metric
 from hdkd_timm.models.pretrained import RELEASES, WEIGHTS
 
 HERE = Path(__file__).parent

@@ -21,10 +21,10 @@ from starlette.responses import PlainTextResponse
 
 import hdkd_timm  # noqa: F401
 from hdkd_timm.data.image_io import image_size
+from hdkd_timm.evaluation.inference import load_classifier
+from hdkd_timm.evaluation.plots import overlay
 from hdkd_timm.explain import explain
-from hdkd_timm.inference import load_classifier
 from hdkd_timm.models.pretrained import RELEASES
-from hdkd_timm.plots import overlay
 
 MODELS = sys.argv[1:] or sorted(RELEASES)  # students first
 load_classifier = functools.lru_cache(load_classifier)

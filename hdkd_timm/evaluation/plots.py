@@ -6,9 +6,9 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
+from ..utils.files import PathLike
+from ..utils.text import printable
 from .metrics import class_auroc, expected_calibration_error, reliability
-from .utils.files import PathLike
-from .utils.text import printable
 
 # the colours of Okabe and Ito, that all eyes tell apart; beyond eight, lines differ by their dashes
 COLOURS = ('#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9', '#000000', '#B8A800')

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from .data.loader import SplitLoader
+from ..data.loader import SplitLoader
+from ..runs import Signals
+from ..utils.distributed import World
+from ..utils.files import write_table
 from .metrics import IN_PER_CENT, format_interval, format_metric
-from .runs import Signals
-from .utils.distributed import World
-from .utils.files import write_table
 
 
 @torch.inference_mode()

@@ -6,10 +6,10 @@ import numpy as np
 from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import chi2
 
+from ..utils.files import PathLike, check_sums, write_json
+from ..utils.parsing import read_json
 from .intervals import effective_number
 from .metrics import expected_calibration_error
-from .utils.files import PathLike, check_sums, write_json
-from .utils.parsing import read_json
 
 CALIBRATION = 'calibration.json'  # beside a model's config.json
 RANGE = (0.05, 20.)  # temperatures that are looked at

@@ -12,18 +12,9 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 
-from .calibrate import (
-    CALIBRATION,
-    describe,
-    fit_temperature,
-    read_temperature,
-    scale,
-    temperature_interval,
-    write_temperature,
-)
-from .data.image_io import IMG_EXTENSIONS, IMG_MODES
-from .data.loader import SplitLoader
-from .data.samples import (
+from ..data.image_io import IMG_EXTENSIONS, IMG_MODES
+from ..data.loader import SplitLoader
+from ..data.samples import (
     MOST_BAD,
     DataConfig,
     FileReader,
@@ -35,10 +26,8 @@ from .data.samples import (
     inspect_samples,
     warn_of_ranges,
 )
-from .data.sources.folders import count_suffixes, natural_order, sort_files, walk_folder, warn_left_out
-from .evaluate import evaluate
-from .metrics import full_report
-from .models.checkpoint import (
+from ..data.sources.folders import count_suffixes, natural_order, sort_files, walk_folder, warn_left_out
+from ..models.checkpoint import (
     HUBS,
     check_preprocessing,
     download,
@@ -47,13 +36,24 @@ from .models.checkpoint import (
     load_saved,
     match_label_names,
 )
-from .models.pretrained import find_folder, full_name
-from .runs import CONFIG, IMAGES
-from .utils.config import KeyValues, check_values, read_yaml, setting
-from .utils.distributed import World, pick_device
-from .utils.files import PathLike, iterate_rows
-from .utils.memory import kept_memory
-from .utils.parsing import parse_json
+from ..models.pretrained import find_folder, full_name
+from ..runs import CONFIG, IMAGES
+from ..utils.config import KeyValues, check_values, read_yaml, setting
+from ..utils.distributed import World, pick_device
+from ..utils.files import PathLike, iterate_rows
+from ..utils.memory import kept_memory
+from ..utils.parsing import parse_json
+from .evaluate import evaluate
+from .metrics import full_report
+from .temperature import (
+    CALIBRATION,
+    describe,
+    fit_temperature,
+    read_temperature,
+    scale,
+    temperature_interval,
+    write_temperature,
+)
 
 _logger = logging.getLogger(__name__)
 
