@@ -21,7 +21,7 @@ DEMO = dict(img_size=64, epochs=6, student_alone=True, channels_last=True, color
 
 def _train(args: argparse.Namespace) -> None:
     from .evaluation.evaluate import format_table
-    from .training import train
+    from .training.train import train
     from .utils.config import from_arguments
     metrics = train(from_arguments(args.config_cls, args), args.resume, args.overwrite)
     _print_on_primary(format_table(metrics), f"The model is in '{metrics['run']}/best'.")
@@ -30,7 +30,7 @@ def _train(args: argparse.Namespace) -> None:
 
 def _distill(args: argparse.Namespace) -> None:
     from .evaluation.evaluate import format_table
-    from .training import distill
+    from .training.train import distill
     from .utils.config import from_arguments
     metrics = distill(from_arguments(args.config_cls, args), args.resume, args.overwrite)
     _print_on_primary(
@@ -252,7 +252,7 @@ def create_parser() -> argparse.ArgumentParser:
     from .benchmark import BenchConfig
     from .check import CheckConfig
     from .evaluation.inference import EvalConfig, InferenceConfig, ModelConfig
-    from .settings import DistillConfig, TrainConfig
+    from .training.config import DistillConfig, TrainConfig
     from .utils.config import KeyValues, add_arguments, recipe_names
 
     parser = argparse.ArgumentParser(prog='hdkd', description='HDKD (arXiv 2407.07516) for timm.')
@@ -389,7 +389,7 @@ def _settings_of_files(args: argparse.Namespace) -> Dict[str, Any]:
     """Settings of --recipe and --config, the latter win."""
     from .check import CheckConfig
     from .evaluation.inference import ModelConfig
-    from .settings import DistillConfig, recipe_settings
+    from .training.config import DistillConfig, recipe_settings
     from .utils.config import check_settings, read_yaml
     values: Dict[str, Any] = {}
     if getattr(args, 'recipe', None):
@@ -429,7 +429,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _run_command(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: Sequence[str]) -> int:
-    from .runs import Interrupted
+    from .training.run_folder import Interrupted
     try:
         if args.config_cls is not None:
             settings = _settings_of_files(args)

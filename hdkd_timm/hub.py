@@ -21,7 +21,7 @@ from .evaluation.plots import plot_confusion_matrix
 from .evaluation.temperature import CALIBRATION
 from .models.checkpoint import HUBS, find_model_folder
 from .models.pretrained import find_folder, find_weights, full_name
-from .runs import CONFIG, IMAGES, METRICS
+from .training.run_folder import CONFIG, IMAGES, METRICS
 from .utils.config import read_yaml
 from .utils.files import PathLike, check_sums, iterate_rows, new_folder, write_json
 from .utils.parsing import read_json, to_yaml

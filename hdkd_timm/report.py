@@ -43,7 +43,7 @@ from .evaluation.plots import (
 )
 from .evaluation.temperature import CALIBRATION
 from .explain import explain
-from .runs import CONFIG, IMAGES, METRICS, PREDICTIONS, SUMMARY
+from .training.run_folder import CONFIG, IMAGES, METRICS, PREDICTIONS, SUMMARY
 from .utils.config import read_yaml
 from .utils.files import PathLike, check_sums, iterate_rows, read_rows, whole_file
 from .utils.parsing import read_json

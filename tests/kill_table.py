@@ -28,7 +28,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hdkd_timm import TrainConfig, train
-from hdkd_timm.runs import CONFIG, METRICS, STATE, Interrupted
+from hdkd_timm.training.run_folder import CONFIG, METRICS, STATE, Interrupted
 
 OPERATIONS = ('open', 'mkdir', 'rename', 'replace', 'unlink', 'rmdir', 'fsync', 'chmod')
 NETWORK = dict(depths=(1, 1, 1, 1), dims=(8, 8, 8), embed_dim=16, num_heads=1, head_dim=16, mlp_ratio=1)

@@ -8,10 +8,10 @@ import torch
 from conftest import TINY_STUDENT, TINY_TEACHER
 from torch import nn
 
-from hdkd_timm.build import create_network, create_optimizer, create_schedule, freeze_stages
 from hdkd_timm.distillation.task import check_input
 from hdkd_timm.models.checkpoint import save_model
-from hdkd_timm.settings import DistillConfig
+from hdkd_timm.training.builders import create_network, create_optimizer, create_schedule, freeze_stages
+from hdkd_timm.training.config import DistillConfig
 from hdkd_timm.utils.config import check_settings, read_recipe
 
 SIZES = {name: value for name, value in TINY_STUDENT.items() if name not in ('img_size', 'num_classes')}

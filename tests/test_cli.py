@@ -140,7 +140,7 @@ def test_help_lists_every_setting(capsys):
 def catch_settings(command, monkeypatch):
     """A list of the settings that a command is called with from now on, instead of training."""
     seen = []
-    monkeypatch.setattr(f'hdkd_timm.training.{command}', lambda config, *args: seen.append(config) or dict(
+    monkeypatch.setattr(f'hdkd_timm.training.train.{command}', lambda config, *args: seen.append(config) or dict(
         models=dict(a=dict(parameters=1, test=dict(accuracy=1., balanced_accuracy=1., macro_auroc=1.))), run='r'))
     return seen
 

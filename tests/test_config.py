@@ -7,7 +7,7 @@ from typing import Any, Dict, Optional, Tuple
 import pytest
 import yaml
 
-from hdkd_timm.settings import DistillConfig
+from hdkd_timm.training.config import DistillConfig
 from hdkd_timm.utils.config import (
     KeyValues,
     add_arguments,

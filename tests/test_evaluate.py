@@ -12,7 +12,7 @@ from conftest import TINY_STUDENT, write_images
 from hdkd_timm import TrainConfig, train
 from hdkd_timm.evaluation import metrics
 from hdkd_timm.evaluation.evaluate import format_table, write_predictions
-from hdkd_timm.runs import Interrupted
+from hdkd_timm.training.run_folder import Interrupted
 
 NASTY = ['a,b', 'say "a"', 'two\nlines', ' spaces ', 'é', 'path\udc80']
 

@@ -19,7 +19,7 @@ from hdkd_timm.data.augment import AugmentConfig
 from hdkd_timm.data.imbalance import sample_weights
 from hdkd_timm.data.loader import EpochSampler, SplitLoader, derive_seed, find_timeout, fit_workers
 from hdkd_timm.data.samples import DataConfig, create_datasets
-from hdkd_timm.runs import STOP_SIGNALS
+from hdkd_timm.training.run_folder import STOP_SIGNALS
 
 pytestmark = pytest.mark.filterwarnings('ignore:This DataLoader will create')  # more processes than cores
 

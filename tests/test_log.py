@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from hdkd_timm.log import EpochLog, Progress, check_logs
+from hdkd_timm.training.logger import EpochLog, Progress, check_logs
 from hdkd_timm.utils.files import write_rows
 
 ROWS = [

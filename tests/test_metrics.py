@@ -29,7 +29,7 @@ from hdkd_timm.evaluation.metrics import (
     per_class_metrics,
     reliability,
 )
-from hdkd_timm.runs import Interrupted
+from hdkd_timm.training.run_folder import Interrupted
 
 
 def random_split(num_classes, number=200, seed=0, decimals=None):

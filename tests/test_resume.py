@@ -11,7 +11,7 @@ from conftest import write_images
 from safetensors.torch import load_file
 
 from hdkd_timm.cli import main
-from hdkd_timm.runs import run_folder
+from hdkd_timm.training.run_folder import run_folder
 
 # the note of the trainer's issue gives 20; a test run is content with fewer
 KILLS = int(os.environ.get('HDKD_KILLS', 3))
@@ -33,7 +33,7 @@ import signal
 import sys
 
 if __name__ == '__main__':
-    from hdkd_timm import training
+    from hdkd_timm.training import train as training
     from hdkd_timm.cli import main
 
     def interrupted(self, *args):

@@ -20,7 +20,7 @@ from kill_table import count_operations
 
 from hdkd_timm import TrainConfig, train
 from hdkd_timm.data.samples import DataConfig, create_datasets
-from hdkd_timm.runs import (
+from hdkd_timm.training.run_folder import (
     CONFIG,
     IMAGES,
     STATE,
@@ -374,7 +374,7 @@ def test_full_disk(tmp_path):
     """The old state is kept, and the error says what is wrong."""
     code = f"""
 import torch
-from hdkd_timm.runs import load_state, save_state
+from hdkd_timm.training.run_folder import load_state, save_state
 save_state({{'progress': 1}}, '{tmp_path}/last.pth')
 try:
     save_state({{'progress': 2, 'weight': torch.zeros(10 ** 6)}}, '{tmp_path}/last.pth')
@@ -660,7 +660,7 @@ def test_images_that_are_not_told(tmp_path):
 
 HOLD = '''
 import sys
-from hdkd_timm.runs import run_folder
+from hdkd_timm.training.run_folder import run_folder
 with run_folder(sys.argv[1], 'run', sys.argv[2]):
     print('mine', flush=True)
     sys.stdin.read()

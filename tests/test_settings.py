@@ -7,7 +7,7 @@ import pytest
 
 from hdkd_timm.evaluation.inference import EvalConfig, InferenceConfig
 from hdkd_timm.evaluation.metrics import METRICS
-from hdkd_timm.settings import DistillConfig, TrainConfig
+from hdkd_timm.training.config import DistillConfig, TrainConfig
 
 ONE, SOME, SHARE, POSITIVE = '1 or more', '0 or more', '0 or more and at most 1', 'above 0'
 FRACTION, PART = 'above 0 and at most 1', '0 or more and below 1'

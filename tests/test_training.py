@@ -24,15 +24,15 @@ from conftest import TINY_STUDENT, TINY_TEACHER, write_images
 from torch.nn import functional as F
 
 from hdkd_timm import DistillConfig, TrainConfig, distill, evaluate_model, train
-from hdkd_timm import training as training_module
 from hdkd_timm.data import cache as cache_module
 from hdkd_timm.data.samples import SampleDataset, create_datasets
 from hdkd_timm.evaluation.evaluate import format_table
 from hdkd_timm.evaluation.inference import EvalConfig
 from hdkd_timm.evaluation.metrics import METRICS
 from hdkd_timm.models.checkpoint import save_model
-from hdkd_timm.runs import Interrupted, load_state
-from hdkd_timm.training import Run
+from hdkd_timm.training import train as training_module
+from hdkd_timm.training.run_folder import Interrupted, load_state
+from hdkd_timm.training.train import Run
 from hdkd_timm.utils.distributed import World
 
 STUDENT = {k: v for k, v in TINY_STUDENT.items() if k not in ('img_size', 'num_classes')}

@@ -28,7 +28,7 @@ from hdkd_timm.data.samples import DataConfig, create_datasets, list_images
 from hdkd_timm.evaluation.plots import plot_confusion_matrix
 from hdkd_timm.hub import PLACES, count_images
 from hdkd_timm.models.pretrained import RELEASES, WEIGHTS
-from hdkd_timm.runs import IMAGES, METRICS, keep_images
+from hdkd_timm.training.run_folder import IMAGES, METRICS, keep_images
 from hdkd_timm.utils.config import check_settings, read_yaml
 from hdkd_timm.utils.files import new_folder, write_json, write_rows
 

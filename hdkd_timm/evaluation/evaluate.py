@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..data.loader import SplitLoader
-from ..runs import Signals
+from ..training.run_folder import Signals
 from ..utils.distributed import World
 from ..utils.files import write_table
 from .metrics import IN_PER_CENT, format_interval, format_metric

@@ -37,7 +37,7 @@ from ..models.checkpoint import (
     match_label_names,
 )
 from ..models.pretrained import find_folder, full_name
-from ..runs import CONFIG, IMAGES
+from ..training.run_folder import CONFIG, IMAGES
 from ..utils.config import KeyValues, check_values, read_yaml, setting
 from ..utils.distributed import World, pick_device
 from ..utils.files import PathLike, iterate_rows

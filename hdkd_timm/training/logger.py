@@ -7,9 +7,9 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from tqdm import tqdm
 
-from .runs import SUMMARY
-from .utils.config import read_yaml
-from .utils.files import whole_file, write_rows
+from ..utils.config import read_yaml
+from ..utils.files import whole_file, write_rows
+from .run_folder import SUMMARY
 
 LOGS = ('tensorboard', 'wandb')
 

@@ -27,19 +27,26 @@ from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad, distribute_
 from torch import nn
 from torchvision import transforms
 
-from .build import create_network, create_optimizer, create_schedule, freeze_stages
-from .data.augment import BatchAugmentation
-from .data.cache import CachedDataset, cache_images
-from .data.imbalance import class_weights, count_classes, sample_weights, smote
-from .data.loader import SplitLoader, derive_seed
-from .data.samples import create_datasets, list_images, name_image
-from .distillation.task import HDKDTask, check_input, check_pair
-from .evaluation.evaluate import evaluate, write_predictions
-from .evaluation.metrics import LOWER_IS_BETTER, classification_metrics, full_report, per_class_metrics
-from .log import EpochLog, Progress, check_logs
-from .models.checkpoint import HUBS, load_teacher, read_checkpoint, save_model
-from .models.hdkd import HDKDStudent
-from .runs import (
+from ..data.augment import BatchAugmentation
+from ..data.cache import CachedDataset, cache_images
+from ..data.imbalance import class_weights, count_classes, sample_weights, smote
+from ..data.loader import SplitLoader, derive_seed
+from ..data.samples import create_datasets, list_images, name_image
+from ..distillation.task import HDKDTask, check_input, check_pair
+from ..evaluation.evaluate import evaluate, write_predictions
+from ..evaluation.metrics import LOWER_IS_BETTER, classification_metrics, full_report, per_class_metrics
+from ..models.checkpoint import HUBS, load_teacher, read_checkpoint, save_model
+from ..models.hdkd import HDKDStudent
+from ..utils.config import flag, read_yaml, to_yaml
+from ..utils.distributed import World, describe_device, init_world, leave_world
+from ..utils.files import add_sums, check_sums, with_free_name, write_json
+from ..utils.memory import kept_memory
+from ..utils.parsing import read_json
+from ..version import __version__
+from .builders import create_network, create_optimizer, create_schedule, freeze_stages
+from .config import DistillConfig, TrainConfig
+from .logger import EpochLog, Progress, check_logs
+from .run_folder import (
     CONFIG,
     IMAGES,
     METRICS,
@@ -52,13 +59,6 @@ from .runs import (
     run_folder,
     save_state,
 )
-from .settings import DistillConfig, TrainConfig
-from .utils.config import flag, read_yaml, to_yaml
-from .utils.distributed import World, describe_device, init_world, leave_world
-from .utils.files import add_sums, check_sums, with_free_name, write_json
-from .utils.memory import kept_memory
-from .utils.parsing import read_json
-from .version import __version__
 
 _logger = logging.getLogger(__name__)
 

@@ -3,14 +3,14 @@ import dataclasses
 import math
 from typing import Any, Dict, Optional, Tuple, Type, TypeVar
 
-from .data.augment import AugmentConfig
-from .data.cache import CACHES
-from .data.samples import DataConfig
-from .distillation.losses import KD_KINDS, REDUCTIONS
-from .evaluation.metrics import METRICS
-from .log import LOGS
-from .models.hdkd import MIN_IMG_SIZE
-from .utils.config import KeyValues, check_settings, check_values, flag, read_recipe, setting
+from ..data.augment import AugmentConfig
+from ..data.cache import CACHES
+from ..data.samples import DataConfig
+from ..distillation.losses import KD_KINDS, REDUCTIONS
+from ..evaluation.metrics import METRICS
+from ..models.hdkd import MIN_IMG_SIZE
+from ..utils.config import KeyValues, check_settings, check_values, flag, read_recipe, setting
+from .logger import LOGS
 
 ConfigT = TypeVar('ConfigT')
 

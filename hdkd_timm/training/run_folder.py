@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from .data.samples import CONTENTS, find_changes
-from .models.checkpoint import read_checkpoint
-from .utils.config import read_yaml
-from .utils.files import add_sums, check_sums, read_rows, whole_file, write_rows
-from .utils.parsing import parse_yaml
+from ..data.samples import CONTENTS, find_changes
+from ..models.checkpoint import read_checkpoint
+from ..utils.config import read_yaml
+from ..utils.files import add_sums, check_sums, read_rows, whole_file, write_rows
+from ..utils.parsing import parse_yaml
 
 _logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
-from .evaluation.metrics import LOWER_IS_BETTER
-from .models.checkpoint import HUBS, adapt_stats, load_model
-from .settings import TrainConfig
+from ..evaluation.metrics import LOWER_IS_BETTER
+from ..models.checkpoint import HUBS, adapt_stats, load_model
+from .config import TrainConfig
 
 
 def create_network(
