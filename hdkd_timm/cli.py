@@ -53,7 +53,7 @@ def _report_run(metrics: Dict[str, Any], args: argparse.Namespace) -> None:
         return
     run = metrics['run']
     try:
-        from .report import write_report
+        from .analysis.report import write_report
         is_quick = sum(metrics['images'].values()) <= CHECKED_IMAGES
         print(f"The report is '{write_report([run], check=is_quick, device=args.device)}'.")
     except Exception as e:
@@ -155,7 +155,7 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from . import check
+    from .analysis import data_check as check
     from .utils.config import from_arguments
     from .utils.files import with_free_name
     if args.data:
@@ -213,7 +213,7 @@ def _calibrate(args: argparse.Namespace) -> None:
 
 
 def _explain(args: argparse.Namespace) -> None:
-    from .explain import explain, write_explanations
+    from .analysis.explain import explain, write_explanations
     from .utils.config import from_arguments
     if os.path.exists(args.out):
         raise FileExistsError(f"'{args.out}' exists already: choose another --out, nothing is overwritten.")
@@ -224,7 +224,7 @@ def _explain(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from .report import write_report
+    from .analysis.report import write_report
     page = write_report(args.runs, args.out, args.mistakes, args.check, args.device)
     print(f"The report is '{page}', its pictures are in '{page.parent}/report'.")
 
@@ -249,8 +249,8 @@ def _bench(args: argparse.Namespace) -> None:
 
 
 def create_parser() -> argparse.ArgumentParser:
+    from .analysis.data_check import CheckConfig
     from .benchmark import BenchConfig
-    from .check import CheckConfig
     from .evaluation.inference import EvalConfig, InferenceConfig, ModelConfig
     from .training.config import DistillConfig, TrainConfig
     from .utils.config import KeyValues, add_arguments, recipe_names
@@ -387,7 +387,7 @@ def create_parser() -> argparse.ArgumentParser:
 
 def _settings_of_files(args: argparse.Namespace) -> Dict[str, Any]:
     """Settings of --recipe and --config, the latter win."""
-    from .check import CheckConfig
+    from .analysis.data_check import CheckConfig
     from .evaluation.inference import ModelConfig
     from .training.config import DistillConfig, recipe_settings
     from .utils.config import check_settings, read_yaml

@@ -11,7 +11,7 @@ import pytest
 from conftest import write_images
 from PIL import Image
 
-from hdkd_timm.check import (
+from hdkd_timm.analysis.data_check import (
     CheckConfig,
     check_data,
     draw_split,

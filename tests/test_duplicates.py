@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hdkd_timm import duplicates
-from hdkd_timm.duplicates import find_clusters, find_near_pairs, make_thumbnail
+from hdkd_timm.analysis import duplicates
+from hdkd_timm.analysis.duplicates import find_clusters, find_near_pairs, make_thumbnail
 
 
 def brute_force(thumbnails, threshold):

@@ -8,10 +8,7 @@ from timm.data import create_transform
 from torch import nn
 
 import hdkd_timm  # noqa: F401
-from hdkd_timm.cli import main
-from hdkd_timm.evaluation.inference import ModelConfig
-from hdkd_timm.evaluation.temperature import scale, write_temperature
-from hdkd_timm.explain import (
+from hdkd_timm.analysis.explain import (
     NoMaps,
     _find_all_maps,
     attention_rollout,
@@ -20,6 +17,9 @@ from hdkd_timm.explain import (
     to_image_coordinates,
     write_explanations,
 )
+from hdkd_timm.cli import main
+from hdkd_timm.evaluation.inference import ModelConfig
+from hdkd_timm.evaluation.temperature import scale, write_temperature
 from hdkd_timm.models.checkpoint import save_model
 
 

@@ -13,12 +13,12 @@ from conftest import BROWSER, write_images
 from PIL import Image
 
 from hdkd_timm import DistillConfig, TrainConfig, distill, train
+from hdkd_timm.analysis.report import _format_p, find_mistakes, read_networks, write_report
 from hdkd_timm.cli import main
 from hdkd_timm.evaluation.evaluate import write_predictions
 from hdkd_timm.evaluation.metrics import full_report
 from hdkd_timm.evaluation.paired_tests import mcnemar
 from hdkd_timm.evaluation.plots import plot_class_counts, plot_reliability
-from hdkd_timm.report import _format_p, find_mistakes, read_networks, write_report
 from hdkd_timm.utils.files import SUMS, write_json, write_rows
 
 NASTY = ['<img src=x onerror=alert(1)>', '"&{{ 7 * 7 }}', "b' <script>alert(2)</script>"]
@@ -418,8 +418,8 @@ def test_interrupted_at_any_file(error, number, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, 'rename', count(Path.rename))
     monkeypatch.setattr(Path, 'replace', count(Path.replace))
-    monkeypatch.setattr('hdkd_timm.report.plot_reliability', count(plot_reliability))
-    monkeypatch.setattr('hdkd_timm.report.plot_class_counts', count(plot_class_counts))
+    monkeypatch.setattr('hdkd_timm.analysis.report.plot_reliability', count(plot_reliability))
+    monkeypatch.setattr('hdkd_timm.analysis.report.plot_class_counts', count(plot_class_counts))
     if number < 5:
         with pytest.raises(error):
             write_report([tmp_path / 'two'], out, 0, check=False)

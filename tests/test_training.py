@@ -608,8 +608,8 @@ def resumed(finished, tmp_path):
 
 @pytest.mark.parametrize('file', ['best/model.safetensors', 'best/config.json', 'metrics.json'])
 def test_flipped_bits_are_found_where_they_are_read(resumed, file):
+    from hdkd_timm.analysis.report import read_networks
     from hdkd_timm.models.checkpoint import load_saved
-    from hdkd_timm.report import read_networks
     config, run = resumed
     for name in ('teacher', 'student'):
         path = run / name / file

@@ -10,12 +10,12 @@ from PIL import Image, ImageOps
 from timm.data import create_transform
 from torch import nn
 
-from .data.image_io import read_image
-from .evaluation.inference import Classifier, ModelConfig, OnnxModel, drop_bad_images, find_images, load_classifier
-from .evaluation.metrics import format_metric
-from .evaluation.plots import overlay, plot_images, shorten
-from .evaluation.temperature import scale
-from .utils.files import PathLike, new_folder
+from ..data.image_io import read_image
+from ..evaluation.inference import Classifier, ModelConfig, OnnxModel, drop_bad_images, find_images, load_classifier
+from ..evaluation.metrics import format_metric
+from ..evaluation.plots import overlay, plot_images, shorten
+from ..evaluation.temperature import scale
+from ..utils.files import PathLike, new_folder
 
 SHEET_SIZE = 300  # pixels of an image on a sheet
 

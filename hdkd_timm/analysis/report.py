@@ -21,13 +21,12 @@ import numpy as np
 from PIL import Image, ImageOps
 from timm.utils import natural_key
 
-from .check import CheckConfig, check_data, list_leaks, summarize
-from .data.image_io import read_image
-from .data.samples import SourceConfig
-from .evaluation.inference import ModelConfig, load_classifier, read_source
-from .evaluation.metrics import IN_PER_CENT, LOWER_IS_BETTER, METRIC_NAMES, class_auroc, format_interval, format_metric
-from .evaluation.paired_tests import mcnemar, paired_bootstrap
-from .evaluation.plots import (
+from ..data.image_io import read_image
+from ..data.samples import SourceConfig
+from ..evaluation.inference import ModelConfig, load_classifier, read_source
+from ..evaluation.metrics import IN_PER_CENT, LOWER_IS_BETTER, METRIC_NAMES, class_auroc, format_interval, format_metric
+from ..evaluation.paired_tests import mcnemar, paired_bootstrap
+from ..evaluation.plots import (
     MAX_BARS,
     MAX_CELLS,
     MAX_CURVES,
@@ -41,13 +40,14 @@ from .evaluation.plots import (
     plot_reliability,
     plot_roc_pr,
 )
-from .evaluation.temperature import CALIBRATION
+from ..evaluation.temperature import CALIBRATION
+from ..training.run_folder import CONFIG, IMAGES, METRICS, PREDICTIONS, SUMMARY
+from ..utils.config import read_yaml
+from ..utils.files import PathLike, check_sums, iterate_rows, read_rows, whole_file
+from ..utils.parsing import read_json
+from ..utils.text import printable
+from .data_check import CheckConfig, check_data, list_leaks, summarize
 from .explain import explain
-from .training.run_folder import CONFIG, IMAGES, METRICS, PREDICTIONS, SUMMARY
-from .utils.config import read_yaml
-from .utils.files import PathLike, check_sums, iterate_rows, read_rows, whole_file
-from .utils.parsing import read_json
-from .utils.text import printable
 
 _logger = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 from scipy.sparse import coo_array, csr_array, identity
 
-from .data.image_io import describe_ranges, hash_file, read_with_values
-from .data.pixels import MemoryBudget, Reserve, StoredValues
-from .data.samples import (
+from ..data.image_io import describe_ranges, hash_file, read_with_values
+from ..data.pixels import MemoryBudget, Reserve, StoredValues
+from ..data.samples import (
     SPLITS,
     FileReader,
     NoSplit,
@@ -30,13 +30,13 @@ from .data.samples import (
     find_changed,
     read_samples,
 )
-from .data.sources.tars import TarReader
+from ..data.sources.tars import TarReader
+from ..evaluation.plots import plot_pairs
+from ..utils.config import setting
+from ..utils.files import PathLike, new_folder, write_json, write_rows
+from ..utils.memory import available_memory
+from ..utils.text import printable
 from .duplicates import THUMBNAIL_SIZE, Pairs, find_clusters, find_near_pairs, make_thumbnail
-from .evaluation.plots import plot_pairs
-from .utils.config import setting
-from .utils.files import PathLike, new_folder, write_json, write_rows
-from .utils.memory import available_memory
-from .utils.text import printable
 
 _logger = logging.getLogger(__name__)
 
