@@ -16,7 +16,7 @@ _LAZY = {
     'EvalConfig': 'evaluation.inference',
     'evaluate_model': 'evaluation.inference',
     'predict': 'evaluation.inference',
-    'export_model': 'export',
+    'export_model': 'sharing.export',
 }
 
 __all__ = ['models', '__version__', *_LAZY]

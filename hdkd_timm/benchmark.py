@@ -34,9 +34,9 @@ from .data.samples import DataConfig, create_datasets
 from .distillation.losses import hdkd_loss
 from .distillation.task import HDKDTask
 from .evaluation.inference import OnnxModel
-from .export import export_model, import_packages
 from .models.checkpoint import save_model
 from .models.hdkd import MIN_IMG_SIZE
+from .sharing.export import export_model, import_packages
 from .utils.config import check_values, setting
 from .utils.distributed import pick_device
 from .utils.files import write_rows

@@ -135,7 +135,7 @@ def _convert(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     from .evaluation.metrics import format_metric
-    from .export import export_model
+    from .sharing.export import export_model
     report = export_model(
         args.checkpoint, args.out, args.format, args.opset, args.images, args.int8, args.calibration,
         args.calibration_images, args.img_size, args.model, args.model_kwargs, args.use_ema, args.label_names)
@@ -230,7 +230,7 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _push(args: argparse.Namespace) -> None:
-    from .hub import push, write_hub_folder
+    from .sharing.hub import push, write_hub_folder
     data = Path(args.data_card).read_text(encoding='utf-8') if args.data_card else None
     if args.out:
         write_hub_folder(args.checkpoint, args.out, args.repo_id, args.license, data)

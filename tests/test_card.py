@@ -1,9 +1,9 @@
 """Model cards: what is told of names and numbers is what they are."""
 import pytest
 
-from hdkd_timm.card import _results, _training, escape
 from hdkd_timm.evaluation.metrics import METRIC_NAMES
 from hdkd_timm.evaluation.plots import _fit, find_confused, format_percent
+from hdkd_timm.sharing.model_card import _results, _training, escape
 
 
 @pytest.mark.parametrize(('text', 'shown'), [

@@ -17,8 +17,8 @@ from PIL import Image
 from hdkd_timm import evaluate_model, predict
 from hdkd_timm.cli import main
 from hdkd_timm.evaluation.inference import EvalConfig, InferenceConfig, OnnxModel, load_classifier
-from hdkd_timm.export import export_model
 from hdkd_timm.models.checkpoint import save_model
+from hdkd_timm.sharing.export import export_model
 
 CONFIG = InferenceConfig(workers=0, device='cpu', batch_size=3)
 
@@ -243,7 +243,7 @@ def test_a_file_that_differs_is_refused(models, tmp_path, monkeypatch):
         model.head.bias.data += 1
         return model
 
-    monkeypatch.setattr('hdkd_timm.export.reparameterize_model', broken)
+    monkeypatch.setattr('hdkd_timm.sharing.export.reparameterize_model', broken)
     with pytest.raises(ValueError, match=r'differ from those of .* by up to 0\.5 .*nothing is written'):
         export_model(folder / 'student', tmp_path / 's.pt2', 'torch-export')
     assert list(tmp_path.iterdir()) == []

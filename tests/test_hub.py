@@ -16,9 +16,9 @@ from hub_server import hub_server
 from safetensors.torch import load_file, save
 
 from hdkd_timm import DistillConfig, TrainConfig, train
-from hdkd_timm.card import escape, write_card
-from hdkd_timm.hub import write_hub_folder
 from hdkd_timm.models.pretrained import find_folder
+from hdkd_timm.sharing.hub import write_hub_folder
+from hdkd_timm.sharing.model_card import escape, write_card
 from hdkd_timm.utils.files import SUMS
 
 RELEASED = 'hdkd_student.ham10k'

@@ -7,9 +7,9 @@ from conftest import TINY_STUDENT, write_images
 
 from hdkd_timm import TrainConfig, train
 from hdkd_timm.evaluation.inference import InferenceConfig, predict
-from hdkd_timm.hub import write_hub_folder
 from hdkd_timm.models.checkpoint import convert_checkpoint, save_model
 from hdkd_timm.models.pretrained import find_folder
+from hdkd_timm.sharing.hub import write_hub_folder
 
 # transformers and fastai come with the extra `test`: without them these tests fail, they are not passed over
 SIZES = {k: v for k, v in TINY_STUDENT.items() if k not in ('img_size', 'num_classes')}

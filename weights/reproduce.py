@@ -23,11 +23,11 @@ import torch
 import yaml
 
 from hdkd_timm import DistillConfig, EvalConfig, distill, evaluate_model
-from hdkd_timm.card import CONFUSION_PICTURE, write_card
 from hdkd_timm.data.samples import DataConfig, create_datasets, list_images
 from hdkd_timm.evaluation.plots import plot_confusion_matrix
-from hdkd_timm.hub import PLACES, count_images
 from hdkd_timm.models.pretrained import RELEASES, WEIGHTS
+from hdkd_timm.sharing.hub import PLACES, count_images
+from hdkd_timm.sharing.model_card import CONFUSION_PICTURE, write_card
 from hdkd_timm.training.run_folder import IMAGES, METRICS, keep_images
 from hdkd_timm.utils.config import check_settings, read_yaml
 from hdkd_timm.utils.files import new_folder, write_json, write_rows

@@ -4,8 +4,8 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from .evaluation.metrics import METRIC_NAMES, format_interval, format_metric
-from .utils.text import printable
+from ..evaluation.metrics import METRIC_NAMES, format_interval, format_metric
+from ..utils.text import printable
 
 CONFUSION_PICTURE = 'confusion.png'
 MAX_COLUMNS = 12  # classes up to which a table has a column of each

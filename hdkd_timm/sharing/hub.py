@@ -16,16 +16,16 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from .card import CONFUSION_PICTURE, write_card
-from .evaluation.plots import plot_confusion_matrix
-from .evaluation.temperature import CALIBRATION
-from .models.checkpoint import HUBS, find_model_folder
-from .models.pretrained import find_folder, find_weights, full_name
-from .training.run_folder import CONFIG, IMAGES, METRICS
-from .utils.config import read_yaml
-from .utils.files import PathLike, check_sums, iterate_rows, new_folder, write_json
-from .utils.parsing import read_json, to_yaml
-from .version import __version__
+from ..evaluation.plots import plot_confusion_matrix
+from ..evaluation.temperature import CALIBRATION
+from ..models.checkpoint import HUBS, find_model_folder
+from ..models.pretrained import find_folder, find_weights, full_name
+from ..training.run_folder import CONFIG, IMAGES, METRICS
+from ..utils.config import read_yaml
+from ..utils.files import PathLike, check_sums, iterate_rows, new_folder, write_json
+from ..utils.parsing import read_json, to_yaml
+from ..version import __version__
+from .model_card import CONFUSION_PICTURE, write_card
 
 CARD = 'README.md'
 # settings that tell of the machine of the run

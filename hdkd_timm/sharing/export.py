@@ -20,14 +20,14 @@ import torch
 from timm.utils import reparameterize_model
 from torch import nn
 
-from .data.image_io import describe_ranges, inspect_images
-from .data.loader import SplitLoader
-from .evaluation.evaluate import evaluate
-from .evaluation.inference import Classifier, InferenceConfig, OnnxModel, find_images, image_dataset, load_classifier
-from .models.checkpoint import adapt_stats
-from .utils.distributed import World
-from .utils.files import PathLike, whole_file
-from .version import __version__
+from ..data.image_io import describe_ranges, inspect_images
+from ..data.loader import SplitLoader
+from ..evaluation.evaluate import evaluate
+from ..evaluation.inference import Classifier, InferenceConfig, OnnxModel, find_images, image_dataset, load_classifier
+from ..models.checkpoint import adapt_stats
+from ..utils.distributed import World
+from ..utils.files import PathLike, whole_file
+from ..version import __version__
 
 _logger = logging.getLogger(__name__)
 
