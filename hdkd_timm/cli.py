@@ -242,7 +242,7 @@ def _push(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    from .benchmark import run_benchmark
+    from .benchmark.benchmark import run_benchmark
     from .utils.config import from_arguments
     run_benchmark(from_arguments(args.config_cls, args))
     print(f"\nAll figures are in '{args.out}'.")
@@ -250,7 +250,7 @@ def _bench(args: argparse.Namespace) -> None:
 
 def create_parser() -> argparse.ArgumentParser:
     from .analysis.data_check import CheckConfig
-    from .benchmark import BenchConfig
+    from .benchmark.benchmark import BenchConfig
     from .evaluation.inference import EvalConfig, InferenceConfig, ModelConfig
     from .training.config import DistillConfig, TrainConfig
     from .utils.config import KeyValues, add_arguments, recipe_names

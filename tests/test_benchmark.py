@@ -5,7 +5,7 @@ import pytest
 import timm
 import torch
 
-from hdkd_timm.benchmark import (
+from hdkd_timm.benchmark.benchmark import (
     STEP_FORMS,
     BenchConfig,
     StepForm,
