@@ -17,7 +17,7 @@ from hdkd_timm.benchmark.benchmark import (
     run_benchmark,
     take_turns,
 )
-from hdkd_timm.cli import main
+from hdkd_timm.cli.main import main
 from hdkd_timm.utils import memory
 from hdkd_timm.utils.files import read_rows
 

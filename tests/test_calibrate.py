@@ -9,7 +9,7 @@ import pytest
 from conftest import TINY_STUDENT, write_images
 
 from hdkd_timm import TrainConfig, train
-from hdkd_timm.cli import main
+from hdkd_timm.cli.main import main
 from hdkd_timm.evaluation.temperature import (
     describe,
     fit_temperature,

@@ -21,7 +21,7 @@ from hdkd_timm.analysis.data_check import (
     summarize,
     write_split,
 )
-from hdkd_timm.cli import main
+from hdkd_timm.cli.main import main
 from hdkd_timm.data.samples import DataConfig, create_datasets, list_images, read_csv
 from hdkd_timm.utils.files import write_rows
 

@@ -20,7 +20,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from hdkd_timm import TrainConfig, train
-from hdkd_timm.cli import main
+from hdkd_timm.cli.main import main
 from hdkd_timm.distillation.task import HDKDTask
 from hdkd_timm.models.checkpoint import convert_checkpoint, load_checkpoint, load_saved
 from hdkd_timm.models.checkpoint_file import find_networks, read_checkpoint

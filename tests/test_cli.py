@@ -11,7 +11,7 @@ from conftest import TINY_STUDENT, load_reference, strip_prefix
 from PIL import Image
 
 from hdkd_timm import DistillConfig, TrainConfig
-from hdkd_timm.cli import create_parser, main
+from hdkd_timm.cli.main import create_parser, main
 from hdkd_timm.models.checkpoint import save_model
 from hdkd_timm.utils.config import recipe_names, to_yaml
 

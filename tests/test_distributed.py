@@ -11,7 +11,7 @@ import pytest
 from conftest import write_images
 from safetensors.torch import load_file
 
-from hdkd_timm.cli import main
+from hdkd_timm.cli.main import main
 from hdkd_timm.evaluation.metrics import METRICS
 from hdkd_timm.utils.distributed import pick_device
 

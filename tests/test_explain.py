@@ -17,7 +17,7 @@ from hdkd_timm.analysis.explain import (
     to_image_coordinates,
     write_explanations,
 )
-from hdkd_timm.cli import main
+from hdkd_timm.cli.main import main
 from hdkd_timm.evaluation.inference import ModelConfig
 from hdkd_timm.evaluation.temperature import scale, write_temperature
 from hdkd_timm.models.checkpoint import save_model

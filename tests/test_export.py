@@ -15,7 +15,7 @@ from conftest import TINY_STUDENT, TINY_TEACHER, randomize_batch_stats, write_im
 from PIL import Image
 
 from hdkd_timm import evaluate_model, predict
-from hdkd_timm.cli import main
+from hdkd_timm.cli.main import main
 from hdkd_timm.evaluation.inference import EvalConfig, InferenceConfig, OnnxModel, load_classifier
 from hdkd_timm.models.checkpoint import save_model
 from hdkd_timm.sharing.export import export_model

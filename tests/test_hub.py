@@ -26,7 +26,7 @@ STUDENT = {k: v for k, v in TINY_STUDENT.items() if k not in ('img_size', 'num_c
 # runs commands one after another, each with changes to the environment, and tells how each ended
 DRIVER = '''
 import contextlib, io, json, os, sys
-from hdkd_timm.cli import main
+from hdkd_timm.cli.main import main
 ended = []
 for env, args in json.loads(sys.argv[1]):
     os.environ.update(env)

@@ -11,7 +11,7 @@ from conftest import TINY_STUDENT, write_images
 from PIL import Image
 
 from hdkd_timm import TrainConfig, evaluate_model, predict, train
-from hdkd_timm.cli import main
+from hdkd_timm.cli.main import main
 from hdkd_timm.evaluation.inference import (
     EvalConfig,
     InferenceConfig,

@@ -46,7 +46,7 @@ def test_metadata():
     assert version('hdkd-timm') == hdkd_timm.__version__
     assert not any('<' in r or '==' in r for r in requires('hdkd-timm') if 'extra' not in r)
     script, = (e for e in entry_points(group='console_scripts') if e.name == 'hdkd')
-    assert script.value == 'hdkd_timm.cli:main'
+    assert script.value == 'hdkd_timm.cli.main:main'
 
 
 def test_wheel_holds_the_weights(tmp_path):

@@ -6,7 +6,7 @@ import sys
 import pytest
 import yaml
 
-from hdkd_timm.cli import main
+from hdkd_timm.cli.main import main
 from hdkd_timm.utils.parsing import MAX_YAML, parse_json, parse_yaml, read_json, to_yaml
 
 # nine lists of nine of the ones before: 400 bytes, 3.4e9 values written out

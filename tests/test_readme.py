@@ -57,7 +57,7 @@ def find_flags(text):
 
 
 def test_every_flag_exists(capsys):
-    from hdkd_timm.cli import create_parser
+    from hdkd_timm.cli.main import create_parser
     found = find_flags('\n'.join((ROOT / path).read_text() for path in ('README.md', 'weights/README.md')))
     assert found >= {
         ('distill', '--split-column'), ('distill', '--class-weights'), ('distill', '--amp'), ('train', '--amp'),

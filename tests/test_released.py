@@ -18,7 +18,7 @@ from hub_server import hub_server
 
 import hdkd_timm
 from hdkd_timm import DistillConfig, distill
-from hdkd_timm.cli import main
+from hdkd_timm.cli.main import main
 from hdkd_timm.models.checkpoint import load_saved, save_model
 from hdkd_timm.models.pretrained import HUB_ORG, RELEASES, WEIGHTS, find_folder, find_weights, hub_id
 from hdkd_timm.sharing.hub import write_hub_folder

@@ -14,7 +14,7 @@ from PIL import Image
 
 from hdkd_timm import DistillConfig, TrainConfig, distill, train
 from hdkd_timm.analysis.report import _format_p, find_mistakes, read_networks, write_report
-from hdkd_timm.cli import main
+from hdkd_timm.cli.main import main
 from hdkd_timm.evaluation.evaluate import write_predictions
 from hdkd_timm.evaluation.metrics import full_report
 from hdkd_timm.evaluation.paired_tests import mcnemar

@@ -10,7 +10,7 @@ import pytest
 from conftest import write_images
 from safetensors.torch import load_file
 
-from hdkd_timm.cli import main
+from hdkd_timm.cli.main import main
 from hdkd_timm.training.run_folder import run_folder
 
 # the note of the trainer's issue gives 20; a test run is content with fewer
@@ -34,7 +34,7 @@ import sys
 
 if __name__ == '__main__':
     from hdkd_timm.training import train as training
-    from hdkd_timm.cli import main
+    from hdkd_timm.cli.main import main
 
     def interrupted(self, *args):
         training.BatchAugmentation.__call__ = augment
@@ -53,7 +53,7 @@ import sys
 import time
 from pathlib import Path
 from hdkd_timm.data import loader
-from hdkd_timm.cli import main
+from hdkd_timm.cli.main import main
 
 def read(self, key):
     if key[0] == 1:

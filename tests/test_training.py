@@ -182,7 +182,7 @@ def test_same_seed_same_weights(config, tmp_path):
 
 
 def test_config_file_repeats_a_run(train_config, run, tmp_path):
-    from hdkd_timm.cli import main
+    from hdkd_timm.cli.main import main
     train(train_config)
     assert main(['train', '--config', str(run / 'config.yaml'), '--experiment', 'again']) == 0
     assert torch.equal(load(run).head.weight, load(tmp_path / 'runs' / 'again').head.weight)

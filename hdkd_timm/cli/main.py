@@ -10,9 +10,9 @@ import warnings
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
-from .run import run_script
-from .utils.text import PrintableFormatter, PrintableStream, printable
-from .version import __version__
+from ..utils.text import PrintableFormatter, PrintableStream, printable
+from ..version import __version__
+from .run_script import run_script
 
 CHECKED_IMAGES = 20_000  # at most, among which the report of a run that has ended looks for duplicates
 # settings of `hdkd demo`: small enough for a minute or two on a laptop
@@ -20,18 +20,18 @@ DEMO = dict(img_size=64, epochs=6, student_alone=True, channels_last=True, color
 
 
 def _train(args: argparse.Namespace) -> None:
-    from .evaluation.evaluate import format_table
-    from .training.train import train
-    from .utils.config import from_arguments
+    from ..evaluation.evaluate import format_table
+    from ..training.train import train
+    from ..utils.config import from_arguments
     metrics = train(from_arguments(args.config_cls, args), args.resume, args.overwrite)
     _print_on_primary(format_table(metrics), f"The model is in '{metrics['run']}/best'.")
     _report_run(metrics, args)
 
 
 def _distill(args: argparse.Namespace) -> None:
-    from .evaluation.evaluate import format_table
-    from .training.train import distill
-    from .utils.config import from_arguments
+    from ..evaluation.evaluate import format_table
+    from ..training.train import distill
+    from ..utils.config import from_arguments
     metrics = distill(from_arguments(args.config_cls, args), args.resume, args.overwrite)
     _print_on_primary(
         format_table(metrics), f"Models (student/best, ...), summaries and metrics are in '{metrics['run']}'.")
@@ -53,7 +53,7 @@ def _report_run(metrics: Dict[str, Any], args: argparse.Namespace) -> None:
         return
     run = metrics['run']
     try:
-        from .analysis.report import write_report
+        from ..analysis.report import write_report
         is_quick = sum(metrics['images'].values()) <= CHECKED_IMAGES
         print(f"The report is '{write_report([run], check=is_quick, device=args.device)}'.")
     except Exception as e:
@@ -64,8 +64,8 @@ def _report_run(metrics: Dict[str, Any], args: argparse.Namespace) -> None:
 
 def _demo(args: argparse.Namespace) -> None:
     if args.data_dir is None and args.data_csv is None and args.dataset is None:
-        from .data.phantoms import write_phantoms
-        from .utils.config import from_arguments
+        from ..data.phantoms import write_phantoms
+        from ..utils.config import from_arguments
         from_arguments(args.config_cls, args)  # checks the settings before anything is drawn
         folder = Path(args.output) / 'phantoms'
         if not folder.exists():
@@ -77,10 +77,10 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _eval(args: argparse.Namespace) -> None:
-    from .evaluation.evaluate import write_predictions
-    from .evaluation.inference import evaluate_model
-    from .utils.config import from_arguments
-    from .utils.files import new_folder, write_json
+    from ..evaluation.evaluate import write_predictions
+    from ..evaluation.inference import evaluate_model
+    from ..utils.config import from_arguments
+    from ..utils.files import new_folder, write_json
     if args.out_dir and os.path.exists(args.out_dir):
         raise FileExistsError(f"'{args.out_dir}' exists already: choose another --out-dir, nothing is overwritten.")
     report, images = evaluate_model(args.checkpoint, from_arguments(args.config_cls, args))
@@ -105,9 +105,9 @@ def _eval(args: argparse.Namespace) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from .evaluation.evaluate import write_predictions
-    from .evaluation.inference import predict
-    from .utils.config import from_arguments
+    from ..evaluation.evaluate import write_predictions
+    from ..evaluation.inference import predict
+    from ..utils.config import from_arguments
     if os.path.exists(args.out):
         raise FileExistsError(f"'{args.out}' exists already: choose another --out, nothing is overwritten.")
     if not os.path.isdir(os.path.dirname(args.out) or '.'):
@@ -119,7 +119,7 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from .models.checkpoint import convert_checkpoint, read_model_config
+    from ..models.checkpoint import convert_checkpoint, read_model_config
     name, model_args = convert_checkpoint(
         args.checkpoint, args.out_dir, args.model, label_names=args.label_names, use_ema=args.use_ema,
         **args.model_kwargs)
@@ -134,8 +134,8 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from .evaluation.metrics import format_metric
-    from .sharing.export import export_model
+    from ..evaluation.metrics import format_metric
+    from ..sharing.export import export_model
     report = export_model(
         args.checkpoint, args.out, args.format, args.opset, args.images, args.int8, args.calibration,
         args.calibration_images, args.img_size, args.model, args.model_kwargs, args.use_ema, args.label_names)
@@ -155,9 +155,9 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from .analysis import data_check as check
-    from .utils.config import from_arguments
-    from .utils.files import with_free_name
+    from ..analysis import data_check as check
+    from ..utils.config import from_arguments
+    from ..utils.files import with_free_name
     if args.data:
         given = [flag for flag in ('data_dir', 'data_csv', 'dataset') if getattr(args, flag)]
         if args.data.lower().endswith('.csv') and 'data_csv' not in given:
@@ -196,8 +196,8 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _calibrate(args: argparse.Namespace) -> None:
-    from .evaluation.inference import calibrate_model, find_run_data
-    from .utils.config import from_arguments
+    from ..evaluation.inference import calibrate_model, find_run_data
+    from ..utils.config import from_arguments
     if not (args.data_dir or args.data_csv or args.dataset):
         for name, value in find_run_data(args.checkpoint).items():
             setattr(args, name, value)
@@ -213,8 +213,8 @@ def _calibrate(args: argparse.Namespace) -> None:
 
 
 def _explain(args: argparse.Namespace) -> None:
-    from .analysis.explain import explain, write_explanations
-    from .utils.config import from_arguments
+    from ..analysis.explain import explain, write_explanations
+    from ..utils.config import from_arguments
     if os.path.exists(args.out):
         raise FileExistsError(f"'{args.out}' exists already: choose another --out, nothing is overwritten.")
     number = write_explanations(explain(
@@ -224,13 +224,13 @@ def _explain(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from .analysis.report import write_report
+    from ..analysis.report import write_report
     page = write_report(args.runs, args.out, args.mistakes, args.check, args.device)
     print(f"The report is '{page}', its pictures are in '{page.parent}/report'.")
 
 
 def _push(args: argparse.Namespace) -> None:
-    from .sharing.hub import push, write_hub_folder
+    from ..sharing.hub import push, write_hub_folder
     data = Path(args.data_card).read_text(encoding='utf-8') if args.data_card else None
     if args.out:
         write_hub_folder(args.checkpoint, args.out, args.repo_id, args.license, data)
@@ -242,18 +242,18 @@ def _push(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    from .benchmark.benchmark import run_benchmark
-    from .utils.config import from_arguments
+    from ..benchmark.benchmark import run_benchmark
+    from ..utils.config import from_arguments
     run_benchmark(from_arguments(args.config_cls, args))
     print(f"\nAll figures are in '{args.out}'.")
 
 
 def create_parser() -> argparse.ArgumentParser:
-    from .analysis.data_check import CheckConfig
-    from .benchmark.benchmark import BenchConfig
-    from .evaluation.inference import EvalConfig, InferenceConfig, ModelConfig
-    from .training.config import DistillConfig, TrainConfig
-    from .utils.config import KeyValues, add_arguments, recipe_names
+    from ..analysis.data_check import CheckConfig
+    from ..benchmark.benchmark import BenchConfig
+    from ..evaluation.inference import EvalConfig, InferenceConfig, ModelConfig
+    from ..training.config import DistillConfig, TrainConfig
+    from ..utils.config import KeyValues, add_arguments, recipe_names
 
     parser = argparse.ArgumentParser(prog='hdkd', description='HDKD (arXiv 2407.07516) for timm.')
     parser.add_argument('--version', action='version', version=f'hdkd_timm {__version__}')
@@ -387,10 +387,10 @@ def create_parser() -> argparse.ArgumentParser:
 
 def _settings_of_files(args: argparse.Namespace) -> Dict[str, Any]:
     """Settings of --recipe and --config, the latter win."""
-    from .analysis.data_check import CheckConfig
-    from .evaluation.inference import ModelConfig
-    from .training.config import DistillConfig, recipe_settings
-    from .utils.config import check_settings, read_yaml
+    from ..analysis.data_check import CheckConfig
+    from ..evaluation.inference import ModelConfig
+    from ..training.config import DistillConfig, recipe_settings
+    from ..utils.config import check_settings, read_yaml
     values: Dict[str, Any] = {}
     if getattr(args, 'recipe', None):
         values.update(recipe_settings(args.recipe, args.config_cls))
@@ -429,7 +429,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _run_command(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: Sequence[str]) -> int:
-    from .training.run_folder import Interrupted
+    from ..training.run_folder import Interrupted
     try:
         if args.config_cls is not None:
             settings = _settings_of_files(args)
