@@ -28,7 +28,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hdkd_timm import TrainConfig, train
-from hdkd_timm.training.run_folder import CONFIG, METRICS, STATE, Interrupted
+from hdkd_timm.utils.run_files import CONFIG_FILE, METRICS_FILE, STATE_FILE
+from hdkd_timm.utils.signals import Interrupted
 
 OPERATIONS = ('open', 'mkdir', 'rename', 'replace', 'unlink', 'rmdir', 'fsync', 'chmod')
 NETWORK = dict(depths=(1, 1, 1, 1), dims=(8, 8, 8), embed_dim=16, num_heads=1, head_dim=16, mlp_ratio=1)
@@ -115,7 +116,7 @@ def complete(root, experiment):
 def same(root, experiment):
     """Are weights and predictions those of the unbroken run?"""
     ours, whole = root / 'runs' / experiment, root / 'runs' / 'whole'
-    if not (ours / METRICS).exists():
+    if not (ours / METRICS_FILE).exists():
         return False
     if sorted(path.name for path in ours.iterdir()) != sorted(path.name for path in whole.iterdir()):
         return False
@@ -183,13 +184,13 @@ def signal_everywhere(root, number, rng, seconds):
                     break
                 name = f'{signum.name}-{to}-{i}'
                 pid = start(root, name, workers=2)
-                config = root / 'runs' / name / CONFIG
+                config = root / 'runs' / name / CONFIG_FILE
                 while not config.exists():
                     time.sleep(0.002)
                 time.sleep(0.05 + rng.uniform(0, seconds / 2))
                 (os.killpg if to == 'group' else os.kill)(pid, signum)
                 code = finish(pid)
-                saved = (root / 'runs' / name / STATE).exists() and code == 128 + signum
+                saved = (root / 'runs' / name / STATE_FILE).exists() and code == 128 + signum
                 counted += code != 0  # or the run ended before
                 ok = code == 0 or saved
                 codes = complete(root, name)

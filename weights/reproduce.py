@@ -28,9 +28,10 @@ from hdkd_timm.evaluation.plots import plot_confusion_matrix
 from hdkd_timm.models.pretrained import RELEASES, WEIGHTS
 from hdkd_timm.sharing.hub import PLACES, count_images
 from hdkd_timm.sharing.model_card import CONFUSION_PICTURE, write_card
-from hdkd_timm.training.run_folder import IMAGES, METRICS, keep_images
+from hdkd_timm.training.run_folder import keep_images
 from hdkd_timm.utils.config import check_settings, read_yaml
 from hdkd_timm.utils.files import new_folder, write_json, write_rows
+from hdkd_timm.utils.run_files import IMAGES_FILE, METRICS_FILE
 
 HERE = Path(__file__).parent
 SPLIT_SETTINGS = ('split_column', 'val_fraction', 'train_fraction')  # told by the CSV files that are written
@@ -61,12 +62,12 @@ def write_splits(folder: Path, data_dir: Path, settings: Dict[str, Any]) -> List
     """CSV files of the images for the first stages, without test images, and for the last one."""
     fields = {field.name for field in dataclasses.fields(DataConfig)}
     config = DataConfig(**{
-        **{key: value for key, value in settings.items() if key in fields}, 'data_csv': str(data_dir / IMAGES)})
+        **{key: value for key, value in settings.items() if key in fields}, 'data_csv': str(data_dir / IMAGES_FILE)})
     rows = list_images(*create_datasets(config))
     folder.mkdir(parents=True, exist_ok=True)
     keep_images(rows, folder)
     write_rows([row for row in rows if row['split'] != 'test'], folder / 'images-train.csv')
-    return [str(folder / 'images-train.csv'), str(folder / IMAGES)]
+    return [str(folder / 'images-train.csv'), str(folder / IMAGES_FILE)]
 
 
 def train_stages(name: str, train: Dict[str, Any], csvs: List[str], output: Path) -> List[Path]:
@@ -128,14 +129,14 @@ def write_release(tag: str, train: Dict[str, Any], runs: List[Path], vals: Dict[
 
         settings = read_yaml(last / 'config.yaml')
         report, _ = evaluate_model(str(folder), EvalConfig(
-            data_csv=str(last / IMAGES), split='test', batch_size=settings['batch_size'], workers=0))
+            data_csv=str(last / IMAGES_FILE), split='test', batch_size=settings['batch_size'], workers=0))
         metrics = json.loads((last / network / 'metrics.json').read_text(encoding='utf-8'))
         metrics = {
             'name': tag, 'classes': metrics['classes'], 'parameters': metrics['parameters'],
             'seed': settings['seed'], 'val_balanced_accuracy_of_seeds': vals, 'device': device, 'stages': stages,
             'train_seconds': sum(stage['train_seconds'] for stage in stages),
             'test': {key: value for key, value in report.items() if key not in ('model', 'classes', 'split')}}
-        write_json(metrics, folder / METRICS)
+        write_json(metrics, folder / METRICS_FILE)
         plot_confusion_matrix(report['confusion_matrix'], metrics['classes'], folder / CONFUSION_PICTURE)
 
         # what the run tells, without what another machine has elsewhere and what the stages tell
@@ -150,7 +151,7 @@ def write_release(tag: str, train: Dict[str, Any], runs: List[Path], vals: Dict[
             {**train, 'settings': listed}, Dumper=Dumper, sort_keys=False, allow_unicode=True), encoding='utf-8')
         card = write_card(
             tag, config, {**metrics, 'name': network}, {**effective, 'seed': settings['seed']},
-            count_images(last / IMAGES), cfg.license, train['data'], tag,
+            count_images(last / IMAGES_FILE), cfg.license, train['data'], tag,
             more={'Stages of the training': describe_stages(stages, device, train['note'])})
         (folder / 'README.md').write_text(card, encoding='utf-8')
         sha256 = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()

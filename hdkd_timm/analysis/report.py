@@ -41,10 +41,10 @@ from ..evaluation.plots import (
     plot_roc_pr,
 )
 from ..evaluation.temperature import CALIBRATION
-from ..training.run_folder import CONFIG, IMAGES, METRICS, PREDICTIONS, SUMMARY
 from ..utils.config import read_yaml
 from ..utils.files import PathLike, check_sums, iterate_rows, read_rows, whole_file
 from ..utils.parsing import read_json
+from ..utils.run_files import CONFIG_FILE, IMAGES_FILE, METRICS_FILE, PREDICTIONS_FILE, SUMMARY_FILE
 from ..utils.text import printable
 from .data_check import CheckConfig, check_data, list_leaks, summarize
 from .explain import explain
@@ -108,7 +108,7 @@ def _read_json(path: Path) -> Dict[str, Any]:
 
 
 def _read_settings(run: Path) -> Dict[str, Any]:
-    return read_yaml(run / CONFIG) if (run / CONFIG).is_file() else {}
+    return read_yaml(run / CONFIG_FILE) if (run / CONFIG_FILE).is_file() else {}
 
 
 def _check_metrics(metrics: Dict[str, Any], split: str) -> None:
@@ -152,8 +152,8 @@ def _read_predictions(path: Path, metrics: Dict[str, Any], split: str) -> Tuple[
     np.add.at(matrix, (np.array(targets, int), found.argmax(axis=1)), 1)
     if not np.array_equal(matrix, metrics[split]['confusion_matrix']):
         raise ValueError(
-            f"'{path}' and {METRICS} beside it do not belong together: {len(names):,} rows of {split} images, whose"
-            f" confusion matrix is not the one of the {metrics[split]['images']:,} images there. Restore them, or"
+            f"'{path}' and {METRICS_FILE} beside it do not belong together: {len(names):,} rows of {split} images,"
+            f" whose confusion matrix is not the one of the {metrics[split]['images']:,} images there. Restore them, or"
             ' repeat the test with `hdkd eval`.')
     return names, np.array(targets), found
 
@@ -167,45 +167,45 @@ def _read_epochs(path: Path) -> List[Dict[str, float]]:
 
 
 def _read_network(folder: Path, run: Path, label: str) -> Network:
-    check_sums(run, CONFIG, IMAGES)
-    check_sums(folder, METRICS, PREDICTIONS, SUMMARY)
+    check_sums(run, CONFIG_FILE, IMAGES_FILE)
+    check_sums(folder, METRICS_FILE, PREDICTIONS_FILE, SUMMARY_FILE)
     check_sums(folder / 'best')
-    metrics = _read_json(folder / METRICS)
+    metrics = _read_json(folder / METRICS_FILE)
     split = next((split for split in ('test', 'val') if split in metrics), None)
     if split is None:
-        raise ValueError(f"'{folder / METRICS}' holds no results of test or val.")
+        raise ValueError(f"'{folder / METRICS_FILE}' holds no results of test or val.")
     try:
         _check_metrics(metrics, split)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise ValueError(f"'{folder / METRICS}' is damaged ({type(e).__name__}: {e}).") from e
+        raise ValueError(f"'{folder / METRICS_FILE}' is damaged ({type(e).__name__}: {e}).") from e
     names: List[str] = []
     targets = probs = groups = None
-    if (folder / PREDICTIONS).is_file():
-        names, targets, probs = _read_predictions(folder / PREDICTIONS, metrics, split)
+    if (folder / PREDICTIONS_FILE).is_file():
+        names, targets, probs = _read_predictions(folder / PREDICTIONS_FILE, metrics, split)
         listed = [row for row in _read_images(run) if row['split'] == split]  # in the same order
         if [row['label'] for row in listed] == [metrics['classes'][k] for k in targets]:
             names = [row['path'] for row in listed]
             groups = np.array([row['group'] for row in listed]) if all(row.get('group') for row in listed) else None
     return Network(
-        label, run, folder, metrics, split, _read_epochs(folder / SUMMARY), names, targets, probs, groups,
+        label, run, folder, metrics, split, _read_epochs(folder / SUMMARY_FILE), names, targets, probs, groups,
         _read_json(folder / 'best' / 'config.json'))
 
 
 def _read_images(run: Path) -> List[Dict[str, str]]:
-    rows = _read_rows(run / IMAGES)
+    rows = _read_rows(run / IMAGES_FILE)
     if rows and not {'path', 'label', 'split'} <= rows[0].keys():
-        raise ValueError(f"'{run / IMAGES}' is damaged (columns {', '.join(rows[0])}).")
+        raise ValueError(f"'{run / IMAGES_FILE}' is damaged (columns {', '.join(rows[0])}).")
     return rows
 
 
 def _list_missing(network: Network) -> List[str]:
     """What a run writes and this one has no more, and what the page lacks for it."""
     files = {
-        network.run / CONFIG: 'its settings', network.run / IMAGES: 'its images by split, class and group',
-        network.folder / PREDICTIONS: 'ROC, precision-recall and reliability, comparisons, mistakes',
+        network.run / CONFIG_FILE: 'its settings', network.run / IMAGES_FILE: 'its images by split, class and group',
+        network.folder / PREDICTIONS_FILE: 'ROC, precision-recall and reliability, comparisons, mistakes',
         network.folder / 'best' / 'config.json': 'its architecture and image size, where it looked in mistakes'}
     if 'epoch' in network.metrics:
-        files[network.folder / SUMMARY] = 'its learning curves'
+        files[network.folder / SUMMARY_FILE] = 'its learning curves'
     return [f'{file.relative_to(network.run)} ({words})' if file.is_relative_to(network.run) else f'{file} ({words})'
             for file, words in files.items() if not file.is_file()]
 
@@ -225,16 +225,16 @@ def read_networks(runs: Sequence[PathLike]) -> List[Network]:
         path = Path(name)
         if not path.is_dir():
             raise FileNotFoundError(f"Run '{name}' does not exist, or is no folder.")
-        if (path / METRICS).is_file() and (path / 'best').is_dir():
+        if (path / METRICS_FILE).is_file() and (path / 'best').is_dir():
             found = [path]
         else:
-            found = [path / network for network in NETWORKS if (path / network / METRICS).is_file()]
+            found = [path / network for network in NETWORKS if (path / network / METRICS_FILE).is_file()]
         if not found:
             raise FileNotFoundError(
-                f"'{name}' holds no finished network (none of {METRICS}, {'/, '.join(NETWORKS)}/{METRICS} with its"
-                " model in 'best'): give a run that has ended.")
+                f"'{name}' holds no finished network (none of {METRICS_FILE}, {'/, '.join(NETWORKS)}/{METRICS_FILE}"
+                " with its model in 'best'): give a run that has ended.")
         for folder in found:
-            run = folder if (folder / CONFIG).is_file() else folder.resolve().parent
+            run = folder if (folder / CONFIG_FILE).is_file() else folder.resolve().parent
             folders.append((run, folder))
     seen = Counter(folder.resolve() for _, folder in folders)
     twice = [folder for folder, number in seen.items() if number > 1]
@@ -259,7 +259,7 @@ def _list_unfinished(runs: Sequence[PathLike]) -> List[str]:
         settings = _read_settings(run)
         wanted = [name for name in NETWORKS if 'teacher' in settings and (
             name != 'student_alone' or settings.get('student_alone'))]
-        found += [f'{run.resolve().name}/{name}' for name in wanted if not (run / name / METRICS).is_file()]
+        found += [f'{run.resolve().name}/{name}' for name in wanted if not (run / name / METRICS_FILE).is_file()]
     return found
 
 
@@ -455,7 +455,7 @@ def _count(run: Path) -> Dict[str, Dict[str, int]]:
 
 def _look_for_leaks(run: Path) -> Dict[str, Any]:
     """Sentences about duplicates, and whether they are bad."""
-    if not (run / IMAGES).is_file():
+    if not (run / IMAGES_FILE).is_file():
         return dict(lines=['The run kept no list of its images: they were not looked at.'], leaks=None)
     _logger.info('Looking for duplicates among the images of the run.')
     try:
@@ -710,7 +710,8 @@ def write_report(
                     dict(name=label, numbers=[of_class.get(label, 0) for of_class in counts.values()])
                     for label in labels] if len(labels) > MAX_BARS else []
             if check:
-                same = next((d for d, other in zip(data, folders) if _is_same(run / IMAGES, other / IMAGES)), None)
+                same = next((
+                    d for d, other in zip(data, folders) if _is_same(run / IMAGES_FILE, other / IMAGES_FILE)), None)
                 told['check'] = dict(same['check'], same=same['name']) if same else _look_for_leaks(run)
             data.append(told)
         environment = jinja2.Environment(

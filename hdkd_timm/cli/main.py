@@ -252,8 +252,8 @@ def create_parser() -> argparse.ArgumentParser:
     from ..analysis.data_check import CheckConfig
     from ..benchmark.benchmark import BenchConfig
     from ..evaluation.inference import EvalConfig, InferenceConfig, ModelConfig
-    from ..training.config import DistillConfig, TrainConfig
-    from ..utils.config import KeyValues, add_arguments, recipe_names
+    from ..training.config import DistillConfig, TrainConfig, recipe_names
+    from ..utils.config import KeyValues, add_arguments
 
     parser = argparse.ArgumentParser(prog='hdkd', description='HDKD (arXiv 2407.07516) for timm.')
     parser.add_argument('--version', action='version', version=f'hdkd_timm {__version__}')
@@ -429,7 +429,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _run_command(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: Sequence[str]) -> int:
-    from ..training.run_folder import Interrupted
+    from ..utils.signals import Interrupted
     try:
         if args.config_cls is not None:
             settings = _settings_of_files(args)

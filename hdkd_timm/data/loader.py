@@ -20,9 +20,9 @@ from timm.data.loader import PrefetchLoader, _worker_init, create_loader, fast_c
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from torchvision.transforms import Compose
 
-from ..training.run_folder import STOP_SIGNALS
 from ..utils.distributed import end_with_parent
 from ..utils.memory import format_bytes
+from ..utils.signals import STOP_SIGNALS
 from .augment import AugmentConfig, create_eval_transform, create_train_transform
 from .cache import SHARED, split_transform
 from .image_io import IMG_MODES, convert_image

@@ -37,12 +37,12 @@ from ..models.checkpoint import (
     match_label_names,
 )
 from ..models.pretrained import find_folder, full_name
-from ..training.run_folder import CONFIG, IMAGES
 from ..utils.config import KeyValues, check_values, read_yaml, setting
 from ..utils.distributed import World, pick_device
 from ..utils.files import PathLike, iterate_rows
 from ..utils.memory import kept_memory
 from ..utils.parsing import parse_json
+from ..utils.run_files import CONFIG_FILE, IMAGES_FILE
 from .evaluate import evaluate
 from .metrics import full_report
 from .temperature import (
@@ -370,12 +370,12 @@ def find_run_data(name: PathLike) -> Dict[str, Any]:
     """
     folder = find_model_folder(name).resolve()
     near = (folder, *list(folder.parents)[:2])
-    run = next((f for f in near if (f / CONFIG).is_file() and (f / IMAGES).is_file()), None)
+    run = next((f for f in near if (f / CONFIG_FILE).is_file() and (f / IMAGES_FILE).is_file()), None)
     if run is None:
         raise FileNotFoundError(
-            f"'{name}' belongs to no run (folder with {CONFIG} and {IMAGES}): name the images with --data-dir or"
-            ' --data-csv.')
-    settings = read_yaml(run / CONFIG)
+            f"'{name}' belongs to no run (folder with {CONFIG_FILE} and {IMAGES_FILE}): name the images with --data-dir"
+            ' or --data-csv.')
+    settings = read_yaml(run / CONFIG_FILE)
     return dict(read_source(run, settings, DataConfig), in_chans=settings.get('in_chans'))
 
 
@@ -387,8 +387,8 @@ def read_source(run: Path, settings: Dict[str, Any], config_cls: Type[SourceConf
         settings: Its config.yaml.
         config_cls: Whose settings are wanted.
     """
-    if all(os.path.isabs(row['path']) for row in iterate_rows(run / IMAGES)):
-        return dict(data_csv=str(run / IMAGES))
+    if all(os.path.isabs(row['path']) for row in iterate_rows(run / IMAGES_FILE)):
+        return dict(data_csv=str(run / IMAGES_FILE))
     return {field.name: settings[field.name] for field in dataclasses.fields(config_cls) if field.name in settings}
 
 

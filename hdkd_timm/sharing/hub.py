@@ -20,10 +20,10 @@ from ..evaluation.plots import plot_confusion_matrix
 from ..evaluation.temperature import CALIBRATION
 from ..models.checkpoint import HUBS, find_model_folder
 from ..models.pretrained import find_folder, find_weights, full_name
-from ..training.run_folder import CONFIG, IMAGES, METRICS
 from ..utils.config import read_yaml
 from ..utils.files import PathLike, check_sums, iterate_rows, new_folder, write_json
 from ..utils.parsing import read_json, to_yaml
+from ..utils.run_files import CONFIG_FILE, IMAGES_FILE, METRICS_FILE
 from ..version import __version__
 from .model_card import CONFUSION_PICTURE, write_card
 
@@ -135,15 +135,15 @@ def write_hub_folder(
         _copy_folder(best, out, bool(license or data))
         return
     network = best.parent if best.name == 'best' else best
-    run = next((folder for folder in (network, network.parent) if (folder / CONFIG).is_file()), None)
-    check_sums(network, METRICS)
+    run = next((folder for folder in (network, network.parent) if (folder / CONFIG_FILE).is_file()), None)
+    check_sums(network, METRICS_FILE)
     if run is not None:
-        check_sums(run, CONFIG, IMAGES)
-    config, metrics = _read(best / 'config.json'), _read(network / METRICS)
+        check_sums(run, CONFIG_FILE, IMAGES_FILE)
+    config, metrics = _read(best / 'config.json'), _read(network / METRICS_FILE)
     metrics.pop('checkpoint', None)
     if 'num_classes' in config:  # once, as transformers takes it; runs of before have it twice
         (config.get('model_args') or {}).pop('num_classes', None)
-    told = read_yaml(run / CONFIG) if run is not None else {}
+    told = read_yaml(run / CONFIG_FILE) if run is not None else {}
     licences = _licences_of_beginnings(metrics.get('name'), told, config)
     license = license or next((name for name in licences.values() if re.search('-(nc|nd|sa)', name)), None)
     if told and not _started_from_weights(metrics.get('name'), told):  # what timm tells of other weights
@@ -159,10 +159,10 @@ def write_hub_folder(
             (folder / 'train.yaml').write_text(to_yaml(settings))
         split = next((split for split in ('test', 'val') if split in metrics), None)
         if split:
-            write_json(metrics, folder / METRICS)
+            write_json(metrics, folder / METRICS_FILE)
             plot_confusion_matrix(
                 metrics[split]['confusion_matrix'], metrics['classes'], folder / CONFUSION_PICTURE)
-        counts = count_images(run / IMAGES) if run is not None else {}
+        counts = count_images(run / IMAGES_FILE) if run is not None else {}
         card = write_card(name, config, metrics, settings, counts, license, data, origins=list(licences))
         (folder / CARD).write_text(card, encoding='utf-8')
 

@@ -1,7 +1,8 @@
 """The settings of `train` and `distill`."""
 import dataclasses
+import importlib.resources
 import math
-from typing import Any, Dict, Optional, Tuple, Type, TypeVar
+from typing import Any, Dict, List, Optional, Tuple, Type, TypeVar
 
 from ..data.augment import AugmentConfig
 from ..data.cache import CACHES
@@ -9,7 +10,7 @@ from ..data.samples import DataConfig
 from ..distillation.losses import KD_KINDS, REDUCTIONS
 from ..evaluation.metrics import METRICS
 from ..models.hdkd import MIN_IMG_SIZE
-from ..utils.config import KeyValues, check_settings, check_values, flag, read_recipe, setting
+from ..utils.config import KeyValues, check_settings, check_values, flag, read_yaml, setting
 from .logger import LOGS
 
 ConfigT = TypeVar('ConfigT')
@@ -154,3 +155,21 @@ def recipe_settings(name: str, config_cls: Type[Any]) -> Dict[str, Any]:
     fields = {field.name for field in dataclasses.fields(config_cls)}
     values = check_settings(read_recipe(name), [DistillConfig], f"recipe '{name}'")
     return {key: value for key, value in values.items() if key in fields}
+
+
+def recipe_names() -> List[str]:
+    """Names of the recipes in the package."""
+    folder = importlib.resources.files(__package__) / 'recipes'
+    return sorted(f.name.removesuffix('.yaml') for f in folder.iterdir() if f.name.endswith('.yaml'))
+
+
+def read_recipe(name: str) -> Dict[str, Any]:
+    """Settings of a recipe in the package, `recipes/<name>.yaml`.
+
+    Raises:
+        ValueError: if there is no such recipe.
+    """
+    if name not in recipe_names():
+        raise ValueError(f"Unknown recipe '{name}', choose from {', '.join(recipe_names())}.")
+    with importlib.resources.as_file(importlib.resources.files(__package__) / 'recipes' / f'{name}.yaml') as path:
+        return read_yaml(path)

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ..utils.config import read_yaml
 from ..utils.files import whole_file, write_rows
-from .run_folder import SUMMARY
+from ..utils.run_files import SUMMARY_FILE
 
 LOGS = ('tensorboard', 'wandb')
 
@@ -37,7 +37,7 @@ class EpochLog:
     """
 
     def __init__(self, folder: Path, name: str, logs: Sequence[str] = ()):
-        self.path = folder / SUMMARY
+        self.path = folder / SUMMARY_FILE
         self.tensorboard = self.wandb = None
         if 'tensorboard' in logs:
             from torch.utils.tensorboard import SummaryWriter

@@ -6,12 +6,10 @@ however that ends.
 import logging
 import os
 import shutil
-import signal
-import threading
 import zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, TypeVar, Union
+from typing import Any, Callable, Dict, Iterator, List, Sequence, Union
 
 import numpy as np
 import torch
@@ -22,20 +20,16 @@ from ..models.checkpoint import read_checkpoint
 from ..utils.config import read_yaml
 from ..utils.files import add_sums, check_sums, read_rows, whole_file, write_rows
 from ..utils.parsing import parse_yaml
+from ..utils.run_files import CONFIG_FILE, IMAGES_FILE, METRICS_FILE, STATE_FILE
+from ..utils.signals import Interrupted
 
 _logger = logging.getLogger(__name__)
 
 Rows = List[Dict[str, str]]
-T = TypeVar('T')
 
-CONFIG, IMAGES, STATE, METRICS = 'config.yaml', 'images.csv', 'last.pth', 'metrics.json'
-PREDICTIONS, SUMMARY = 'predictions.csv', 'summary.csv'
 _LOCK = '.lock'
 _BEFORE = '.before'  # holds what `overwrite` replaces, until the new run has a state or a result
 _MOVING = '.moving'  # what is on its way to .before, or back from there: it belongs where it was
-# SIGUSR1 is what SLURM can send before the time is up. Windows lacks some
-STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1') if hasattr(signal, name))
 
 
 def save_state(state: Dict[str, Any], path: Union[str, Path]) -> None:
@@ -83,7 +77,7 @@ def load_state(path: Union[str, Path]) -> Dict[str, Any]:
 
 def _check_same_settings(folder: Path, settings: Dict[str, Any], free: Sequence[str]) -> None:
     """A run goes on as it was begun, or its result would be that of neither setting."""
-    before = read_yaml(folder / CONFIG)
+    before = read_yaml(folder / CONFIG_FILE)
     different = [
         name for name in {**before, **settings}
         if name not in free and before.get(name) != settings.get(name)]
@@ -91,8 +85,8 @@ def _check_same_settings(folder: Path, settings: Dict[str, Any], free: Sequence[
         name = different[0]
         raise ValueError(
             f"Run '{folder}' was begun with {name} {before.get(name)!r}, not {settings.get(name)!r}"
-            f" ({len(different)} settings differ: {', '.join(different)}): resume it with --config {folder / CONFIG}"
-            ' --resume, or choose another --experiment.')
+            f" ({len(different)} settings differ: {', '.join(different)}): resume it with --config"
+            f' {folder / CONFIG_FILE} --resume, or choose another --experiment.')
 
 
 def _within(rows: Rows) -> Rows:
@@ -127,7 +121,7 @@ def keep_images(rows: Rows, folder: Path) -> None:
         ValueError: if they are not those that it was begun with: what was held out could be trained on then; or if the
             contents of one have changed.
     """
-    path = folder / IMAGES
+    path = folder / IMAGES_FILE
     if not rows:  # datasets without random access tell none
         return
     if not path.exists() and not _has_results(folder):
@@ -176,7 +170,7 @@ def _compare_contents(before: Rows, now: Rows, folder: Path) -> None:
     size_known, digest_known = ((old != '') & (new != '')).any(axis=0)
     if not digest_known:
         why = ('the images are not read now' if (old[:, 1] != '').any()
-               else f"'{folder / IMAGES}' holds no SHA-256, it is of an earlier version or of --no-check-images")
+               else f"'{folder / IMAGES_FILE}' holds no SHA-256, it is of an earlier version or of --no-check-images")
         _logger.warning(
             f"The contents of the images were not compared with those that run '{folder}' was begun with: {why}. Names"
             f"{', splits and sizes' if size_known else ' and splits'} are the same.")
@@ -198,14 +192,14 @@ def _has_results(folder: Path) -> bool:
     """Was a training state saved, or a result?"""
     return any(
         not {_BEFORE, _MOVING} & set(path.relative_to(folder).parts)
-        for name in (STATE, METRICS) for path in folder.rglob(name))
+        for name in (STATE_FILE, METRICS_FILE) for path in folder.rglob(name))
 
 
 def _content(folder: Path) -> List[Path]:
     """What is in the folder of a run, config.yaml last, without what this module keeps for itself."""
     return sorted(
         (path for path in folder.iterdir() if path.name not in (_LOCK, _BEFORE, _MOVING)),
-        key=lambda path: (path.name == CONFIG, path.name))
+        key=lambda path: (path.name == CONFIG_FILE, path.name))
 
 
 def _is_begun(folder: Path) -> bool:
@@ -249,22 +243,22 @@ def _repair(folder: Path) -> None:
     if (folder / _BEFORE).exists():
         if _has_results(folder):
             shutil.rmtree(folder / _BEFORE)
-        elif not (folder / CONFIG).exists():
+        elif not (folder / CONFIG_FILE).exists():
             _discard(folder)
 
 
 def _check_start(folder: Path, resume: bool, overwrite: bool) -> None:
     """May a run begin here, or go on? Raises as `run_folder`."""
-    is_run = (folder / CONFIG).is_file()
+    is_run = (folder / CONFIG_FILE).is_file()
     if resume and not is_run:
         raise FileNotFoundError(
-            f"There is no run '{folder}' to resume, it has no {CONFIG}: begin it without --resume.")
+            f"There is no run '{folder}' to resume, it has no {CONFIG_FILE}: begin it without --resume.")
     if _is_begun(folder) and not (resume or overwrite):
         raise FileExistsError(
             f"Run '{folder}' exists already: --resume goes on with it, --overwrite replaces it, or choose another"
             ' --experiment.')
     if _is_begun(folder) and overwrite and not is_run:
-        raise FileExistsError(f"'{folder}' is no run, it has no {CONFIG}: it is not overwritten.")
+        raise FileExistsError(f"'{folder}' is no run, it has no {CONFIG_FILE}: it is not overwritten.")
 
 
 def _make_ready(folder: Path, resume: bool, overwrite: bool, check: Callable[[Path], None]) -> None:
@@ -272,7 +266,7 @@ def _make_ready(folder: Path, resume: bool, overwrite: bool, check: Callable[[Pa
     _repair(folder)
     _check_start(folder, resume, overwrite)
     if resume:
-        check_sums(folder, CONFIG, IMAGES)
+        check_sums(folder, CONFIG_FILE, IMAGES_FILE)
         check(folder)
         _remove_halves(folder)
     elif _is_begun(folder) and not (folder / _BEFORE).exists():
@@ -331,9 +325,9 @@ def run_folder(
     try:
         _make_ready(folder, resume, overwrite, check_same)
         is_ready = True
-        with whole_file(folder / CONFIG, summed=resume) as file:
+        with whole_file(folder / CONFIG_FILE, summed=resume) as file:
             file.write(settings)
-        add_sums(folder, CONFIG)  # after it: a folder with no more than its checksum would be no run
+        add_sums(folder, CONFIG_FILE)  # after it: a folder with no more than its checksum would be no run
         yield folder
         is_over = True
     except BaseException as e:
@@ -353,78 +347,3 @@ def run_folder(
         with suppress(FileNotFoundError):
             (folder / _LOCK).unlink()
         lock.release()
-
-
-class Interrupted(Exception):
-    """A run was stopped by a signal, its state is saved.
-
-    Args:
-        signum: Number of the signal.
-        folder: Folder of the run.
-    """
-
-    def __init__(self, signum: int, folder: Union[str, Path]):
-        super().__init__(f"{signal.Signals(signum).name}, the state of run '{folder}' is saved")
-        self.signum = signum
-        self.folder = folder
-
-    @property
-    def signal_name(self) -> str:
-        return signal.Signals(self.signum).name
-
-
-class _WaitEnded(BaseException):
-    """Raised by a signal in the middle of reading: no `except Exception` there must take it for a damaged image."""
-
-
-class Signals:
-    """Signals that ask to stop (`STOP_SIGNALS`) are noted, to be asked for after each step.
-
-    They also end a wait for a batch, see `watch`. A second Ctrl-C ends at once. SIGHUP and SIGUSR1 stay as they are
-    where the program has a use for them, or ignores them: nohup's runs go on when the terminal closes.
-    """
-
-    def __init__(self) -> None:
-        self.received: Optional[int] = None
-        self._ends_wait = False
-        self._before: Dict[int, Any] = {}
-
-    def _note(self, signum: int, frame: Any) -> None:
-        if self.received == signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = signum
-        if self._ends_wait:
-            self._ends_wait = False
-            raise _WaitEnded
-
-    def watch(self, batches: Iterable[T], may_end: Callable[[], bool] = lambda: True) -> Iterator[T]:
-        """The batches up to a signal, which does not wait for the next one: a disk may hang, and minutes are too long.
-
-        Args:
-            batches: They are not used any more once a signal came.
-            may_end: Asked before each wait whether it may end early.
-        """
-        iterator = iter(batches)
-        while True:
-            try:
-                self._ends_wait = may_end()
-                if self._ends_wait and self.received:
-                    return
-                try:
-                    batch = next(iterator)
-                finally:
-                    self._ends_wait = False
-            except (StopIteration, _WaitEnded):
-                return
-            yield batch
-
-    def __enter__(self) -> 'Signals':
-        if threading.current_thread() is threading.main_thread():
-            self._before = {
-                signum: signal.signal(signum, self._note) for signum in STOP_SIGNALS
-                if signum in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(signum) == signal.SIG_DFL}
-        return self
-
-    def __exit__(self, *args: Any) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)

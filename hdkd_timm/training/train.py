@@ -42,23 +42,13 @@ from ..utils.distributed import World, describe_device, init_world, leave_world
 from ..utils.files import add_sums, check_sums, with_free_name, write_json
 from ..utils.memory import kept_memory
 from ..utils.parsing import read_json
+from ..utils.run_files import CONFIG_FILE, IMAGES_FILE, METRICS_FILE, PREDICTIONS_FILE, STATE_FILE
+from ..utils.signals import Interrupted, Signals
 from ..version import __version__
 from .builders import create_network, create_optimizer, create_schedule, freeze_stages
 from .config import DistillConfig, TrainConfig
 from .logger import EpochLog, Progress, check_logs
-from .run_folder import (
-    CONFIG,
-    IMAGES,
-    METRICS,
-    PREDICTIONS,
-    STATE,
-    Interrupted,
-    Signals,
-    keep_images,
-    load_state,
-    run_folder,
-    save_state,
-)
+from .run_folder import keep_images, load_state, run_folder, save_state
 
 _logger = logging.getLogger(__name__)
 
@@ -176,7 +166,7 @@ class TrainState:
 
 def _diverged(name: str, epoch: int, step: int, what: str, parts: Dict[str, float], folder: Path) -> str:
     """Words for a training that can't go on; names the step, the losses and where to go back to."""
-    saved = folder / STATE
+    saved = folder / STATE_FILE
     kept = f"the last good state is '{saved}'" if saved.exists() else 'no state was saved yet'
     shown = f" ({', '.join(f'{key} {value:g}' for key, value in parts.items())})" if parts else ''
     return (
@@ -232,10 +222,10 @@ def read_result(folder: Path, config: TrainConfig) -> Optional[Dict[str, Any]]:
     Raises:
         ValueError: if it is damaged.
     """
-    path = folder / METRICS
+    path = folder / METRICS_FILE
     if not path.exists():
         return None
-    check_sums(folder, METRICS)
+    check_sums(folder, METRICS_FILE)
     try:
         result = read_json(path)
         epochs, best = result.get('epochs', config.epochs), result.get('epoch', 0)  # a given teacher has none
@@ -286,7 +276,7 @@ def fit(
     folder.mkdir(exist_ok=True)
     world.barrier()  # all have read them
     if world.is_primary:
-        for path in (run.folder / METRICS, folder / METRICS, folder / PREDICTIONS):  # of fewer epochs
+        for path in (run.folder / METRICS_FILE, folder / METRICS_FILE, folder / PREDICTIONS_FILE):  # of fewer epochs
             path.unlink(missing_ok=True)
 
     # network, optimiser, schedule
@@ -319,11 +309,11 @@ def fit(
 
     # the state that was saved
     state = TrainState()
-    if (folder / STATE).exists():
-        saved = load_state(folder / STATE)
+    if (folder / STATE_FILE).exists():
+        saved = load_state(folder / STATE_FILE)
         if len(saved['progress']) != world.size:
             raise ValueError(
-                f"'{folder / STATE}' was saved by {len(saved['progress'])} processes: resume it with as many, not"
+                f"'{folder / STATE_FILE}' was saved by {len(saved['progress'])} processes: resume it with as many, not"
                 f' {world.size}.')
         state = TrainState(**saved['progress'][world.rank])
         task.load_checkpoint_state(saved['state_dict'])
@@ -367,7 +357,7 @@ def fit(
                 'scheduler': scheduler.state_dict() if scheduler is not None else None,
                 'plateau': scheduler.lr_scheduler.state_dict() if hasattr(scheduler, 'lr_scheduler') else None,
                 'scaler': scaler.state_dict() if scaler is not None else None, 'progress': shares,
-            }, folder / STATE)
+            }, folder / STATE_FILE)
 
     def stop_if_asked(saves: bool = True) -> None:
         signum = world.max(signals.received or 0)
@@ -529,9 +519,9 @@ def fit(
     }
     if world.is_primary:
         log.close()
-        write_predictions(folder / PREDICTIONS, _image_names(dataset, len(targets)), probs, classes, targets)
-        add_sums(folder, PREDICTIONS)
-        write_json(result, folder / METRICS, summed=True)
+        write_predictions(folder / PREDICTIONS_FILE, _image_names(dataset, len(targets)), probs, classes, targets)
+        add_sums(folder, PREDICTIONS_FILE)
+        write_json(result, folder / METRICS_FILE, summed=True)
     world.barrier()
     model.load_state_dict(network.state_dict())  # with a moving average they are two
     return result
@@ -620,14 +610,14 @@ def _check_network(folder: Path, name: str, before: TrainConfig, config: TrainCo
     needs_best, done = result is not None, 0
     if is_over:
         done = result.get('epochs', 0)
-    elif (folder / STATE).exists():
-        state = TrainState(**load_state(folder / STATE)['progress'][0])
+    elif (folder / STATE_FILE).exists():
+        state = TrainState(**load_state(folder / STATE_FILE)['progress'][0])
         needs_best |= state.best_epoch is not None
         done = state.epoch + (state.step > 0)
     elif result is not None:
         raise ValueError(
-            f"'{folder / STATE}' is missing, from which {name} would go on with {config.epochs} epochs: restore it, or"
-            f' leave it at {before.epochs} epochs.')
+            f"'{folder / STATE_FILE}' is missing, from which {name} would go on with {config.epochs} epochs: restore"
+            f' it, or leave it at {before.epochs} epochs.')
     if needs_best:
         for file in ('config.json', 'model.safetensors'):
             if not (folder / 'best' / file).is_file():
@@ -650,7 +640,7 @@ def _check_run(networks: Dict[str, TrainConfig], folder: Path) -> None:
     Raises:
         ValueError: as `_check_network`; if a teacher were trained on that a student learns from already.
     """
-    told = read_yaml(folder / CONFIG)
+    told = read_yaml(folder / CONFIG_FILE)
     done, before = {}, {}
     for name, config in networks.items():
         epochs = name == 'teacher' and told.get('teacher_epochs') or told.get('epochs', config.epochs)
@@ -694,7 +684,7 @@ def _open_folder(run: Run, resume: bool, overwrite: bool, networks: Dict[str, Tr
                     run.config = with_free_name(
                         Path(config.output, name), lambda path: open_as(path.name, overwrite=False))
                 keep_images(list_images(run.datasets, run.classes), run.folder)
-                add_sums(run.folder, IMAGES)
+                add_sums(run.folder, IMAGES_FILE)
             except Exception as e:
                 error = e
         error, run.folder, run.config = world.gather((error, run.folder, run.config))[0]
@@ -843,7 +833,7 @@ def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False
 
             metrics = dict(run.describe(), models=results)
             if run.world.is_primary:
-                write_json(metrics, run.folder / METRICS, summed=True)
+                write_json(metrics, run.folder / METRICS_FILE, summed=True)
         return dict(metrics, run=str(run.folder))
     finally:
         leave_world(world)
@@ -881,9 +871,9 @@ def _test_given(run: Run, teacher: nn.Module, teacher_args: Dict[str, Any]) -> D
     if world.is_primary:
         save_model(teacher, folder / 'best', run.classes, teacher_args, run.input_size, replace=True)
         probs, targets = predicted
-        write_predictions(folder / PREDICTIONS, _image_names(dataset, len(targets)), probs, run.classes, targets)
-        add_sums(folder, PREDICTIONS)
-        write_json(result, folder / METRICS, summed=True)
+        write_predictions(folder / PREDICTIONS_FILE, _image_names(dataset, len(targets)), probs, run.classes, targets)
+        add_sums(folder, PREDICTIONS_FILE)
+        write_json(result, folder / METRICS_FILE, summed=True)
     return result
 
 

@@ -6,12 +6,11 @@ bounds of its value.
 import argparse
 import ast
 import dataclasses
-import importlib.resources
 import math
 import operator
 import typing
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Tuple, Type, TypeVar, Union
+from typing import Any, Dict, Iterable, Tuple, Type, TypeVar, Union
 
 from .parsing import MAX_YAML, parse_yaml
 from .parsing import to_yaml as values_to_yaml
@@ -192,21 +191,3 @@ def to_yaml(config: Any) -> str:
     """All settings of a dataclass as YAML."""
     values = dataclasses.asdict(config)
     return values_to_yaml({k: list(v) if isinstance(v, tuple) else v for k, v in values.items()})
-
-
-def recipe_names() -> List[str]:
-    """Names of the recipes in the package."""
-    folder = importlib.resources.files(__package__) / 'recipes'
-    return sorted(f.name.removesuffix('.yaml') for f in folder.iterdir() if f.name.endswith('.yaml'))
-
-
-def read_recipe(name: str) -> Dict[str, Any]:
-    """Settings of a recipe in the package, `hdkd_timm/recipes/<name>.yaml`.
-
-    Raises:
-        ValueError: if there is no such recipe.
-    """
-    if name not in recipe_names():
-        raise ValueError(f"Unknown recipe '{name}', choose from {', '.join(recipe_names())}.")
-    with importlib.resources.as_file(importlib.resources.files(__package__) / 'recipes' / f'{name}.yaml') as path:
-        return read_yaml(path)

@@ -1,0 +1,235 @@
+import pytest
+import timm
+import torch
+import torch.distributed as dist
+from helpers import TINY_STUDENT, TINY_TEACHER, load_reference, parse_case, randomize_batch_stats, strip_prefix
+from torch import nn
+
+from hdkd_timm import HDKDTask
+from hdkd_timm.distillation.task import check_pair
+from hdkd_timm.models.hdkd import convert_state_dict, is_fused
+
+
+def create_student(**kwargs):
+    return timm.create_model('hdkd_student', **{**TINY_STUDENT, **kwargs})
+
+
+def create_teacher(**kwargs):
+    return timm.create_model('hdkd_teacher', **{**TINY_TEACHER, **kwargs})
+
+
+def batch():
+    return torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+
+
+@pytest.mark.parametrize('case', ['case0', 'case1', 'case2', 'case3'])
+def test_reference_losses_and_gradients_in_one_step(case):
+    reference, metadata = load_reference('losses_seed0')
+    student, teacher = create_student(), create_teacher()
+    student.load_state_dict(convert_state_dict(strip_prefix(reference, 'student_state.')))
+    teacher.load_state_dict(convert_state_dict(strip_prefix(reference, 'teacher_state.')))
+    task = HDKDTask(student, teacher, **parse_case(metadata[case]), verbose=False).train()
+    result = task(reference['input'], reference['target'])
+    result['loss'].backward()
+    torch.testing.assert_close(result['loss'], reference[f'{case}.loss'], rtol=1e-5, atol=0)
+    for name, grad in convert_state_dict(strip_prefix(reference, f'{case}.grad.')).items():
+        if not name.endswith('pre_norm.bias'):
+            error = (student.get_parameter(name).grad - grad).abs().max() / grad.abs().max()
+            assert error < 1e-4, name
+    state = student.state_dict()
+    for name, value in convert_state_dict(strip_prefix(reference, f'{case}.running.')).items():
+        torch.testing.assert_close(state[name], value, rtol=0, atol=1e-5)
+
+
+def test_one_forward_pass_of_each_network():
+    task = HDKDTask(create_student(), create_teacher(), verbose=False).train()
+    calls = []
+    for m in task.modules():
+        if isinstance(m, nn.Conv2d):
+            m.register_forward_hook(lambda m, *_: calls.append(id(m)))
+    task(*batch())
+    assert sorted(calls) == sorted(id(m) for m in task.modules() if isinstance(m, nn.Conv2d))
+
+
+def test_stages_weigh_by_their_place_in_the_list():
+    student, teacher = create_student(), create_teacher()
+    x, y = batch()
+    plain = HDKDTask(student, teacher, verbose=False).train()(x, y)
+    result = HDKDTask(student, teacher, stages=(3, 1), verbose=False).train()(x, y)
+    for name in ('feature_loss_1', 'feature_loss_3'):
+        torch.testing.assert_close(result[name], plain[name])
+    torch.testing.assert_close(result['feature_loss'], plain['feature_loss_3'] + 2 * plain['feature_loss_1'])
+
+
+def test_eval_mode_is_refused():
+    with pytest.raises(ValueError, match=r'eval mode: call task\.train\(\)'):
+        HDKDTask(create_student(), create_teacher(), verbose=False).eval()(*batch())
+
+
+def test_teacher_is_frozen():
+    task = HDKDTask(create_student(), create_teacher(), verbose=False)
+    state = {name: value.clone() for name, value in task.teacher.state_dict().items()}
+    task.train()
+    assert not any(m.training for m in task.teacher.modules())
+    assert all(m.training for m in task.trainable_module.modules())
+    task(*batch())['loss'].backward()
+    assert all(p.grad is None and not p.requires_grad for p in task.teacher.parameters())
+    for name, value in task.teacher.state_dict().items():
+        assert torch.equal(value, state[name])
+
+
+def test_teacher_is_a_fused_copy():
+    teacher = create_teacher()
+    randomize_batch_stats(teacher)
+    x, y = batch()
+    expected = teacher.eval()(x).detach()
+    task = HDKDTask(create_student(), teacher.train(), verbose=False).train()
+    assert is_fused(task.teacher)
+    assert task.teacher.stages[1][0].conv_pw.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(task.teacher(x), expected)
+    # the given one can still be trained, and later changes of it are not the task's
+    assert teacher.training
+    assert all(p.requires_grad for p in teacher.parameters())
+    with torch.no_grad():
+        teacher.head.bias += 1
+    torch.testing.assert_close(task.teacher(x), expected)
+    assert torch.isfinite(task(x, y)['loss'])
+
+
+def test_fused_teacher_keeps_its_dtype():
+    teacher = timm.create_model('levit_128s', num_classes=5, img_size=32).double()
+    student = create_student().double()
+    task = HDKDTask(student, teacher, feature_weight=0., verbose=False, dtype=torch.float64)
+    assert {p.dtype for p in task.teacher.parameters()} == {torch.float64}
+
+
+def test_student_returns_pairs_inside_the_task_only():
+    student = create_student().train()
+    task = HDKDTask(student, create_teacher(), verbose=False).train()
+    task(*batch())
+    assert isinstance(student(batch()[0]), torch.Tensor)
+    with pytest.raises(Exception, match='size'):  # an error in the middle leaves no trace either
+        task(torch.randn(4, 5, 32, 32), batch()[1])
+    assert isinstance(student(batch()[0]), torch.Tensor)
+
+
+def test_teacher_input_is_renormalised():
+    student, teacher = create_student(), create_teacher()
+    teacher.pretrained_cfg = dict(teacher.pretrained_cfg, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
+    task = HDKDTask(student, teacher, verbose=False)
+    seen = []
+    task.teacher.stages[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    pixels = torch.rand(4, 3, 32, 32)
+
+    def normalize(model):
+        mean, std = (torch.tensor(model.pretrained_cfg[k]).view(1, 3, 1, 1) for k in ('mean', 'std'))
+        return (pixels - mean) / std
+
+    task(normalize(student), batch()[1])
+    torch.testing.assert_close(seen[0], normalize(teacher))
+    assert not HDKDTask(create_student(), create_teacher(), verbose=False).renormalize
+
+
+def test_grey_networks():
+    task = HDKDTask(create_student(in_chans=1), create_teacher(in_chans=1), verbose=False)
+    assert task.teacher_scale.shape == (1, 1, 1, 1)
+    assert torch.isfinite(task(torch.randn(4, 1, 32, 32), batch()[1])['loss'])
+
+
+def test_any_timm_networks_with_equal_stages():
+    teacher = timm.create_model('resnet18', num_classes=5)
+    student = timm.create_model('resnet10t', num_classes=5)
+    result = HDKDTask(student, teacher, kind='none', stages=[1, 2], verbose=False).train()(*batch())
+    result['loss'].backward()
+    assert {'feature_loss_1', 'feature_loss_2'} < set(result)
+    token_only = HDKDTask(create_student(), teacher, feature_weight=0., verbose=False)(*batch())
+    assert 'feature_loss' not in token_only
+
+
+def test_compile_is_one_graph():
+    task = HDKDTask(create_student(), create_teacher(), verbose=False).train()
+    again = HDKDTask(create_student(), create_teacher(), verbose=False).train()
+    again.load_state_dict(task.state_dict())
+    x, y = batch()
+    expected = task(x, y)
+    eval_model = again.compile(backend='aot_eager', fullgraph=True)
+    actual = again(x, y)
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=1e-4)
+    actual['loss'].backward()
+    assert again.get_eval_model() is eval_model
+    torch.testing.assert_close(eval_model.eval()(x), task.get_eval_model().eval()(x), rtol=1e-4, atol=1e-4)
+
+
+def test_ema_and_checkpoint_state():
+    student = create_student()
+    task = HDKDTask(student, create_teacher(), verbose=False).train()
+    task.setup_ema(decay=0.5)
+    with torch.no_grad():
+        student.head.bias += 1
+    task.update_ema()
+    ema = task.get_eval_model(ema=True)
+    torch.testing.assert_close(ema.head.bias, student.head.bias - 0.5)
+    assert set(task.get_checkpoint_state()['state_dict']) == set(student.state_dict())
+    assert set(task.get_checkpoint_state(ema=True)['state_dict_ema']) == set(student.state_dict())
+
+
+@pytest.mark.parametrize('kind', ['soft', 'none'])
+def test_distributed_data_parallel(kind, tmp_path):
+    task = HDKDTask(create_student(), create_teacher(), kind=kind, verbose=False).train()
+    again = HDKDTask(create_student(), create_teacher(), kind=kind, verbose=False).train()
+    again.load_state_dict(task.state_dict())
+    dist.init_process_group('gloo', init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        again.prepare_distributed()
+        x, y = batch()
+        for _ in range(2):
+            task.zero_grad()
+            again.zero_grad()
+            task(x, y)['loss'].backward()
+            again(x, y)['loss'].backward()
+        student, ddp_student = task.get_eval_model(), again.get_eval_model()
+        for (name, p), q in zip(student.named_parameters(), ddp_student.parameters()):
+            if p.grad is None:
+                assert name.startswith('head_dist')
+                assert kind == 'none'
+            else:
+                torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: name + m)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(('make', 'match'), [
+    (lambda: HDKDTask(create_student(), create_teacher(num_classes=4)), 'num_classes .* differ: 5 and 4'),
+    (lambda: HDKDTask(create_student(), create_teacher(in_chans=1)), 'in_chans of student and teacher differ: 3 and 1'),
+    (lambda: HDKDTask(create_student(distilled=False), create_teacher()), 'no distillation head'),
+    (lambda: HDKDTask(create_student(), create_teacher(), kind='warm'), "'warm'"),
+    (lambda: HDKDTask(create_student(), create_teacher(), stages=[0, 1]), r'1 to 4'),
+    (lambda: HDKDTask(create_student(), create_teacher(), stages=[4]), r'1 to 3, those of the teacher'),
+    (lambda: HDKDTask(create_student(), create_teacher(), stages=[3, 3]), r'stages must differ, got \[3, 3\]'),
+    (lambda: check_pair(create_student(), create_teacher(), input_size=(3, 64, 64)),
+     r'HDKDStudent takes no image of \(3, 64, 64\): Image height'),
+    (lambda: HDKDTask(create_student(), create_teacher(dims=(8, 24, 24))),
+     r"Stage 2: the student's map is \(B, 16, H/4, W/4\), the teacher's \(B, 24, H/4, W/4\)"),
+    (lambda: HDKDTask(create_student(), create_teacher(stem_stride=4)), r"Stage 1: .*H/2, W/2\), .*H/4, W/4\)"),
+])
+def test_bad_arguments(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()
+
+
+def test_maps_of_a_pass_are_compared():
+    # both halve the image, but they round an odd size differently
+    student, teacher = create_student(img_size=45), create_teacher()
+    check_pair(student, teacher, input_size=(3, 45, 45))
+    teacher.stages[0][0].conv.padding = (0, 0)
+    check_pair(student, teacher)
+    with pytest.raises(ValueError, match=r'Stage 1: .*\(1, 8, 23, 23\), the teacher.s \(1, 8, 22, 22\)'):
+        check_pair(student, teacher, input_size=(3, 45, 45))
+    assert student.training
+    assert teacher.training
+
+
+def test_untrained_head_is_warned_of(caplog):
+    HDKDTask(create_student(), create_teacher(), kind='none', verbose=False)
+    assert 'untrained' in caplog.text

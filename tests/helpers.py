@@ -1,0 +1,93 @@
+"""What several test files share: tiny networks, the published code's tensors, small image folders."""
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+# a browser for the tests of pages
+BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
+FIXTURES = Path(__file__).parent / 'fixtures'
+
+# the networks of the fixtures
+TINY = dict(img_size=32, num_classes=5, dims=(8, 16, 24))
+TINY_TEACHER = dict(TINY, depths=(2, 1, 2))
+TINY_STUDENT = dict(TINY, depths=(1, 2, 2, 2), embed_dim=32, num_heads=2, head_dim=8, mlp_ratio=2)
+
+
+def strip_prefix(tensors, prefix):
+    """The tensors whose name starts with the prefix, without it."""
+    return {name[len(prefix):]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def load_reference(name):
+    """Tensors and metadata of a fixture file."""
+    path = FIXTURES / f'{name}.safetensors'
+    with safe_open(path, 'pt') as file:
+        metadata = file.metadata() or {}
+    return load_file(path), metadata
+
+
+def parse_case(words):
+    """The settings of a loss case, 'kind=soft alpha=0.5 ... stages=[1, 2, 3]'."""
+    case = dict(re.findall(r'(\w+)=(\[.*?\]|\S+)', words))
+    return dict(
+        kind=case['kind'], alpha=float(case['alpha']), tau=float(case['tau']),
+        feature_weight=float(case['lambda']), stage_exponent=float(case['stage_exponent']),
+        stages=[int(digit) for digit in re.findall(r'\d+', case['stages'])])
+
+
+def write_images(folder, classes=('a', 'b', 'c'), number=6, size=40, mode='RGB', suffix='.png', seed=0):
+    """Images of noise around a brightness that tells the class, `folder/<class>/<i><suffix>`."""
+    rng = np.random.default_rng(seed)
+    for i, name in enumerate(classes):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for j in range(number):
+            pixels = rng.normal(40 + 80 * i, 20, (size, size, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).convert(mode).save(folder / name / f'{j}{suffix}')
+
+
+def randomize_batch_stats(model):
+    """Give the BatchNorms statistics, scales and shifts as after a training. Returns the model."""
+    with torch.no_grad():
+        for m in model.modules():
+            if isinstance(m, nn.BatchNorm2d):
+                m.running_mean.normal_(std=0.1)
+                m.running_var.uniform_(0.5, 2)
+                m.weight.uniform_(0.5, 2)
+                m.bias.normal_(std=0.5)
+    return model
+
+
+def write_dicom(path, values, interpretation='MONOCHROME2', syntax='1.2.840.10008.1.2.1', **tags):
+    """A DICOM file of unsigned pixels, or signed ones."""
+    import pydicom
+    from pydicom.uid import UID, CTImageStorage, generate_uid
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = UID(syntax)
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = CTImageStorage
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid()
+    values = np.asarray(values)
+    bits = 8 * values.dtype.itemsize
+    colour = interpretation in ('RGB', 'YBR_FULL')
+    dataset.SamplesPerPixel = 3 if colour else 1
+    if colour:
+        dataset.PlanarConfiguration = 0
+    dataset.PhotometricInterpretation = interpretation
+    dataset.Rows, dataset.Columns = values.shape[:2] if colour else values.shape[-2:]
+    if values.ndim == 3 and not colour:
+        dataset.NumberOfFrames = len(values)
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = bits, bits, bits - 1
+    dataset.PixelRepresentation = int(values.dtype.kind == 'i')
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    dataset.PixelData = values.tobytes()
+    dataset['PixelData'].VR = 'OW' if bits == 16 else 'OB'
+    dataset.save_as(path, enforce_file_format=True)
+    return path

@@ -1,0 +1,79 @@
+"""Models in other people's code, by the real packages: transformers and fastai."""
+import numpy as np
+import pytest
+import timm
+import torch
+from helpers import TINY_STUDENT, write_images
+
+from hdkd_timm import TrainConfig, train
+from hdkd_timm.evaluation.inference import InferenceConfig, predict
+from hdkd_timm.models.checkpoint import convert_checkpoint, save_model
+from hdkd_timm.models.pretrained import find_folder
+from hdkd_timm.sharing.hub import write_hub_folder
+
+# transformers and fastai come with the extra `test`: without them these tests fail, they are not passed over
+SIZES = {k: v for k, v in TINY_STUDENT.items() if k not in ('img_size', 'num_classes')}
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+    """Model folders of every kind, of the classes a, b, c, and images."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp('integrations')
+    write_images(folder / 'data' / 'train', number=4)
+    write_images(folder / 'data' / 'test', number=2, seed=1)
+    args = dict(TINY_STUDENT, num_classes=3)
+    model = timm.create_model('hdkd_student', **args)
+    save_model(model, folder / 'saved', list('abc'), args)
+    torch.save(model.state_dict(), folder / 'model.pth')
+    convert_checkpoint(folder / 'model.pth', folder / 'converted', label_names=list('abc'), head_dim=8)
+    run = train(TrainConfig(
+        data_dir=str(folder / 'data'), img_size=32, epochs=1, batch_size=4, workers=0, device='cpu', bootstrap=0,
+        model_kwargs=SIZES, output=str(folder), experiment='run'))['run']
+    write_hub_folder(run, folder / 'pushed', 'us/net')
+    return folder
+
+
+@pytest.mark.parametrize('name', ['saved', 'converted', 'run/best', 'pushed', 'hdkd_student.brain_mri'])
+def test_transformers_pipeline(name, folders):
+    """Labels and probabilities are those of `hdkd predict`."""
+    from transformers import pipeline
+    folder = find_folder(name) or folders / name
+    image = str(folders / 'data' / 'test' / 'b' / '0.png')
+    found = {each['label']: each['score'] for each in pipeline('image-classification', str(folder), top_k=None)(image)}
+    _, (probs,), classes = predict(str(folder), [image], InferenceConfig(workers=0, device='cpu'))
+    assert set(found) == set(classes)
+    np.testing.assert_allclose([found[label] for label in classes], probs, atol=1e-3)
+
+
+def test_transformers_trainer(folders, tmp_path):
+    from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
+    model = AutoModelForImageClassification.from_pretrained(folders / 'saved')
+    assert model.config.id2label == {0: 'a', 1: 'b', 2: 'c'}
+    before = model.timm_model.head.weight.detach().clone()
+    rows = [dict(pixel_values=torch.randn(3, 32, 32), labels=i % 3) for i in range(6)]
+    trainer = Trainer(
+        model, TrainingArguments(
+            str(tmp_path), max_steps=1, per_device_train_batch_size=6, report_to=[], use_cpu=True, save_strategy='no'),
+        train_dataset=rows)
+    assert trainer.train().training_loss > 0
+    assert not torch.equal(model.timm_model.head.weight, before)
+    other = AutoModelForImageClassification.from_pretrained(
+        folders / 'saved', num_labels=2, ignore_mismatched_sizes=True)
+    assert other(torch.randn(1, 3, 32, 32)).logits.shape == (1, 2)
+
+
+@pytest.mark.parametrize('name', ['hdkd_student', 'hdkd_student_plain', 'hdkd_student_s4', 'hdkd_teacher'])
+def test_fastai_learner(name, folders):
+    from fastai.vision.all import ImageDataLoaders, vision_learner
+    dls = ImageDataLoaders.from_folder(
+        folders / 'data', train='train', valid='test', bs=4, num_workers=0, device='cpu')
+    size = {k: v for k, v in SIZES.items() if 'student' in name or k == 'dims'}
+    if 'student' not in name:
+        size['depths'] = (1, 1, 1)
+    learn = vision_learner(dls, name, pretrained=False, img_size=40, **size)
+    with learn.no_bar(), learn.no_logging():
+        learn.fine_tune(1)
+    predicted, targets = learn.get_preds()
+    assert predicted.shape == (6, 3)
+    torch.testing.assert_close(predicted.sum(dim=1), torch.ones(6))

@@ -1,0 +1,115 @@
+"""YAML and JSON of others: the right values, or an error of one line that names file and line, in little memory."""
+import resource
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from hdkd_timm.cli import main
+from hdkd_timm.utils.parsing import MAX_YAML, parse_json, parse_yaml, read_json, to_yaml
+
+# nine lists of nine of the ones before: 400 bytes, 3.4e9 values written out
+BOMB = '\n'.join(['a0: &a0 [x, x, x, x, x, x, x, x, x]', *(
+    f'a{i}: &a{i} [{", ".join([f"*a{i - 1}"] * 9)}]' for i in range(1, 10))])
+
+
+@pytest.mark.parametrize(('text', 'value'), [
+    ('1e-3', '1e-3'), ('yes', True), ('0.5', 0.5), ('1.5e3', 1500.), ('1_000', 1000), ('0x1F', 31), ('-7', -7),
+    ('~', None), ('-.inf', -float('inf')), ('"5"', '5'),
+    # in YAML 1.1 750, 90.5, 8, a date, 2, and an error
+    ('12:30', '12:30'), ('1:30.5', '1:30.5'), ('010', '010'), ('2026-01-31', '2026-01-31'), ('0b10', '0b10'),
+    ('=', '=')])
+def test_plain_values(text, value):
+    found = parse_yaml(f'a: {text}', 'file')['a']
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_exponents_within_a_setting():
+    """A setting has a type by which it is converted; what is in a dict has none, and is as the flag has it."""
+    found = parse_yaml('lr: 1e-3\nkwargs: {a: 1e-3, b: "1e-3", c: .5e3, d: 1E+5, e: 1e}\n', 'file')
+    assert found == dict(lr='1e-3', kwargs=dict(a=1e-3, b='1e-3', c=500., d=1e5, e='1e'))
+
+
+def test_aliases_are_taken():
+    assert parse_yaml('a: &a {x: 1}\nb: {<<: *a, x: 2}\nc: &c 5\nd: [*c, *c]', 'file') == {
+        'a': {'x': 1}, 'b': {'x': 2}, 'c': 5, 'd': [5, 5]}
+
+
+@pytest.mark.parametrize(('text', 'message'), [
+    (BOMB, r"'f' line \d: more than 65,536 characters with its aliases"),
+    (f'a: &a "{"x" * 30_000}"\nb: [*a, *a, *a]', "'f' line 2: more than 65,536 characters with its aliases"),
+    ('a: &a [*a]', "'f' line 1: an alias within what it stands for"),
+    ('a: 1\nb: 2\na: 3', "'f' line 3: 'a' is there twice, first in line 1: keep one of them"),
+    ('a: 1\n"a": 3', "'f' line 2: 'a' is there twice"),
+    ('batch-size: 1\nbatch_size: 2', "'f' line 2: 'batch_size' is there twice, first in line 1"),
+    ('a: {b: 1,\n b: 2}', "'f' line 2: 'b' is there twice, first in line 1"),
+    ('a: [{b: {c: 1, c: 2}}]', "'f' line 1: 'c' is there twice"),
+    ('a: ' + '[' * 5000, "'f' line 1: nested deeper than 32 levels"),
+    ('- ' * 5000 + 'a', "'f' line 1: nested deeper than 32 levels"),
+    ('a: ' + '9' * 5000, "'f' line 1: an integer of 5000 digits, at most 20 are taken"),
+    ('x' * (MAX_YAML + 1), "'f': more than 65,536 characters, which settings never have"),
+    ('a: !!python/object/apply:os.getcwd []', "'f' is no YAML file .could not determine a constructor"),
+    ('a: !!int foo', "'f' is no YAML file .invalid literal"),
+    ('a: 1\n---\nb: 2', "'f' is no YAML file .expected a single document"),
+    ('a: \x00', "'f' is no YAML file .unacceptable character"),
+])
+def test_refused_yaml(text, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        parse_yaml(text, "'f'")
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('text', [
+    '1e-3', '12:30', '010', '=x', 'on', '1.5e5', '-1e5', '.5e5', '~', '<<', '=', '0b1', '1:2.5', '-.inf', '0o7', '+1',
+    '1.', '.', '-', '', '\n', 'é', '\x1b', '2026-01-31', '1_0'])
+def test_text_there_and_back(text):
+    for values in ({'a': text}, {'a': {'b': text}}, {'a': [text]}):
+        assert parse_yaml(to_yaml(values), 'x') == values
+        assert yaml.safe_load(to_yaml(values)) == values  # for other readers too
+
+
+@pytest.mark.parametrize(('text', 'message'), [
+    ('{"a": 1, "a": 2}', "'f': 'a' is there twice: keep one of them"),
+    ('{"x": {"a": 1, "a": 1}}', "'f': 'a' is there twice"),
+    ('{"a": NaN}', "'f': NaN is not a finite number"),
+    ('[-Infinity]', "'f': -Infinity is not a finite number"),
+    ('[1e999]', "'f': 1e999 is not a finite number"),
+    ('[' * 100_000, "'f': nested too deep"),
+    ('{"a": ' * 100_000, "'f': nested too deep"),
+    ('9' * 5000, "'f': an integer of 5000 digits, at most 20 are taken"),
+    ('{"a": 1', r"'f' is no JSON file \(Expecting ',' delimiter: line 1"),
+    (b'\xff\xd8', r"'f' is no JSON file \("),
+])
+def test_refused_json(text, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        parse_json(text, "'f'")
+    assert '\n' not in str(caught.value)
+
+
+def test_json(tmp_path):
+    (tmp_path / 'a.json').write_bytes(b'\xef\xbb\xbf{"\xc3\xa4": [1, 2.5, null, true]}')  # as Windows writes it
+    assert read_json(tmp_path / 'a.json') == {'ä': [1, 2.5, None, True]}
+    (tmp_path / 'b.json').write_text('{"a": 1, "a": 2}')
+    with pytest.raises(ValueError, match=r"b\.json': 'a' is there twice"):
+        read_json(tmp_path / 'b.json')
+
+
+def test_bomb_in_a_config(tmp_path):
+    """The whole command takes no more memory than with another error."""
+    (tmp_path / 'bomb.yaml').write_text(BOMB)
+    limit = 2 << 30
+    done = subprocess.run(
+        [sys.executable, '-m', 'hdkd_timm', 'train', '--config', str(tmp_path / 'bomb.yaml')], text=True, timeout=300,
+        capture_output=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)))
+    assert done.returncode == 1
+    assert 'with its aliases (*NAME) written out' in done.stderr
+    assert done.stderr.count('\n') == 1
+
+
+def test_twice_in_a_config(tmp_path, capsys):
+    (tmp_path / 'twice.yaml').write_text('lr: 1e-3\nepochs: 5\nlr: 1e-4\n')
+    assert main(['train', '--config', str(tmp_path / 'twice.yaml')]) == 1
+    assert capsys.readouterr().err == (
+        f"hdkd train: error: '{tmp_path}/twice.yaml' line 3: 'lr' is there twice, first in line 1: keep one of them.\n")

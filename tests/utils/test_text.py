@@ -1,0 +1,42 @@
+"""Names of others do nothing to a terminal."""
+import logging
+import subprocess
+import sys
+
+import pytest
+from helpers import write_images
+
+from hdkd_timm.utils.text import printable
+
+
+@pytest.mark.parametrize(('text', 'shown'), [
+    ('\x1b[31mred\x07', '\\x1b[31mred\\x07'), ('\x9b2J', '\\x9b2J'), ('a\u202egnp.exe', 'a\\u202egnp.exe'),
+    ('a\nb\tc\r', 'a\\nb\\tc\\r'), ('\u2028', '\\u2028'), ('\udcff', '\\udcff'), ('a\u200bb', 'a\\u200bb'),
+    *((text, text) for text in ('plain', 'C:\\x1b', 'é ß', '膠質腫', 'שלום', '👩\u200d⚕️', '<b>&', ''))])
+def test_printable(text, shown):
+    assert printable(text) == shown
+
+
+def test_printable_lines():
+    assert printable('a\tb\nc\x1b[0m\r\n', lines=True) == 'a\tb\nc\\x1b[0m\\r\n'
+
+
+def test_commands_print_no_escapes(tmp_path):
+    """Class and file names of a data set as a terminal gets them, on both streams."""
+    evil = 'mel\x1b]0;title\x07\x1b[2J\u202e'
+    write_images(tmp_path / 'data' / 'train', classes=[evil, 'b'], number=2)
+    (tmp_path / 'data' / 'train' / evil / 'broken\x1b[31m.png').write_bytes(b'broken')
+    for args, code in ((['check', str(tmp_path / 'data'), '--out', str(tmp_path / 'out')], 0),
+                       (['predict', str(tmp_path / f'no{evil}'), str(tmp_path)], 1)):
+        done = subprocess.run([sys.executable, '-m', 'hdkd_timm', *args], capture_output=True, timeout=300)
+        assert done.returncode == code
+        told = done.stdout + done.stderr
+        assert b'\\x1b]0;title\\x07' in told
+        for silent in (b'\x1b', b'\x07', '\u202e'.encode()):
+            assert silent not in told
+
+
+def test_log_messages(capsys):
+    from hdkd_timm.utils.text import PrintableFormatter
+    record = logging.LogRecord('hdkd_timm', logging.INFO, '', 0, 'class %s\nnext', ('\x1b[1m',), None)
+    assert PrintableFormatter('%(message)s').format(record) == 'class \\x1b[1m\nnext'
