@@ -2,7 +2,7 @@
 # make demo DATA=DIR   the same on DIR/train/<class>/*, DIR/test/<class>/*
 # make test            all tests
 # make test-oldest     all tests with the oldest timm that is supported
-# make lint            ruff
+# make lint            ruff, and what may import what
 # Each sets up .venv first where that is missing.
 
 PYTHON ?= python3
@@ -26,6 +26,7 @@ test-oldest: $(VENV)/installed-test
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
