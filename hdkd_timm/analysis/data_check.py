@@ -23,10 +23,10 @@ from ..data.pixels import MemoryBudget, Reserve, StoredValues
 from ..data.samples import (
     SPLITS,
     FileReader,
-    NoSplit,
     SampleDataset,
     Samples,
     SourceConfig,
+    SplitNotFoundError,
     find_changed,
     read_samples,
 )
@@ -200,7 +200,7 @@ def _read_some(config: CheckConfig) -> Tuple[Dict[str, Samples], List[str]]:
     """As `read_samples`, also of a folder with one split, or of class folders that were not split yet ('train')."""
     try:
         return read_samples(config)
-    except NoSplit:
+    except SplitNotFoundError:
         if config.data_csv or config.dataset:
             raise
         there = {entry.name.lower().removesuffix('.tar') for entry in os.scandir(config.data_dir)}

@@ -42,7 +42,7 @@ from ..evaluation.plots import (
 )
 from ..evaluation.temperature import CALIBRATION
 from ..utils.config import read_yaml
-from ..utils.files import PathLike, check_sums, iterate_rows, read_rows, whole_file
+from ..utils.files import PathLike, atomic_write, check_sums, iterate_rows, read_rows
 from ..utils.parsing import read_json
 from ..utils.run_files import CONFIG_FILE, IMAGES_FILE, METRICS_FILE, PREDICTIONS_FILE, SUMMARY_FILE
 from ..utils.text import printable
@@ -723,7 +723,7 @@ def write_report(
             metrics=_metrics_table(networks), unfair=_tell_unfair(networks), unfinished=_list_unfinished(runs),
             comparisons=[_compare(*pair, resamples, seed) for pair in _pairs(networks)],
             runs=[folder.resolve().name for folder in folders], settings=_settings_table(networks))
-        with whole_file(temporary / REPORT) as file:
+        with atomic_write(temporary / REPORT) as file:
             file.write(page)
     return out / REPORT
 

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from torchvision import transforms
 
 from ..utils.distributed import World
-from ..utils.files import whole_file
+from ..utils.files import atomic_write
 from ..utils.memory import available_memory, format_bytes
 from ..version import __version__
 from .image_io import IMG_MODES
@@ -233,7 +233,7 @@ def cache_images(
     if path is not None:
         with FileLock(f'{path}.lock'):
             if not (path.exists() and path.stat().st_size == needed):
-                with whole_file(path, 'wb') as file:
+                with atomic_write(path, 'wb') as file:
                     file.truncate(needed)
                     if hasattr(os, 'posix_fallocate'):  # taken now: a full disk later would kill who writes to it
                         os.posix_fallocate(file.fileno(), 0, needed)

@@ -75,7 +75,7 @@ MOST_BAD = 20  # images that cannot be read, after which no more are looked for 
 ITERABLE = ('wds', 'tfds', 'hfids')  # timm's datasets without random access
 
 
-class NoSplit(ValueError, FileNotFoundError):
+class SplitNotFoundError(ValueError, FileNotFoundError):
     """The data has no such split."""
 
 
@@ -323,7 +323,7 @@ def find_splits(data_dir: Union[str, Path], required: str = 'train') -> Dict[str
         if found:
             splits[split] = data_dir / found[0]
     if required not in splits:
-        raise NoSplit(
+        raise SplitNotFoundError(
             f"'{data_dir}' has no folder '{required}' (folders found: {', '.join(entries) or 'none'}); expected"
             " 'train/<class>/*' and 'test/<class>/*'.")
     return splits
@@ -555,7 +555,7 @@ def read_csv(
         split: np.flatnonzero(of_row == split) for split in dict.fromkeys(of_row.tolist())
         if split and only in (None, split)}
     if (only or 'train') not in rows_of:
-        raise NoSplit(f"'{path}' has no row of split '{only or 'train'}' (column '{split_column}').")
+        raise SplitNotFoundError(f"'{path}' has no row of split '{only or 'train'}' (column '{split_column}').")
     classes = {split: sorted({labels[i] for i in rows}, key=natural_order) for split, rows in rows_of.items()}
     names = _check_classes(classes, {split: f'{path}, split {split}' for split in rows_of})
     index_of = {name: i for i, name in enumerate(names)}
@@ -651,8 +651,9 @@ def read_named(config: SourceConfig, only: Optional[str] = None) -> Tuple[Dict[s
         samples[split] = Samples(reader, np.arange(len(reader)), targets)
         places[split] = f'{config.dataset}, split {theirs}'
     if (only or 'train') not in samples:
-        raise NoSplit(f"No split '{only or 'train'}' of dataset '{config.dataset}' is named: see --train-split,"
-                         ' --val-split and --test-split.')
+        raise SplitNotFoundError(
+            f"No split '{only or 'train'}' of dataset '{config.dataset}' is named: see --train-split, --val-split and"
+            ' --test-split.')
     names = _check_classes(classes, places)
     if not names:
         names = [str(i) for i in range(max(int(s.targets.max()) for s in samples.values()) + 1)]
@@ -688,7 +689,7 @@ def _units(samples: Samples) -> Dict[int, int]:
         for target in np.unique(samples.targets)}
 
 
-def cut_folds(samples: Samples, folds: int, seed: int = 42) -> np.ndarray:
+def assign_folds(samples: Samples, folds: int, seed: int = 42) -> np.ndarray:
     """Fold of each sample, (N,): balanced per class, no group in two of them (scikit-learn's stratified folds).
 
     Raises:
@@ -714,7 +715,7 @@ def _cut(samples: Samples, folds: int, seed: int) -> np.ndarray:
 
 
 def draw_val(samples: Samples, fraction: float, seed: int = 42) -> np.ndarray:
-    """Mask of the samples that make a val split, (N,): some of the stratified folds of `cut_folds`, of 20 or more.
+    """Mask of the samples that make a val split, (N,): some of the stratified folds of `assign_folds`, of 20 or more.
 
     Their share is as near the fraction as folds can be that leave images of each class on both sides.
 
@@ -879,8 +880,9 @@ def _create_iterable(
     splits = {split: theirs for split, theirs in splits.items() if theirs and only in (None, split)}
     if (only or 'train') not in splits or (only is None and len(splits) == 1):
         lacking = only or ('test' if 'train' in splits else 'train')
-        raise NoSplit(f"No split '{lacking}' of dataset '{config.dataset}' is named: see --train-split, --val-split"
-                         ' and --test-split.')
+        raise SplitNotFoundError(
+            f"No split '{lacking}' of dataset '{config.dataset}' is named: see --train-split, --val-split and"
+            ' --test-split.')
     # labels of wds/ are class indices, that its reader would look up among the names
     class_map = '' if config.dataset.lower().startswith('wds/') else config.class_map or ''
     # TensorFlow decodes; Pillow's images are converted later
@@ -927,7 +929,7 @@ def create_datasets(
         Split -> dataset (`SampleDataset`; of those without random access timm's), and the class names by index.
 
     Raises:
-        NoSplit: if `only` is not there.
+        SplitNotFoundError: if `only` is not there.
         FileNotFoundError, ValueError: as the functions above; if an image cannot be read (it is named), none is left
             or none is given to test on.
     """
@@ -956,7 +958,7 @@ def create_datasets(
         _warn_of_leaks(samples)
     if only is not None:
         if only not in samples:
-            raise NoSplit(f"The data has no split '{only}' (found: {', '.join(samples)}).")
+            raise SplitNotFoundError(f"The data has no split '{only}' (found: {', '.join(samples)}).")
         samples = {only: samples[only]}
     if config.check_images:
         values: List[StoredValues] = []
@@ -1004,7 +1006,7 @@ def _cut_splits(samples: Dict[str, Samples], config: DataConfig) -> Dict[str, Sa
             raise ValueError('--folds cuts a val split from the training images, but the data has one already.')
         if not 0 <= config.fold < config.folds:
             raise ValueError(f'--fold must be 0 to {config.folds - 1}, got {config.fold}.')
-        held_out = cut_folds(train, config.folds, config.seed) == config.fold
+        held_out = assign_folds(train, config.folds, config.seed) == config.fold
         samples = dict(samples, **{'val' if 'test' in samples else 'test': train.take(held_out)})
         train = train.take(~held_out)
     if config.val_fraction:

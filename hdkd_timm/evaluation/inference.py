@@ -18,17 +18,17 @@ from ..data.samples import (
     MOST_BAD,
     DataConfig,
     FileReader,
-    NoSplit,
     SampleDataset,
     Samples,
     SourceConfig,
+    SplitNotFoundError,
     create_datasets,
     inspect_samples,
     warn_of_ranges,
 )
 from ..data.sources.folders import count_suffixes, natural_order, sort_files, walk_folder, warn_left_out
 from ..models.checkpoint import (
-    HUBS,
+    SOURCE_PREFIXES,
     check_preprocessing,
     download,
     find_model_folder,
@@ -196,7 +196,7 @@ def _download_temperature(name: str) -> Optional[Path]:
 
 def _load_temperature(name: str) -> float:
     name = name.removeprefix('local-dir:')
-    if name.startswith(HUBS):
+    if name.startswith(SOURCE_PREFIXES):
         folder = _download_temperature(name)
     else:
         name = name.removesuffix('/model.safetensors')
@@ -243,7 +243,7 @@ def load_classifier(name: PathLike, config: Optional[ModelConfig] = None) -> Cla
     name = str(name)
     if not isinstance(config, InferenceConfig):
         config = InferenceConfig(**vars(config or ModelConfig()))
-    if name.endswith('.onnx') and not (os.path.isdir(name) or name.startswith(HUBS)):
+    if name.endswith('.onnx') and not (os.path.isdir(name) or name.startswith(SOURCE_PREFIXES)):
         return _load_onnx(name, config)
     if name.endswith('.pt2') and os.path.isfile(name):
         raise ValueError(
@@ -409,8 +409,8 @@ def calibrate_model(name: PathLike, config: EvalConfig) -> Dict[str, Any]:
     folder = find_model_folder(name)
     try:
         report, images = evaluate_model(str(name), dataclasses.replace(config, calibrated=False, bootstrap=0))
-    except NoSplit as e:
-        raise NoSplit(
+    except SplitNotFoundError as e:
+        raise SplitNotFoundError(
             f"{e} The temperature is found on images that the network was not trained on: train with --val-fraction, or"
             ' name such images with --data-dir or --data-csv (and --split).') from e
     if report.get('classes_guessed'):
@@ -429,7 +429,7 @@ def calibrate_model(name: PathLike, config: EvalConfig) -> Dict[str, Any]:
         try:
             _, tested = evaluate_model(
                 str(name), dataclasses.replace(config, split='test', calibrated=False, bootstrap=0))
-        except NoSplit:
+        except SplitNotFoundError:
             tested = images
         if not (tested['names'] == images['names'] and np.array_equal(tested['probs'], images['probs'])):
             results['test'] = describe(tested['probs'], tested['targets'], temperature)

@@ -22,17 +22,17 @@ from torch import nn
 
 from .checkpoint_file import Told, choose_network, read_checkpoint, read_told, read_told_beside
 from .hdkd import HDKDStudent, HDKDTeacher, is_fused
-from ..utils.files import PathLike, add_sums, check_sums, new_folder, whole_file
+from ..utils.files import PathLike, add_sums, check_sums, new_folder, atomic_write
 from ..utils.parsing import read_json
 
 __all__ = [
-    'HUBS', 'adapt_stats', 'check_preprocessing', 'convert_checkpoint', 'describe_orders', 'download',
+    'SOURCE_PREFIXES', 'adapt_stats', 'check_preprocessing', 'convert_checkpoint', 'describe_orders', 'download',
     'find_model_folder', 'has_two_orders', 'load_checkpoint', 'load_model', 'load_saved', 'load_teacher',
-    'match_label_names', 'read_checkpoint', 'read_model_config', 'recognize', 'save_model']
+    'match_label_names', 'read_checkpoint', 'read_model_config', 'infer_architecture', 'save_model']
 
 _logger = logging.getLogger(__name__)
 
-HUBS = ('local-dir:', 'hf-hub:', 'hf_hub:')  # how timm tells models that are saved elsewhere
+SOURCE_PREFIXES = ('local-dir:', 'hf-hub:', 'hf_hub:')  # how timm tells models that are saved elsewhere
 
 
 def adapt_stats(model: nn.Module) -> None:
@@ -82,7 +82,7 @@ def save_model(
             'in_chans': model.in_chans, **({'global_pool': pool} if isinstance(pool, str) else {})}
     model_config = {'label_names': list(label_names)} if label_names else {}
     if replace and (Path(folder) / 'model.safetensors').exists():
-        with whole_file(Path(folder) / 'model.safetensors', 'wb', summed=True) as file:
+        with atomic_write(Path(folder) / 'model.safetensors', 'wb', summed=True) as file:
             file.write(safetensors.torch.save(model.state_dict()))
         return
     with new_folder(folder) as temporary:
@@ -109,7 +109,7 @@ def _count(names: Sequence[str], prefix: str) -> int:
     return len({name[len(prefix):].split('.')[0] for name in names if name.startswith(prefix)})
 
 
-def recognize(
+def infer_architecture(
         state_dict: Dict[str, torch.Tensor],
         model_name: Optional[str] = None,
         told: Optional[Told] = None,
@@ -231,9 +231,9 @@ def load_checkpoint(
     """The HDKD network of a checkpoint file, the published code's, ours or another trainer's, and the arguments that it
     is built with.
 
-    What keys and shapes leave open (see `recognize`) is taken from the arguments, else from the file ('arch', 'args',
-    ...) or, for a training state of a run, from that run; else it is assumed, and said. Class names that the file tells
-    are those of the model's `pretrained_cfg`.
+    What keys and shapes leave open (see `infer_architecture`) is taken from the arguments, else from the file ('arch',
+    'args', ...) or, for a training state of a run, from that run; else it is assumed, and said. Class names that the
+    file tells are those of the model's `pretrained_cfg`.
 
     Args:
         path: A state dict, bare or within what a trainer saved, with or without a prefix of its keys.
@@ -243,8 +243,8 @@ def load_checkpoint(
         model_kwargs: Model arguments, where file, keys and shapes leave a choice (num_heads, head_dim, img_size).
 
     Raises:
-        FileNotFoundError, ValueError: as `read_checkpoint`, `choose_network` and `recognize`; if keys are missing or
-            left over, or shapes differ (they are named).
+        FileNotFoundError, ValueError: as `read_checkpoint`, `choose_network` and `infer_architecture`; if keys are
+            missing or left over, or shapes differ (they are named).
     """
     checkpoint = read_checkpoint(path)
     told = read_told(checkpoint)
@@ -256,7 +256,7 @@ def load_checkpoint(
     try:
         network = choose_network(checkpoint, path, model_name or told.model_name, use_ema)
         tensors = {name: value for name, value in network.state_dict.items() if isinstance(value, torch.Tensor)}
-        name, model_args = recognize(tensors, model_name, told, **given)
+        name, model_args = infer_architecture(tensors, model_name, told, **given)
     except KeyError as e:
         raise ValueError(f"'{path}' is no whole checkpoint of an HDKD network, it lacks {e}.") from e
     except (IndexError, TypeError, ZeroDivisionError) as e:
@@ -509,7 +509,7 @@ def load_model(
     saved_args: Dict[str, Any] = {}
     kwargs.pop('pretrained', None)
     try:
-        if name.startswith(HUBS):
+        if name.startswith(SOURCE_PREFIXES):
             saved_args = _check_source(name, folder)
         strict = {'pretrained_strict': True} if 'pretrained_strict' in saved_args else {}
         try:
@@ -574,7 +574,7 @@ def load_saved(
     """
     size = {} if img_size is None else dict(img_size=img_size)
     path = Path(name)
-    if str(name).startswith(HUBS) and not path.exists():
+    if str(name).startswith(SOURCE_PREFIXES) and not path.exists():
         return load_model(str(name), optional=size)
     if path.name == 'model.safetensors' and (path.parent / 'config.json').is_file():
         path = path.parent

@@ -26,7 +26,7 @@ from ..evaluation.evaluate import evaluate
 from ..evaluation.inference import Classifier, InferenceConfig, OnnxModel, find_images, image_dataset, load_classifier
 from ..models.checkpoint import adapt_stats
 from ..utils.distributed import World
-from ..utils.files import PathLike, whole_file
+from ..utils.files import PathLike, atomic_write
 from ..version import __version__
 
 _logger = logging.getLogger(__name__)
@@ -331,7 +331,7 @@ def export_model(
     else:
         torch.export.save(program, buffer, extra_files={'hdkd_timm': _metadata(classifier, 'float32')})
 
-    with tempfile.TemporaryDirectory() as folder, whole_file(out, 'wb') as file:
+    with tempfile.TemporaryDirectory() as folder, atomic_write(out, 'wb') as file:
         if not int8:
             file.write(buffer.getvalue())
             file.flush()

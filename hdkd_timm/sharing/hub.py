@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 
 from ..evaluation.plots import plot_confusion_matrix
 from ..evaluation.temperature import CALIBRATION
-from ..models.checkpoint import HUBS, find_model_folder
+from ..models.checkpoint import SOURCE_PREFIXES, find_model_folder
 from ..models.pretrained import find_folder, find_weights, full_name
 from ..utils.config import read_yaml
 from ..utils.files import PathLike, check_sums, iterate_rows, new_folder, write_json
@@ -51,7 +51,7 @@ def _started_from_weights(network: Optional[str], settings: Dict[str, Any]) -> b
     """Did the training of a network of a run start from weights of before?"""
     is_teacher = network == 'teacher' and 'teacher' in settings
     name, pretrained = ('teacher', 'teacher_pretrained') if is_teacher else ('model', 'pretrained')
-    return bool(settings.get(pretrained)) or str(settings.get(name)).startswith(HUBS)
+    return bool(settings.get(pretrained)) or str(settings.get(name)).startswith(SOURCE_PREFIXES)
 
 
 def _without_paths(settings: Dict[str, Any]) -> Dict[str, Any]:

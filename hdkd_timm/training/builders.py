@@ -9,7 +9,7 @@ from timm.scheduler import create_scheduler_v2
 from torch import nn
 
 from ..evaluation.metrics import LOWER_IS_BETTER
-from ..models.checkpoint import HUBS, adapt_stats, load_model
+from ..models.checkpoint import SOURCE_PREFIXES, adapt_stats, load_model
 from .config import TrainConfig
 
 
@@ -38,7 +38,7 @@ def create_network(
     kwargs.update(num_classes=num_classes, in_chans=config.in_chans)
     rates = dict(drop_rate=config.drop, drop_path_rate=config.drop_path)
     kwargs.update({key: value for key, value in rates.items() if value is not None})
-    if name.startswith(HUBS):
+    if name.startswith(SOURCE_PREFIXES):
         model, kwargs = load_model(name, optional=dict(img_size=config.img_size), **kwargs)
         adapt_stats(model)
         return model, kwargs

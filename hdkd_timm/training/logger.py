@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional, Sequence
 from tqdm import tqdm
 
 from ..utils.config import read_yaml
-from ..utils.files import whole_file, write_rows
+from ..utils.files import atomic_write, write_rows
 from ..utils.run_files import SUMMARY_FILE
 
 LOGS = ('tensorboard', 'wandb')
@@ -47,7 +47,7 @@ class EpochLog:
             config = next(path for path in (folder / 'config.yaml', folder.parent / 'config.yaml') if path.exists())
             id_file = folder / 'wandb_id.txt'  # goes with the folder: a run that goes on is the same, another is not
             if not id_file.exists():
-                with whole_file(id_file) as file:
+                with atomic_write(id_file) as file:
                     file.write(uuid.uuid4().hex)
             self.wandb = wandb.init(
                 project='hdkd_timm', name=name, id=id_file.read_text(), resume='allow', dir=str(folder),

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from ..data.samples import CONTENTS, find_changes
 from ..models.checkpoint import read_checkpoint
 from ..utils.config import read_yaml
-from ..utils.files import add_sums, check_sums, read_rows, whole_file, write_rows
+from ..utils.files import add_sums, atomic_write, check_sums, read_rows, write_rows
 from ..utils.parsing import parse_yaml
 from ..utils.run_files import CONFIG_FILE, IMAGES_FILE, METRICS_FILE, STATE_FILE
 from ..utils.signals import Interrupted
@@ -38,7 +38,7 @@ def save_state(state: Dict[str, Any], path: Union[str, Path]) -> None:
     Raises:
         OSError: if it can't be written, such as on a full disk.
     """
-    with whole_file(path, 'wb', summed=True) as file:
+    with atomic_write(path, 'wb', summed=True) as file:
         try:
             torch.save(state, file)
         except RuntimeError as e:
@@ -325,7 +325,7 @@ def run_folder(
     try:
         _make_ready(folder, resume, overwrite, check_same)
         is_ready = True
-        with whole_file(folder / CONFIG_FILE, summed=resume) as file:
+        with atomic_write(folder / CONFIG_FILE, summed=resume) as file:
             file.write(settings)
         add_sums(folder, CONFIG_FILE)  # after it: a folder with no more than its checksum would be no run
         yield folder

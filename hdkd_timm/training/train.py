@@ -35,7 +35,7 @@ from ..data.samples import create_datasets, list_images, name_image
 from ..distillation.task import HDKDTask, check_input, check_pair
 from ..evaluation.evaluate import evaluate, write_predictions
 from ..evaluation.metrics import LOWER_IS_BETTER, classification_metrics, full_report, per_class_metrics
-from ..models.checkpoint import HUBS, load_teacher, read_checkpoint, save_model
+from ..models.checkpoint import SOURCE_PREFIXES, load_teacher, read_checkpoint, save_model
 from ..models.hdkd import HDKDStudent
 from ..utils.config import flag, read_yaml, to_yaml
 from ..utils.distributed import World, describe_device, init_world, leave_world
@@ -797,7 +797,7 @@ def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False
         if config.student_alone:
             random_seed(config.seed)
             kwargs = dict(config.model_kwargs)
-            if isinstance(student, HDKDStudent) and not (config.pretrained or config.model.startswith(HUBS)):
+            if isinstance(student, HDKDStudent) and not (config.pretrained or config.model.startswith(SOURCE_PREFIXES)):
                 kwargs.update(distilled=False)  # from given weights it starts like the distilled one
             alone, alone_args = create_network(config.model, config, len(classes), **kwargs)
         check_pair(

@@ -51,7 +51,7 @@ FORMULA = re.compile("'*[=+\\-@\\t\\r\\n\uff1d\uff0b\uff0d\uff20]")
 
 
 @contextmanager
-def whole_file(path: PathLike, mode: str = 'w', summed: bool = False) -> Iterator[Any]:
+def atomic_write(path: PathLike, mode: str = 'w', summed: bool = False) -> Iterator[Any]:
     """An open file that takes the place of `path` when all is written, and leaves it alone after an error.
 
     Args:
@@ -97,7 +97,7 @@ def _read_sums(folder: Path) -> Sums:
 
 
 def _write_sums(folder: Path, sums: Sums) -> None:
-    with whole_file(folder / SUMS) as file:
+    with atomic_write(folder / SUMS) as file:
         file.writelines(f'{digest}  {name}\n' for name in sorted(sums) for digest in dict.fromkeys(sums[name]))
     _sync_folder(folder)
 
@@ -242,12 +242,12 @@ def read_rows(path: PathLike) -> List[Dict[str, str]]:
 
 
 def write_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], path: PathLike, summed: bool = False) -> None:
-    """Write a CSV file of rows as they come, a cell a column: of a generator, none is kept; see `whole_file`.
+    """Write a CSV file of rows as they come, a cell a column: of a generator, none is kept; see `atomic_write`.
 
     Its cells are those of `safe_cell`, so that it can be opened in a spreadsheet; `read_rows` gives back what was
     written.
     """
-    with whole_file(path, summed=summed) as file:
+    with atomic_write(path, summed=summed) as file:
         writer = csv.writer(file)
         writer.writerow(map(safe_cell, columns))
         writer.writerows(map(safe_cell, row) for row in rows)
@@ -265,7 +265,7 @@ def write_rows(
 
 
 def write_json(values: Dict[str, Any], path: PathLike, summed: bool = False) -> None:
-    """Write a JSON file, see `whole_file`. JSON has no NaN: what is undefined is null."""
+    """Write a JSON file, see `atomic_write`. JSON has no NaN: what is undefined is null."""
     def clean(value: Any) -> Any:
         if isinstance(value, dict):
             return {k: clean(v) for k, v in value.items()}
@@ -273,5 +273,5 @@ def write_json(values: Dict[str, Any], path: PathLike, summed: bool = False) -> 
             return [clean(v) for v in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    with whole_file(path, summed=summed) as file:
+    with atomic_write(path, summed=summed) as file:
         file.write(json.dumps(clean(values), indent=2, allow_nan=False) + '\n')

@@ -20,8 +20,8 @@ from hdkd_timm.data.samples import (
     DataConfig,
     FileReader,
     Samples,
+    assign_folds,
     create_datasets,
-    cut_folds,
     draw_fraction,
     draw_val,
     find_splits,
@@ -418,15 +418,15 @@ def test_folds_tear_no_group_apart():
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(300), rng.integers(1, 6, 300))
     samples = make_samples(groups % 2, groups)
-    fold_of = cut_folds(samples, 5)
+    fold_of = assign_folds(samples, 5)
     for group in range(300):
         assert len(set(fold_of[groups == group])) == 1
     shares = np.array([np.bincount(samples.targets[fold_of == fold]) for fold in range(5)]) / np.bincount(groups % 2)
     assert np.allclose(shares, 0.2, atol=0.02)
-    assert (fold_of == cut_folds(samples, 5)).all()
-    assert (fold_of != cut_folds(samples, 5, seed=1)).any()
+    assert (fold_of == assign_folds(samples, 5)).all()
+    assert (fold_of != assign_folds(samples, 5, seed=1)).any()
     with pytest.raises(ValueError, match='expected 2 to 2, the number of groups'):
-        cut_folds(make_samples([0, 0, 0, 1, 1, 1], [1, 1, 2, 3, 4, 5]), 3)
+        assign_folds(make_samples([0, 0, 0, 1, 1, 1], [1, 1, 2, 3, 4, 5]), 3)
 
 
 def test_csv(write_csv):

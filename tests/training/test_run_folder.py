@@ -21,7 +21,7 @@ from kill_table import count_operations
 from hdkd_timm import TrainConfig, train
 from hdkd_timm.data.samples import DataConfig, create_datasets
 from hdkd_timm.training.run_folder import keep_images, load_state, run_folder, save_state
-from hdkd_timm.utils.files import SUMS, add_sums, check_sums, new_folder, whole_file, write_json, write_rows
+from hdkd_timm.utils.files import SUMS, add_sums, atomic_write, check_sums, new_folder, write_json, write_rows
 from hdkd_timm.utils.run_files import CONFIG_FILE, IMAGES_FILE, STATE_FILE
 from hdkd_timm.utils.signals import STOP_SIGNALS, Interrupted, Signals
 
@@ -56,12 +56,12 @@ def begun(runs):
 
 def test_whole_file(tmp_path):
     path = tmp_path / 'file.txt'
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write('first ä\n')
         file.flush()
         assert not path.exists()  # nobody sees half a file
     assert path.read_bytes() == 'first ä\n'.encode()
-    with whole_file(str(path), 'wb') as file:
+    with atomic_write(str(path), 'wb') as file:
         file.write(b'\x00\n')
     assert path.read_bytes() == b'\x00\n'
     assert content(tmp_path) == ['file.txt']
@@ -73,7 +73,7 @@ def test_old_file_survives_an_error(tmp_path, error):
     path.write_text('old')
 
     def fail(path):
-        with whole_file(path) as file:
+        with atomic_write(path) as file:
             file.write('half of the new')
             raise error
 
