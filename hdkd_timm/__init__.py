@@ -12,7 +12,7 @@ _LAZY = {
     'TrainConfig': 'training.config',
     'DistillConfig': 'training.config',
     'train': 'training.train',
-    'distill': 'training.train',
+    'distill': 'training.distill',
     'EvalConfig': 'evaluation.inference',
     'evaluate_model': 'evaluation.inference',
     'predict': 'evaluation.inference',

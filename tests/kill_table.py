@@ -93,7 +93,7 @@ def start(root, experiment, workers=0, limit=None, out=None, **flags):
     except Interrupted as e:
         code = 128 + e.signum
     except FileNotFoundError as e:
-        code = 3 if 'begin it without --resume' in str(e) else 1
+        code = 3 if 'start it without --resume' in str(e) else 1
         print(experiment, repr(e), file=sys.stderr, flush=True)
     except BaseException as e:
         print(experiment, repr(e), file=sys.stderr, flush=True)

@@ -30,7 +30,7 @@ def _train(args: argparse.Namespace) -> None:
 
 def _distill(args: argparse.Namespace) -> None:
     from ..evaluation.evaluate import format_table
-    from ..training.train import distill
+    from ..training.distill import distill
     from ..utils.config import from_arguments
     metrics = distill(from_arguments(args.config_cls, args), args.resume, args.overwrite)
     _print_on_primary(

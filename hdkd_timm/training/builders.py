@@ -1,4 +1,4 @@
-"""Network, optimiser and schedule of a training, from its settings by timm's factories."""
+"""Network, task, optimiser and schedule of a training, built from its settings by timm's factories."""
 from typing import Any, Dict, List, Optional, Tuple
 
 import timm
@@ -6,11 +6,13 @@ import torch
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
+from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
 from torch import nn
 
+from ..distillation.task import HDKDTask
 from ..evaluation.metrics import LOWER_IS_BETTER
 from ..models.checkpoint import SOURCE_PREFIXES, adapt_stats, load_model
-from .config import TrainConfig
+from .config import DistillConfig, TrainConfig
 
 
 def create_network(
@@ -29,12 +31,12 @@ def create_network(
         kwargs: Other arguments of the model.
 
     Raises:
-        ValueError: if there is no such model, or it can't be built with these arguments.
+        ValueError: if there is no such model, or it cannot be built with these arguments.
     """
     for key in ('num_classes', 'in_chans', 'img_size', 'pretrained'):
         if key in kwargs:
-            raise ValueError(f"'{key}' of '{name}' is no argument for --model-kwargs: it follows from the data and the"
-                             ' other flags.')
+            raise ValueError(
+                f"'{key}' of '{name}' cannot be set by --model-kwargs: it follows from the data and the other flags.")
     kwargs.update(num_classes=num_classes, in_chans=config.in_chans)
     rates = dict(drop_rate=config.drop, drop_path_rate=config.drop_path)
     kwargs.update({key: value for key, value in rates.items() if value is not None})
@@ -52,7 +54,7 @@ def create_network(
         model = timm.create_model(name, pretrained=config.pretrained, **kwargs)
         if config.pretrained and model.pretrained_cfg.get('num_classes') != num_classes:
             _shrink_new_head(model)
-    except Exception as e:  # whatever the networks of others raise
+    except Exception as e:  # other packages' networks can raise anything
         reason = ' '.join(str(e).split()) or type(e).__name__
         raise ValueError(f"Cannot build '{name}' with {kwargs}: {reason}") from e
     adapt_stats(model)
@@ -60,11 +62,11 @@ def create_network(
 
 
 def _shrink_new_head(model: nn.Module) -> None:
-    """Draw a new classifier again where it is larger than PyTorch's default.
+    """Initialise a new classifier again where its weights are larger than PyTorch's default.
 
-    timm draws the linear layers of its EfficientNets, MobileNets and kin by the number of classes, not of features: on
-    pretrained features the logits of seven classes have a standard deviation of 4, and training starts from sure and
-    wrong answers.
+    timm scales the linear layers of EfficientNet, MobileNet and the like by the number of classes, not of features: on
+    pretrained features the logits of seven classes have a standard deviation of 4, so training starts from confident
+    and wrong answers.
     """
     heads = model.get_classifier() if hasattr(model, 'get_classifier') else ()
     for head in heads if isinstance(heads, (tuple, list)) else (heads,):
@@ -75,9 +77,37 @@ def _shrink_new_head(model: nn.Module) -> None:
                     layer.reset_parameters()
 
 
+def create_task(
+        model: nn.Module,
+        config: TrainConfig,
+        class_weight: Optional[torch.Tensor] = None,
+        teacher: Optional[nn.Module] = None,
+) -> TrainingTask:
+    """What computes the loss of a network: cross entropy, with a teacher also its soft labels, or with the settings of
+    `distill` the loss of HDKD.
+
+    Args:
+        model: The network to train.
+        config: Its settings; those of `distill` and a teacher make it the student.
+        class_weight: Weights of the classes in the cross entropy, (K,).
+        teacher: The trained teacher.
+    """
+    if teacher is not None and isinstance(config, DistillConfig):
+        return HDKDTask(
+            model, teacher, kind=config.kd_type, alpha=config.alpha, tau=config.tau,
+            feature_weight=config.feature_weight, stages=config.stages, stage_exponent=config.stage_exponent,
+            reduction=config.reduction, class_weight=class_weight, label_smoothing=config.loss_smoothing, verbose=False)
+    criterion = nn.CrossEntropyLoss(class_weight, label_smoothing=config.loss_smoothing)
+    if teacher is None:
+        return ClassificationTask(model, criterion, verbose=False)
+    return LogitDistillationTask(
+        model, teacher.requires_grad_(False), criterion, task_loss_weight=1 - config.alpha, temperature=config.tau,
+        verbose=False)
+
+
 def freeze_stages(model: nn.Module, number: int) -> List[nn.Module]:
-    """Take the gradient from the first stages of a timm model and all before them, tokens and position embedding too
-    where these come in there. Returns the stages' modules.
+    """Freeze the first stages of a timm model and all before them, including tokens and position embedding where they
+    are added there. Returns the frozen modules.
 
     Raises:
         ValueError: if the model has fewer stages.
@@ -85,20 +115,21 @@ def freeze_stages(model: nn.Module, number: int) -> List[nn.Module]:
     stages = [info['module'] for info in getattr(model, 'feature_info', [])]
     if not 0 <= number <= len(stages):
         raise ValueError(
-            f'--freeze-stages must be 0 to {len(stages)}, the stages of {type(model).__name__}, got {number}.')
+            f'--freeze-stages must be 0 to {len(stages)}, the number of stages of {type(model).__name__}, got'
+            f' {number}.')
     if not number:
         return []
     last = stages[number - 1]
     frozen = []
     for name, module in model.named_modules():
-        if name and not last.startswith(f'{name}.'):  # not around the last stage
+        if name and not last.startswith(f'{name}.'):  # not a module that contains the last frozen stage
             frozen.append(module)
         if name == last:
             frozen.extend(m for n, m in model.named_modules() if n.startswith(f'{last}.'))
             break
     for module in frozen:
         module.requires_grad_(False)
-    if hasattr(model, 'group_matcher'):  # tells when the model's own parameters, in no module, come in
+    if hasattr(model, 'group_matcher'):  # its layers include the model's own parameters, which are in no module
         layers = group_parameters(model, model.group_matcher(), reverse=True)
         end = max((layers[name] for name in layers if name.startswith(f'{last}.')), default=-1)
         for name, parameter in model.named_parameters():
@@ -108,10 +139,10 @@ def freeze_stages(model: nn.Module, number: int) -> List[nn.Module]:
 
 
 def create_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """timm's optimiser for the parameters of a network that have a gradient.
+    """timm's optimiser for the trainable parameters of a network.
 
     Raises:
-        ValueError: if it is none of timm's, or lacks a GPU or a package of its own.
+        ValueError: if timm does not have it, or it needs a GPU or a package that is missing.
     """
     if config.opt.lower().removeprefix('lookahead_') not in list_optimizers():
         raise ValueError(f"Unknown optimiser '{config.opt}': choose one of timm's (adamw, sgd, lion, ...).")
@@ -125,9 +156,9 @@ def create_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optim
         params = param_groups_weight_decay(model, config.weight_decay)
     try:
         optimizer = create_optimizer_v2(params, **args)
-    except (AssertionError, ImportError) as e:  # some need a GPU, or a package of their own
+    except (AssertionError, ImportError) as e:  # a GPU or a package is missing
         raise ValueError(f"Optimiser '{config.opt}' cannot be used here: {e}.") from e
-    if config.sched == 'none':  # it is the schedules that heed the layers' scales
+    if config.sched == 'none':  # otherwise the schedule applies the layers' scales
         for group in optimizer.param_groups:
             group['lr'] *= group.get('lr_scale', 1.)
     return optimizer
@@ -137,7 +168,7 @@ def create_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, updat
     """timm's learning-rate schedule, None for a constant rate.
 
     Raises:
-        ValueError: if it is none of timm's.
+        ValueError: if timm does not have it.
     """
     if config.sched == 'none':
         return None

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: summary.csv, TensorBoard and Weights & Biases, and a progress bar."""
+"""Logs of a training: summary.csv, TensorBoard, Weights & Biases, and a progress bar."""
 import math
 import sys
 import uuid
@@ -15,7 +15,7 @@ LOGS = ('tensorboard', 'wandb')
 
 
 def check_logs(names: Sequence[str]) -> None:
-    """Are the packages of these logs there?
+    """Check that the packages of these logs are installed.
 
     Raises:
         ImportError: if one is not.
@@ -28,7 +28,7 @@ def check_logs(names: Sequence[str]) -> None:
 
 
 class EpochLog:
-    """Writes the rows of all epochs to summary.csv and the newest one to the other logs.
+    """Writes one row per epoch to summary.csv, and the newest row to the other logs.
 
     Args:
         folder: Folder of the run.
@@ -45,7 +45,7 @@ class EpochLog:
         if 'wandb' in logs:
             import wandb
             config = next(path for path in (folder / 'config.yaml', folder.parent / 'config.yaml') if path.exists())
-            id_file = folder / 'wandb_id.txt'  # goes with the folder: a run that goes on is the same, another is not
+            id_file = folder / 'wandb_id.txt'  # stays with the folder: a resumed run is the same one, another is not
             if not id_file.exists():
                 with atomic_write(id_file) as file:
                     file.write(uuid.uuid4().hex)
@@ -54,7 +54,7 @@ class EpochLog:
                 config=read_yaml(config))
 
     def write(self, rows: List[Dict[str, Any]]) -> None:
-        """All rows so far; the last one is new."""
+        """Write all rows so far; the last one is new."""
         write_rows(rows, self.path, summed=True)
         row = {key: value for key, value in rows[-1].items() if isinstance(value, (int, float)) and key != 'epoch'}
         row = {key: value for key, value in row.items() if math.isfinite(value)}
@@ -74,7 +74,7 @@ class EpochLog:
 
 
 class Progress:
-    """A bar of an epoch's images on a terminal, nothing elsewhere."""
+    """A progress bar over an epoch's images on a terminal, nothing elsewhere."""
 
     def __init__(self, title: str, images: Optional[int], done: int = 0, show: bool = True):
         self.bar = tqdm(
@@ -82,7 +82,7 @@ class Progress:
             disable=None if show else True, dynamic_ncols=True)
 
     def update(self, images: int, parts: Optional[Dict[str, float]] = None) -> None:
-        """So many more images, and values of the loss to show."""
+        """Advance by a number of images, and show values of the loss."""
         if parts:
             short = {name.removesuffix('_loss').replace('feature_loss_', 'feature'): v for name, v in parts.items()}
             self.bar.set_postfix({name: f'{value:.3g}' for name, value in short.items()}, refresh=False)

@@ -1,7 +1,7 @@
-"""The folder of a run: whose it is, what is written into it, and how a run is interrupted and goes on.
+"""The folder of a run: how it is claimed, resumed, replaced and cleaned up.
 
-Every file is written whole or not at all. A folder is locked while a run writes to it; the lock goes with the process,
-however that ends.
+Every file is written whole or not at all. A folder is locked while a run writes to it; the lock is released with the
+process, however that ends.
 """
 import logging
 import os
@@ -28,28 +28,28 @@ _logger = logging.getLogger(__name__)
 Rows = List[Dict[str, str]]
 
 _LOCK = '.lock'
-_BEFORE = '.before'  # holds what `overwrite` replaces, until the new run has a state or a result
-_MOVING = '.moving'  # what is on its way to .before, or back from there: it belongs where it was
+_BEFORE = '.before'  # what `overwrite` replaces, kept until the new run has a state or a result
+_MOVING = '.moving'  # files on their way to .before or back: after a crash they return to where they were
 
 
 def save_state(state: Dict[str, Any], path: Union[str, Path]) -> None:
     """Write a training state, whole or not at all, and its checksum.
 
     Raises:
-        OSError: if it can't be written, such as on a full disk.
+        OSError: if it cannot be written, for example on a full disk.
     """
     with atomic_write(path, 'wb', summed=True) as file:
         try:
             torch.save(state, file)
         except RuntimeError as e:
-            if isinstance(e.__context__, OSError):  # what torch says hides it
+            if isinstance(e.__context__, OSError):  # torch's own message hides the reason
                 raise e.__context__ from e
             raise
 
 
 def _is_damaged_zip(path: Path) -> bool:
-    """Is a checksum in a file of torch.save wrong? torch.load does not look at them, and versions before SHA256SUMS
-    wrote no others."""
+    """Is a checksum within a file of torch.save wrong? torch.load does not check them, and runs of versions before
+    SHA256SUMS have no others."""
     try:
         if not zipfile.is_zipfile(path):
             return False
@@ -63,7 +63,7 @@ def load_state(path: Union[str, Path]) -> Dict[str, Any]:
     """Read a training state, without running any code that it holds.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_checkpoint`; if it is damaged, or no training state.
+        FileNotFoundError, ValueError: as `read_checkpoint`; if it is damaged, or not a training state.
     """
     path = Path(path)
     is_checked = bool(check_sums(path.parent, path.name))
@@ -71,12 +71,12 @@ def load_state(path: Union[str, Path]) -> Dict[str, Any]:
         raise ValueError(f"'{path}' is damaged: a checksum in it is wrong. Restore it from a copy.")
     state = read_checkpoint(path)
     if 'progress' not in state:
-        raise ValueError(f"'{path}' is no training state: it holds no progress.")
+        raise ValueError(f"'{path}' is not a training state: it holds no progress.")
     return state
 
 
 def _check_same_settings(folder: Path, settings: Dict[str, Any], free: Sequence[str]) -> None:
-    """A run goes on as it was begun, or its result would be that of neither setting."""
+    """A run must be resumed with the settings that it was started with, or its result would belong to neither."""
     before = read_yaml(folder / CONFIG_FILE)
     different = [
         name for name in {**before, **settings}
@@ -84,13 +84,14 @@ def _check_same_settings(folder: Path, settings: Dict[str, Any], free: Sequence[
     if different:
         name = different[0]
         raise ValueError(
-            f"Run '{folder}' was begun with {name} {before.get(name)!r}, not {settings.get(name)!r}"
+            f"Run '{folder}' was started with {name} {before.get(name)!r}, not {settings.get(name)!r}"
             f" ({len(different)} settings differ: {', '.join(different)}): resume it with --config"
             f' {folder / CONFIG_FILE} --resume, or choose another --experiment.')
 
 
 def _within(rows: Rows) -> Rows:
-    """Rows of what tells one image from another, with paths relative to the folder of all, which may move."""
+    """What identifies each image: its row without its contents, with a path relative to the folder of all, which may
+    move."""
     paths = [row['path'] for row in rows]
     base = os.path.commonpath(paths) if paths and all(map(os.path.isabs, paths)) else ''
     return [
@@ -105,12 +106,12 @@ def _missing_in(others: Rows, rows: Rows) -> Rows:
 
 
 def _contents(rows: Rows) -> np.ndarray:
-    """Size in bytes and SHA-256 of each image, '' where the row does not tell, (N, 2)."""
+    """Size in bytes and SHA-256 of each image, '' where unknown, (N, 2)."""
     return np.array([[row.get(name) or '' for name in CONTENTS] for row in rows], object).reshape(-1, len(CONTENTS))
 
 
 def keep_images(rows: Rows, folder: Path) -> None:
-    """Write which images a run has to images.csv, or compare them where it goes on.
+    """Write the images of a run to images.csv; of a run that is resumed, compare them with it.
 
     Args:
         rows: As `list_images` returns them.
@@ -118,11 +119,11 @@ def keep_images(rows: Rows, folder: Path) -> None:
 
     Raises:
         FileNotFoundError: if the run has a state or results, but no list, or an empty one.
-        ValueError: if they are not those that it was begun with: what was held out could be trained on then; or if the
-            contents of one have changed.
+        ValueError: if they are not the images that it was started with, as held-out images could then be trained on; or
+            if the contents of one have changed.
     """
     path = folder / IMAGES_FILE
-    if not rows:  # datasets without random access tell none
+    if not rows:  # datasets without random access list none
         return
     if not path.exists() and not _has_results(folder):
         write_rows(rows, path)
@@ -131,13 +132,13 @@ def keep_images(rows: Rows, folder: Path) -> None:
     if not before:
         raise FileNotFoundError(
             f"'{path}', the list of the run's images, is {'empty or damaged' if path.exists() else 'missing'}: without"
-            ' it nothing tells whether images that were held out are trained on now. Restore it, or begin another run.')
+            ' it, held-out images could be trained on unnoticed. Restore it, or start another run.')
     inside, now = _within(before), _within(rows)
     if inside != now:
         different = _missing_in(now, inside) or _missing_in(inside, now) or inside
         raise ValueError(
-            f"The images are not those that run '{folder}' was begun with ({len(before)} in '{path}', now {len(now)};"
-            f" '{different[0]['path']}' of split {different[0]['split']} is not in both): restore them, or begin"
+            f"The images are not those that run '{folder}' was started with ({len(before)} in '{path}', now {len(now)};"
+            f" '{different[0]['path']}' of split {different[0]['split']} is not in both): restore them, or start"
             ' another run.')
     _compare_contents(before, rows, folder)
 
@@ -154,37 +155,38 @@ def _read_images(path: Path) -> Rows:
 
 
 def _compare_contents(before: Rows, now: Rows, folder: Path) -> None:
-    """Are the images of a run that goes on what they were?
+    """Compare size and SHA-256 of the images with those that the run was started with.
 
     Raises:
-        ValueError: if one is not; the first is named.
+        ValueError: if one differs; the first is named.
     """
     old, new = _contents(before), _contents(now)
     changed = np.flatnonzero(find_changes(old, new))
     if len(changed):
         first = now[changed[0]]
         raise ValueError(
-            f"Image '{first['path']}' of split {first['split']} has changed since run '{folder}' was begun"
-            f' ({len(changed):,} of {len(now):,} images differ in size or SHA-256): restore the images, or begin'
-            ' another run.')
+            f"Image '{first['path']}' of split {first['split']} has changed since run '{folder}' was started"
+            f' ({len(changed):,} of {len(now):,} images differ in size or SHA-256): restore the images, or'
+            ' start another run.')
     size_known, digest_known = ((old != '') & (new != '')).any(axis=0)
     if not digest_known:
-        why = ('the images are not read now' if (old[:, 1] != '').any()
-               else f"'{folder / IMAGES_FILE}' holds no SHA-256, it is of an earlier version or of --no-check-images")
+        why = (
+            '--no-check-images does not read them' if (old[:, 1] != '').any()
+            else f"'{folder / IMAGES_FILE}' has no SHA-256, as of an earlier version or --no-check-images")
         _logger.warning(
-            f"The contents of the images were not compared with those that run '{folder}' was begun with: {why}. Names"
-            f"{', splits and sizes' if size_known else ' and splits'} are the same.")
+            f"The contents of the images were not compared with those that run '{folder}' was started with: {why}."
+            f" Names{', splits and sizes' if size_known else ' and splits'} are the same.")
 
 
 def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def _remove_halves(folder: Path) -> None:
-    """What a killed process was writing when it ended."""
+def _remove_partial_files(folder: Path) -> None:
+    """Remove what a killed process was writing."""
     for path in list(folder.rglob('.*')):
-        is_half = path.name.endswith('.tmp') or path.name.startswith(('.best-', '.report-'))
-        if is_half and path.parent.exists():  # it may have gone with its folder
+        is_partial = path.name.endswith('.tmp') or path.name.startswith(('.best-', '.report-'))
+        if is_partial and path.parent.exists():  # it may be gone with its folder
             _remove(path)
 
 
@@ -196,20 +198,20 @@ def _has_results(folder: Path) -> bool:
 
 
 def _content(folder: Path) -> List[Path]:
-    """What is in the folder of a run, config.yaml last, without what this module keeps for itself."""
+    """The contents of a run's folder, config.yaml last, without this module's own files."""
     return sorted(
         (path for path in folder.iterdir() if path.name not in (_LOCK, _BEFORE, _MOVING)),
         key=lambda path: (path.name == CONFIG_FILE, path.name))
 
 
-def _is_begun(folder: Path) -> bool:
-    """Is there more in the folder than what a process leaves that was killed before it began?"""
+def _is_started(folder: Path) -> bool:
+    """Does the folder hold more than a process leaves that was killed before it started?"""
     return folder.exists() and not (folder.is_dir() and all(
         path.name.startswith('.') and path.name.endswith('.tmp') for path in _content(folder)))
 
 
 def _move_aside(folder: Path) -> None:
-    """What --overwrite replaces goes to .before, all at once: .moving becomes .before when it holds everything."""
+    """Move what --overwrite replaces to .before, atomically: .moving is renamed once it holds everything."""
     (folder / _MOVING).mkdir()
     for path in _content(folder):
         path.rename(folder / _MOVING / path.name)
@@ -217,14 +219,14 @@ def _move_aside(folder: Path) -> None:
 
 
 def _bring_back(folder: Path) -> None:
-    """What is in .moving goes back to where it was."""
+    """Move the contents of .moving back to where they were."""
     for path in (folder / _MOVING).iterdir():
         path.rename(folder / path.name)
     (folder / _MOVING).rmdir()
 
 
 def _discard(folder: Path) -> None:
-    """Remove a run without results, its settings last: up to then --overwrite takes it for a run."""
+    """Remove a run without results, its settings last: until then --overwrite recognises it as a run."""
     for path in _content(folder):
         _remove(path)
     if (folder / _BEFORE).exists():
@@ -233,10 +235,10 @@ def _discard(folder: Path) -> None:
 
 
 def _repair(folder: Path) -> None:
-    """Undo what a process that was killed did not come to the end of.
+    """Undo what a killed process left unfinished.
 
-    Afterwards the folder holds a run; nothing that counts; or a run without results, and in .before the one that it is
-    to replace.
+    Afterwards the folder holds a run, or nothing of value, or a run without results with the one that it replaces in
+    .before.
     """
     if (folder / _MOVING).exists():
         _bring_back(folder)
@@ -248,17 +250,17 @@ def _repair(folder: Path) -> None:
 
 
 def _check_start(folder: Path, resume: bool, overwrite: bool) -> None:
-    """May a run begin here, or go on? Raises as `run_folder`."""
+    """May a run be started or resumed here? Raises as `run_folder`."""
     is_run = (folder / CONFIG_FILE).is_file()
     if resume and not is_run:
         raise FileNotFoundError(
-            f"There is no run '{folder}' to resume, it has no {CONFIG_FILE}: begin it without --resume.")
-    if _is_begun(folder) and not (resume or overwrite):
+            f"There is no run '{folder}' to resume, it has no {CONFIG_FILE}: start it without --resume.")
+    if _is_started(folder) and not (resume or overwrite):
         raise FileExistsError(
-            f"Run '{folder}' exists already: --resume goes on with it, --overwrite replaces it, or choose another"
+            f"Run '{folder}' already exists: --resume continues it, --overwrite replaces it, or choose another"
             ' --experiment.')
-    if _is_begun(folder) and overwrite and not is_run:
-        raise FileExistsError(f"'{folder}' is no run, it has no {CONFIG_FILE}: it is not overwritten.")
+    if _is_started(folder) and overwrite and not is_run:
+        raise FileExistsError(f"'{folder}' is not a run, it has no {CONFIG_FILE}: it is not overwritten.")
 
 
 def _make_ready(folder: Path, resume: bool, overwrite: bool, check: Callable[[Path], None]) -> None:
@@ -268,10 +270,10 @@ def _make_ready(folder: Path, resume: bool, overwrite: bool, check: Callable[[Pa
     if resume:
         check_sums(folder, CONFIG_FILE, IMAGES_FILE)
         check(folder)
-        _remove_halves(folder)
-    elif _is_begun(folder) and not (folder / _BEFORE).exists():
+        _remove_partial_files(folder)
+    elif _is_started(folder) and not (folder / _BEFORE).exists():
         _move_aside(folder)
-    else:  # what is there has no results: a run in .before is what the new one replaces
+    else:  # there are no results: a run in .before is what the new one replaces
         for path in _content(folder):
             _remove(path)
 
@@ -286,23 +288,23 @@ def run_folder(
         free: Sequence[str] = (),
         check: Callable[[Path], None] = lambda folder: None,
 ) -> Iterator[Path]:
-    """The folder of a run, this process's alone as long as it is open.
+    """The folder of a run, locked for this process while it is open.
 
     After an error before a training state was saved, a new folder is removed, and a run that was to be overwritten is
-    there again. A process may be killed at any moment: the next start undoes what it had not come to the end of, and a
-    run that is overwritten is kept until the new one has a training state or a result.
+    restored. A process may be killed at any moment: the next start undoes what it left unfinished, and a run that is
+    overwritten is kept until the new one has a training state or a result.
 
     Args:
         output: Folder of the runs.
         experiment: Name of the run.
         settings: Its settings in YAML, written to config.yaml.
-        resume: Go on with a run that is there, which must have the same settings.
-        overwrite: Remove a run that is there.
-        free: Settings that may change when a run goes on.
-        check: Looks at the folder of a run that is to go on, before anything is written; raises if it can't.
+        resume: Continue an existing run, which must have the same settings.
+        overwrite: Replace an existing run.
+        free: Settings that may change when a run is resumed.
+        check: Called with the folder of a run to resume before anything is written; raises if it cannot be resumed.
 
     Raises:
-        FileExistsError: if there is such a run and neither `resume` nor `overwrite` is set, or another process has it.
+        FileExistsError: if the run exists and neither `resume` nor `overwrite` is set, or another process uses it.
         FileNotFoundError: if there is no run to resume.
         ValueError: if a run to resume has other settings, or its files are damaged.
     """
@@ -315,7 +317,7 @@ def run_folder(
     try:
         lock.acquire()
     except Timeout as e:
-        raise FileExistsError(f"Another process is writing to run '{folder}': wait for its end.") from e
+        raise FileExistsError(f"Another process is writing to run '{folder}': wait until it ends.") from e
 
     def check_same(folder: Path) -> None:
         _check_same_settings(folder, parse_yaml(settings, 'the settings'), free)
@@ -327,7 +329,7 @@ def run_folder(
         is_ready = True
         with atomic_write(folder / CONFIG_FILE, summed=resume) as file:
             file.write(settings)
-        add_sums(folder, CONFIG_FILE)  # after it: a folder with no more than its checksum would be no run
+        add_sums(folder, CONFIG_FILE)  # afterwards: a folder with nothing but the checksum would not be a run
         yield folder
         is_over = True
     except BaseException as e:
@@ -335,9 +337,9 @@ def run_folder(
             _repair(folder)
         elif not resume and not isinstance(e, Interrupted) and not _has_results(folder):
             _discard(folder)
-            if not _is_begun(folder):
+            if not _is_started(folder):
                 shutil.rmtree(folder)
-                with suppress(OSError):  # another run may have come to use them
+                with suppress(OSError):  # another run may use them by now
                     for path in created[1:]:
                         path.rmdir()
         raise

@@ -106,7 +106,7 @@ def test_slurm_variables_and_resume(folder):
         assert state[name].equal(value), name
     refused = start()
     assert [p.returncode for p, _ in refused] == [1, 1]
-    assert all('exists already: --resume' in errors for _, errors in refused)
+    assert all('already exists: --resume' in errors for _, errors in refused)
 
 
 @pytest.fixture

@@ -33,16 +33,16 @@ import signal
 import sys
 
 if __name__ == '__main__':
-    from hdkd_timm.training import train as training
     from hdkd_timm.cli import main
+    from hdkd_timm.training.trainer import Trainer
 
     def interrupted(self, *args):
-        training.BatchAugmentation.__call__ = augment
+        Trainer.augment = augment
         os.killpg(0, signal.SIGINT)
         return augment(self, *args)
 
-    augment = training.BatchAugmentation.__call__
-    training.BatchAugmentation.__call__ = interrupted
+    augment = Trainer.augment
+    Trainer.augment = interrupted
     multiprocessing.set_start_method('forkserver')
     sys.exit(main())
 """
@@ -149,7 +149,7 @@ def test_interrupted_in_the_middle_of_an_epoch(unbroken, send, signum, expected)
         [sys.executable, '-m', 'hdkd_timm', 'distill', '--config', config, '--resume'], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert 'teacher  is finished' in process.stderr
-    assert 'student  goes on in epoch' in process.stderr
+    assert 'student  continues in epoch' in process.stderr
     assert_same_run(runs / name, runs / 'unbroken')
 
 
@@ -199,7 +199,7 @@ def test_two_runs_cannot_share_a_folder(unbroken):
     data, runs, _ = unbroken
     with run_folder(str(runs), 'shared', 'lr: 1\n') as folder:
         expected = {
-            (): 'exists already', ('--resume',): 'Another process is writing',
+            (): 'already exists', ('--resume',): 'Another process is writing',
             ('--overwrite',): 'Another process is writing'}
         for process, message in [(start(data, runs, 'shared', *more), message) for more, message in expected.items()]:
             code, errors = finish(process)
@@ -224,4 +224,4 @@ def test_resume_with_other_settings_is_refused(unbroken):
     data, runs, _ = unbroken
     code, errors = finish(start(data, runs, 'unbroken', '--resume', '--lr', 0.5))
     assert code == 1
-    assert 'was begun with lr 0.001, not 0.5' in errors
+    assert 'was started with lr 0.001, not 0.5' in errors

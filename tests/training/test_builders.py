@@ -52,7 +52,7 @@ def test_image_size_goes_to_those_that_take_one(name, kwargs, takes_size):
 @pytest.mark.parametrize('key', ['num_classes', 'in_chans', 'img_size', 'pretrained'])
 @pytest.mark.parametrize('name', ['resnet10t', 'hdkd_student', 'local-dir:model'])
 def test_arguments_that_follow_from_the_settings(name, key):
-    with pytest.raises(ValueError, match=f"^'{key}' of '{name}' is no argument for --model-kwargs: it follows from"):
+    with pytest.raises(ValueError, match=f"^'{key}' of '{name}' cannot be set by --model-kwargs: it follows from"):
         create_network(name, DistillConfig(img_size=32), 5, **{key: 1})
 
 
@@ -168,10 +168,10 @@ def test_frozen_stages_of_a_network_of_tokens():
 @pytest.mark.parametrize('number', [5, -1])
 def test_too_many_frozen_stages(number):
     model = student()
-    with pytest.raises(ValueError, match=f'--freeze-stages must be 0 to 4, the stages of HDKDStudent, got {number}'):
+    with pytest.raises(ValueError, match=f'must be 0 to 4, the number of stages of HDKDStudent, got {number}'):
         freeze_stages(model, number)
     assert not frozen_names(model)
-    with pytest.raises(ValueError, match='must be 0 to 0, the stages of Linear, got 1'):
+    with pytest.raises(ValueError, match='must be 0 to 0, the number of stages of Linear, got 1'):
         freeze_stages(nn.Linear(1, 1), 1)
 
 

@@ -56,7 +56,7 @@ def test_tensorboard(tmp_path):
     log.close()
     events = EventAccumulator(str(tmp_path / 'tensorboard'))
     events.Reload()
-    # no epoch, no words, nothing that is no finite number
+    # no epoch, no words, nothing that is non-finite
     assert set(events.Tags()['scalars']) == {'lr', 'train/loss', 'train/feature_loss_3', 'val/accuracy'}
     assert [(e.step, e.value) for e in events.Scalars('train/loss')] == [(0, 2.5), (1, 1.5)]
     assert [e.value for e in events.Scalars('lr')] == pytest.approx([1e-3, 5e-4])

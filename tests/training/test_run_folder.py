@@ -122,7 +122,7 @@ def test_state_runs_no_code(tmp_path):
 
 def test_no_state(tmp_path):
     torch.save({'model': torch.zeros(1)}, tmp_path / 'weights.pth')
-    with pytest.raises(ValueError, match=r"weights\.pth' is no training state: it holds no progress"):
+    with pytest.raises(ValueError, match=r"weights\.pth' is not a training state: it holds no progress"):
         load_state(tmp_path / 'weights.pth')
     (tmp_path / 'text.pth').write_text('words')
     with pytest.raises(ValueError, match=r"text\.pth' is no checkpoint"):
@@ -267,7 +267,7 @@ def test_start_killed_anywhere(runs, fails, tmp_path):
         try:
             live(runs, resume=True)
         except FileNotFoundError as e:
-            assert 'begin it without --resume' in str(e)  # noqa: PT017
+            assert 'start it without --resume' in str(e)  # noqa: PT017
             live(runs)
         assert is_new(runs / 'run')
         assert content(runs / 'run') == [
@@ -393,7 +393,7 @@ def test_new_folder(runs):
 def test_run_that_exists(begun, runs):
     before = content(begun)
     with pytest.raises(FileExistsError, match=re.escape(
-            f"Run '{begun}' exists already: --resume goes on with it, --overwrite replaces it, or choose another "
+            f"Run '{begun}' already exists: --resume continues it, --overwrite replaces it, or choose another "
             "--experiment.")), run_folder(str(runs), 'run', SETTINGS):
         pass
     assert content(begun) == before
@@ -425,7 +425,7 @@ def test_resume_with_other_settings(begun, runs):
     before = content(begun)
     other = SETTINGS.replace('0.001', '0.002').replace('0.8', '0.9') + 'more: x\n'
     with pytest.raises(ValueError, match=re.escape(
-            f"Run '{begun}' was begun with lr 0.001, not 0.002 (3 settings differ: lr, scale, more): resume it with "
+            f"Run '{begun}' was started with lr 0.001, not 0.002 (3 settings differ: lr, scale, more): resume it with "
             f"--config {begun / CONFIG_FILE} --resume, or choose another --experiment.")), run_folder(
             str(runs), 'run', other, resume=True):
         pass
@@ -472,7 +472,7 @@ def test_what_is_no_run_is_not_overwritten(runs):
     (runs / 'photos' / 'a.png').touch()
     (runs / 'file').touch()
     for name in ('photos', 'file'):
-        with pytest.raises(FileExistsError, match=rf"{name}' is no run, it has no config\.yaml: it is not over"), \
+        with pytest.raises(FileExistsError, match=rf"{name}' is not a run, it has no config\.yaml: it is not over"), \
                 run_folder(str(runs), name, SETTINGS, overwrite=True):
             pass
     assert content(runs) == ['file', 'photos', os.path.join('photos', 'a.png')]
@@ -592,7 +592,7 @@ def test_images_of_a_tar_file(tmp_path):
 def test_other_images(tmp_path, edit, name, number):
     keep_images(ROWS, tmp_path)
     with pytest.raises(ValueError, match=re.escape(
-            f"not those that run '{tmp_path}' was begun with (4 in '{tmp_path / IMAGES_FILE}', now {number};"
+            f"not those that run '{tmp_path}' was started with (4 in '{tmp_path / IMAGES_FILE}', now {number};"
             f" '{name}' of")):
         keep_images(edit(ROWS), tmp_path)
 
@@ -611,7 +611,7 @@ def test_contents_of_images(tmp_path, caplog):
     assert not caplog.records
     for changed in (with_contents(ROWS, '1239', 'abcd'), with_contents(ROWS, '1234', 'abcf')):
         with pytest.raises(ValueError, match=re.escape(
-                f"Image '/data/test/b/3.png' of split test has changed since run '{tmp_path}' was begun (1 of 4 ")):
+                f"Image '/data/test/b/3.png' of split test has changed since run '{tmp_path}' was started (1 of 4 ")):
             keep_images(changed, tmp_path)
     # images that are not read now
     keep_images(with_contents(ROWS, digests='    '), tmp_path)
@@ -624,7 +624,7 @@ def test_contents_of_images(tmp_path, caplog):
 def test_lists_of_before_without_contents(tmp_path, caplog):
     keep_images(ROWS, tmp_path)
     keep_images(with_contents(ROWS), tmp_path)
-    assert f"'{tmp_path / IMAGES_FILE}' holds no SHA-256, it is of an earlier version" in caplog.text
+    assert f"'{tmp_path / IMAGES_FILE}' has no SHA-256, as of an earlier version" in caplog.text
     assert 'Names and splits are the same.' in caplog.text
     with pytest.raises(ValueError, match='The images are not those'):
         keep_images(with_contents(ROWS[:3]), tmp_path)
@@ -673,7 +673,7 @@ def other_process(runs):
 
 def test_run_of_another_process(runs, other_process):
     for settings in (dict(resume=True), dict(overwrite=True)):
-        with pytest.raises(FileExistsError, match="Another process is writing to run '.*run': wait for its end"), \
+        with pytest.raises(FileExistsError, match="Another process is writing to run '.*run': wait until it ends"), \
                 run_folder(str(runs), 'run', SETTINGS, **settings):
             pass
         assert (runs / 'run' / CONFIG_FILE).read_text() == SETTINGS

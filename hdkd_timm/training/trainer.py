@@ -1,0 +1,504 @@
+"""The training of one network: `Trainer.run` is the loop, its steps are the methods below it in the order of use."""
+import contextlib
+import dataclasses
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import numpy as np
+import torch
+from timm.task import TrainingTask
+from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad, distribute_bn, random_seed, unwrap_model
+from torch import nn
+
+from ..data.augment import BatchAugmentation
+from ..data.loader import derive_seed
+from ..evaluation.evaluate import evaluate
+from ..evaluation.metrics import LOWER_IS_BETTER, classification_metrics, per_class_metrics
+from ..models.checkpoint import read_checkpoint, save_model
+from ..utils.run_files import METRICS_FILE, PREDICTIONS_FILE, STATE_FILE
+from .builders import create_optimizer, create_schedule, freeze_stages
+from .config import TrainConfig
+from .context import RunContext
+from .logger import EpochLog, Progress
+from .results import create_result, write_result
+from .resume import read_result
+from .run_folder import load_state, save_state
+
+_logger = logging.getLogger(__name__)
+
+MAX_INITIAL_SHARE = 0.05  # of the first weights in a moving average; a larger one is warned of
+
+
+@dataclasses.dataclass
+class TrainState:
+    """Progress of a training beside weights, optimiser and schedule; saved with them.
+
+    Args:
+        epoch: Epochs done.
+        step: Batches of the current epoch that are done.
+        updates: Updates of the weights since the first epoch.
+        sums: Sum of each loss of the current epoch over its images.
+        outputs: Logits of the current epoch, (B, K) per batch.
+        targets: Class indices of the current epoch, (B,) per batch.
+        rows: One row per epoch, as in summary.csv.
+        best_epoch: Epoch that is kept so far; None without a val split.
+        best_metric: Its metric on val, negated where lower is better.
+        lr: Largest learning rate at the start of the current epoch.
+        seconds: Time spent in training steps.
+    """
+    epoch: int = 0
+    step: int = 0
+    updates: int = 0
+    sums: Dict[str, float] = dataclasses.field(default_factory=dict)
+    outputs: List[torch.Tensor] = dataclasses.field(default_factory=list)
+    targets: List[torch.Tensor] = dataclasses.field(default_factory=list)
+    rows: List[Dict[str, Any]] = dataclasses.field(default_factory=list)
+    best_epoch: Optional[int] = None
+    best_metric: Optional[float] = None
+    lr: float = 0.
+    seconds: float = 0.
+
+
+class Trainer:
+    """Trains one network from scratch, or from its last saved state, and tests the epoch that is kept.
+
+    Args:
+        name: Name of the network in messages and results.
+        task: Computes the loss; holds the network.
+        model: The network. Afterwards it has the weights that were tested.
+        model_args: Arguments that the network was built with.
+        config: Its settings.
+        folder: Where last.pth, best/, summary.csv, metrics.json and predictions.csv are written.
+        context: What the networks of a run share: images, processes, signals.
+    """
+
+    def __init__(
+            self,
+            name: str,
+            task: TrainingTask,
+            model: nn.Module,
+            model_args: Dict[str, Any],
+            config: TrainConfig,
+            folder: Path,
+            context: RunContext,
+    ):
+        self.name = name
+        self.task = task
+        self.model = model
+        self.model_args = model_args
+        self.config = config
+        self.folder = folder
+        self.context = context
+        self.world = context.world
+        self.state = TrainState()
+        self.unread: List[Tuple[int, int, Dict[str, torch.Tensor]]] = []  # step, images and losses still on the device
+
+    def run(self) -> Dict[str, Any]:
+        """Train and test. Returns what metrics.json holds.
+
+        Raises:
+            FloatingPointError: if a loss or a weight became non-finite.
+            Interrupted: if a signal asked to stop; the state is saved.
+            ValueError: if the saved state is damaged, or of another number of processes.
+        """
+        finished = read_result(self.folder, self.config)
+        if finished is not None:
+            self.model.load_state_dict(read_checkpoint(self.folder / 'best' / 'model.safetensors'))
+            _logger.info(f'{self.name}  is finished.')
+            return finished
+        self.open_folder()
+        self.set_up()
+        self.resume()
+        while not self.is_over():
+            self.start_epoch()
+            for images, target in self.read_batches():
+                images, target = self.augment(images, target)
+                losses = self.train_step(images, target)
+                self.record(losses, target)
+                if self.is_update(self.state.step - 1):
+                    self.finish_update()
+            metrics = self.finish_steps()
+            is_best = self.validate(metrics)
+            self.end_epoch(metrics, is_best)
+            self.save()
+            self.stop_if_asked()
+        return self.test()
+
+    # -- set-up --------------------------------------------------------------------------------------------------------
+
+    def open_folder(self) -> None:
+        """Make the folder; results of fewer epochs go."""
+        self.folder.mkdir(exist_ok=True)
+        self.world.barrier()  # all processes have read the results
+        if self.world.is_primary:
+            (self.context.folder / METRICS_FILE).unlink(missing_ok=True)
+            for name in (METRICS_FILE, PREDICTIONS_FILE):
+                (self.folder / name).unlink(missing_ok=True)
+
+    def set_up(self) -> None:
+        """Loaders, optimiser, schedule, mixed precision, augmentation of batches and logs."""
+        config, device = self.config, self.world.device
+        random_seed(config.seed, self.world.rank)
+        self.task.to(device)
+        if config.channels_last:
+            for module in self.task.children():  # the task itself can't take it in timm < 1.0.31
+                module.to(memory_format=torch.channels_last)
+        self.loaders = self.context.create_loaders(self.model)
+        self.num_batches = len(self.loaders['train'])
+        self.frozen = freeze_stages(self.model, config.freeze_stages)
+        self.optimizer = create_optimizer(self.model, config)
+        updates_per_epoch = math.ceil(self.num_batches / config.grad_accum_steps)
+        self.scheduler = create_schedule(self.optimizer, config, updates_per_epoch)
+        self.amp_dtype = getattr(torch, config.amp_dtype) if config.amp else None
+        self.scaler = NativeScaler(device=device.type) if self.amp_dtype == torch.float16 else None
+        self.autocast = torch.autocast(device.type, self.amp_dtype, enabled=config.amp)
+        self.augment_batch = BatchAugmentation(
+            config, len(self.context.classes), device, self.loaders['train'].mean, self.loaders['train'].std)
+        self.set_up_task(updates_per_epoch)
+        self.log = EpochLog(
+            self.folder, f'{self.context.config.experiment}/{self.name}', config.log) if self.world.is_primary else None
+
+    def set_up_task(self, updates_per_epoch: int) -> None:
+        """Moving average of the weights, compiler and distributed training."""
+        config, task = self.config, self.task
+        if config.model_ema:
+            task.setup_ema(decay=config.model_ema_decay, use_warmup=config.model_ema_warmup)
+            if self.world.is_primary:
+                describe_average(
+                    self.name, task.get_trainable_module(ema=True), config.epochs * updates_per_epoch)
+        if config.torchcompile:
+            task.compile(backend=config.torchcompile)
+            task.compile_ema(backend=config.torchcompile)
+        if self.world.is_distributed:
+            device = self.world.device
+            task.prepare_distributed(device_ids=[device] if device.type == 'cuda' else None)
+
+    def resume(self) -> None:
+        """Continue from the saved state, if there is one.
+
+        Raises:
+            ValueError: if it is damaged, or was saved by another number of processes.
+        """
+        path = self.folder / STATE_FILE
+        if not path.exists():
+            return
+        saved = load_state(path)
+        if len(saved['progress']) != self.world.size:
+            raise ValueError(
+                f"'{path}' was saved by {len(saved['progress'])} processes: resume it with as many, not"
+                f' {self.world.size}.')
+        self.state = TrainState(**saved['progress'][self.world.rank])
+        self.task.load_checkpoint_state(saved['state_dict'])
+        if self.config.model_ema:
+            self.task.load_checkpoint_state(saved['state_dict_ema'], ema=True)
+        self.optimizer.load_state_dict(saved['optimizer'])
+        if hasattr(self.scheduler, 'lr_scheduler'):  # plateau; others follow from the settings, whose epochs may differ
+            self.scheduler.load_state_dict(saved['scheduler'])
+            self.scheduler.lr_scheduler.load_state_dict(saved['plateau'])  # timm's state leaves its counters out
+        if self.scaler is not None:
+            self.scaler.load_state_dict(saved['scaler'])
+        if self.world.is_primary:
+            _logger.info(f'{self.name}  continues in epoch {self.state.epoch + 1}, step {self.state.step + 1}.')
+
+    # -- an epoch ------------------------------------------------------------------------------------------------------
+
+    def is_over(self) -> bool:
+        """Are all epochs done, or so many without a better one that the training ends early?"""
+        state, patience = self.state, self.config.early_stopping or self.config.epochs
+        return state.epoch >= self.config.epochs or state.epoch - 1 - (state.best_epoch or 0) >= patience
+
+    def start_epoch(self) -> None:
+        state = self.state
+        self.task.train()
+        for module in self.frozen:
+            module.eval()
+        if hasattr(self.task, 'teacher'):
+            self.task.teacher.eval()  # timm < 1.0.31 would train with its teacher's batch statistics
+        if not state.step:
+            state.lr = max(group['lr'] for group in self.optimizer.param_groups)
+        self.optimizer.zero_grad()
+        images = self.config.batch_size * self.world.size
+        self.progress = Progress(
+            f'{self.name} {state.epoch + 1}/{self.config.epochs}', self.num_batches * images, state.step * images,
+            self.world.is_primary)
+        self.clock = time.perf_counter()
+
+    def read_batches(self) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
+        """The epoch's remaining batches, up to a signal: images (B, C, H, W), normalised, and class indices (B,)."""
+        batches = self.loaders['train'].epoch(self.state.epoch, self.state.step)
+        for batch in self.context.signals.watch(batches, self.can_save):
+            if self.state.step == self.num_batches:  # datasets without random access only estimate it
+                break
+            yield batch
+
+    def augment(self, images: torch.Tensor, target: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        """What is done to whole batches. Its random numbers, and those of the networks, follow from the step."""
+        state = self.state
+        random_seed(derive_seed(self.config.seed, state.epoch, state.step, 1), self.world.rank)  # 1: not an image's
+        if self.config.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return self.augment_batch(images, target, state.epoch)
+
+    def is_update(self, step: int) -> bool:
+        """Does a batch complete the gradient of an update?"""
+        return (step + 1) % self.config.grad_accum_steps == 0 or step + 1 == self.num_batches
+
+    def group_size(self, step: int) -> int:
+        """Batches of the update that a batch belongs to; the last one of an epoch may have fewer."""
+        accumulated = self.config.grad_accum_steps
+        return min(accumulated, self.num_batches - step // accumulated * accumulated)
+
+    def train_step(self, images: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
+        """Forward and backward pass of a batch, and the update of the weights where it completes the gradient.
+
+        Args:
+            images: (B, C, H, W).
+            target: Class indices (B,) or probabilities (B, K).
+
+        Returns:
+            'loss', its parts, and 'output', the logits (B, K).
+        """
+        step = self.state.step
+        is_update = self.is_update(step)
+        with contextlib.nullcontext() if is_update else self.task.no_sync():
+            with self.autocast:
+                losses = self.task(images, target)
+            self.backward(losses['loss'] / self.group_size(step), is_update)
+        return losses
+
+    def backward(self, loss: torch.Tensor, is_update: bool) -> None:
+        config = self.config
+        second_order = getattr(self.optimizer, 'is_second_order', False)
+        parameters = self.task.get_clip_parameters(exclude_head=config.clip_mode == 'agc') if config.clip_grad else None
+        if self.scaler is not None:
+            self.scaler(
+                loss, self.optimizer, clip_grad=config.clip_grad, clip_mode=config.clip_mode, parameters=parameters,
+                create_graph=second_order, need_update=is_update)
+            return
+        loss.backward(create_graph=second_order)
+        if is_update:
+            if config.clip_grad:
+                dispatch_clip_grad(parameters, config.clip_grad, mode=config.clip_mode)
+            self.optimizer.step()
+
+    def record(self, losses: Dict[str, torch.Tensor], target: torch.Tensor) -> None:
+        """Keep what a step reports. An accelerator is asked for numbers now and then only: it has to wait each time."""
+        state = self.state
+        output = losses.pop('output')
+        self.unread.append((state.step, len(target), {key: value.detach() for key, value in losses.items()}))
+        state.step += 1
+        state.outputs.append(output.detach().float())
+        state.targets.append(target if target.ndim == 1 else target.argmax(dim=1))
+        interval = 1 if self.world.device.type == 'cpu' else 20
+        is_due = len(self.unread) >= interval or state.step == self.num_batches
+        self.progress.update(len(target) * self.world.size, self.read_losses() if is_due else None)
+        now = time.perf_counter()
+        state.seconds += now - self.clock
+        self.clock = now
+
+    def read_losses(self) -> Dict[str, float]:
+        """Add the unread losses to the sums of the epoch. Returns those of the last step.
+
+        Raises:
+            FloatingPointError: if a loss became non-finite.
+        """
+        numbers: Dict[str, float] = {}
+        if not self.unread:
+            return numbers
+        values = torch.stack([torch.stack([v.float() for v in losses.values()]) for *_, losses in self.unread]).tolist()
+        for (step, images, losses), row in zip(self.unread, values):
+            numbers = dict(zip(losses, row))
+            if not math.isfinite(numbers['loss']):
+                raise self.diverged('loss', self.state.epoch, step, numbers)
+            for key, value in numbers.items():
+                self.state.sums[key] = self.state.sums.get(key, 0.) + value * images
+        self.unread.clear()
+        return numbers
+
+    def diverged(self, what: str, epoch: int, step: int, losses: Dict[str, float]) -> FloatingPointError:
+        """The error of a training that cannot continue: names the step, the losses and the last good state."""
+        path = self.folder / STATE_FILE
+        kept = f"the last good state is '{path}'" if path.exists() else 'no state was saved yet'
+        shown = f" ({', '.join(f'{key} {value:g}' for key, value in losses.items())})" if losses else ''
+        return FloatingPointError(
+            f'{self.name}: the {what} became non-finite in epoch {epoch + 1}, step {step + 1}{shown}: try a lower'
+            f' learning rate or --clip-grad 1; {kept}.')
+
+    def finish_update(self) -> None:
+        """What follows an update of the weights: schedule, moving average, and saving where it is due."""
+        state, interval = self.state, self.config.recovery_interval
+        self.optimizer.zero_grad()
+        state.updates += 1
+        if self.scheduler is not None:
+            self.scheduler.step_update(state.updates)
+        self.task.update_ema(step=state.updates)
+        self.stop_if_asked()
+        if interval and state.step % interval < self.group_size(state.step - 1):
+            self.save()
+
+    def finish_steps(self) -> Dict[str, Any]:
+        """After the last batch: the epoch's losses and metrics on the training images, of all processes."""
+        state = self.state
+        self.progress.close()
+        self.stop_if_asked()
+        self.read_losses()
+        if self.world.is_distributed:
+            distribute_bn(self.model, self.world.size, reduce=True)
+            if self.config.model_ema:
+                distribute_bn(self.task.get_eval_model(ema=True), self.world.size, reduce=True)
+        shares = self.world.gather((
+            state.sums, torch.cat(state.outputs).softmax(dim=1).cpu().numpy(), torch.cat(state.targets).cpu().numpy()))
+        probs, targets = (np.concatenate([share[i] for share in shares]) for i in (1, 2))
+        losses = {key: sum(sums[key] for sums, *_ in shares) / len(targets) for key in state.sums}
+        metrics = {**losses, **classification_metrics(probs, targets)}
+        return {f'train_{key}': value for key, value in metrics.items()}
+
+    def validate(self, metrics: Dict[str, Any]) -> bool:
+        """Add the metrics on val, if there is one, and keep the weights of the best epoch. Returns whether it is."""
+        if 'val' not in self.loaders:
+            return False
+        state, config = self.state, self.config
+        probs, targets = self.evaluate('val')
+        scores = classification_metrics(probs, targets)
+        metrics.update({f'val_{key}': value for key, value in scores.items()})
+        for label, of_class in per_class_metrics(probs, targets, self.context.classes).items():
+            metrics.update({f'val_{key}_{label}': value for key, value in of_class.items()})
+        metric = scores[config.select_metric] * (-1 if config.select_metric in LOWER_IS_BETTER else 1)
+        is_best = state.best_metric is None or metric > state.best_metric
+        if is_best:
+            state.best_epoch, state.best_metric = state.epoch, metric
+            self.save_best()
+        return is_best
+
+    def evaluate(self, split: str, saves: bool = True) -> Tuple[np.ndarray, np.ndarray]:
+        """Probabilities (N, K) and class indices (N,) of a split.
+
+        Args:
+            split: The split.
+            saves: Whether a signal that asks to stop saves the state first.
+        """
+        network = self.task.get_eval_model(ema=self.config.model_ema)
+        if isinstance(network, nn.parallel.DistributedDataParallel):  # it would wait for processes without an image
+            network = network.module
+        predicted = evaluate(
+            network, self.loaders[split], self.world, self.amp_dtype, self.config.channels_last, self.context.signals)
+        self.stop_if_asked(saves)
+        return predicted
+
+    def end_epoch(self, metrics: Dict[str, Any], is_best: bool) -> None:
+        """Schedule, summary.csv and the line of the epoch."""
+        state, config = self.state, self.config
+        if self.scheduler is not None:
+            split = 'val' if 'val' in self.loaders else 'train'
+            self.scheduler.step(state.epoch + 1, metrics[f'{split}_{config.select_metric}'])
+        state.rows.append(dict(model=self.name, epoch=state.epoch, lr=state.lr, **metrics))
+        state.epoch, state.step = state.epoch + 1, 0
+        state.sums, state.outputs, state.targets = {}, [], []
+        if self.world.is_primary:
+            self.log.write(state.rows)
+            names = ('train_loss', 'train_accuracy', 'val_log_loss', 'val_accuracy', f'val_{config.select_metric}')
+            shown = '  '.join(f'{key} {value:.4f}' for key, value in metrics.items() if key in names)
+            _logger.info(
+                f'{self.name}  epoch {state.epoch}/{config.epochs}  {shown}  {state.seconds / state.epoch:.1f} s/epoch'
+                f"{'  *' if is_best else ''}")
+
+    # -- saving and stopping -------------------------------------------------------------------------------------------
+
+    def can_save(self) -> bool:
+        """Can all be saved now? Not the gradient of an incomplete update; and processes wait for each other."""
+        step = self.state.step
+        return not self.world.is_distributed and (
+            step % self.config.grad_accum_steps == 0 or step == self.num_batches)
+
+    def save(self) -> None:
+        """Write last.pth, from which `resume` continues.
+
+        Raises:
+            FloatingPointError: if a loss or a weight became non-finite: the last good state stays.
+        """
+        self.read_losses()
+        state = self.state
+        if not all(torch.isfinite(p).all() for p in self.model.parameters()):
+            ended = (state.epoch, state.step - 1) if state.step else (state.epoch - 1, self.num_batches - 1)
+            raise self.diverged('weight', *ended, {})
+        progress = self.world.gather(dict(
+            vars(state), outputs=[o.cpu() for o in state.outputs], targets=[t.cpu() for t in state.targets]))
+        if self.world.is_primary:
+            save_state(self.collect_state(progress), self.folder / STATE_FILE)
+
+    def collect_state(self, progress: List[Dict[str, Any]]) -> Dict[str, Any]:
+        """What last.pth holds; `progress` is the `TrainState` of each process."""
+        scheduler, scaler = self.scheduler, self.scaler
+        return {
+            **self.task.get_checkpoint_state(),
+            **self.task.get_checkpoint_state(ema=True),
+            # which network it is, for `hdkd convert`
+            'arch': self.model.pretrained_cfg.get('architecture'),
+            'label_names': self.context.classes,
+            'model_args': {key: value for key, value in self.model_args.items() if key != 'pretrained'},
+            'optimizer': self.optimizer.state_dict(),
+            'scheduler': scheduler.state_dict() if scheduler is not None else None,
+            'plateau': scheduler.lr_scheduler.state_dict() if hasattr(scheduler, 'lr_scheduler') else None,
+            'scaler': scaler.state_dict() if scaler is not None else None,
+            'progress': progress,
+        }
+
+    def save_best(self) -> None:
+        """Write the current weights to best/."""
+        if self.world.is_primary:
+            network = unwrap_model(self.task.get_eval_model(ema=self.config.model_ema))
+            save_model(
+                network, self.folder / 'best', self.context.classes, self.model_args, self.context.input_size,
+                replace=True)
+        self.world.barrier()
+
+    def stop_if_asked(self, saves: bool = True) -> None:
+        self.context.stop_if_asked(self.save if saves else None)
+
+    # -- test ----------------------------------------------------------------------------------------------------------
+
+    def test(self) -> Dict[str, Any]:
+        """Test the weights that were kept, once. Returns what metrics.json holds."""
+        state, world = self.state, self.world
+        if world.is_primary and state.epoch < self.config.epochs:
+            _logger.info(
+                f'{self.name}  ended early: no better epoch on val than {state.best_epoch + 1} in'
+                f' {self.config.early_stopping}.')
+        if 'val' not in self.loaders:
+            self.save_best()
+        network = unwrap_model(self.task.get_eval_model(ema=self.config.model_ema))
+        network.load_state_dict(read_checkpoint(self.folder / 'best' / 'model.safetensors'))
+        # from here on a signal must not save: the weights are no longer those of the last step
+        predicted = self.evaluate(self.context.test_split, saves=False)
+        result = create_result(
+            self.context, self.name, network, predicted,
+            epoch=state.epoch - 1 if state.best_epoch is None else state.best_epoch, epochs=state.epoch,
+            train_seconds=round(state.seconds, 1))
+        if world.is_primary:
+            self.log.close()
+        write_result(self.context, self.folder, result, predicted)
+        self.model.load_state_dict(network.state_dict())  # with a moving average they are two
+        return result
+
+
+def describe_average(name: str, average: ModelEmaV3, updates: int) -> None:
+    """Log how far a moving average follows the weights over so many updates; warn where it hardly does."""
+    share = 1.  # of the first weights
+    for step in range(2, updates + 1):  # the first update copies them
+        share *= average.get_decay(step)
+        if share < 1e-4:
+            break
+    decay = f"decay {'growing to ' if average.use_warmup else ''}{average.decay:g}"
+    message = (
+        f'{name}  moving average of the weights: {decay}, {updates} updates; {share:.1%} of it are the first weights.')
+    if share <= MAX_INITIAL_SHARE:
+        _logger.info(message)
+        return
+    fitting = math.floor(1000 * 0.01 ** (1 / updates)) / 1000
+    _logger.warning(
+        f'{message} The network that is kept is hardly trained: train for more updates (--epochs, or a smaller'
+        f" --batch-size), {'drop --no-model-ema-warmup, ' if not average.use_warmup else ''}lower --model-ema-decay (to"
+        f' {fitting:g}), or drop --model-ema.')
