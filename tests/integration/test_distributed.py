@@ -2,6 +2,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -47,6 +48,13 @@ def launch(command, folder, *more, timeout=300):
     return subprocess.CompletedProcess(args, process.returncode, *output)
 
 
+def free_port():
+    """A port that the system does not use."""
+    with socket.socket() as server:
+        server.bind(('localhost', 0))
+        return server.getsockname()[1]
+
+
 def test_metrics_are_those_of_one_process(folder, capsys):
     result = launch(
         'distill', folder, '--experiment', 'two', '--epochs', 2, '--teacher-kwargs', 'depths=(1,1,1)', 'dims=(8,16,24)',
@@ -84,17 +92,17 @@ def test_slurm_variables_and_resume(folder):
     """The processes are told by SLURM's variables; a run of two ends as it would unbroken."""
     args = ['--epochs', 2, '--recovery-interval', 1]
     assert launch('train', folder, '--experiment', 'whole', *args).returncode == 0
-    port = 29400 + os.getpid() % 500
-    env = dict(os.environ, SLURM_NTASKS='2', MASTER_ADDR='localhost', MASTER_PORT=str(port))
+    env = dict(os.environ, SLURM_NTASKS='2', MASTER_ADDR='localhost')
 
     def start(*more):
         command = [
             '-m', 'hdkd_timm', 'train', '--data-dir', folder / 'data', '--output', folder / 'runs', *SETTINGS, *args,
             '--experiment', 'slurm', *more]
+        port = str(free_port())
         processes = [
             subprocess.Popen(
                 [sys.executable, *map(str, command)], stderr=subprocess.PIPE, text=True,
-                env=dict(env, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank)))
+                env=dict(env, MASTER_PORT=port, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank)))
             for rank in range(2)]
         return [(p, p.communicate(timeout=300)[1]) for p in processes]
 
