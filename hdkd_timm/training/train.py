@@ -35,7 +35,8 @@ from ..data.samples import create_datasets, list_images, name_image
 from ..distillation.task import HDKDTask, check_input, check_pair
 from ..evaluation.evaluate import evaluate, write_predictions
 from ..evaluation.metrics import LOWER_IS_BETTER, classification_metrics, full_report, per_class_metrics
-from ..models.checkpoint import SOURCE_PREFIXES, load_teacher, read_checkpoint, save_model
+from ..models.checkpoint import SOURCE_PREFIXES, save_model
+from ..models.checkpoint_file import read_checkpoint
 from ..models.hdkd import HDKDStudent
 from ..utils.config import flag, read_yaml, to_yaml
 from ..utils.distributed import World, describe_device, init_world, leave_world
@@ -45,7 +46,7 @@ from ..utils.parsing import read_json
 from ..utils.run_files import CONFIG_FILE, IMAGES_FILE, METRICS_FILE, PREDICTIONS_FILE, STATE_FILE
 from ..utils.signals import Interrupted, Signals
 from ..version import __version__
-from .builders import create_network, create_optimizer, create_schedule, freeze_stages
+from .builders import create_network, create_optimizer, create_schedule, create_teacher, freeze_stages
 from .config import DistillConfig, TrainConfig
 from .logger import EpochLog, Progress, check_logs
 from .run_folder import keep_images, load_state, run_folder, save_state
@@ -723,7 +724,7 @@ def train(config: TrainConfig, resume: bool = False, overwrite: bool = False) ->
 
     Raises:
         FileNotFoundError, ValueError, FileExistsError, ImportError, MemoryError: bad input, see `create_datasets`,
-            `load_teacher`, `smote` and `run_folder`.
+            `create_teacher`, `smote` and `run_folder`.
         FloatingPointError: if a loss is no finite number any more.
         Interrupted: if a signal of `STOP_SIGNALS` asked to stop; the state is saved.
     """
@@ -736,8 +737,7 @@ def train(config: TrainConfig, resume: bool = False, overwrite: bool = False) ->
         random_seed(config.seed)
         criterion = nn.CrossEntropyLoss(run.class_weights(), label_smoothing=config.loss_smoothing)
         if config.teacher_checkpoint:
-            teacher, _ = load_teacher(
-                config.teacher_checkpoint, classes, config.in_chans, label_names=config.teacher_label_names)
+            teacher, _ = create_teacher(config, classes)
             check_input(teacher, run.input_size)
             task: TrainingTask = LogitDistillationTask(
                 model, teacher.requires_grad_(False), criterion, task_loss_weight=1 - config.alpha,
@@ -786,8 +786,7 @@ def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False
         if config.teacher_checkpoint:
             # the default is no word on what a file holds, which may say it itself
             name = config.teacher if config.teacher != DistillConfig.teacher else None
-            teacher, teacher_args = load_teacher(
-                config.teacher_checkpoint, classes, config.in_chans, name, config.teacher_label_names)
+            teacher, teacher_args = create_teacher(config, classes, name)
         else:
             teacher, teacher_args = create_network(
                 config.teacher, teacher_config, len(classes), **config.teacher_kwargs)
