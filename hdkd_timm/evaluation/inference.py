@@ -27,15 +27,9 @@ from ..data.samples import (
     warn_of_ranges,
 )
 from ..data.sources.folders import count_suffixes, natural_order, sort_files, walk_folder, warn_left_out
-from ..models.checkpoint import (
-    SOURCE_PREFIXES,
-    check_preprocessing,
-    download,
-    find_model_folder,
-    has_two_orders,
-    load_saved,
-    match_label_names,
-)
+from ..models.checkpoint import SOURCE_PREFIXES, download, find_model_folder, load_model
+from ..models.labels import has_ambiguous_order, match_label_names
+from ..models.preprocessing import check_preprocessing
 from ..models.pretrained import find_folder, full_name
 from ..utils.config import KeyValues, check_values, read_yaml, setting
 from ..utils.distributed import World, pick_device
@@ -231,7 +225,7 @@ def load_classifier(name: PathLike, config: Optional[ModelConfig] = None) -> Cla
     """A saved model, ready to label images.
 
     Args:
-        name: As `load_saved` takes it, or an ONNX file of `export_model` (ending in .onnx).
+        name: As `load_model` takes it, or an ONNX file of `export_model` (ending in .onnx).
         config: Image size, class names of a model that tells none, device and memory layout.
 
     Raises:
@@ -250,7 +244,8 @@ def load_classifier(name: PathLike, config: Optional[ModelConfig] = None) -> Cla
             f"'{name}' is a program of torch.export, reading it can run code that it holds: take an ONNX file, or the"
             ' model that it was exported from.')
     device = pick_device(config.device)
-    model, _ = load_saved(name, config.model, config.img_size, config.use_ema, **config.model_kwargs)
+    model, _ = load_model(
+        name, config.model, config.img_size, use_ema=config.use_ema, model_kwargs=config.model_kwargs)
     args = {} if config.img_size is None else dict(
         input_size=(model.in_chans, config.img_size, config.img_size))
     data_config = timm.data.resolve_data_config(args, model=model)
@@ -348,7 +343,7 @@ def evaluate_model(name: str, config: EvalConfig) -> Tuple[Dict[str, Any], Dict[
     classes = _name_classes(classifier, found, name)
     index_of = np.array(_match_classes(classes, found, name))
     probs, targets = _run(classifier, dataset, config)
-    is_guess = classifier.classes is None and has_two_orders(found)
+    is_guess = classifier.classes is None and has_ambiguous_order(found)
     if is_guess:
         _warn_of_order(name, classes, found, probs.argmax(axis=1), targets)
     targets = index_of[targets]

@@ -22,9 +22,7 @@ zeros at the bottom and at the right; with `dynamic_img_pad=False` the last row 
 """
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from inspect import signature
 import math
-import re
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Type, Union
 
 import torch
@@ -36,17 +34,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import Attention, DropPath, Mlp, SEModule, SelectAdaptivePool2d, calculate_drop_path_rates, \
     get_device_dtype, global_pool_nlc, resample_abs_pos_embed, to_2tuple
-from timm.models import adapt_input_conv, build_model_with_cfg, checkpoint, clean_state_dict, generate_default_cfgs, \
-    register_model, resolve_pretrained_cfg
-try:
-    # timm >= 1.0.31 records the arguments that rebuild a model, and its own models keep them up to date by this
-    # function, which has no public name
-    from timm.models._input import update_model_input_size
-except ImportError:
-    def update_model_input_size(model: nn.Module, img_size: Any) -> None:
-        model._model_args = dict(getattr(model, '_model_args', {}), img_size=img_size)
-
+from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model, \
+    resolve_pretrained_cfg
+from .._compat import ADAPTS_FIRST_CONV, adapt_first_conv, record_model_args, update_model_input_size
 from .pretrained import hub_id, release_overlay
+from .published import convert_state_dict
 
 __all__ = ['HDKDTeacher', 'HDKDStudent']
 
@@ -1062,67 +1054,6 @@ class HDKDStudent(nn.Module):
         return x
 
 
-# published names to ours, in this order
-_PUBLISHED_KEYS = [(re.compile(pattern), name) for pattern, name in (
-    (r'^stage1\.(\d+)\.0\.', r'stages.0.\1.conv.'),
-    (r'^stage1\.(\d+)\.1\.', r'stages.0.\1.bn.'),
-    (r'^stage2\.', r'stages.1.'),
-    (r'^stage3\.', r'stages.2.'),
-    (r'\.conv\.norm\.', r'.pre_norm.'),
-    (r'\.conv\.fn\.0\.', r'.conv_pw.'),
-    (r'\.conv\.fn\.1\.', r'.bn1.'),
-    (r'\.conv\.fn\.3\.', r'.conv_dw.'),
-    (r'\.conv\.fn\.4\.', r'.bn2.'),
-    (r'\.conv\.fn\.6\.channel_attention\.fc\.0\.', r'.attn.channel.fc1.'),
-    (r'\.conv\.fn\.6\.channel_attention\.fc\.2\.', r'.attn.channel.fc2.'),
-    (r'\.conv\.fn\.6\.spatial_attention\.conv1\.', r'.attn.spatial.conv.'),
-    (r'\.conv\.fn\.6\.fc\.0\.', r'.attn.fc1.'),
-    (r'\.conv\.fn\.6\.fc\.2\.', r'.attn.fc2.'),
-    (r'\.conv\.fn\.7\.', r'.conv_pwl.'),
-    (r'\.conv\.fn\.8\.', r'.bn3.'),
-    (r'^(stages\.[12]\.\d+)\.proj\.', r'\1.shortcut.proj.'),
-    (r'^fn1\.', r'head_hidden.'),
-    (r'^classifier\.', r'head.'),
-    (r'^head_cls\.', r'head.'),
-    (r'^head_distill\.', r'head_dist.'),
-    (r'^DFLT_module\.to_patch_embedding\.1\.', r'patch_embed.norm1.'),
-    (r'^DFLT_module\.to_patch_embedding\.2\.', r'patch_embed.proj.'),
-    (r'^DFLT_module\.to_patch_embedding\.3\.', r'patch_embed.norm2.'),
-    (r'^DFLT_module\.pos_embedding$', r'pos_embed'),
-    (r'^DFLT_module\.cls_token$', r'cls_token'),
-    (r'^DFLT_module\.distill_token$', r'dist_token'),
-    (r'^DFLT_module\.transformer\.norm\.', r'norm.'),
-    (r'^DFLT_module\.transformer\.layers\.(\d+)\.0\.norm\.', r'blocks.\1.norm.'),
-    (r'^DFLT_module\.transformer\.layers\.(\d+)\.0\.to_qkv\.', r'blocks.\1.attn.qkv.'),
-    (r'^DFLT_module\.transformer\.layers\.(\d+)\.0\.to_out\.0\.', r'blocks.\1.attn.proj.'),
-    (r'^DFLT_module\.transformer\.layers\.(\d+)\.1\.net\.0\.', r'blocks.\1.mlp.fc1.'),
-    (r'^DFLT_module\.transformer\.layers\.(\d+)\.1\.net\.3\.', r'blocks.\1.mlp.fc2.'),
-)]
-
-
-def convert_state_dict(state_dict: Dict[str, Any]) -> Dict[str, torch.Tensor]:
-    """ The published code's state dict with the names used here; one that has them already is returned as it is.
-
-    Takes a bare state dict or a checkpoint that holds one under 'state_dict' or 'model', with or without the prefix
-    'module.' of (distributed) data parallel.
-    """
-    for key in ('state_dict', 'model'):
-        if isinstance(state_dict.get(key), dict):
-            state_dict = state_dict[key]
-            break
-    state_dict = clean_state_dict(state_dict)
-    if not any(name.startswith('stage1.') for name in state_dict):
-        return state_dict
-    converted = {}
-    for name, tensor in state_dict.items():
-        for pattern, repl in _PUBLISHED_KEYS:
-            name = pattern.sub(repl, name)
-        if re.search(r'\.attn\.fc[12]\.weight$', name) and tensor.ndim == 2:
-            tensor = tensor[:, :, None, None]  # squeeze-and-excitation by linear layers, by 1x1 convs here
-        converted[name] = tensor
-    return converted
-
-
 def _resample_pos_embed(state_dict: Dict[str, torch.Tensor], model: HDKDStudent) -> torch.Tensor:
     """ The state dict's position embedding for the model's grid of patches.
 
@@ -1150,21 +1081,7 @@ def _resample_pos_embed(state_dict: Dict[str, torch.Tensor], model: HDKDStudent)
         pos_embed, new_size=model.patch_embed.grid_size, old_size=old_size, num_prefix_tokens=model.num_prefix_tokens)
 
 
-# timm < 1.0.31 adapts a first conv of three channels only and records no model arguments, there it is done here
-_OLD_TIMM = 'base_chans' not in signature(adapt_input_conv).parameters
 _FIRST_CONV = 'stages.0.0.conv'
-
-
-def _adapt_first_conv(weight: torch.Tensor, in_chans: int) -> torch.Tensor:
-    """ First conv for another number of channels, by the rule of timm >= 1.0.31: summed for one channel, else repeated
-    and scaled."""
-    chans = weight.shape[1]
-    if in_chans == chans:
-        return weight
-    if in_chans == 1:
-        return weight.sum(dim=1, keepdim=True)
-    repeated = weight.repeat(1, math.ceil(in_chans / chans), 1, 1)[:, :in_chans]
-    return repeated * (chans / in_chans)
 
 
 def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> Dict[str, torch.Tensor]:
@@ -1175,8 +1092,8 @@ def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> Dict[s
         k: v.float() if isinstance(v, torch.Tensor) and v.dtype == torch.float16 else v for k, v in state_dict.items()}
     if 'pos_embed' in state_dict and isinstance(model, HDKDStudent):
         state_dict = dict(state_dict, pos_embed=_resample_pos_embed(state_dict, model))
-    if _OLD_TIMM and f'{_FIRST_CONV}.weight' in state_dict:
-        weight = _adapt_first_conv(state_dict[f'{_FIRST_CONV}.weight'], model.in_chans)
+    if not ADAPTS_FIRST_CONV and f'{_FIRST_CONV}.weight' in state_dict:
+        weight = adapt_first_conv(state_dict[f'{_FIRST_CONV}.weight'], model.in_chans)
         state_dict = dict(state_dict, **{f'{_FIRST_CONV}.weight': weight})
     return state_dict
 
@@ -1231,8 +1148,8 @@ def _create_hdkd(
     if kwargs.get('num_classes') not in (None, cfg.num_classes):
         pretrained_cfg_overlay.setdefault('label_names', None)  # those of the weights are not the model's
     pretrained_cfg_overlay = {**release_overlay(cfg, pretrained, kwargs.get('cache_dir')), **pretrained_cfg_overlay}
-    if _OLD_TIMM:
-        pretrained_cfg_overlay['first_conv'] = None  # keep timm's own hands off
+    if not ADAPTS_FIRST_CONV:
+        pretrained_cfg_overlay['first_conv'] = None  # checkpoint_filter_fn adapts it instead of timm
     model = build_model_with_cfg(
         model_cls, variant, pretrained,
         pretrained_cfg_overlay=pretrained_cfg_overlay,
@@ -1245,9 +1162,7 @@ def _create_hdkd(
         **kwargs,
     )
     model.pretrained_cfg['first_conv'] = _FIRST_CONV
-    if _OLD_TIMM:
-        recorded = set(signature(model_cls).parameters) - {'device', 'dtype'}
-        model._model_args = {k: v for k, v in kwargs.items() if k in recorded}
+    record_model_args(model, model_cls, kwargs)
     return model
 
 

@@ -24,7 +24,7 @@ from ..data.image_io import describe_ranges, inspect_images
 from ..data.loader import SplitLoader
 from ..evaluation.evaluate import evaluate
 from ..evaluation.inference import Classifier, InferenceConfig, OnnxModel, find_images, image_dataset, load_classifier
-from ..models.checkpoint import adapt_stats
+from ..models.preprocessing import adapt_stats
 from ..utils.distributed import World
 from ..utils.files import PathLike, atomic_write
 from ..version import __version__
@@ -229,7 +229,7 @@ def export_model(
     weights; all else stays float32.
 
     Args:
-        name: As `load_saved` takes it.
+        name: As `load_model` takes it.
         out: File to write, ending in .onnx or, for torch-export, .pt2.
         format: 'onnx' or 'torch-export'.
         opset: ONNX opset version, 18 or more; PyTorch's choice by default.

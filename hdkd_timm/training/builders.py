@@ -1,17 +1,20 @@
 """Network, task, optimiser and schedule of a training, built from its settings by timm's factories."""
+from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 import timm
 import torch
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay, param_groups_weight_decay
-from timm.scheduler import create_scheduler_v2
 from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
 from torch import nn
 
 from ..distillation.task import HDKDTask
 from ..evaluation.metrics import LOWER_IS_BETTER
-from ..models.checkpoint import SOURCE_PREFIXES, adapt_stats, load_model
+from .._compat import create_scheduler
+from ..models.checkpoint import SOURCE_PREFIXES, load_model
+from ..models.labels import match_classes
+from ..models.preprocessing import adapt_stats
 from .config import DistillConfig, TrainConfig
 
 
@@ -37,13 +40,14 @@ def create_network(
         if key in kwargs:
             raise ValueError(
                 f"'{key}' of '{name}' cannot be set by --model-kwargs: it follows from the data and the other flags.")
-    kwargs.update(num_classes=num_classes, in_chans=config.in_chans)
+    kwargs.update(in_chans=config.in_chans)
     rates = dict(drop_rate=config.drop, drop_path_rate=config.drop_path)
     kwargs.update({key: value for key, value in rates.items() if value is not None})
     if name.startswith(SOURCE_PREFIXES):
-        model, kwargs = load_model(name, optional=dict(img_size=config.img_size), **kwargs)
+        model, kwargs = load_model(name, img_size=config.img_size, num_classes=num_classes, model_kwargs=kwargs)
         adapt_stats(model)
         return model, kwargs
+    kwargs.update(num_classes=num_classes)
     if not timm.is_model(name.split('.')[0]):
         close = timm.list_models('hdkd_*')
         raise ValueError(f"Unknown model '{name}': choose from {', '.join(close)} or any other of timm's.")
@@ -59,6 +63,37 @@ def create_network(
         raise ValueError(f"Cannot build '{name}' with {kwargs}: {reason}") from e
     adapt_stats(model)
     return model, kwargs
+
+
+def create_teacher(
+        config: TrainConfig,
+        classes: List[str],
+        model_name: Optional[str] = None,
+) -> Tuple[nn.Module, Dict[str, Any]]:
+    """The trained teacher of `teacher_checkpoint`, with the classes of the data in their order, and its arguments.
+
+    Args:
+        config: The teacher's checkpoint and class names, and the channels of the student's images.
+        classes: Class names of the data by index.
+        model_name: Model name of a checkpoint file, where its keys leave a choice (`_s4`).
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_model` and `match_classes`; if it takes other channels.
+    """
+    name = config.teacher_checkpoint
+    try:
+        model, model_args = load_model(name, model_name)
+    except ValueError as e:
+        if not Path(name).is_file():
+            raise
+        raise ValueError(
+            f'{e} For a teacher, convert it with these settings, `hdkd convert {name} FOLDER`, and use FOLDER as the'
+            ' teacher.') from e
+    match_classes(model, classes, config.teacher_label_names, f"Teacher '{name}'")
+    if model.in_chans != config.in_chans:
+        raise ValueError(f"Teacher '{name}' takes {model.in_chans} channels, the student {config.in_chans}.")
+    adapt_stats(model)
+    return model, model_args
 
 
 def _shrink_new_head(model: nn.Module) -> None:
@@ -175,16 +210,13 @@ def create_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, updat
     third = max(1, config.epochs // 3)
     milestones = config.decay_milestones or (third, 2 * third)
     warmup_epochs = min(5, config.epochs // 5) if config.warmup_epochs is None else config.warmup_epochs
-    unknown = f"Unknown schedule '{config.sched}': choose one of timm's (cosine, step, plateau, ...) or none."
     try:
-        scheduler, _ = create_scheduler_v2(
+        return create_scheduler(
             optimizer, sched=config.sched, num_epochs=config.epochs, warmup_epochs=warmup_epochs,
             warmup_lr=config.warmup_lr, min_lr=config.min_lr, step_on_epochs=not config.sched_on_updates,
             decay_epochs=config.decay_epochs or third, decay_milestones=list(milestones), decay_rate=config.decay_rate,
             patience_epochs=config.patience_epochs, updates_per_epoch=updates_per_epoch,
             plateau_mode='min' if config.select_metric in LOWER_IS_BETTER else 'max')
     except ValueError as e:
-        raise ValueError(unknown) from e
-    if scheduler is None:  # timm < 1.0.31 takes any name
-        raise ValueError(unknown)
-    return scheduler
+        raise ValueError(
+            f"Unknown schedule '{config.sched}': choose one of timm's (cosine, step, plateau, ...) or none.") from e

@@ -8,12 +8,12 @@ from torch import nn
 
 from ..distillation.task import check_pair
 from ..evaluation.evaluate import evaluate
-from ..models.checkpoint import SOURCE_PREFIXES, load_teacher, save_model
+from ..models.checkpoint import SOURCE_PREFIXES, save_model
 from ..models.hdkd import HDKDStudent
 from ..utils.distributed import init_world, leave_world
 from ..utils.files import write_json
 from ..utils.run_files import METRICS_FILE
-from .builders import create_network, create_task
+from .builders import create_network, create_task, create_teacher
 from .config import DistillConfig, TrainConfig
 from .context import RunContext, open_run, prepare_run
 from .results import create_result, write_result
@@ -70,7 +70,7 @@ def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False
 def _create_networks(context: RunContext, config: DistillConfig) -> Dict[str, Network]:
     """The networks of a run by name, in the order of their training. Each is drawn from the seed anew."""
     num_classes = len(context.classes)
-    networks = {'teacher': _create_teacher(context, config)}
+    networks = {'teacher': _prepare_teacher(context, config)}
     random_seed(config.seed)
     student = Network(*create_network(config.model, config, num_classes, **config.model_kwargs), config)
     if config.student_alone:
@@ -83,7 +83,7 @@ def _create_networks(context: RunContext, config: DistillConfig) -> Dict[str, Ne
     return dict(networks, student=student)
 
 
-def _create_teacher(context: RunContext, config: DistillConfig) -> Network:
+def _prepare_teacher(context: RunContext, config: DistillConfig) -> Network:
     """The teacher to train, with settings of its own, or the one that is given."""
     classes = context.classes
     settings = dataclasses.replace(
@@ -95,9 +95,7 @@ def _create_teacher(context: RunContext, config: DistillConfig) -> Network:
         return Network(*create_network(config.teacher, settings, len(classes), **config.teacher_kwargs), settings)
     # the default does not contradict what a checkpoint file says of itself
     name: Optional[str] = config.teacher if config.teacher != DistillConfig.teacher else None
-    teacher, model_args = load_teacher(
-        config.teacher_checkpoint, classes, config.in_chans, name, config.teacher_label_names)
-    return Network(teacher, model_args, settings)
+    return Network(*create_teacher(config, classes, name), settings)
 
 
 def _check_networks(context: RunContext, config: DistillConfig, networks: Dict[str, Network]) -> None:

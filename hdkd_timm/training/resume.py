@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import torch
 from torch import nn
 
-from ..models.checkpoint import read_checkpoint
+from ..models.checkpoint_file import read_checkpoint
 from ..utils.config import read_yaml
 from ..utils.files import check_sums
 from ..utils.parsing import read_json

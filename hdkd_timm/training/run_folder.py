@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from ..data.samples import CONTENTS, find_changes
-from ..models.checkpoint import read_checkpoint
+from ..models.checkpoint_file import read_checkpoint
 from ..utils.config import read_yaml
 from ..utils.files import add_sums, atomic_write, check_sums, read_rows, write_rows
 from ..utils.parsing import parse_yaml

@@ -15,9 +15,15 @@ from timm.utils import random_seed
 from torch import nn
 
 from ..distillation.task import check_input
-from ..models.checkpoint import load_teacher
 from ..utils.distributed import init_world, leave_world
-from .builders import create_network, create_optimizer, create_schedule, create_task, freeze_stages
+from .builders import (
+    create_network,
+    create_optimizer,
+    create_schedule,
+    create_task,
+    create_teacher,
+    freeze_stages,
+)
 from .config import TrainConfig
 from .context import RunContext, open_run, prepare_run
 from .trainer import Trainer
@@ -39,7 +45,7 @@ def train(config: TrainConfig, resume: bool = False, overwrite: bool = False) ->
 
     Raises:
         FileNotFoundError, ValueError, FileExistsError, ImportError, MemoryError: bad input, see `create_datasets`,
-            `load_teacher`, `smote` and `run_folder`.
+            `create_teacher`, `smote` and `run_folder`.
         FloatingPointError: if a loss became non-finite.
         Interrupted: if a signal of `STOP_SIGNALS` asked to stop; the state is saved.
     """
@@ -52,8 +58,7 @@ def train(config: TrainConfig, resume: bool = False, overwrite: bool = False) ->
         random_seed(config.seed)
         teacher = None
         if config.teacher_checkpoint:
-            teacher, _ = load_teacher(
-                config.teacher_checkpoint, classes, config.in_chans, label_names=config.teacher_label_names)
+            teacher, _ = create_teacher(config, classes)
             check_input(teacher, context.input_size)
         check_input(model, context.input_size)
         check_settings(context, model, config)

@@ -13,11 +13,13 @@ from timm.task import TrainingTask
 from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad, distribute_bn, random_seed, unwrap_model
 from torch import nn
 
+from .._compat import set_memory_format, set_train_mode
 from ..data.augment import BatchAugmentation
 from ..data.loader import derive_seed
 from ..evaluation.evaluate import evaluate
 from ..evaluation.metrics import LOWER_IS_BETTER, classification_metrics, per_class_metrics
-from ..models.checkpoint import read_checkpoint, save_model
+from ..models.checkpoint import save_model
+from ..models.checkpoint_file import read_checkpoint
 from ..utils.run_files import METRICS_FILE, PREDICTIONS_FILE, STATE_FILE
 from .builders import create_optimizer, create_schedule, freeze_stages
 from .config import TrainConfig
@@ -144,8 +146,7 @@ class Trainer:
         random_seed(config.seed, self.world.rank)
         self.task.to(device)
         if config.channels_last:
-            for module in self.task.children():  # the task itself can't take it in timm < 1.0.31
-                module.to(memory_format=torch.channels_last)
+            set_memory_format(self.task, torch.channels_last)
         self.loaders = self.context.create_loaders(self.model)
         self.num_batches = len(self.loaders['train'])
         self.frozen = freeze_stages(self.model, config.freeze_stages)
@@ -212,11 +213,9 @@ class Trainer:
 
     def start_epoch(self) -> None:
         state = self.state
-        self.task.train()
+        set_train_mode(self.task)
         for module in self.frozen:
             module.eval()
-        if hasattr(self.task, 'teacher'):
-            self.task.teacher.eval()  # timm < 1.0.31 would train with its teacher's batch statistics
         if not state.step:
             state.lr = max(group['lr'] for group in self.optimizer.param_groups)
         self.optimizer.zero_grad()

@@ -26,7 +26,8 @@ import hdkd_timm
 loaded = {m for m in set(sys.modules) - before}
 assert all(m.startswith('hdkd_timm') for m in loaded), loaded
 assert loaded == {
-    'hdkd_timm', 'hdkd_timm.models', 'hdkd_timm.models.hdkd', 'hdkd_timm.models.pretrained',
+    'hdkd_timm', 'hdkd_timm._compat', 'hdkd_timm.models', 'hdkd_timm.models.hdkd', 'hdkd_timm.models.pretrained',
+    'hdkd_timm.models.published',
     'hdkd_timm.version'}, loaded
 assert len(set(timm.list_models()) - models) == 5
 assert get_img_extensions() == extensions

@@ -13,18 +13,22 @@ from torch import nn
 from hdkd_timm.evaluation.inference import ModelConfig, load_classifier
 from hdkd_timm.models.checkpoint import (
     convert_checkpoint,
-    load_checkpoint,
     load_model,
-    load_saved,
-    load_teacher,
-    read_checkpoint,
     save_model,
 )
-from hdkd_timm.models.hdkd import convert_state_dict
+from hdkd_timm.models.checkpoint_file import read_checkpoint
+from hdkd_timm.models.published import convert_state_dict
+from hdkd_timm.training.builders import create_teacher
+from hdkd_timm.training.config import DistillConfig
 
 # what keys and shapes of the fixtures' networks don't show: heads of 8
 MODEL_KWARGS = {'teacher': {}, 'student': dict(head_dim=8), 'student_plain': dict(head_dim=8)}
 NAMES = {'teacher': 'hdkd_teacher', 'student': 'hdkd_student', 'student_plain': 'hdkd_student_plain'}
+
+
+def load_teacher(name, classes, in_chans=3, model_name=None, label_names=None):
+    config = DistillConfig(teacher_checkpoint=str(name), in_chans=in_chans, teacher_label_names=label_names)
+    return create_teacher(config, classes, model_name)
 
 
 def published(name):
@@ -89,7 +93,7 @@ def test_squeeze_and_excitation_checkpoint(tmp_path):
         else:
             published_state[names[name]] = value
     torch.save(published_state, tmp_path / 'se.pth')
-    loaded, args = load_checkpoint(tmp_path / 'se.pth')
+    loaded, args = load_model(tmp_path / 'se.pth')
     assert args['attn'] == 'se'
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
@@ -98,7 +102,7 @@ def test_squeeze_and_excitation_checkpoint(tmp_path):
 def test_stride_four_is_named(tmp_path):
     model = timm.create_model('hdkd_student_s4', **TINY_STUDENT | dict(img_size=64))
     torch.save(model.state_dict(), tmp_path / 's4.pth')
-    loaded, _ = load_checkpoint(tmp_path / 's4.pth', 'hdkd_student_s4', head_dim=8)
+    loaded, _ = load_model(tmp_path / 's4.pth', 'hdkd_student_s4', model_kwargs=dict(head_dim=8))
     x = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(loaded.eval()(x), model.eval()(x))
 
@@ -219,12 +223,12 @@ def test_damaged_files(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=name):
         read_checkpoint(tmp_path / name)
     (tmp_path / name).write_bytes(b'no checkpoint at all')
-    with pytest.raises(ValueError, match='no checkpoint'):
+    with pytest.raises(ValueError, match='is not a checkpoint'):
         read_checkpoint(tmp_path / name)
     state = {'stage1.0.0.weight': torch.zeros(300)}
     torch.save(state, tmp_path / name) if name.endswith('.pth') else save_file(state, tmp_path / name)
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-100])
-    with pytest.raises(ValueError, match='no checkpoint'):
+    with pytest.raises(ValueError, match='is not a checkpoint'):
         read_checkpoint(tmp_path / name)
 
 
@@ -234,33 +238,33 @@ def test_wrong_keys_are_named(tmp_path):
 
     def load(state, *args, **kwargs):
         torch.save(state, path)
-        return load_checkpoint(path, *args, **{'head_dim': 8, **kwargs})
+        return load_model(path, *args, model_kwargs={'head_dim': 8, **kwargs})
 
     with pytest.raises(ValueError, match=r'1 missing: head_dist\.bias'):
         load({k: v for k, v in state.items() if k != 'head_distill.bias'})
-    with pytest.raises(ValueError, match=r'1 left over: neck\.weight'):
+    with pytest.raises(ValueError, match=r'1 unexpected: neck\.weight'):
         load(dict(state, **{'neck.weight': torch.zeros(3)}))
     with pytest.raises(ValueError, match=r'1 of another shape: norm\.bias \(3,\) instead of \(32,\)'):
         load(dict(state, **{'DFLT_module.transformer.norm.bias': torch.zeros(3)}))
-    with pytest.raises(ValueError, match=r'lacks .*patch_embed\.proj\.weight'):
+    with pytest.raises(ValueError, match=r'patch_embed\.proj\.weight. is missing'):
         load({k: v for k, v in state.items() if 'to_patch_embedding' not in k})
     with pytest.raises(ValueError, match=r'Not a checkpoint of an HDKD network.*fc\.weight'):
         load({'fc.weight': torch.zeros(3)})
-    with pytest.raises(ValueError, match='16 wide, no whole number of heads of 32: .*head_dim=WIDTH'):
+    with pytest.raises(ValueError, match='16 wide, not a whole number of heads of 32: .*head_dim=WIDTH'):
         load(state, head_dim=None)
     assert load(state, head_dim=None, num_heads=2)[0].blocks[0].attn.head_dim == 8
-    with pytest.raises(ValueError, match='of other shapes|other shapes'):
+    with pytest.raises(ValueError, match='its tensors have other shapes'):
         load(dict(state, **{'head_cls.weight': torch.tensor(1.)}))
-    with pytest.raises(ValueError, match='student with distillation token, not of .hdkd_student_plain'):
+    with pytest.raises(ValueError, match='student with distillation token, not .hdkd_student_plain'):
         load(state, 'hdkd_student_plain')
     with pytest.raises(ValueError, match="Unknown model 'resnet18'"):
         load(state, 'resnet18')
     torch.save({1: torch.zeros(2)}, path)
-    with pytest.raises(ValueError, match='keys are no names'):
-        load_checkpoint(path)
+    with pytest.raises(ValueError, match='keys are not strings'):
+        load_model(path)
     torch.save([1, 2], path)
     with pytest.raises(ValueError, match='holds a list'):
-        load_checkpoint(path)
+        load_model(path)
 
 
 def test_nothing_is_overwritten_or_left_half_done(tmp_path):
@@ -299,7 +303,7 @@ def test_load_teacher(tmp_path):
         folder = tmp_path / f'broken {name} {content}'.replace('"', '').replace(':', '')
         shutil.copytree(tmp_path / 'm', folder)
         (folder / name).unlink() if content is None else (folder / name).write_text(content)
-        with pytest.raises(ValueError, match='Cannot load .*broken .* Expected a whole model folder'):
+        with pytest.raises(ValueError, match='Cannot load .*broken .* Expected a complete model folder'):
             load_teacher(folder, ['cat', 'dog'])
     s4 = timm.create_model('hdkd_teacher_s4', **TINY_TEACHER)
     torch.save(s4.state_dict(), tmp_path / 's4.pth')
@@ -316,12 +320,12 @@ def test_load_teacher(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['{}/best', '{}', '{}/best/model.safetensors', 'local-dir:{}/best'])
-def test_load_saved(name, tmp_path):
+def test_load_model(name, tmp_path):
     """A folder, its run and its weights file are the same model: the file alone would not tell stride, names, size."""
     args = dict(TINY_TEACHER, num_classes=2, img_size=64)
     model = timm.create_model('hdkd_teacher_s4', **args).eval()
     save_model(model, tmp_path / 'run' / 'best', ['cat', 'dog'], args, (3, 64, 64))
-    loaded, loaded_args = load_saved(name.format(tmp_path / 'run'))
+    loaded, loaded_args = load_model(name.format(tmp_path / 'run'))
     x = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(loaded.eval()(x), model(x))
     assert loaded.pretrained_cfg['architecture'] == 'hdkd_teacher_s4'
@@ -330,39 +334,39 @@ def test_load_saved(name, tmp_path):
     assert tuple(loaded_args['dims']) == TINY_TEACHER['dims']
 
 
-def test_load_saved_checkpoint_file(tmp_path):
+def test_load_model_checkpoint_file(tmp_path):
     state, x, logits = published('student')
     torch.save(state, tmp_path / 'student.pth')
-    model, args = load_saved(tmp_path / 'student.pth', 'hdkd_student', head_dim=8)
+    model, args = load_model(tmp_path / 'student.pth', 'hdkd_student', model_kwargs=dict(head_dim=8))
     torch.testing.assert_close(model.eval()(x), logits, rtol=0, atol=1e-5)
     assert args['img_size'] == 32
-    model, args = load_saved(str(tmp_path / 'student.pth'), img_size=32, num_heads=2)
+    model, args = load_model(str(tmp_path / 'student.pth'), img_size=32, model_kwargs=dict(num_heads=2))
     assert model.blocks[0].attn.head_dim == 8
     torch.save(published('teacher')[0], tmp_path / 'teacher.pth')
     for name, stride in ((None, (2, 2)), ('hdkd_teacher_s4', (4, 4))):
-        assert load_saved(tmp_path / 'teacher.pth', name)[0].stages[0][0].conv.stride == stride
-    with pytest.raises(ValueError, match='student with distillation token, not of .hdkd_student_plain'):
-        load_saved(tmp_path / 'student.pth', 'hdkd_student_plain', head_dim=8)
+        assert load_model(tmp_path / 'teacher.pth', name)[0].stages[0][0].conv.stride == stride
+    with pytest.raises(ValueError, match='student with distillation token, not .hdkd_student_plain'):
+        load_model(tmp_path / 'student.pth', 'hdkd_student_plain', model_kwargs=dict(head_dim=8))
 
 
-def test_load_saved_of_another_size(tmp_path):
+def test_load_model_of_another_size(tmp_path):
     save_model(timm.create_model('hdkd_student', **TINY_STUDENT), tmp_path / 'm', model_args=TINY_STUDENT)
-    model, args = load_saved(tmp_path / 'm', img_size=48)
+    model, args = load_model(tmp_path / 'm', img_size=48)
     assert tuple(model.img_size) == (48, 48)
     assert args['img_size'] == 48
 
 
-def test_load_saved_asks_which(tmp_path):
+def test_load_model_asks_which(tmp_path):
     for name in ('teacher', 'student'):
         save_model(timm.create_model('hdkd_teacher', **TINY_TEACHER), tmp_path / 'run' / name / 'best')
-    with pytest.raises(ValueError, match=r"run' holds several models: give one of \S+run/student, \S+run/teacher\."):
-        load_saved(tmp_path / 'run')
-    assert load_saved(tmp_path / 'run' / 'teacher')[0].num_classes == 5
+    with pytest.raises(ValueError, match=r"run' holds several models: specify one of \S+run/student, \S+run/teacher\."):
+        load_model(tmp_path / 'run')
+    assert load_model(tmp_path / 'run' / 'teacher')[0].num_classes == 5
     for name in (tmp_path / 'nowhere', 'nowhere', 'hdkd_student_plain'):
-        with pytest.raises(FileNotFoundError, match=f"Model '{name}' does not exist: give a model folder"):
-            load_saved(name)
+        with pytest.raises(FileNotFoundError, match=f"Model '{name}' does not exist: specify a model folder"):
+            load_model(name)
     with pytest.raises(FileNotFoundError, match="Model folder 'nowhere' does not exist"):
-        load_saved('local-dir:nowhere')
+        load_model('local-dir:nowhere')
 
 
 def write_config(folder, **changes):
@@ -377,19 +381,20 @@ def write_config(folder, **changes):
 
 @pytest.mark.parametrize(('changes', 'match'), [
     (dict(top=dict(label_names=list('abcd'))), '4 label names for the 5 classes of the model'),
-    (dict(top=dict(label_names=list('abcda'))), "label name 'a' is there twice"),
+    (dict(top=dict(label_names=list('abcda'))), "duplicate label name 'a'"),
     (dict(top=dict(label_names=[0, 1, 2, 3, 4])), r'label_names must be a list of names, got \[0, 1'),
     (dict(top=dict(label_names={'0': 'a', '2': 'b', '3': 'c', '4': 'd', '5': 'e'})), 'must be a list of names'),
     (dict(top=dict(num_classes=4, label_names=list('abcd')), model_args=dict(num_classes=5)),
-     'num_classes contradict each other, 4 in itself, 5 in model_args'),
+     'num_classes contradict each other, 4 in the top level, 5 in model_args'),
     (dict(top=dict(num_classes=None), model_args=dict(num_classes=5), pretrained_cfg=dict(num_classes=None)),
-     'num_classes is in model_args alone: move it to the top level'),
-    (dict(model_args=dict(device='meta')), "model_args hold 'device', which is no argument of a network"),
+     'num_classes is in model_args only: move it to the top level'),
+    (dict(model_args=dict(device='meta')), "model_args hold 'device', which is not an argument of a network"),
     (dict(top=dict(num_classes=4, label_names=list('abcd')), pretrained_cfg=dict(num_classes=4)),
      r'size mismatch for head\.weight'),
-    (dict(model_args=dict(features_only=True)), "model_args hold 'features_only', which is no argument of a network"),
+    (dict(model_args=dict(features_only=True)),
+     "model_args hold 'features_only', which is not an argument of a network"),
     (dict(model_args=dict(checkpoint_path='a.pth')), "model_args hold 'checkpoint_path'"),
-    (dict(pretrained_cfg=dict(mean=[0.5, 0.5])), r'mean must be 3 numbers, one a channel, got .0\.5, 0\.5.'),
+    (dict(pretrained_cfg=dict(mean=[0.5, 0.5])), r'mean must be 3 numbers, one per channel, got .0\.5, 0\.5.'),
     (dict(pretrained_cfg=dict(std=[0.5, 0, 0.5])), 'std must be 3 numbers above 0'),
     (dict(pretrained_cfg=dict(std=[0.5, float('nan'), 0.5])), r'config\.json.: NaN is not a finite number'),
     (dict(pretrained_cfg=dict(input_size=[3, 32])), 'Cannot load|input_size must be'),
@@ -445,8 +450,8 @@ def test_teacher_without_class_names(tmp_path):
     data = ['glioma', 'meningioma', 'Normal']
     model = timm.create_model('hdkd_teacher', **TINY_TEACHER | dict(num_classes=3)).eval()
     torch.save(model.state_dict(), tmp_path / 'a.pth')
-    with pytest.raises(ValueError, match=r'order is a guess: the data has glioma, meningioma, Normal, a trainer with .*'
-                                         r'Normal, glioma, meningioma\. Name them by index, --teacher-label-names'):
+    with pytest.raises(ValueError, match=r'order is ambiguous: the data has glioma, meningioma, Normal; a trainer .*'
+                                         r'Normal, glioma, meningioma\. Specify them by index, --teacher-label-names'):
         load_teacher(tmp_path / 'a.pth', data)
     x = torch.randn(2, 3, 32, 32)
     teacher, args = load_teacher(tmp_path / 'a.pth', data, label_names=['Normal', 'glioma', 'meningioma'])
@@ -459,11 +464,11 @@ def test_teacher_without_class_names(tmp_path):
     # a model that tells its names in another order, which the flag brings into that of the data
     student = timm.create_model('hdkd_student', **TINY_STUDENT | dict(num_classes=3)).eval()
     save_model(student, tmp_path / 'm', ['Normal', 'glioma', 'meningioma'], TINY_STUDENT | dict(num_classes=3))
-    with pytest.raises(ValueError, match=r'the order differs \(--teacher-label-names'):
+    with pytest.raises(ValueError, match=r'the order differs \(repeat its names as --teacher-label-names'):
         load_teacher(tmp_path / 'm', data)
     teacher, _ = load_teacher(tmp_path / 'm', data, label_names=['Normal', 'glioma', 'meningioma'])
     torch.testing.assert_close(teacher.eval()(x), student(x)[:, [1, 2, 0]])
-    with pytest.raises(ValueError, match='tells its classes, Normal, glioma, meningioma, which are not those given'):
+    with pytest.raises(ValueError, match='own class names, Normal, glioma, meningioma, which differ from the given'):
         load_teacher(tmp_path / 'm', data, label_names=data)
     # where both orders are one, nothing is asked
     load_teacher(tmp_path / 'a.pth', ['a', 'b', 'c'])

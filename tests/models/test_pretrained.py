@@ -19,7 +19,7 @@ from hub_server import hub_server
 import hdkd_timm
 from hdkd_timm import DistillConfig, distill
 from hdkd_timm.cli import main
-from hdkd_timm.models.checkpoint import load_saved, save_model
+from hdkd_timm.models.checkpoint import load_model, save_model
 from hdkd_timm.models.pretrained import HUB_ORG, RELEASES, WEIGHTS, find_folder, find_weights, hub_id
 from hdkd_timm.sharing.hub import write_hub_folder
 
@@ -129,7 +129,7 @@ def test_ways_to_name_weights():
     # a file of one's own wins
     assert logit(STUDENT, num_classes=7, pretrained_cfg_overlay=dict(
         file=str(find_folder(NC_STUDENT) / WEIGHTS), num_classes=7)) == expected
-    model, args = load_saved(NC_STUDENT, img_size=32)
+    model, args = load_model(NC_STUDENT, img_size=32)
     torch.manual_seed(0)
     assert model.eval()(torch.randn(1, 3, 32, 32))[0, 0].item() == expected
 

@@ -283,7 +283,7 @@ def test_errors_of_load_classifier(models, name, config, message, tmp_path):
 
 @pytest.mark.parametrize(('changes', 'message'), [
     (dict(label_names=['a', 'b']), '2 label names for the 3 classes of the model'),
-    (dict(label_names=['a', 'b', 'a']), "label name 'a' is there twice"),
+    (dict(label_names=['a', 'b', 'a']), "duplicate label name 'a'"),
     (dict(label_names='abc'), 'label_names must be a list of names'),
     (dict(num_classes=4), r'its metadata tell images \[3, 32, 32\] and 4 classes, its input and output are'),
     (dict(data_config=dict(input_size=[3, 48, 48])), r'its metadata tell images \[3, 48, 48\]'),

@@ -117,7 +117,7 @@ def test_head_of_random_networks_is_timm_s():
 
 @pytest.mark.parametrize(('name', 'kwargs', 'message'), [
     ('hdkd_pupil', {}, "Unknown model 'hdkd_pupil': choose from hdkd_student, hdkd_student_plain"),
-    ('resnet18', dict(colour='red'), "Cannot build 'resnet18' with {'colour': 'red', 'num_classes': 5, 'in_chans': 3}"),
+    ('resnet18', dict(colour='red'), "Cannot build 'resnet18' with {'colour': 'red', 'in_chans': 3, 'num_classes': 5}"),
     ('hdkd_student', dict(colour='red'), "Cannot build 'hdkd_student' with {'colour': 'red'"),
     ('vit_tiny_patch16_224', dict(embed_dim=25), "Cannot build 'vit_tiny_patch16_224' with {'embed_dim': 25"),
     ('vit_tiny_patch16_224', dict(num_heads=0), "Cannot build 'vit_tiny_patch16_224' with {'num_heads': 0"),

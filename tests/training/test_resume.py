@@ -63,14 +63,14 @@ def resumed(finished, tmp_path):
 @pytest.mark.parametrize('file', ['best/model.safetensors', 'best/config.json', 'metrics.json'])
 def test_flipped_bits_are_found_where_they_are_read(resumed, file):
     from hdkd_timm.analysis.report import read_networks
-    from hdkd_timm.models.checkpoint import load_saved
+    from hdkd_timm.models.checkpoint import load_model
     config, run = resumed
     for name in ('teacher', 'student'):
         path = run / name / file
         good = path.read_bytes()
         reads = [lambda: distill(config, resume=True), lambda: read_networks([run / 'teacher', run / 'student'])]
         if file.startswith('best'):
-            reads.append(lambda name=name: load_saved(run / name))
+            reads.append(lambda name=name: load_model(run / name))
         for bit, read in zip(random.Random(0).sample(range(8 * len(good)), 3 * len(reads)), 3 * reads):
             flip(path, bit)
             with pytest.raises(ValueError, match=rf"{name}/{file}' is damaged, or was edited"):

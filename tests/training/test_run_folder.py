@@ -125,14 +125,14 @@ def test_no_state(tmp_path):
     with pytest.raises(ValueError, match=r"weights\.pth' is not a training state: it holds no progress"):
         load_state(tmp_path / 'weights.pth')
     (tmp_path / 'text.pth').write_text('words')
-    with pytest.raises(ValueError, match=r"text\.pth' is no checkpoint"):
+    with pytest.raises(ValueError, match=r"text\.pth' is not a checkpoint"):
         load_state(tmp_path / 'text.pth')
     save_state({'progress': 1, 'model': torch.zeros(1000)}, tmp_path / 'cut.pth')
     (tmp_path / 'cut.pth').write_bytes((tmp_path / 'cut.pth').read_bytes()[:2000])
     with pytest.raises(ValueError, match=r"cut\.pth' is damaged, or was edited"):
         load_state(tmp_path / 'cut.pth')
     (tmp_path / SUMS).unlink()
-    with pytest.raises(ValueError, match=r"cut\.pth' is no checkpoint"):
+    with pytest.raises(ValueError, match=r"cut\.pth' is not a checkpoint"):
         load_state(tmp_path / 'cut.pth')
     with pytest.raises(FileNotFoundError, match='nowhere'):
         load_state(tmp_path / 'nowhere')
