@@ -9,9 +9,9 @@ from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_
 from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
 from torch import nn
 
+from .._compat import create_scheduler
 from ..distillation.task import HDKDTask
 from ..evaluation.metrics import LOWER_IS_BETTER
-from .._compat import create_scheduler
 from ..models.checkpoint import SOURCE_PREFIXES, load_model
 from ..models.labels import match_classes
 from ..models.preprocessing import adapt_stats

@@ -615,7 +615,7 @@ def test_contents_of_images(tmp_path, caplog):
             keep_images(changed, tmp_path)
     # images that are not read now
     keep_images(with_contents(ROWS, digests='    '), tmp_path)
-    assert 'the images are not read now. Names, splits and sizes are the same.' in caplog.text
+    assert '--no-check-images does not read them. Names, splits and sizes are the same.' in caplog.text
     with pytest.raises(ValueError, match=r"Image '/data/train/a/0.png' .* has changed .* \(2 of 4 images"):
         keep_images(with_contents(ROWS, '9294', '    '), tmp_path)
     assert (tmp_path / IMAGES_FILE).read_text() == written
