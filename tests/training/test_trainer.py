@@ -43,12 +43,13 @@ def make_trainer(settings, tmp_path):
 
 
 def next_batch(trainer):
+    """The batch of the trainer's place in the epoch."""
     return trainer.augment(*next(iter(trainer.read_batches())))
 
 
-def step(trainer):
-    """One batch, all that is done with it. Returns its losses."""
-    images, target = next_batch(trainer)
+def step(trainer, batch=None):
+    """All that is done with a batch, the next one by default, up to an update. Returns its losses."""
+    images, target = batch or next_batch(trainer)
     losses = trainer.train_step(images, target)
     trainer.record(dict(losses), target)
     return losses
@@ -261,6 +262,18 @@ def test_accumulated_batches_are_one(train_config, monkeypatch):
     one, two, none = (load(r['run']).head.weight for r in runs)
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
     assert (one - none).abs().max() > 1e-4
+
+
+def test_gradient_is_that_of_the_batches_of_its_update(make_trainer):
+    trainer = make_trainer(batch_size=2, grad_accum_steps=2, opt='sgd', lr=1e-9, sched='none')
+    gradients, batch = [], next_batch(trainer)
+    for _ in range(4):
+        step(trainer, batch)
+        gradients.append(trainer.model.stages[0][0].conv.weight.grad.clone())
+        if trainer.is_update(trainer.state.step - 1):
+            trainer.finish_update()
+    torch.testing.assert_close(gradients[1], 2 * gradients[0])
+    torch.testing.assert_close(gradients[2:], gradients[:2], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(('accum', 'interval', 'steps'), [(1, 5, [5, 10]), (3, 4, [6, 9, 12]), (5, 4, [5, 10, 12])])
