@@ -7,7 +7,8 @@ from torch import nn
 
 from hdkd_timm import HDKDTask
 from hdkd_timm.distillation.task import check_pair
-from hdkd_timm.models.hdkd import convert_state_dict, is_fused
+from hdkd_timm.layers.reparam import is_fused
+from hdkd_timm.models.published import convert_state_dict
 
 
 def create_student(**kwargs):
