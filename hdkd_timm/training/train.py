@@ -32,7 +32,8 @@ from ..data.cache import CachedDataset, cache_images
 from ..data.imbalance import class_weights, count_classes, sample_weights, smote
 from ..data.loader import SplitLoader, derive_seed
 from ..data.samples import create_datasets, list_images, name_image
-from ..distillation.task import HDKDTask, check_input, check_pair
+from ..distillation.checks import check_input, check_pair
+from ..distillation.task import HDKDTask
 from ..evaluation.evaluate import evaluate, write_predictions
 from ..evaluation.metrics import LOWER_IS_BETTER, classification_metrics, full_report, per_class_metrics
 from ..models.checkpoint import SOURCE_PREFIXES, save_model

@@ -910,7 +910,7 @@ def test_overwrite_replaces_a_run(train_config, run):
 
 
 @pytest.mark.parametrize(('changes', 'match'), [
-    (dict(teacher_checkpoint='student', img_size=48), r'HDKDStudent takes no image of \(3, 48, 48\)'),
+    (dict(teacher_checkpoint='student', img_size=48), r'HDKDStudent does not accept an image of \(3, 48, 48\)'),
     (dict(torchcompile='foo'), "--torchcompile 'foo' is no backend: choose from"),
 ])
 def test_refused_overwrite_leaves_the_old_run_alone(train_config, changes, match, monkeypatch, tmp_path, run):
@@ -952,7 +952,7 @@ def test_refused_overwrite_leaves_the_old_run_alone(train_config, changes, match
     (dict(feature_weight=-1.), ValueError, '--feature-weight must be 0 or more'),
     (dict(stage_exponent=math.nan), ValueError, '--stage-exponent must be 0 or more, got nan'),
     (dict(feature_weight=math.inf), ValueError, '--feature-weight .* got inf'),
-    (dict(stages=(3, 3)), ValueError, 'stages must differ'),
+    (dict(stages=(3, 3)), ValueError, 'stages must be unique'),
     (dict(data_dir='nowhere'), FileNotFoundError, 'nowhere'),
     (dict(teacher_checkpoint='nowhere'), FileNotFoundError, 'nowhere'),
     (dict(device='toaster'), ValueError, "Device 'toaster' cannot be used"),
