@@ -1,19 +1,19 @@
 """The losses of HDKD as pure functions.
 
 Source: arXiv 2407.07516 and the published code (github omarsherif200/HDKD at f7c7dae). Shapes: B images, K classes,
-maps (B, C, H, W). The teacher's tensors are constants: take them without gradient.
+maps (B, C, H, W). The teacher's tensors are constants: compute them without gradient.
 """
 from typing import Dict, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
 
-KD_KINDS = ('soft', 'hard', 'none')
+KD_TYPES = ('soft', 'hard', 'none')
 REDUCTIONS = ('mean', 'batchmean')
 
 
 def stage_mismatch(stage: int, student_shape: object, teacher_shape: object) -> ValueError:
-    """The error for a stage whose two maps can't be compared."""
+    """The error for a stage whose two maps cannot be compared."""
     return ValueError(
         f"Stage {stage}: the student's map is {student_shape}, the teacher's {teacher_shape}; feature distillation"
         ' needs equal shapes, choose other stages or another teacher.')
@@ -22,11 +22,11 @@ def stage_mismatch(stage: int, student_shape: object, teacher_shape: object) -> 
 def logit_distillation_loss(
         student_logits: torch.Tensor,
         teacher_logits: torch.Tensor,
-        kind: str = 'soft',
+        kd_type: str = 'soft',
         tau: float = 1.,
         reduction: str = 'mean',
 ) -> torch.Tensor:
-    """Distance of the student's distillation logits from the teacher's logits.
+    """Distance between the student's distillation logits and the teacher's logits.
 
     'soft': tau^2 * KL(p_t || p_s) with p = softmax(logits / tau). As published (and in DeiT) the sum over images and
     classes is divided by B * K, `reduction='mean'`; 'batchmean' divides by B, as timm does, and is K times larger.
@@ -35,24 +35,24 @@ def logit_distillation_loss(
     Args:
         student_logits: Logits of the distillation head (B, K).
         teacher_logits: Logits of the teacher (B, K).
-        kind: 'soft' or 'hard'.
+        kd_type: 'soft' or 'hard'.
         tau: Temperature of the soft loss, above 0.
-        reduction: 'mean' or 'batchmean', for the soft loss.
+        reduction: Reduction of the soft loss, 'mean' or 'batchmean'.
 
     Returns:
         Scalar loss.
 
     Raises:
-        ValueError: if the shapes differ, or if kind, tau or reduction is none of the above.
+        ValueError: if the shapes differ, or if `kd_type`, `tau` or `reduction` is invalid.
     """
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(
             f'Student and teacher logits differ in shape: {tuple(student_logits.shape)} and'
             f' {tuple(teacher_logits.shape)}.')
-    if kind == 'hard':
+    if kd_type == 'hard':
         return F.cross_entropy(student_logits, teacher_logits.argmax(dim=-1))
-    if kind != 'soft':
-        raise ValueError(f"kind must be 'soft' or 'hard', got {kind!r}.")
+    if kd_type != 'soft':
+        raise ValueError(f"The distillation loss must be 'soft' or 'hard', got {kd_type!r}.")
     if not tau > 0:
         raise ValueError(f'tau must be above 0, got {tau}.')
     if reduction not in REDUCTIONS:
@@ -68,18 +68,18 @@ def feature_distillation_losses(
         teacher_maps: Sequence[torch.Tensor],
         stages: Optional[Sequence[int]] = None,
 ) -> Dict[int, torch.Tensor]:
-    """Mean squared difference of the maps of each stage, unweighted, in float32 or more.
+    """Mean squared difference between the maps of each stage, unweighted, in float32 or higher precision.
 
     Args:
-        student_maps: The student's map of each stage, (B, C, H, W).
+        student_maps: The student's maps, one per stage, (B, C, H, W).
         teacher_maps: The teacher's, of the same shapes.
-        stages: Names of the stages in errors and results, from 1; 1, 2, ... if None.
+        stages: Numbers of the stages for results and errors; 1, 2, ... if None.
 
     Returns:
         Stage -> scalar loss, in the order given.
 
     Raises:
-        ValueError: if the numbers of maps differ, or the two shapes of a stage (which is named).
+        ValueError: if the numbers of maps differ, or the two shapes of a stage, which is named.
     """
     stages = list(range(1, len(student_maps) + 1)) if stages is None else list(stages)
     if not len(stages) == len(student_maps) == len(teacher_maps):
@@ -94,14 +94,14 @@ def feature_distillation_losses(
 
 
 def _mean_squared_difference(s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """The MSE; of maps in half precision it is summed in float32, without float32 copies of them."""
+    """The MSE; for maps in half precision it is accumulated in float32, without float32 copies of them."""
     if torch.promote_types(s.dtype, t.dtype) not in (torch.float16, torch.bfloat16):
         return F.mse_loss(s, t)
     with torch.autocast(s.device.type, enabled=False):
         return torch.linalg.vector_norm(s - t, dtype=torch.float32).square() / s.numel()
 
 
-def _weigh_stages(losses: Dict[int, torch.Tensor], stage_exponent: float) -> torch.Tensor:
+def _sum_stages(losses: Dict[int, torch.Tensor], stage_exponent: float) -> torch.Tensor:
     return sum(i ** stage_exponent * loss for i, loss in enumerate(losses.values(), start=1))
 
 
@@ -112,12 +112,12 @@ def feature_distillation_loss(
 ) -> torch.Tensor:
     """Sum over the chosen stages of i^stage_exponent * MSE, i = 1, 2, ... in the order listed.
 
-    The weight goes by place in the list, as published: a list that holds stage 3 alone weighs it by 1.
+    The weight depends on the position in the list, as published: in a list of stage 3 only, its weight is 1.
 
     Args:
         student_maps: The student's maps of the chosen stages, (B, C, H, W).
         teacher_maps: The teacher's, of the same shapes.
-        stage_exponent: gamma; 0 weighs all stages alike.
+        stage_exponent: gamma; with 0 all stages have the same weight.
 
     Returns:
         Scalar loss.
@@ -125,7 +125,7 @@ def feature_distillation_loss(
     Raises:
         ValueError: as `feature_distillation_losses`.
     """
-    return _weigh_stages(feature_distillation_losses(student_maps, teacher_maps), stage_exponent)
+    return _sum_stages(feature_distillation_losses(student_maps, teacher_maps), stage_exponent)
 
 
 def hdkd_loss(
@@ -146,39 +146,39 @@ def hdkd_loss(
         class_weight: Optional[torch.Tensor] = None,
         label_smoothing: float = 0.,
 ) -> Dict[str, torch.Tensor]:
-    """The loss of HDKD and all its parts.
+    """The loss of HDKD and its components.
 
         logit = (1 - alpha) * cross_entropy(cls_logits, target) + alpha * logit_distillation_loss(dist_logits, ...)
         loss = logit + feature_weight * feature
 
-    With kind 'none' the logit loss is the cross entropy alone, and the distillation head gets no gradient.
+    With kind 'none' the logit loss is the cross entropy only, and the distillation head gets no gradient.
 
     Args:
         cls_logits: Logits of the student's class head (B, K).
-        dist_logits: Logits of its distillation head (B, K), not read with kind 'none'.
-        teacher_logits: Logits of the teacher (B, K), not read with kind 'none'.
+        dist_logits: Logits of its distillation head (B, K), unused with kind 'none'.
+        teacher_logits: Logits of the teacher (B, K), unused with kind 'none'.
         target: Class indices (B,), or class probabilities (B, K).
-        student_maps: The student's maps of the chosen stages, (B, C, H, W); none for no feature loss.
+        student_maps: The student's maps of the chosen stages, (B, C, H, W); empty for no feature loss.
         teacher_maps: The teacher's, of the same shapes.
-        kind: 'soft', 'hard' or 'none'.
+        kind: Type of the logit distillation, 'soft', 'hard' or 'none'.
         alpha: Weight of the distillation in the logit loss, 0 to 1.
         tau: Temperature of the soft distillation.
         feature_weight: lambda, weight of the feature loss.
-        stages: Names of the chosen stages for the parts and errors; 1, 2, ... if None.
-        stage_exponent: gamma, weighs the i-th chosen stage by i^gamma.
-        reduction: Of the soft distillation, 'mean' (published) or 'batchmean'.
-        class_weight: Weights of the classes in the cross entropy (K,), none as published.
+        stages: Numbers of the chosen stages for the components and errors; 1, 2, ... if None.
+        stage_exponent: gamma, weights the i-th chosen stage by i^gamma.
+        reduction: Reduction of the soft distillation, 'mean' (published) or 'batchmean'.
+        class_weight: Weights of the classes in the cross entropy (K,); None as published.
         label_smoothing: Label smoothing of the cross entropy, 0 as published.
 
     Returns:
-        Scalars 'loss', 'ce_loss', 'logit_loss', and where they take part 'kd_loss', 'feature_loss' (weighted sum over
-        stages, before `feature_weight`) and 'feature_loss_<stage>' (unweighted).
+        Scalars 'loss', 'ce_loss', 'logit_loss' and, where they are part of the loss, 'kd_loss', 'feature_loss'
+        (weighted sum over stages, before `feature_weight`) and 'feature_loss_<stage>' (unweighted).
 
     Raises:
-        ValueError: if kind is none of the above, or as the functions above.
+        ValueError: if `kind` is invalid, or as the functions above.
     """
-    if kind not in KD_KINDS:
-        raise ValueError(f'kind must be one of {KD_KINDS}, got {kind!r}.')
+    if kind not in KD_TYPES:
+        raise ValueError(f'kind must be one of {KD_TYPES}, got {kind!r}.')
     parts = {'ce_loss': F.cross_entropy(cls_logits, target, weight=class_weight, label_smoothing=label_smoothing)}
     if kind == 'none':
         logit_loss = parts['ce_loss']
@@ -188,7 +188,7 @@ def hdkd_loss(
     parts['logit_loss'] = loss = logit_loss
     if len(student_maps) or len(teacher_maps):
         losses = feature_distillation_losses(student_maps, teacher_maps, stages)
-        parts['feature_loss'] = _weigh_stages(losses, stage_exponent)
+        parts['feature_loss'] = _sum_stages(losses, stage_exponent)
         parts.update({f'feature_loss_{stage}': part for stage, part in losses.items()})
         loss = logit_loss + feature_weight * parts['feature_loss']
     return {'loss': loss, **parts}

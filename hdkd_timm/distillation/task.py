@@ -4,124 +4,26 @@ import logging
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.data.loader import adapt_to_chs
-from timm.models import FeatureInfo
 from timm.task import TrainingTask
 from timm.utils import reparameterize_model, unwrap_model
 from torch import nn
 
-from .losses import KD_KINDS, feature_distillation_losses, hdkd_loss, stage_mismatch
+from .checks import check_pair
+from .losses import hdkd_loss
+from .outputs import forward_stages, get_channel_stats, has_distillation_head
 
 _logger = logging.getLogger(__name__)
 
 
-def _check_stages(student: nn.Module, teacher: nn.Module, stages: Sequence[int]) -> None:
-    """Compare the maps of two timm models at the chosen stages by their `feature_info`."""
-    infos = []
-    for role, model in (('student', student), ('teacher', teacher)):
-        if not hasattr(model, 'forward_intermediates'):
-            raise ValueError(f'The {role} {type(model).__name__} has no forward_intermediates(), hence no stages.')
-        infos.append(FeatureInfo(model.feature_info, tuple(range(len(model.feature_info)))))
-        if not stages or min(stages) < 1 or max(stages) > len(model.feature_info):
-            raise ValueError(
-                f'stages must be among 1 to {len(model.feature_info)}, those of the {role} {type(model).__name__},'
-                f' got {list(stages)}.')
-    for stage in stages:
-        shapes = []
-        for info in infos:
-            reduction = info.reduction(stage - 1)
-            shapes.append(f'(B, {info.channels(stage - 1)}, H/{reduction}, W/{reduction})')
-        if shapes[0] != shapes[1]:
-            raise stage_mismatch(stage, *shapes)
+class StudentModule(nn.Module):
+    """The student and its loss in one forward pass, so that DDP and the compiler see everything that is trained.
 
-
-def _channel_stats(model: nn.Module) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Mean and std that a model's input is normalised by, (1, C, 1, 1) each, as timm's loader adapts them."""
-    cfg = getattr(model, 'pretrained_cfg', None) or {}
-    in_chans = getattr(model, 'in_chans', 3)
-    mean, std = (
-        torch.tensor(adapt_to_chs(cfg.get(key) or default, in_chans), dtype=torch.float64).view(1, -1, 1, 1)
-        for key, default in (('mean', IMAGENET_DEFAULT_MEAN), ('std', IMAGENET_DEFAULT_STD)))
-    return mean, std
-
-
-def _forward_stages(model: nn.Module, x: torch.Tensor, stages: Sequence[int]) -> Tuple[Any, List[torch.Tensor]]:
-    """Logits, and maps of the stages in the order given, of one forward pass."""
-    if not stages:
-        return model(x), []
-    in_network_order = sorted(stages)
-    features, maps = model.forward_intermediates(x, [stage - 1 for stage in in_network_order])
-    return model.forward_head(features), [maps[in_network_order.index(stage)] for stage in stages]
-
-
-def check_input(model: nn.Module, input_size: Tuple[int, int, int], stages: Sequence[int] = ()) -> List[torch.Tensor]:
-    """Does a network take images of this size, (C, H, W)? Returns its maps of the stages, (1, C_i, H_i, W_i) each.
-
-    Raises:
-        ValueError: if not.
-    """
-    param = next(model.parameters())
-    was_training = model.training
-    try:
-        with torch.no_grad():
-            image = torch.zeros(1, *input_size, device=param.device, dtype=param.dtype)
-            return _forward_stages(model.eval(), image, stages)[1]
-    except (AssertionError, RuntimeError) as e:
-        raise ValueError(f'{type(model).__name__} takes no image of {input_size}: {e}') from e
-    finally:
-        model.train(was_training)
-
-
-def check_pair(
-        student: nn.Module,
-        teacher: nn.Module,
-        kind: str = 'soft',
-        stages: Sequence[int] = (1, 2, 3),
-        input_size: Optional[Tuple[int, int, int]] = None,
-) -> None:
-    """Can this teacher be distilled into this student?
+    The compiler can fuse the loss with the layers that compute the maps.
 
     Args:
-        student: timm model.
-        teacher: timm model.
-        kind: Logit distillation, 'soft', 'hard' or 'none'.
-        stages: Stages whose maps are to be compared, from 1; may be empty.
-        input_size: (C, H, W) for a pass of an image of this size through both, on top of what the models tell.
-
-    Raises:
-        ValueError: if a network has no such stage or the two maps of a stage differ (the stage and both shapes are
-            named), if the numbers of classes or input channels differ, if a network takes no such image, or if the
-            student has no distillation head and kind is not 'none'.
-    """
-    if kind not in KD_KINDS:
-        raise ValueError(f'kind must be one of {KD_KINDS}, got {kind!r}.')
-    if len(set(stages)) < len(stages):
-        raise ValueError(f'stages must differ, got {list(stages)}.')
-    if stages:
-        _check_stages(student, teacher, stages)
-    for what in ('num_classes', 'in_chans'):
-        ours, theirs = getattr(student, what, None), getattr(teacher, what, None)
-        if ours != theirs:
-            raise ValueError(f'{what} of student and teacher differ: {ours} and {theirs}.')
-    if kind != 'none' and not _has_distillation_head(student):
-        raise ValueError(
-            f"{type(student).__name__} has no distillation head: take one that has (hdkd_student), or kind 'none'.")
-    if input_size is not None:
-        maps = [check_input(model, input_size, stages) for model in (student, teacher)]
-        feature_distillation_losses(*maps, stages=stages)
-
-
-def _has_distillation_head(model: nn.Module) -> bool:
-    return getattr(model, 'distilled', hasattr(model, 'set_distilled_training'))
-
-
-class StudentModule(nn.Module):
-    """All of the student that is trained, and its loss, in one forward pass: DDP and the compiler see the whole of it.
-
-    Images (B, C, H, W), class indices (B,) or probabilities (B, K), the teacher's logits (B, K) and its maps of the
-    chosen stages, (B, C_i, H_i, W_i) each -> the logits as at inference, 'output' (B, K), and what `hdkd_loss` returns.
-    The loss is computed where the maps are made, so that the compiler can fuse it with them.
+        student: The model to train.
+        stages: Stages whose maps are compared, from 1.
+        loss_args: Settings of `hdkd_loss`.
     """
 
     def __init__(self, student: nn.Module, stages: Sequence[int], **loss_args: Any):
@@ -138,7 +40,19 @@ class StudentModule(nn.Module):
             teacher_maps: Sequence[torch.Tensor],
             class_weight: Optional[torch.Tensor],
     ) -> Dict[str, torch.Tensor]:
-        logits, maps = _forward_stages(self.student, x, self.stages)
+        """Loss of a batch.
+
+        Args:
+            x: Images (B, C, H, W).
+            target: Class indices (B,), or class probabilities (B, K).
+            teacher_logits: Logits of the teacher (B, K).
+            teacher_maps: The teacher's maps of the chosen stages, (B, C_i, H_i, W_i) each.
+            class_weight: Weights of the classes in the cross entropy (K,).
+
+        Returns:
+            'output', the logits as at inference (B, K), and what `hdkd_loss` returns.
+        """
+        logits, maps = forward_stages(self.student, x, self.stages)
         cls_logits, dist_logits = logits if isinstance(logits, tuple) else (logits, None)
         output = cls_logits if dist_logits is None else (cls_logits + dist_logits) / 2
         losses = hdkd_loss(
@@ -148,24 +62,24 @@ class StudentModule(nn.Module):
 
 
 class HDKDTask(TrainingTask):
-    """Distil a frozen teacher into a student by its distillation token and the maps of shared stages.
+    """Distil a frozen teacher into a student through its distillation token and the maps of shared stages.
 
-    One forward pass of each network a step. Any timm student and teacher whose chosen stages have maps of equal
-    shape; the student needs a distillation head (`set_distilled_training`) unless `kind` is 'none'. The student
-    returns the pair of logits inside the task only, everywhere else their mean.
+    A step takes one forward pass of each network. Student and teacher may be any timm models whose chosen stages have
+    maps of equal shapes; the student needs a distillation head (`set_distilled_training`) unless `kind` is 'none'. It
+    returns the pair of logits only inside the task, and their mean everywhere else.
 
     Args:
         student_model: The model to train.
-        teacher_model: The trained teacher with the same classes. The task keeps a copy in the form that is fastest for
-            inference: BatchNorms folded (where the model can do that), channels-last, frozen, always in eval mode.
-        kind: Logit distillation, 'soft', 'hard' or 'none' (cross entropy of the class head and feature loss alone;
-            the distillation head then stays untrained and a student without one is the better choice).
+        teacher_model: The trained teacher with the same classes. The task keeps a copy that is optimised for
+            inference: BatchNorms folded (if the model supports it), channels-last, frozen, always in eval mode.
+        kind: Type of the logit distillation, 'soft', 'hard' or 'none' (cross entropy of the class head and feature
+            loss only; the distillation head then stays untrained, and a student without one is the better choice).
         alpha: Weight of the distillation in the logit loss.
         tau: Temperature of the soft distillation.
-        feature_weight: lambda, weight of the feature loss; with 0 the maps are not compared.
+        feature_weight: lambda, weight of the feature loss; with 0 the maps are not computed.
         stages: Stages whose maps are compared, from 1.
-        stage_exponent: gamma, weighs the i-th listed stage by i^gamma.
-        reduction: Of the soft distillation, 'mean' over B * K as published or 'batchmean'.
+        stage_exponent: gamma, weights the i-th listed stage by i^gamma.
+        reduction: Reduction of the soft distillation, 'mean' over B * K as published, or 'batchmean'.
         class_weight: Weights of the classes in the cross entropy, (K,).
         label_smoothing: Label smoothing of the cross entropy.
         device: Device of the task's buffers.
@@ -173,7 +87,7 @@ class HDKDTask(TrainingTask):
         verbose: Log the settings.
 
     Raises:
-        ValueError: if student and teacher don't fit, see `check_pair`.
+        ValueError: if student and teacher do not match, see `check_pair`.
     """
 
     def __init__(
@@ -197,10 +111,10 @@ class HDKDTask(TrainingTask):
         student, teacher = unwrap_model(student_model), unwrap_model(teacher_model)
         self.stages = list(stages) if feature_weight else []
         check_pair(student, teacher, kind, self.stages)
-        self.distilled = _has_distillation_head(student)
+        self.distilled = has_distillation_head(student)
         if kind == 'none' and self.distilled:
             _logger.warning(
-                "kind='none' leaves the distillation head untrained, and inference averages it in: take a student"
+                "kind='none' leaves the distillation head untrained, and inference averages it in: use a student"
                 ' without one (hdkd_student_plain).')
 
         self.loss_args = dict(
@@ -208,11 +122,11 @@ class HDKDTask(TrainingTask):
             reduction=reduction, label_smoothing=label_smoothing)
         self.trainable_module = StudentModule(student_model, self.stages, **self.loss_args)
         self.teacher = reparameterize_model(copy.deepcopy(teacher).eval(), inplace=True)
-        param = next(teacher.parameters())  # some of timm's layers are fused into new ones on the CPU, in float32
+        param = next(teacher.parameters())  # timm fuses some layers into new ones on the CPU, in float32
         self.teacher.requires_grad_(False).to(param.device, param.dtype, memory_format=torch.channels_last)
 
-        # the input is normalised for the student, its pixel x * scale + shift is normalised for the teacher
-        (mean_s, std_s), (mean_t, std_t) = _channel_stats(student), _channel_stats(teacher)
+        # inputs are normalised for the student; x * scale + shift is normalised for the teacher
+        (mean_s, std_s), (mean_t, std_t) = get_channel_stats(student), get_channel_stats(teacher)
         self.renormalize = not (torch.equal(mean_s, mean_t) and torch.equal(std_s, std_t))
         dd = {'device': self.device, 'dtype': self.dtype}
         self.register_buffer('teacher_scale', (std_s / std_t).to(**dd), persistent=False)
@@ -228,7 +142,7 @@ class HDKDTask(TrainingTask):
         return self
 
     def prepare_distributed(self, device_ids: Optional[list] = None, **ddp_kwargs) -> 'HDKDTask':
-        """Wrap the student in DistributedDataParallel; the frozen teacher stays as it is."""
+        """Wrap the student in DistributedDataParallel, not the frozen teacher."""
         if self.loss_args['kind'] == 'none' and self.distilled:
             ddp_kwargs.setdefault('find_unused_parameters', True)
         self.trainable_module = nn.parallel.DistributedDataParallel(
@@ -236,7 +150,7 @@ class HDKDTask(TrainingTask):
         return self
 
     def compile(self, backend: str = 'inductor', mode: Optional[str] = None, **compile_kwargs) -> nn.Module:
-        """Compile the student's and the teacher's forward pass. Returns the compiled model for evaluation."""
+        """Compile the forward passes of student and teacher. Returns the compiled student for evaluation."""
         compile_kwargs.update(backend=backend, mode=mode)
         self.eval_model = torch.compile(unwrap_model(self.trainable_module).student, **compile_kwargs)
         self.trainable_module = torch.compile(self.trainable_module, **compile_kwargs)
@@ -249,17 +163,17 @@ class HDKDTask(TrainingTask):
         return unwrapped.student if isinstance(unwrapped, StudentModule) else resolved
 
     def get_clip_parameters(self, exclude_head: bool = False) -> List[nn.Parameter]:
-        """The student's parameters, without those of all its heads on demand (adaptive clipping leaves them out)."""
+        """The student's parameters; without those of its heads if `exclude_head`, as for adaptive gradient clipping."""
         student = unwrap_model(self.trainable_module).student
         heads = (student.pretrained_cfg.get('classifier') or ()) if exclude_head else ()
         heads = tuple(f'{name}.' for name in ((heads,) if isinstance(heads, str) else heads))
         return [p for name, p in student.named_parameters() if not name.startswith(heads or ('/',))]
 
     def _teacher_forward(self, x: torch.Tensor) -> Tuple[torch.Tensor, List[torch.Tensor]]:
-        return _forward_stages(self.teacher, x, self.stages)
+        return forward_stages(self.teacher, x, self.stages)
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
-        """One training step's loss.
+        """Loss of a training step.
 
         Args:
             input: Images (B, C, H, W), normalised for the student.
@@ -269,7 +183,7 @@ class HDKDTask(TrainingTask):
             'loss', 'output' (logits (B, K) as at inference) and the parts that `hdkd_loss` returns.
 
         Raises:
-            ValueError: if the student is in eval mode, where it returns no pair of logits.
+            ValueError: if the student is in eval mode, in which it does not return a pair of logits.
         """
         student = unwrap_model(self.trainable_module).student
         if self.distilled and self.loss_args['kind'] != 'none' and not student.training:

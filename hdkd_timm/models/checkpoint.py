@@ -18,13 +18,14 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from .._compat import complete_model_args, remove_model_arg, reset_classifier
+from ..layers.reparam import is_fused
 from ..utils.files import PathLike, add_sums, atomic_write, check_sums, new_folder
 from ..utils.parsing import read_json
 from .architecture import infer_architecture, is_same_argument
 from .checkpoint_file import abbreviate, read_checkpoint
 from .checkpoint_metadata import CheckpointMetadata, read_metadata, read_run_metadata
 from .checkpoint_networks import choose_network
-from .hdkd import HDKDStudent, HDKDTeacher, is_fused
+from .hdkd import HDKDStudent, HDKDTeacher
 from .labels import match_label_names
 from .preprocessing import adapt_stats, check_preprocessing
 

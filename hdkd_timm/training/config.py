@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional, Tuple, Type, TypeVar
 from ..data.augment import AugmentConfig
 from ..data.cache import CACHES
 from ..data.samples import DataConfig
-from ..distillation.losses import KD_KINDS, REDUCTIONS
+from ..distillation.losses import KD_TYPES, REDUCTIONS
 from ..evaluation.metrics import METRICS
 from ..models.hdkd import MIN_IMG_SIZE
 from ..utils.config import KeyValues, check_settings, check_values, flag, read_yaml, setting
@@ -127,7 +127,7 @@ class DistillConfig(TrainConfig):
     teacher: str = setting('hdkd_teacher', 'teacher to train, a timm model; or what a checkpoint file of it holds')
     student_alone: bool = setting(False, 'also train the student without distillation, to compare')
 
-    kd_type: str = setting('soft', 'distillation of the logits', choices=KD_KINDS)
+    kd_type: str = setting('soft', 'distillation of the logits', choices=KD_TYPES)
     alpha: float = setting(0.5, 'weight of the distillation in the logit loss', at_least=0, at_most=1)
     tau: float = setting(1., 'temperature of the soft distillation', above=0)
     reduction: str = setting(

@@ -6,7 +6,7 @@ import torch
 from timm.utils import random_seed
 from torch import nn
 
-from ..distillation.task import check_pair
+from ..distillation.checks import check_pair
 from ..evaluation.evaluate import evaluate
 from ..models.checkpoint import SOURCE_PREFIXES, save_model
 from ..models.hdkd import HDKDStudent

@@ -14,7 +14,7 @@ from typing import Any, Dict
 from timm.utils import random_seed
 from torch import nn
 
-from ..distillation.task import check_input
+from ..distillation.checks import check_input
 from ..utils.distributed import init_world, leave_world
 from .builders import (
     create_network,

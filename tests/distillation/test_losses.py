@@ -24,13 +24,13 @@ def test_temperature():
         logit_distillation_loss(3 * student, 3 * teacher, tau=3.), 9 * logit_distillation_loss(student, teacher))
 
 
-def test_hard_loss_reads_the_argmax_only():
+def test_hard_loss_depends_on_the_argmax_only():
     student, teacher = torch.randn(4, 5), torch.randn(4, 5)
     expected = F.cross_entropy(student, teacher.argmax(dim=1))
-    torch.testing.assert_close(logit_distillation_loss(student, 7 * teacher, kind='hard'), expected)
+    torch.testing.assert_close(logit_distillation_loss(student, 7 * teacher, kd_type='hard'), expected)
 
 
-def test_feature_loss_weighs_by_place_in_the_list():
+def test_weight_of_a_stage_is_its_position_in_the_list():
     zeros = [torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 2, 2)]
     maps = [torch.full((1, 2, 4, 4), 2.), torch.full((1, 3, 2, 2), 3.)]
     assert feature_distillation_losses(maps, zeros, stages=[2, 3]) == {2: 4., 3: 9.}
@@ -67,7 +67,7 @@ def test_class_probabilities_as_target():
 
 
 @pytest.mark.parametrize(('kwargs', 'match'), [
-    (dict(kind='medium'), "'medium'"),
+    (dict(kind='medium'), "kind must be one of .*, got 'medium'"),
     (dict(tau=0.), 'tau'),
     (dict(reduction='sum'), "'sum'"),
     (dict(student_maps=[torch.zeros(1, 2, 3, 3)], teacher_maps=[torch.zeros(1, 2, 4, 4)], stages=[3]),

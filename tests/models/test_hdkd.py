@@ -10,8 +10,10 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 import hdkd_timm  # noqa: F401
+from hdkd_timm.layers.mean_max import mean_max
+from hdkd_timm.layers.reparam import is_fused
 from hdkd_timm.models.checkpoint import save_model
-from hdkd_timm.models.hdkd import HDKDStudent, HDKDTeacher, is_fused, mean_max
+from hdkd_timm.models.hdkd import HDKDStudent, HDKDTeacher
 
 MODELS = ['hdkd_teacher', 'hdkd_student', 'hdkd_student_plain', 'hdkd_teacher_s4', 'hdkd_student_s4']
 STUDENTS = [name for name in MODELS if 'student' in name]

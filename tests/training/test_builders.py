@@ -8,7 +8,7 @@ import torch
 from helpers import TINY_STUDENT, TINY_TEACHER
 from torch import nn
 
-from hdkd_timm.distillation.task import check_input
+from hdkd_timm.distillation.checks import check_input
 from hdkd_timm.models.checkpoint import save_model
 from hdkd_timm.training.builders import create_network, create_optimizer, create_schedule, freeze_stages
 from hdkd_timm.training.config import DistillConfig, read_recipe
@@ -341,6 +341,6 @@ def test_input_that_a_network_takes():
     assert model.training
     assert model.stages[0][0].bn.num_batches_tracked == 0
     for size in ((1, 32, 32), (3, 64, 64)):
-        with pytest.raises(ValueError, match=re.escape(f'HDKDStudent takes no image of {size}: ')):
+        with pytest.raises(ValueError, match=re.escape(f'HDKDStudent does not accept an image of {size}: ')):
             check_input(model, size)
         assert model.training

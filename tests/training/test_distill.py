@@ -226,7 +226,7 @@ def test_finished_teacher_survives_an_error(config, run, monkeypatch):
     (dict(feature_weight=-1.), ValueError, '--feature-weight must be 0 or more'),
     (dict(stage_exponent=math.nan), ValueError, '--stage-exponent must be 0 or more, got nan'),
     (dict(feature_weight=math.inf), ValueError, '--feature-weight .* got inf'),
-    (dict(stages=(3, 3)), ValueError, 'stages must differ'),
+    (dict(stages=(3, 3)), ValueError, 'stages must be unique'),
     (dict(data_dir='nowhere'), FileNotFoundError, 'nowhere'),
     (dict(teacher_checkpoint='nowhere'), FileNotFoundError, 'nowhere'),
     (dict(device='toaster'), ValueError, "Device 'toaster' cannot be used"),

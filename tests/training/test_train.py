@@ -141,7 +141,7 @@ def test_overwrite_replaces_a_run(train_config, run):
 
 
 @pytest.mark.parametrize(('changes', 'match'), [
-    (dict(teacher_checkpoint='student', img_size=48), r'HDKDStudent takes no image of \(3, 48, 48\)'),
+    (dict(teacher_checkpoint='student', img_size=48), r'HDKDStudent does not accept an image of \(3, 48, 48\)'),
     (dict(torchcompile='foo'), "--torchcompile 'foo' is not a backend: choose from"),
 ])
 def test_refused_overwrite_leaves_the_old_run_alone(train_config, changes, match, monkeypatch, tmp_path, run):

@@ -1,0 +1,62 @@
+""" CBAM, convolutional block attention, in the form of the published code.
+
+Paper: `CBAM: Convolutional Block Attention Module` - https://arxiv.org/abs/1807.06521
+"""
+import torch
+import torch.fx
+from torch import nn
+
+from .mean_max import mean_max
+
+__all__ = ['Cbam', 'ChannelAttention', 'SpatialAttention']
+
+torch.fx.wrap('mean_max')
+
+
+class ChannelAttention(nn.Module):
+    """ Channel gate: mean and maximum of each channel through one shared MLP.  (B, C, H, W) -> (B, C, 1, 1)"""
+
+    def __init__(self, chs: int, rd_ratio: int = 16, device=None, dtype=None):
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.fc1 = nn.Conv2d(chs, chs // rd_ratio, 1, bias=False, **dd)
+        self.act = nn.GELU()
+        self.fc2 = nn.Conv2d(chs // rd_ratio, chs, 1, bias=False, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.cat(mean_max(x, [2, 3]), dim=2)  # (B, C, 2, 1)
+        x = self.act(self.fc1(x)).sum(2, keepdim=True)  # fc2 is linear: summing before it is equivalent, and cheaper
+        return self.fc2(x).sigmoid()
+
+
+class SpatialAttention(nn.Module):
+    """ Spatial gate: a convolution over the mean and the maximum of all channels.  (B, C, H, W) -> (B, 1, H, W)"""
+
+    def __init__(self, kernel_size: int = 7, device=None, dtype=None):
+        super().__init__()
+        self.conv = nn.Conv2d(
+            2, 1, kernel_size, padding=kernel_size // 2, bias=False, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.cat(mean_max(x, [1]), dim=1)  # (B, 2, H, W)
+        return self.conv(x).sigmoid()
+
+
+class Cbam(nn.Module):
+    """ CBAM with a residual connection around it, as published: x + y * spatial(y), where y = x * channel(x).
+
+    Raises:
+        ValueError: if there are fewer than 16 channels, the reduction of the channel gate.
+    """
+
+    def __init__(self, chs: int, device=None, dtype=None):
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        if chs < 16:
+            raise ValueError(f"attn='cbam' needs at least 16 hidden channels (dims of 4 or more), got {chs}.")
+        self.channel = ChannelAttention(chs, **dd)
+        self.spatial = SpatialAttention(**dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x * self.channel(x)
+        return torch.addcmul(x, y, self.spatial(y))
