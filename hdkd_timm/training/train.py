@@ -33,8 +33,9 @@ from ..data.imbalance import class_weights, count_classes, sample_weights, smote
 from ..data.loader import SplitLoader, derive_seed
 from ..data.samples import create_datasets, list_images, name_image
 from ..distillation.task import HDKDTask, check_input, check_pair
-from ..evaluation.evaluate import evaluate, write_predictions
-from ..evaluation.metrics import LOWER_IS_BETTER, classification_metrics, full_report, per_class_metrics
+from ..evaluation.evaluate import evaluate, full_report
+from ..evaluation.metrics import LOWER_IS_BETTER, classification_metrics, per_class_metrics
+from ..evaluation.predictions import write_predictions
 from ..models.checkpoint import SOURCE_PREFIXES, load_teacher, read_checkpoint, save_model
 from ..models.hdkd import HDKDStudent
 from ..utils.config import flag, read_yaml, to_yaml

@@ -6,12 +6,15 @@ import pytest
 from PIL import Image
 
 from hdkd_timm.evaluation.plots import (
+    format_percent,
+    most_confused_classes,
     overlay,
     plot_class_counts,
     plot_confusion_matrix,
     plot_curves,
     plot_reliability,
     plot_roc_pr,
+    shorten_name,
 )
 
 NAMES = ['_a', '$x_1$ <b>', 'a name longer than twenty-four letters', 'under_score$']  # no mathematics, no markup
@@ -77,6 +80,25 @@ def test_overlay():
     assert (found[0, 0] == 100).all()
     assert (found[1, 1] == 100).all()
     assert found[0, 1] == pytest.approx([176, 178, 132], abs=2)  # half of the strongest colour, (252, 255, 164)
+
+
+@pytest.mark.parametrize(('share', 'shown'), [
+    (1, '100 %'), (0.998, '>99 %'), (0.99, '99 %'), (0.004, '<1 %'), (0, '0 %'), (0.5, '50 %')])
+def test_percent_without_decimals(share, shown):
+    assert format_percent(share) == shown
+
+
+def test_most_confused():
+    matrix = [[5, 0, 0, 1], [0, 5, 3, 0], [0, 0, 5, 0], [0, 0, 0, 5]]
+    assert most_confused_classes(matrix) == [0, 1, 2, 3]
+    assert most_confused_classes(matrix, 2) == [1, 2]
+    assert most_confused_classes([[3, 0], [0, 3]]) == []
+
+
+def test_long_names_differ():
+    names = [f'{"a long beginning that is the same " * 2}{end}' for end in ('left', 'right')]
+    assert len({shorten_name(name) for name in names}) == 2
+    assert all(len(shorten_name(name)) == 24 for name in names)
 
 
 def test_names_in_other_scripts(tmp_path, recwarn):

@@ -26,9 +26,9 @@ from torch.nn import functional as F
 from hdkd_timm import DistillConfig, TrainConfig, distill, evaluate_model, train
 from hdkd_timm.data import cache as cache_module
 from hdkd_timm.data.samples import SampleDataset, create_datasets
-from hdkd_timm.evaluation.evaluate import format_table
-from hdkd_timm.evaluation.inference import EvalConfig
+from hdkd_timm.evaluation.evaluate import EvalConfig
 from hdkd_timm.evaluation.metrics import METRICS
+from hdkd_timm.evaluation.run_results import format_table
 from hdkd_timm.models.checkpoint import save_model
 from hdkd_timm.training import train as training_module
 from hdkd_timm.training.run_folder import load_state
@@ -609,7 +609,7 @@ def resumed(finished, tmp_path):
 
 @pytest.mark.parametrize('file', ['best/model.safetensors', 'best/config.json', 'metrics.json'])
 def test_flipped_bits_are_found_where_they_are_read(resumed, file):
-    from hdkd_timm.analysis.report import read_networks
+    from hdkd_timm.evaluation.run_results import read_networks
     from hdkd_timm.models.checkpoint import load_saved
     config, run = resumed
     for name in ('teacher', 'student'):
