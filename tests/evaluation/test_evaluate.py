@@ -68,7 +68,7 @@ def save_right_model(folder, order, label_names=None):
 @pytest.mark.parametrize(('order', 'right'), [
     (['Middle', 'dark', 'white'], 1.), (['dark', 'Middle', 'white'], 1 / 3)])
 def test_order_of_classes_without_names(order, right, bright_folder, tmp_path, monkeypatch, caplog):
-    """torchvision's ImageFolder sorts by code point: that is taken, said, and both figures told."""
+    """The order of torchvision's ImageFolder, by code point, is assumed, and the accuracy of both orders is logged."""
     nearest = save_right_model(tmp_path / 'model', order)
     real = load_classifier
 
@@ -77,7 +77,8 @@ def test_order_of_classes_without_names(order, right, bright_folder, tmp_path, m
         classifier.model.__class__ = nearest
         return classifier
 
-    monkeypatch.setattr('hdkd_timm.evaluation.evaluate.load_classifier', load)
+    for module in ('evaluate', 'predict'):
+        monkeypatch.setattr(f'hdkd_timm.evaluation.{module}.load_classifier', load)
     config = EvalConfig(data_dir=str(bright_folder), workers=0, bootstrap=0, device='cpu')
     report, images = evaluate_model(str(tmp_path / 'model'), config)
     assert report['classes'] == ['Middle', 'dark', 'white']
