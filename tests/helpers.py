@@ -112,8 +112,11 @@ def random_split(num_classes, number=200, seed=0, decimals=None):
     return probs, targets
 
 
-def write_run(folder, names, number=4, right=0.5, seed=0):
-    """The folder of a run with these classes, as many test images of each, and no image files. Returns its results."""
+def write_run(folder, names, number=4, right=0.5, seed=0, groups=None):
+    """The folder of a run with these classes, as many test images of each, and no image files. Returns its results.
+
+    `groups` are those of the test images.
+    """
     from hdkd_timm.evaluation.evaluate import full_report
     from hdkd_timm.evaluation.predictions import write_predictions
     from hdkd_timm.utils.files import write_json, write_rows
@@ -125,8 +128,10 @@ def write_run(folder, names, number=4, right=0.5, seed=0):
     probs[is_right] = 0.1 * probs[is_right] + 0.9 * np.eye(len(names))[targets[is_right]]
     images = [f'/data/{i}.png' for i in range(len(targets))]
     write_predictions(folder / 'predictions.csv', images, probs, names, targets)
-    write_rows([dict(path=image, label=names[k], split=split) for split in ('train', 'test')
-                for image, k in zip(images, targets)], folder / 'images.csv')
+    rows = [dict(path=image, label=names[k]) for image, k in zip(images, targets)]
+    if groups is not None:
+        rows = [dict(row, group=group) for row, group in zip(rows, groups)]
+    write_rows([dict(row, split=split) for split in ('train', 'test') for row in rows], folder / 'images.csv')
     write_rows([dict(epoch=0, train_loss=1.5, val_log_loss=1.)], folder / 'summary.csv')
     (folder / 'config.yaml').write_text('model: hdkd_student\n')
     report = full_report(probs, targets, names, None, 0, 1)

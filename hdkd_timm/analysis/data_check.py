@@ -302,8 +302,8 @@ def list_leaks(summary: Dict[str, Any]) -> List[str]:
         if any(leak[key] for key in ('pixels', 'near', 'groups')):
             a, b = where.split(' in ')
             parts = [
-                f"{leak['pixels']:,} have equal pixels in {b}", f"{leak['near']:,} have a duplicate or near-duplicate"]
-            parts += [f"{leak['groups']:,} share their group with {b} images"] if leak['groups'] else []
+                f"{leak['pixels']:,} with equal pixels in {b}", f"{leak['near']:,} with a duplicate or near-duplicate"]
+            parts += [f"{leak['groups']:,} with their group in {b}"] if leak['groups'] else []
             share = leak['near'] / leak['images']
             lines.append(f"of {leak['images']:,} {a} images, {', '.join(parts)} ({share:.1%})")
     return lines

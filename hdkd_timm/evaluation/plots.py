@@ -93,6 +93,30 @@ def most_confused_classes(matrix: Sequence[Sequence[int]], number: int = 20) -> 
     return sorted(found)
 
 
+def _label_classes(axes: Any, classes: Sequence[str], subset: str) -> None:
+    """Class names on both axes of a confusion matrix; with more than `MAX_NAMES` classes, only their number."""
+    number = len(classes)
+    if number > MAX_NAMES:
+        axes.set(xlabel=f'predicted, {number} classes', ylabel=f'true, {number} classes', xticks=[], yticks=[])
+        return
+    axes.set(xlabel=f'predicted{subset}', ylabel=f'true{subset}')
+    style = dict(parse_math=False, fontsize=10 if number <= 16 else 8)
+    rotation = dict(rotation=45, ha='right') if number <= 16 else dict(rotation=90, ha='center')
+    names = [shorten_name(name) for name in classes]
+    axes.set_xticks(range(number), names, **rotation, **style)
+    axes.set_yticks(range(number), names, **style)
+
+
+def _write_counts(axes: Any, counts: np.ndarray, shares: np.ndarray) -> None:
+    """Count and percentage in each cell of a confusion matrix; of more than `MAX_CURVES` classes, not in empty ones."""
+    for i, row in enumerate(counts):
+        for j, count in enumerate(row):
+            if count or len(counts) <= MAX_CURVES:
+                axes.text(
+                    j, i, f'{count}\n{format_percent(shares[i, j])}', ha='center', va='center', fontsize=8,
+                    color='white' if shares[i, j] > 0.5 else 'black')
+
+
 def plot_confusion_matrix(
         matrix: Sequence[Sequence[int]],
         classes: Sequence[str],
@@ -125,24 +149,9 @@ def plot_confusion_matrix(
     axes = figure.subplots()
     image = axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label='share of the true class', shrink=0.8)
-    axes.set(xlabel=f'predicted{subset}', ylabel=f'true{subset}')
-    if number > MAX_NAMES:
-        axes.set(xlabel=f'predicted, {number} classes', ylabel=f'true, {number} classes', xticks=[], yticks=[])
-    else:
-        names, size = [shorten_name(name) for name in classes], 10 if number <= 16 else 8
-        axes.set_xticks(range(number), names, rotation=45 if number <= 16 else 90, ha='right' if number <= 16 else
-                        'center', parse_math=False, fontsize=size)
-        axes.set_yticks(range(number), names, parse_math=False, fontsize=size)
-    if number > MAX_CELLS:  # numbers would be illegible
-        _save(figure, path, 120)
-        return
-    for i, row in enumerate(counts):
-        for j, count in enumerate(row):
-            if count == 0 and number > MAX_CURVES:
-                continue
-            axes.text(
-                j, i, f'{count}\n{format_percent(shares[i, j])}', ha='center', va='center', fontsize=8,
-                color='white' if shares[i, j] > 0.5 else 'black')
+    _label_classes(axes, classes, subset)
+    if number <= MAX_CELLS:  # beyond that, numbers would be illegible
+        _write_counts(axes, counts, shares)
     _save(figure, path, 120)
 
 

@@ -33,7 +33,7 @@ def test_groups(tmp_path):
 
 
 def test_split_keeps_the_sizes(tmp_path):
-    """Of many images with clusters of all sizes."""
+    """With many images in clusters of all sizes."""
     rng = np.random.default_rng(0)
     for i in range(120):
         split = 'train' if i % 3 else 'test'
@@ -52,7 +52,7 @@ def test_split_keeps_the_sizes(tmp_path):
 
 
 def test_no_split_without_a_class(tmp_path):
-    """One lesion in two images, a side each: no split without leaks holds it in both."""
+    """The only lesion of a class has images in both splits: no split without leaks has the class in both."""
     rows = []
     for label, groups in (('a', range(8)), ('b', range(8, 16)), ('c', (99, 99))):
         for i, group in enumerate(groups):
@@ -68,7 +68,7 @@ def test_no_split_without_a_class(tmp_path):
 
 
 def test_split_with_a_cluster_that_is_too_large(tmp_path):
-    """It is overfull wherever it goes; the other classes are not moved by that."""
+    """It exceeds the size of any split; the other classes are not affected."""
     splits = np.repeat(['train', 'test'], [60, 20])
     labels = np.tile(['a', 'b', 'c', 'd'], 20)
     groups = np.array([f'{label}{i // 8}' for i, label in enumerate(labels)])

@@ -25,7 +25,7 @@ from hdkd_timm.utils.files import write_rows
 
 @pytest.fixture
 def leaky(tmp_path):
-    """Classes a and b, 8 training and 4 test images each, but for what the comments tell."""
+    """Classes a and b with 8 training and 4 test images each, and the faults in the comments."""
     data = tmp_path / 'data'
     for split, number in (('train', 8), ('test', 4)):
         for label in 'ab':
@@ -64,7 +64,7 @@ def test_command(leaky, tmp_path, capsys, monkeypatch):
     assert main(['check', str(leaky), '--out', 'out', '--write-split', 'new.csv', '--strict']) == 1
     out = capsys.readouterr().out
     assert 'WARNING: 1 of these pairs have different labels' in out
-    assert 'LEAK: of 9 test images, 2 have equal pixels in train, 3 have a duplicate or near-duplicate (33.3%)' in out
+    assert 'LEAK: of 9 test images, 2 with equal pixels in train, 3 with a duplicate or near-duplicate (33.3%)' in out
     assert 'broken.png' in out
     assert {path.name for path in (tmp_path / 'out').iterdir()} == {
         'summary.json', 'images.csv', 'duplicates.csv', 'pairs.png'}
@@ -166,7 +166,7 @@ def test_threads_read_a_tar_file(leaky):
 
 @pytest.mark.parametrize('place', ['', 'test'])
 def test_one_split(tmp_path, capsys, place):
-    """Before it was split, and of test images alone."""
+    """Class folders without splits, and a test split only."""
     write_images(tmp_path / 'data' / place, number=3)
     shutil.copy(tmp_path / 'data' / place / 'a' / '0.png', tmp_path / 'data' / place / 'b' / 'again.png')
     assert main(['check', str(tmp_path / 'data'), '--out', str(tmp_path / 'out'), '--strict']) == 0

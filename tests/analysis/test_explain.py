@@ -20,7 +20,7 @@ from hdkd_timm.models.checkpoint import save_model
 @pytest.mark.parametrize('crop_pct', [1., 0.8])
 @pytest.mark.parametrize('size', [(120, 200), (200, 120), (90, 90)])
 def test_places_come_back_to_where_they_were(mode, crop_pct, size):
-    """A spot in an image goes through timm's transform; its map goes back to the same place."""
+    """A spot in an image that went through timm's transform is mapped back to its position."""
     from PIL import Image
     config = dict(input_size=(3, 64, 64), crop_pct=crop_pct, crop_mode=mode, interpolation='bilinear')
     place = (round(size[0] * 0.55), round(size[1] * 0.4))
@@ -78,7 +78,7 @@ def test_command(tmp_path, capsys):
 
 
 def test_large_images_are_shown_small(tmp_path):
-    """Image and maps shrink, what the network sees does not."""
+    """Image and maps are shrunk, the input of the network is not."""
     model = timm.create_model('hdkd_student', **TINY_STUDENT)
     save_model(model, tmp_path / 'model', None, TINY_STUDENT, (3, 32, 32))
     write_images(tmp_path / 'images', classes=['a'], number=1, size=400)

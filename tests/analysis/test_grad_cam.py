@@ -77,7 +77,7 @@ def test_layers():
 
 
 class ChannelsLast(nn.Module):
-    """A stage whose channels come last, which timm tells by their number alone."""
+    """A stage with channels last, which only their number in feature_info reveals."""
     feature_info = [dict(module='stage', num_chs=2)]
 
     def __init__(self):

@@ -10,7 +10,7 @@ from hdkd_timm.analysis.rollout import attention_rollout
 
 
 def test_rollout_of_known_attention():
-    """Every block lets the class token look at one patch, and the distillation token at another one."""
+    """In every block, the class token attends to one patch, and the distillation token to another one."""
     model = timm.create_model('hdkd_student', **TINY_STUDENT).eval()
     grid = model.patch_embed.grid_size
     tokens = 2 + grid[0] * grid[1]

@@ -19,7 +19,7 @@ from hdkd_timm.utils.signals import Interrupted
 
 
 def reference_metrics(probs, targets):
-    """The definitions, each for itself, of images as they are."""
+    """Each metric by its definition, of unweighted images."""
     classes = probs.shape[1]
     positive = targets[:, None] == np.arange(classes)
     numbers, ranks = positive.sum(axis=0), rankdata(probs, axis=0)
@@ -48,7 +48,7 @@ def reference_metrics(probs, targets):
 @pytest.mark.filterwarnings('ignore:invalid value encountered')
 @pytest.mark.parametrize('seed', range(12))
 def test_each_draw_is_what_its_images_give(seed, monkeypatch):
-    """Of few images of some classes, ties among the scores, certain errors, with and without groups."""
+    """With few images, absent classes, ties, confident mistakes, with and without groups."""
     rng = np.random.default_rng(seed)
     number, classes, grouped = int(rng.integers(1, 40)), int(rng.integers(2, 9)), seed % 2
     probs, targets = random_split(classes, number, seed, decimals=seed % 3 - 1 if seed % 3 else None)
@@ -75,7 +75,7 @@ def test_each_draw_is_what_its_images_give(seed, monkeypatch):
 
 
 def test_undefined_draws_occur():
-    """Draws of one class alone are among those that the test before compares."""
+    """Resamples of a single class, where the AUROC is undefined, occur in the test above."""
     found, = bootstrap([WeightedImages(*random_split(2, 3, seed=1))], resamples=50)
     assert 0 < np.isnan(found['macro_auroc']).sum() < 50
     assert np.isfinite(found['accuracy']).all()
@@ -111,7 +111,7 @@ def test_a_bar_is_shown_on_a_terminal_alone(monkeypatch, is_terminal):
 
 
 def test_intervals_of_proportions():
-    """Those that are known of accuracy and recall; the true value of 70 % is in most of them."""
+    """Exact intervals of accuracy, recall and precision; most contain the true value of 70 %."""
     covered = []
     for seed in range(12):
         rng = np.random.default_rng(seed)
@@ -135,7 +135,7 @@ def test_intervals_of_proportions():
 @pytest.mark.parametrize('classes', [2, 3])
 @pytest.mark.parametrize('is_right', [True, False])
 def test_intervals_of_twelve_images_that_are_alike(classes, is_right):
-    """All right or all wrong: nothing is certain, and what is known of the accuracy is known of the others."""
+    """All correct or all wrong: the intervals have a width, which follows from that of the accuracy."""
     targets = np.arange(12) % classes
     labels = targets if is_right else (targets + 1) % classes
     probs = np.eye(classes)[labels] * 0.9 + 0.1 / classes
@@ -180,7 +180,7 @@ def test_a_class_that_is_all_right_has_a_width():
 
 
 def test_groups_that_are_all_right_count_once():
-    """Of 12 images of 3 patients that are all right, 3 are known to be independent."""
+    """12 correct images of 3 patients count as 3 independent ones."""
     targets, groups = np.repeat([0, 1, 0], 4), np.repeat([0, 1, 2], 4)
     found = bootstrap_intervals(np.eye(2)[targets] * 0.9 + 0.05, targets, groups, resamples=50)
     assert found['accuracy'] == pytest.approx([0.025 ** (1 / 3), 1])
@@ -189,7 +189,7 @@ def test_groups_that_are_all_right_count_once():
 
 
 def test_interval_of_the_calibration_error():
-    """Labels as the probabilities say, made surer: the true error is known from many images, of 200 it seems larger."""
+    """Overconfident probabilities: the true error is known from many images, and 200 images overestimate it."""
     def draw_sure(number, seed):
         rng = np.random.default_rng(seed)
         probs = rng.dirichlet(np.ones(3), size=number)
@@ -222,7 +222,7 @@ def test_intervals_by_their_settings():
 
 
 def test_groups_widen_the_intervals():
-    """Ten copies of each image tell no more than one, which only the groups know."""
+    """Ten copies of each image have as much information as one, which only the groups reveal."""
     probs, targets = random_split(2, number=30)
     groups = np.repeat([f'patient {i:02}' for i in range(30)], 10)
     copies = probs.repeat(10, axis=0), targets.repeat(10)
@@ -249,7 +249,7 @@ def test_undefined_draws_are_left_out():
     ((1, 99), (0.9, 0.99)), ((5, 95), (0.65, 0.99)), ((5, 95), (0.5, 1)), ((20, 80), (0.8, 1)), ((10, 40), (0.8, 0.98)),
     ((20, 80), (0.4, 0.2))])
 def test_balanced_accuracy_holds_where_the_rare_class_is_harder(sizes, recalls):
-    """Over all numbers of right images: 89.9 to 93 % if both classes were as hard as their mean."""
+    """Coverage over all numbers of correct images; 89.9 to 93 % if both classes are treated as equally hard."""
     targets = np.repeat([0, 1], sizes)
     chances = np.multiply.outer(*(binom.pmf(np.arange(n + 1), n, p) for n, p in zip(sizes, recalls)))
     held = 0.
@@ -263,7 +263,7 @@ def test_balanced_accuracy_holds_where_the_rare_class_is_harder(sizes, recalls):
 @pytest.mark.parametrize(('groups_of_class', 'group_size', 'recalls'), [
     ((1, 20), 5, (0.8, 0.9)), ((67, 11, 11, 5, 3, 2, 1), 3, (0.95, 0.8, 0.7, 0.7, 0.6, 0.7, 0.7))])
 def test_balanced_accuracy_holds_if_a_class_is_of_few_groups(groups_of_class, group_size, recalls):
-    """A class of one patient tells nothing of how patients differ: 87 and 81 % if that was taken for no difference."""
+    """A class of one patient has no information on how patients differ; 87 and 81 % if that is ignored."""
     class_of_group = np.repeat(np.arange(len(recalls)), groups_of_class)
     groups = np.arange(len(class_of_group)).repeat(group_size)
     targets, held = class_of_group[groups], []

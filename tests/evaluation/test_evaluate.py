@@ -43,7 +43,7 @@ BRIGHTNESS = dict(dark=40, Middle=120, white=200)  # in code-point order Middle,
 
 @pytest.fixture
 def bright_folder(tmp_path):
-    """Images of three classes that differ in brightness alone, whose names have two orders."""
+    """Images of three classes that differ only in brightness, and whose names have two orders."""
     for name, brightness in BRIGHTNESS.items():
         (tmp_path / 'bright' / 'test' / name).mkdir(parents=True)
         for i in range(4):
@@ -52,7 +52,7 @@ def bright_folder(tmp_path):
 
 
 def save_right_model(folder, order, label_names=None):
-    """A model that is always right where its classes have this order: each is the nearest brightness."""
+    """A model that is always right if its classes have this order: it predicts the nearest brightness."""
     model = timm.create_model('hdkd_teacher', dims=(4, 4, 4), depths=(1, 1, 1), num_classes=3, img_size=32)
 
     class Nearest(type(model)):
@@ -110,7 +110,7 @@ def test_names_of_a_model_win(model_folder, image_folder, caplog):
 
 
 def test_order_that_a_dataset_gives_is_its_own(model_folder, tmp_path):
-    """Not sorted by anybody, as that of a class map."""
+    """An order that is not sorted, such as that of a class map, is kept."""
     classifier = replace(load_classifier(str(model_folder), CONFIG), classes=None)
     assert _order_classes(classifier, ['b', 'a', 'c'], 'm') == ['b', 'a', 'c']
     assert _order_classes(classifier, ['a', 'B', 'c'], 'm') == ['B', 'a', 'c']
@@ -118,7 +118,7 @@ def test_order_that_a_dataset_gives_is_its_own(model_folder, tmp_path):
 
 
 def test_eval_of_some_of_the_classes(model_folder, tmp_path):
-    """A folder of class folders without splits; a class of the model has no images there."""
+    """Class folders without splits; one class of the model has no images."""
     write_images(tmp_path / 'new', classes=['a', 'c'], number=3)
     report, images = evaluate_model(
         str(model_folder), EvalConfig(data_dir=str(tmp_path / 'new'), workers=0, bootstrap=10, device='cpu'))
@@ -145,7 +145,7 @@ def test_eval_command(model_folder, image_folder, tmp_path, capsys):
 
 
 def test_eval_on_a_run_s_own_val_images(image_folder, tmp_path):
-    """A run's config tells eval the split that the run has drawn: its seed, its fraction."""
+    """The config of a run determines the split that it drew: seed and fraction."""
     model_kwargs = {k: v for k, v in TINY_STUDENT.items() if k not in ('img_size', 'num_classes')}
     run = train(TrainConfig(
         data_dir=str(image_folder), img_size=32, model_kwargs=model_kwargs, epochs=1, batch_size=4, workers=0,
@@ -183,7 +183,7 @@ def test_full_report():
 
 
 def test_a_final_test_stops_in_its_bootstrap_and_goes_on(tmp_path, monkeypatch):
-    """A signal that comes in the middle ends as Interrupted; resumed, the run ends as one that was not."""
+    """A signal during the final test raises Interrupted; the resumed run has the results of an uninterrupted one."""
     write_images(tmp_path / 'data' / 'train')
     write_images(tmp_path / 'data' / 'test', number=4, seed=1)
     config = TrainConfig(

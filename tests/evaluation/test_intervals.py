@@ -1,4 +1,4 @@
-"""Intervals of proportions against scipy's, closed forms, and how often they hold."""
+"""Intervals against scipy's and closed forms, and their coverage."""
 import itertools
 import math
 
@@ -54,7 +54,7 @@ def test_paired(only_first, only_second, number, expected):
 
 
 def test_paired_holds_as_often_as_it_says():
-    """Over all pairs of numbers of images, two networks that differ in 10 % and 5 % of them."""
+    """Over all pairs of counts, for two networks that differ in 10 % and 5 % of the images."""
     for number, first, second in ((10, 0.1, 0.05), (30, 0.1, 0.05), (30, 0.01, 0.01)):
         held = 0.
         for a, b in itertools.product(range(number + 1), repeat=2):
@@ -74,7 +74,7 @@ def test_effective_sample_size_of_independent_images():
 
 
 def test_effective_sample_size_of_groups():
-    """Between that of the groups, where all images of one are equal, and that of the images."""
+    """Between the number of groups, if the images of a group are equal, and the number of images."""
     rng = np.random.default_rng(0)
     groups = np.repeat([f'patient {i}' for i in range(100)], 4)
     order = rng.permutation(400)
@@ -100,7 +100,7 @@ def test_effective_sample_size_of_groups():
 
 
 def test_effective_sample_size_of_strata():
-    """Of the mean of two recalls, of 5 and of 95 images, the few decide."""
+    """The mean of two recalls, of 5 and 95 images, depends mainly on the few."""
     strata = np.repeat([0, 1], [5, 95])
     kish = 4 / (1 / 5 + 1 / 95)
     assert effective_sample_size(np.ones(100), strata=strata) == pytest.approx(kish)
@@ -116,7 +116,7 @@ def test_effective_sample_size_of_strata():
 
 
 def test_balanced_accuracy_holds_as_often_as_it_says():
-    """Few images of four classes, half of them of one: exact intervals are too wide rather than too narrow."""
+    """Few images of four classes, half of them of one: exact intervals are conservative."""
     for true in (0.9, 0.99):
         held = []
         for seed in range(400):
@@ -130,7 +130,7 @@ def test_balanced_accuracy_holds_as_often_as_it_says():
 
 
 def test_effective_sample_size_of_one_large_group():
-    """Most images are of one patient: what the others are like is hardly known (79 % without a jackknife)."""
+    """Most images are of one patient, so little is known about the others (79 % coverage without a jackknife)."""
     groups, held, numbers = np.repeat(np.arange(20), [81, *[1] * 19]), [], []
     for seed in range(300):
         rng = np.random.default_rng(seed)
@@ -143,7 +143,7 @@ def test_effective_sample_size_of_one_large_group():
 
 
 def test_effective_sample_size_of_a_class_of_one_group():
-    """All images of the rare class are of one patient, whose share in the mean is a half: at most 4 images are told."""
+    """All images of the rare class are of one patient with half the weight of the mean: at most 4 effective images."""
     groups = np.concatenate([np.zeros(10, int), 1 + np.arange(100)])
     strata = np.repeat([0, 1], [10, 100])
     values = np.random.default_rng(0).random(110) < 0.8
@@ -157,7 +157,7 @@ def test_margins_of_one_class():
 
 
 def test_skewed_mean():
-    """Of symmetric values it is Student's; a large one among many small ones moves it up, one group a value."""
+    """Student's interval for symmetric values; shifted up by a large value; groups of equal values count once."""
     values = np.array([1., 2, 3, 4, 5])
     assert skewed_mean_interval(values) == pytest.approx(ttest_1samp(values, 0).confidence_interval(0.95))
     low, high = skewed_mean_interval(np.array([0., 0, 0, 0, 5]))
@@ -169,7 +169,7 @@ def test_skewed_mean():
 
 
 def test_skewed_mean_holds_as_often_as_it_says():
-    """Exponential values of twelve images: Student's holds in 90 %."""
+    """Exponential values of twelve images, where Student's interval has a coverage of 90 %."""
     held = []
     for seed in range(1000):
         low, high = skewed_mean_interval(np.random.default_rng(seed).exponential(size=12))

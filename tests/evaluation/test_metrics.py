@@ -140,7 +140,7 @@ def test_per_class():
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
 def test_probabilities_that_are_not_finite(bad):
-    """The label of such an image would be an arbitrary one."""
+    """The predicted label of such an image would be arbitrary."""
     probs, targets = random_split(3, number=20)
     probs[[4, 7], 1] = bad
     for function in (classification_metrics, class_auroc, bootstrap_intervals):

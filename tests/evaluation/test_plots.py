@@ -41,7 +41,7 @@ def test_confusion_matrix(tmp_path):
 
 
 def test_confusion_matrix_of_many_classes(tmp_path):
-    """It stays a picture that can be opened."""
+    """The size of the plot is limited."""
     plot_confusion_matrix(np.eye(150, dtype=int) * 5, [f'class {i}' for i in range(150)], tmp_path / 'many.png')
     with Image.open(tmp_path / 'many.png') as image:
         assert max(image.size) < 2000

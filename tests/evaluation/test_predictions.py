@@ -12,7 +12,7 @@ NASTY = ['a,b', 'say "a"', 'two\nlines', ' spaces ', 'é', 'path\udc80']
 
 @pytest.mark.parametrize('has_targets', [True, False])
 def test_predictions(tmp_path, has_targets):
-    """As the dictionary writer of the standard library writes these rows, to the byte; each number comes back."""
+    """The same bytes as from csv.DictWriter, and exact numbers when read back."""
     rng = np.random.default_rng(0)
     probs = rng.dirichlet(np.full(len(NASTY), 0.1), size=20)
     probs[0] = np.eye(len(NASTY))[2]

@@ -4,8 +4,13 @@ import re
 import pytest
 from helpers import write_run
 
-from hdkd_timm.analysis.report import write_report
-from hdkd_timm.evaluation.run_results import count_images, format_table, read_networks
+from hdkd_timm.evaluation.run_results import (
+    count_images,
+    format_table,
+    list_missing_files,
+    read_networks,
+    read_settings,
+)
 from hdkd_timm.utils.files import write_rows
 
 
@@ -42,16 +47,16 @@ def test_table_of_results_rounds_nothing_to_perfect():
     ('config.yaml', lambda text: text * 2, "config.yaml' line 2: 'model' is there twice"),
 ])
 def test_damaged_files(file, change, message, tmp_path):
-    """One line that names the file, and no half of a report."""
+    """The error is one line that names the file."""
     write_run(tmp_path / 'run', ['a', 'b', 'c'])
     path = tmp_path / 'run' / file
     assert change(path.read_text()) != path.read_text()
     path.write_text(change(path.read_text()))
-    before = sorted(tmp_path.rglob('*'))
     with pytest.raises(ValueError, match=message) as caught:
-        write_report([tmp_path / 'run'], tmp_path / 'new' / 'out', 0, check=False)
+        for network in read_networks([tmp_path / 'run']):
+            read_settings(network.run)
+            count_images(network.run / 'images.csv')
     assert '\n' not in str(caught.value)
-    assert sorted(tmp_path.rglob('*')) == before
 
 
 def test_images_are_counted_in_natural_order(tmp_path):
@@ -73,3 +78,24 @@ def test_results_that_were_written_are_read(tmp_path):
     assert network.names[0] == '/data/0.png'
     assert network.groups is None
     assert network.epochs == [dict(epoch=0, train_loss=1.5, val_log_loss=1.)]
+
+
+def test_names_and_groups_are_those_of_the_list_of_images(tmp_path):
+    """Older runs have paths in predictions.csv that are relative to an unknown folder."""
+    write_run(tmp_path / 'run', ['a', 'b', 'c'], groups=[f'patient {i // 2}' for i in range(12)])
+    path = tmp_path / 'run' / 'predictions.csv'
+    path.write_text(path.read_text().replace('/data/', './'))
+    network, = read_networks([tmp_path / 'run'])
+    assert network.names == [f'/data/{i}.png' for i in range(12)]
+    assert network.groups.tolist() == [f'patient {i // 2}' for i in range(12)]
+
+
+def test_missing_files_are_listed(tmp_path):
+    write_run(tmp_path / 'run', ['a', 'b', 'c'])
+    assert list_missing_files(*read_networks([tmp_path / 'run'])) == []
+    for name in ('config.yaml', 'images.csv', 'summary.csv', 'best/config.json', 'predictions.csv'):
+        (tmp_path / 'run' / name).rename(tmp_path / 'moved')
+        missing = list_missing_files(*read_networks([tmp_path / 'run']))
+        assert missing[0].startswith(f'{name} ('), missing
+        assert len(missing) == 1 or name == 'config.yaml'  # which tells where the run is
+        (tmp_path / 'moved').rename(tmp_path / 'run' / name)

@@ -13,7 +13,7 @@ from hdkd_timm.evaluation.temperature import (
 
 
 def draw(number, temperature, seed=0):
-    """Probabilities that are too sure by this factor, and targets of the true ones."""
+    """Probabilities that are overconfident by this factor, and targets drawn from the true ones."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 2, (number, 4))
     true = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -36,7 +36,7 @@ def test_fit(temperature):
 
 @pytest.mark.parametrize(('number', 'group_size'), [(40, 1), (400, 1), (400, 8)])
 def test_interval_holds_the_temperature(number, group_size):
-    """Of few images it is wide; copies of images in groups tell no more than one of each."""
+    """Wide with few images; copies of images in groups count once."""
     held, widths = [], []
     for seed in range(60):
         probs, targets = (part.repeat(group_size, axis=0) for part in draw(number // group_size, 1.5, seed))

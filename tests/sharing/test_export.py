@@ -1,4 +1,4 @@
-"""Exported files: equal to the model, with all that predict and eval need."""
+"""Exported files equal the model, and contain everything that predict and eval need."""
 import io
 import json
 import shutil
@@ -25,7 +25,7 @@ CONFIG = InferenceConfig(workers=0, device='cpu', batch_size=3)
 
 
 def save_student(folder, name='hdkd_student', **kwargs):
-    """A model folder of the classes a, b, c whose outputs depend on the BatchNorms and on the image."""
+    """A model folder with the classes a, b, c whose outputs depend on the BatchNorms and on the image."""
     args = dict(TINY_TEACHER if 'teacher' in name else TINY_STUDENT, num_classes=3, **kwargs)
     model = randomize_batch_stats(timm.create_model(name, **args))
     for head in (model.get_classifier() if isinstance(model.get_classifier(), tuple) else [model.get_classifier()]):
@@ -36,7 +36,7 @@ def save_student(folder, name='hdkd_student', **kwargs):
 
 @pytest.fixture(scope='module')
 def models(tmp_path_factory):
-    """The folder of a student, its ONNX, int8 and torch-export files and images in class folders; what export told."""
+    """A folder with a student, its exported files and images; the report of the export; the output of the command."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp('models')
     save_student(folder / 'student')
@@ -131,7 +131,7 @@ def test_eval_equals_that_of_the_folder(models):
 
 
 def test_int8(models):
-    """Works as the float32 file does; the figures that export tells are those of predict."""
+    """Works like the float32 file; the reported figures are those of predict."""
     folder, report, text = models
     train = [str(folder / 'data' / 'train')]
     assert (folder / 's8.onnx').stat().st_size < 0.9 * report['bytes']
@@ -151,7 +151,7 @@ def test_int8(models):
 
 
 def test_calibration_images_without_class_folders(models, tmp_path, caplog):
-    """Spread evenly over all, here those of classes a and b."""
+    """They are spread evenly over all images, here of classes a and b."""
     folder = models[0]
     for name in 'ab':
         shutil.copytree(folder / 'data' / 'train' / name, tmp_path / 'images' / f'of {name}')
@@ -171,7 +171,7 @@ def test_calibration_images_without_class_folders(models, tmp_path, caplog):
 
 
 def test_other_models(tmp_path):
-    """A grey teacher with a licence of its own, and a network of timm without class names, at another size."""
+    """A grey teacher, and a timm network without class names at another size."""
     save_student(tmp_path / 'grey', 'hdkd_teacher', in_chans=1)
     write_images(tmp_path / 'images', number=2)
     export_model(tmp_path / 'grey', tmp_path / 'grey.onnx', opset=18, images=[str(tmp_path / 'images')])
@@ -235,7 +235,7 @@ def test_errors_of_export(models, args, message, tmp_path, monkeypatch, capsys):
 
 
 def test_a_file_that_differs_is_refused(models, tmp_path, monkeypatch):
-    """The check reads the file itself: here the model that it is compared with is another."""
+    """The check reads the file itself, which here contains another model."""
     folder = models[0]
     reparameterize = timm.utils.reparameterize_model
 
@@ -306,7 +306,7 @@ def test_metadata_that_is_wrong(models, changes, message, tmp_path):
 
 
 def test_names_go_into_the_file(models, tmp_path):
-    """Those of a model that tells none."""
+    """Class names of a model without any."""
     args = dict(TINY_TEACHER, num_classes=3)
     save_model(timm.create_model('hdkd_teacher', **args), tmp_path / 'm', model_args=args)
     assert main(['export', str(tmp_path / 'm'), '--out', str(tmp_path / 'a.onnx'), '--label-names', 'x', 'Y', 'z']) == 0

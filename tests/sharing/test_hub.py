@@ -1,4 +1,4 @@
-"""Models go to a Hub and come back, by the real client against a server of our own; what fails says what to do."""
+"""Models pushed to and loaded from a Hub, with the real client and a local server; errors say what to do."""
 import json
 import os
 import shutil
@@ -148,7 +148,7 @@ def test_push_that_fails(run, server, tmp_path):
 
 
 def test_config_on_the_hub_that_is_wrong(run, server, tmp_path):
-    """It is read as that of a folder is, and all weights must be there whatever it says."""
+    """It is checked like that of a folder, and all weights are required whatever it says."""
     image = str(Path(run).parents[1] / 'data' / 'test' / 'a' / '0.png')
     config = json.loads(Path(run, 'best', 'config.json').read_text())
     weights = load_file(Path(run, 'best', 'model.safetensors'))
@@ -239,7 +239,7 @@ def test_settings_tell_no_paths(run, tmp_path):
 
 
 def test_num_classes_of_a_run_of_before(run, tmp_path):
-    """transformers takes no second one among the arguments."""
+    """transformers rejects a second one among the arguments."""
     shutil.copytree(Path(run) / 'best', tmp_path / 'best')
     config = json.loads((tmp_path / 'best' / 'config.json').read_text())
     config['model_args']['num_classes'] = 3
