@@ -13,9 +13,9 @@ _LAZY = {
     'DistillConfig': 'training.config',
     'train': 'training.train',
     'distill': 'training.distill',
-    'EvalConfig': 'evaluation.inference',
-    'evaluate_model': 'evaluation.inference',
-    'predict': 'evaluation.inference',
+    'EvalConfig': 'evaluation.evaluate',
+    'evaluate_model': 'evaluation.evaluate',
+    'predict': 'evaluation.predict',
     'export_model': 'sharing.export',
 }
 

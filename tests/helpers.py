@@ -52,6 +52,13 @@ def write_images(folder, classes=('a', 'b', 'c'), number=6, size=40, mode='RGB',
             Image.fromarray(pixels).convert(mode).save(folder / name / f'{j}{suffix}')
 
 
+def smooth_image(seed, size=48):
+    """A random image without fine detail, RGB."""
+    rng = np.random.default_rng(seed)
+    grid = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    return grid.resize((size, size), Image.Resampling.BICUBIC)
+
+
 def randomize_batch_stats(model):
     """Give the BatchNorms statistics, scales and shifts as after a training. Returns the model."""
     with torch.no_grad():
@@ -91,3 +98,46 @@ def write_dicom(path, values, interpretation='MONOCHROME2', syntax='1.2.840.1000
     dataset['PixelData'].VR = 'OW' if bits == 16 else 'OB'
     dataset.save_as(path, enforce_file_format=True)
     return path
+
+
+def random_split(num_classes, number=200, seed=0, decimals=None):
+    """Probabilities somewhat better than chance, and targets; few decimals cause ties."""
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(num_classes, size=number)
+    logits = rng.normal(size=(number, num_classes)) + np.eye(num_classes)[targets]
+    if decimals is not None:
+        logits = logits.round(decimals)
+    probs = (np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)).round(9)
+    probs[:, 0] = 1 - probs[:, 1:].sum(axis=1)
+    return probs, targets
+
+
+def write_run(folder, names, number=4, right=0.5, seed=0, groups=None):
+    """The folder of a run with these classes, as many test images of each, and no image files. Returns its results.
+
+    `groups` are those of the test images.
+    """
+    from hdkd_timm.evaluation.evaluate import full_report
+    from hdkd_timm.evaluation.predictions import write_predictions
+    from hdkd_timm.utils.files import write_json, write_rows
+    (folder / 'best').mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    targets = np.arange(len(names)).repeat(number)
+    probs = rng.dirichlet(np.ones(len(names)), size=len(targets))
+    is_right = rng.random(len(targets)) < right
+    probs[is_right] = 0.1 * probs[is_right] + 0.9 * np.eye(len(names))[targets[is_right]]
+    images = [f'/data/{i}.png' for i in range(len(targets))]
+    write_predictions(folder / 'predictions.csv', images, probs, names, targets)
+    rows = [dict(path=image, label=names[k]) for image, k in zip(images, targets)]
+    if groups is not None:
+        rows = [dict(row, group=group) for row, group in zip(rows, groups)]
+    write_rows([dict(row, split=split) for split in ('train', 'test') for row in rows], folder / 'images.csv')
+    write_rows([dict(epoch=0, train_loss=1.5, val_log_loss=1.)], folder / 'summary.csv')
+    (folder / 'config.yaml').write_text('model: hdkd_student\n')
+    report = full_report(probs, targets, names, None, 0, 1)
+    write_json(dict(
+        name='student', parameters=5, epoch=0, epochs=1, train_seconds=2., classes=names, test=report),
+        folder / 'metrics.json')
+    write_json(dict(architecture='hdkd_student', pretrained_cfg=dict(input_size=[3, 32, 32])),
+               folder / 'best' / 'config.json')
+    return report

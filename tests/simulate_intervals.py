@@ -10,7 +10,8 @@ import itertools
 
 import numpy as np
 
-from hdkd_timm.evaluation.metrics import METRICS, bootstrap_intervals, class_intervals, classification_metrics
+from hdkd_timm.evaluation.bootstrap import bootstrap_intervals, class_intervals
+from hdkd_timm.evaluation.metrics import METRICS, classification_metrics
 from hdkd_timm.evaluation.paired_tests import paired_bootstrap
 
 EDGE = ('accuracy', 'recall', 'balanced_accuracy')

@@ -11,7 +11,7 @@ from helpers import TINY_STUDENT, TINY_TEACHER
 
 from hdkd_timm import evaluate_model
 from hdkd_timm.data.loader import SplitLoader
-from hdkd_timm.evaluation.inference import EvalConfig
+from hdkd_timm.evaluation.evaluate import EvalConfig
 from hdkd_timm.evaluation.metrics import METRICS
 from hdkd_timm.models.checkpoint import save_model
 from hdkd_timm.training.trainer import Trainer

@@ -25,8 +25,9 @@ import yaml
 from hdkd_timm import DistillConfig, EvalConfig, distill, evaluate_model
 from hdkd_timm.data.samples import DataConfig, create_datasets, list_images
 from hdkd_timm.evaluation.plots import plot_confusion_matrix
+from hdkd_timm.evaluation.run_results import count_images
 from hdkd_timm.models.pretrained import RELEASES, WEIGHTS
-from hdkd_timm.sharing.hub import PLACES, count_images
+from hdkd_timm.sharing.hub import MACHINE_SETTINGS
 from hdkd_timm.sharing.model_card import CONFUSION_PICTURE, write_card
 from hdkd_timm.training.run_folder import keep_images
 from hdkd_timm.utils.config import check_settings, read_yaml
@@ -144,7 +145,7 @@ def write_release(tag: str, train: Dict[str, Any], runs: List[Path], vals: Dict[
         effective = {
             **{key: train['settings'][key] for key in SPLIT_SETTINGS if key in train['settings']},
             **{key: value for key, value in settings.items()
-               if key not in told and (key not in PLACES or key in ('cache', 'workers'))},
+               if key not in told and (key not in MACHINE_SETTINGS or key in ('cache', 'workers'))},
             'model': 'hdkd_student', 'teacher': 'hdkd_teacher', 'seed': train['settings']['seed']}
         listed = {key: list(value) if isinstance(value, tuple) else value for key, value in effective.items()}
         (folder / 'train.yaml').write_text(yaml.dump(

@@ -22,7 +22,7 @@ from starlette.responses import PlainTextResponse
 import hdkd_timm  # noqa: F401
 from hdkd_timm.analysis.explain import explain
 from hdkd_timm.data.image_io import image_size
-from hdkd_timm.evaluation.inference import load_classifier
+from hdkd_timm.evaluation.classifier import load_classifier
 from hdkd_timm.evaluation.plots import overlay
 from hdkd_timm.models.pretrained import RELEASES
 

@@ -33,7 +33,7 @@ from ..data.phantoms import write_phantoms
 from ..data.samples import DataConfig, create_datasets
 from ..distillation.losses import hdkd_loss
 from ..distillation.task import HDKDTask
-from ..evaluation.inference import OnnxModel
+from ..evaluation.classifier import OnnxModel
 from ..models.checkpoint import save_model
 from ..models.hdkd import MIN_IMG_SIZE
 from ..sharing.export import export_model, import_packages

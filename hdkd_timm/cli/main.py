@@ -20,7 +20,7 @@ DEMO = dict(img_size=64, epochs=6, student_alone=True, channels_last=True, color
 
 
 def _train(args: argparse.Namespace) -> None:
-    from ..evaluation.evaluate import format_table
+    from ..evaluation.run_results import format_table
     from ..training.train import train
     from ..utils.config import from_arguments
     metrics = train(from_arguments(args.config_cls, args), args.resume, args.overwrite)
@@ -29,7 +29,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _distill(args: argparse.Namespace) -> None:
-    from ..evaluation.evaluate import format_table
+    from ..evaluation.run_results import format_table
     from ..training.distill import distill
     from ..utils.config import from_arguments
     metrics = distill(from_arguments(args.config_cls, args), args.resume, args.overwrite)
@@ -77,8 +77,8 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _eval(args: argparse.Namespace) -> None:
-    from ..evaluation.evaluate import write_predictions
-    from ..evaluation.inference import evaluate_model
+    from ..evaluation.predictions import write_predictions
+    from ..evaluation.evaluate import evaluate_model
     from ..utils.config import from_arguments
     from ..utils.files import new_folder, write_json
     if args.out_dir and os.path.exists(args.out_dir):
@@ -105,8 +105,8 @@ def _eval(args: argparse.Namespace) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from ..evaluation.evaluate import write_predictions
-    from ..evaluation.inference import predict
+    from ..evaluation.predictions import write_predictions
+    from ..evaluation.predict import predict
     from ..utils.config import from_arguments
     if os.path.exists(args.out):
         raise FileExistsError(f"'{args.out}' exists already: choose another --out, nothing is overwritten.")
@@ -196,7 +196,8 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _calibrate(args: argparse.Namespace) -> None:
-    from ..evaluation.inference import calibrate_model, find_run_data
+    from ..evaluation.calibrate import calibrate_model
+    from ..evaluation.run_results import find_run_data
     from ..utils.config import from_arguments
     if not (args.data_dir or args.data_csv or args.dataset):
         for name, value in find_run_data(args.checkpoint).items():
@@ -251,7 +252,8 @@ def _bench(args: argparse.Namespace) -> None:
 def create_parser() -> argparse.ArgumentParser:
     from ..analysis.data_check import CheckConfig
     from ..benchmark.benchmark import BenchConfig
-    from ..evaluation.inference import EvalConfig, InferenceConfig, ModelConfig
+    from ..evaluation.classifier import InferenceConfig, ModelConfig
+    from ..evaluation.evaluate import EvalConfig
     from ..training.config import DistillConfig, TrainConfig, recipe_names
     from ..utils.config import KeyValues, add_arguments
 
@@ -388,7 +390,7 @@ def create_parser() -> argparse.ArgumentParser:
 def _settings_of_files(args: argparse.Namespace) -> Dict[str, Any]:
     """Settings of --recipe and --config, the latter win."""
     from ..analysis.data_check import CheckConfig
-    from ..evaluation.inference import ModelConfig
+    from ..evaluation.classifier import ModelConfig
     from ..training.config import DistillConfig, recipe_settings
     from ..utils.config import check_settings, read_yaml
     values: Dict[str, Any] = {}

@@ -1,16 +1,36 @@
-"""A network on all images of a split, and the files and tables that tell of it."""
-from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+"""Testing a classifier on a split: `evaluate` runs a network, `evaluate_model` tests a saved model."""
+import dataclasses
+import logging
+import math
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
+from sklearn.metrics import confusion_matrix
 from torch import nn
 
 from ..data.loader import SplitLoader
+from ..data.samples import DataConfig, SampleDataset, create_datasets
+from ..data.sources.folders import natural_order
+from ..models.labels import has_ambiguous_order
+from ..utils.config import setting
 from ..utils.distributed import World
-from ..utils.files import write_table
+from ..utils.memory import kept_memory
 from ..utils.signals import Signals
-from .metrics import IN_PER_CENT, format_interval, format_metric
+from .bootstrap import bootstrap_intervals, class_intervals
+from .classifier import Classifier, InferenceConfig, load_classifier
+from .metrics import classification_metrics, per_class_metrics
+from .temperature import apply_temperature
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class EvalConfig(InferenceConfig, DataConfig):
+    """Settings of `evaluate_model`."""
+    in_chans: Optional[int] = setting(None, "image channels, 3 (RGB) or 1 (grey) (default: the model's)")
+    split: str = setting('test', 'split to test on', choices=('train', 'val', 'test'))
+    bootstrap: int = setting(1000, 'resamples of the 95 %% intervals, 0 for no intervals', at_least=0)
 
 
 @torch.inference_mode()
@@ -22,73 +42,189 @@ def evaluate(
         channels_last: bool = False,
         signals: Optional[Signals] = None,
 ) -> Optional[Tuple[np.ndarray, np.ndarray]]:
-    """Probabilities (N, K) and class indices (N,) of all images of a split, those of all processes, in their order.
+    """Run a network on a split: probabilities (N, K) and class indices (N,) of its images, in order.
 
-    None if a signal asked to stop.
+    In distributed evaluation, each process returns the images of all processes.
+
+    Args:
+        model: The network.
+        loader: Batches of the split.
+        world: The processes.
+        amp_dtype: Autocast dtype; None for no mixed precision.
+        channels_last: Use the channels-last memory layout.
+        signals: Signals that stop the evaluation, unless it is distributed.
+
+    Returns:
+        None if a signal was received.
 
     Raises:
-        FloatingPointError: if an output is no finite number.
+        FloatingPointError: if an output is not finite.
     """
     model.eval()
     probs, targets = [], []
     autocast = torch.autocast(world.device.type, amp_dtype, enabled=amp_dtype is not None)
-    ends_early = signals is not None and not world.is_distributed  # the other processes would wait for this one
-    for input, target in signals.watch(loader) if ends_early else loader:
+    can_stop = signals is not None and not world.is_distributed  # other processes would wait for this one
+    for input, target in signals.watch(loader) if can_stop else loader:
         if channels_last:
             input = input.contiguous(memory_format=torch.channels_last)
         with autocast:
             output = model(input)
         probs.append(output.float().cpu().double().softmax(dim=1))
         targets.append(target.cpu())
-    if ends_early and signals.received:
+    if can_stop and signals.received:
         return None
-    shares = world.gather((torch.cat(probs), torch.cat(targets)) if probs else None)
-    shares = [share for share in shares if share is not None]
-    total = sum(len(t) for _, t in shares)
-    all_probs, all_targets = shares[0][0].new_empty(total, shares[0][0].shape[1]), shares[0][1].new_empty(total)
-    if loader.iterable:
-        all_probs, all_targets = (torch.cat(parts) for parts in zip(*shares))
-    else:
-        for rank, (p, t) in enumerate(shares):  # image i is with process i % size
-            all_probs[rank::len(shares)], all_targets[rank::len(shares)] = p, t
+    gathered = world.gather((torch.cat(probs), torch.cat(targets)) if probs else None)
+    all_probs, all_targets = _merge_shares([share for share in gathered if share is not None], loader.iterable)
     if not torch.isfinite(all_probs).all():
-        raise FloatingPointError('The outputs are no finite numbers any more: try a lower learning rate.')
+        raise FloatingPointError('The outputs of the network became non-finite: try a lower learning rate.')
     return all_probs.numpy(), all_targets.numpy()
 
 
-def write_predictions(
-        path: Path,
-        names: List[str],
+def _merge_shares(
+        shares: Sequence[Tuple[torch.Tensor, torch.Tensor]],
+        is_iterable: bool,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities and targets of all processes in the order of the images."""
+    if is_iterable:
+        probs, targets = (torch.cat(parts) for parts in zip(*shares))
+        return probs, targets
+    total = sum(len(targets) for _, targets in shares)
+    all_probs, all_targets = shares[0][0].new_empty(total, shares[0][0].shape[1]), shares[0][1].new_empty(total)
+    for rank, (probs, targets) in enumerate(shares):  # image i was assigned to process i % size
+        all_probs[rank::len(shares)], all_targets[rank::len(shares)] = probs, targets
+    return all_probs, all_targets
+
+
+def classify(classifier: Classifier, dataset: Any, config: InferenceConfig) -> Tuple[np.ndarray, np.ndarray]:
+    """Probabilities (N, K) and class indices (N,) of a dataset by a loaded model, calibrated if it is."""
+    loader = SplitLoader(
+        dataset, classifier.data_config, config.batch_size, num_workers=config.workers, device=classifier.device)
+    with kept_memory(classifier.device):
+        probs, targets = evaluate(
+            classifier.model, loader, World(classifier.device),
+            getattr(torch, config.amp_dtype) if config.amp else None, config.channels_last)
+    return probs if classifier.temperature is None else apply_temperature(probs, classifier.temperature), targets
+
+
+def full_report(
         probs: np.ndarray,
-        classes: List[str],
-        targets: Optional[np.ndarray] = None,
-) -> None:
-    """Write a CSV file with path, target (where known), label (the most probable class) and prob_<class> of each.
+        targets: np.ndarray,
+        classes: Sequence[str],
+        groups: Optional[np.ndarray] = None,
+        resamples: int = 1000,
+        seed: int = 42,
+        stop_if_asked: Optional[Callable[[], None]] = None,
+        progress: bool = True,
+) -> Dict[str, Any]:
+    """All results of a split, as written into metrics.json.
 
-    Probabilities have the digits that give them back. Rows are written as they are made: their text takes twenty times
-    the memory of the numbers.
+    Args:
+        probs: Probabilities (N, K).
+        targets: Class indices (N,).
+        classes: Names of the K classes.
+        groups, resamples, seed, stop_if_asked, progress: See `bootstrap_intervals`; no intervals if `resamples` is 0.
+
+    Returns:
+        'images' (their number), `classification_metrics`, 'intervals_95', 'per_class' and 'confusion_matrix' (rows
+        true, columns predicted). With intervals, each class also has 'precision_95' and 'recall_95', [low, high], see
+        `class_intervals`; None for a class that was never predicted, or has no images.
     """
-    def cells(i: int) -> List[str]:
-        target = [] if targets is None else [classes[targets[i]]]
-        return [names[i], *target, classes[int(probs[i].argmax())], *map(repr, probs[i].astype(float).tolist())]
+    report: Dict[str, Any] = {'images': len(targets), **classification_metrics(probs, targets)}
+    per_class: Dict[str, Dict[str, Any]] = per_class_metrics(probs, targets, classes)
+    predicted = probs.argmax(axis=1)
+    if resamples:
+        report['intervals_95'] = bootstrap_intervals(
+            probs, targets, groups, resamples, seed=seed, stop_if_asked=stop_if_asked, progress=progress)
+        for name, class_of in (('precision_95', predicted), ('recall_95', targets)):
+            _, limits = class_intervals(predicted == targets, class_of, len(classes), groups)
+            for scores, interval in zip(per_class.values(), limits.tolist()):
+                scores[name] = interval if math.isfinite(interval[0]) else None
+    report['per_class'] = per_class
+    report['confusion_matrix'] = confusion_matrix(targets, predicted, labels=np.arange(len(classes))).tolist()
+    return report
 
-    columns = ['path', *([] if targets is None else ['target']), 'label', *(f'prob_{label}' for label in classes)]
-    write_table(columns, map(cells, range(len(names))), path)
+
+def _order_classes(classifier: Classifier, classes: List[str], name: str) -> List[str]:
+    """Class names of the model by index: its own, otherwise those of the data in the more likely of two orders.
+
+    Raises:
+        ValueError: if the model has no class names, and another number of classes than the data.
+    """
+    if classifier.classes is not None:
+        return classifier.classes
+    if len(classes) != classifier.model.num_classes:
+        raise ValueError(
+            f"Model '{name}' has {classifier.model.num_classes} classes without names, the data has {len(classes)}.")
+    # trainers that store no class names usually sort them as text; an order given by the data set is kept
+    return sorted(classes) if classes == sorted(classes, key=natural_order) else classes
 
 
-def format_table(metrics: Dict[str, Any]) -> str:
-    """The results of `train` and `distill` as a table, a row a network, with 95 % intervals where there are."""
-    split = 'test' if 'test' in next(iter(metrics['models'].values())) else 'val'
-    rows = [['network', 'parameters', f'{split} accuracy', 'balanced accuracy', 'macro AUROC', 'training']]
-    for name, result in metrics['models'].items():
-        report = result[split]
-        cells = []
-        for key in IN_PER_CENT:
-            interval = format_interval(key, report.get('intervals_95', {}).get(key))
-            shown = f" ({interval.replace(' %', '').replace(' to ', '-')})" if interval else ''
-            cells.append(format_metric(key, report[key]).replace(' ', '') + shown)
-        cells.append(format_metric('macro_auroc', report['macro_auroc']).replace('–', '-'))
-        seconds = f"{result['train_seconds']:.0f} s" if 'train_seconds' in result else 'given'
-        rows.append([name, f"{result['parameters']:,}", *cells, seconds])
-    widths = [max(least, *map(len, column)) for least, column in zip((13, 9, 20, 20, 11, 8), zip(*rows))]
-    return '\n'.join('  '.join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]) for name, *cells in rows)
+def _match_classes(names: List[str], classes: List[str], model: str) -> List[int]:
+    """Index in the model, whose class names are `names`, of each class of the data."""
+    unknown = [label for label in classes if label not in names]
+    if unknown:
+        raise ValueError(f"Class '{unknown[0]}' of the data is not a class of model '{model}' ({', '.join(names)}).")
+    return [names.index(label) for label in classes]
+
+
+def _warn_of_order(
+        model: str,
+        assumed: List[str],
+        classes: List[str],
+        predicted: np.ndarray,
+        targets: np.ndarray,
+) -> None:
+    """Report the order assumed for the classes of a model without names, and the accuracy with the other one.
+
+    Args:
+        model: Name of the model.
+        assumed: Assumed class names by index.
+        classes: Class names of the data by index.
+        predicted: Class indices in the model, (N,).
+        targets: Class indices in the data, (N,).
+    """
+    orders = {'sorted as text like torchvision.ImageFolder': sorted(classes), 'of the data': classes}
+    (first, accuracy), (second, other) = (
+        (f"{order} ({', '.join(names)})", np.mean(np.array(names)[predicted] == np.array(classes)[targets]))
+        for order, names in sorted(orders.items(), key=lambda item: item[1] != assumed))
+    _logger.warning(
+        f"Model '{model}' has no class names, their order is a guess. Assumed order: {first}, accuracy {accuracy:.1%}."
+        f' Other order: {second}, accuracy {other:.1%}. Give the class names in index order: --label-names NAME ...')
+
+
+def evaluate_model(name: str, config: EvalConfig) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+    """Test a saved model on a split. The classes of the data may be a subset of the model's.
+
+    Args:
+        name: A model as accepted by `load_classifier`.
+        config: Data, split and inference settings.
+
+    Returns:
+        The results: `full_report` with 'model', 'split', 'classes' (by index in the model) and, for a model without
+        class names whose order is ambiguous, 'classes_guessed' (also logged as a warning). And the images: 'names',
+        'probs' (N, K), 'targets' (N,) and 'groups' (N,), None without groups.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_classifier` and `create_datasets`; if a class of the data is not a class
+            of the model, or the images have another number of channels.
+    """
+    classifier = load_classifier(name, config)
+    if config.in_chans not in (None, classifier.in_chans):
+        raise ValueError(f"Model '{name}' expects {classifier.in_chans} channels, not --in-chans {config.in_chans}.")
+    config = dataclasses.replace(config, in_chans=classifier.in_chans)
+    datasets, data_classes = create_datasets(config, config.batch_size, only=config.split)
+    dataset = datasets[config.split]
+    classes = _order_classes(classifier, data_classes, name)
+    index_of = np.array(_match_classes(classes, data_classes, name))
+    probs, targets = classify(classifier, dataset, config)
+    is_guess = classifier.classes is None and has_ambiguous_order(data_classes)
+    if is_guess:
+        _warn_of_order(name, classes, data_classes, probs.argmax(axis=1), targets)
+    targets = index_of[targets]
+    has_samples = isinstance(dataset, SampleDataset)
+    groups = dataset.samples.groups if has_samples else None
+    names = dataset.samples.filenames() if has_samples else [str(i) for i in range(len(targets))]
+    report = full_report(probs, targets, classes, groups, config.bootstrap, config.seed)
+    guessed = dict(classes_guessed=True) if is_guess else {}
+    return (dict(model=name, split=config.split, classes=classes, **guessed, **report),
+            dict(names=names, probs=probs, targets=targets, groups=groups))

@@ -1,35 +1,37 @@
-"""Two classifiers on the same images: is one better, or was it chance?"""
+"""Comparison of two classifiers on the same images: McNemar's test, and intervals of metric differences."""
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import numpy as np
 from scipy.stats import binomtest
 
+from .bootstrap import bootstrap, margins_of_metrics
 from .intervals import (
-    class_reach,
-    effective_number,
+    effective_sample_size,
+    extend_interval,
     group_indices,
     paired_interval,
-    skewed_mean_interval,
+    percentile_interval,
+    single_class_margins,
     stratum_weights,
 )
-from .metrics import METRICS, RANGES, WeightedImages, bootstrap, least_reach, percentile_interval, widen
+from .metrics import METRIC_RANGES, METRICS, WeightedImages
 
 
 def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> Dict[str, Any]:
-    """McNemar's exact test of the images that one classifier gets right and the other does not.
+    """McNemar's exact test on the images that only one of two classifiers classifies correctly.
 
     Args:
-        correct_a, correct_b: Is each image right? (N,) of bool each.
+        correct_a, correct_b: Whether each image is classified correctly, (N,) of bool each.
 
     Returns:
-        'only_first' and 'only_second' (numbers of images), and 'p_value', two-sided; 1 if they never differ.
+        'only_first' and 'only_second' (numbers of images), and the two-sided 'p_value'; 1 without discordant images.
 
     Raises:
         ValueError: if the shapes differ.
     """
     correct_a, correct_b = np.asarray(correct_a, bool), np.asarray(correct_b, bool)
     if correct_a.shape != correct_b.shape:
-        raise ValueError(f'Both need the same images, got {correct_a.shape} and {correct_b.shape}.')
+        raise ValueError(f'Both classifiers need the same images, got {correct_a.shape} and {correct_b.shape}.')
     only_a, only_b = int((correct_a & ~correct_b).sum()), int((correct_b & ~correct_a).sum())
     p_value = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.
     return dict(only_first=only_a, only_second=only_b, p_value=float(p_value))
@@ -46,21 +48,21 @@ def _accuracy_intervals(
     group_of = group_indices(groups)
 
     def interval_of(which: np.ndarray, strata: Optional[np.ndarray] = None) -> List[float]:
-        """Of the images `which`, (N,) of bool."""
-        a, b, of = (None if values is None else values[which] for values in (only_a, only_b, group_of))
-        number = effective_number(b.astype(np.float64) - a, of, strata, confidence)
+        """Interval over the images `which`, (N,) of bool."""
+        a, b, own_groups = (None if values is None else values[which] for values in (only_a, only_b, group_of))
+        number = effective_sample_size(b.astype(np.float64) - a, own_groups, strata, confidence)
         weights = None if strata is None else stratum_weights(strata)
         shares = [np.average(only, weights=weights) for only in (a, b)]
         return list(paired_interval(shares[0] * number, shares[1] * number, number, confidence))
 
-    everything = np.ones(first.number, bool)
+    everything = np.ones(first.num_images, bool)
     of_classes = [first.targets == k for k in np.unique(first.targets)]
     differences = np.array([second.correct[own].mean() - first.correct[own].mean() for own in of_classes])
-    reach = class_reach(differences, np.array([interval_of(own) for own in of_classes]))
+    margins = single_class_margins(differences, np.array([interval_of(own) for own in of_classes]))
     return {
         'accuracy': interval_of(everything),
-        'balanced_accuracy': widen(
-            interval_of(everything, first.targets), float(differences.mean()), *reach, -1., 1.)}
+        'balanced_accuracy': extend_interval(
+            interval_of(everything, first.targets), float(differences.mean()), margins, (-1., 1.))}
 
 
 def paired_bootstrap(
@@ -74,49 +76,45 @@ def paired_bootstrap(
         stop_if_asked: Optional[Callable[[], None]] = None,
         progress: bool = True,
 ) -> Dict[str, Dict[str, Any]]:
-    """Differences of all metrics, second minus first, with intervals for the same images.
+    """Differences of all metrics, second minus first, with intervals over the same images.
 
-    - Accuracy and balanced accuracy: `paired_interval`, of the `effective_number` of images in groups and classes; the
-      balanced one at least as far as `class_reach` says.
-    - The others: percentiles of the differences over the same draws of both, but at least the `least_reach` that the
-      accuracies imply: that two networks are both right on twelve images does not show that they are equal; of the log
-      loss also at least `skewed_mean_interval`.
+    - Accuracy and balanced accuracy: `paired_interval` with the `effective_sample_size` over groups and classes; the
+      interval of the balanced accuracy has at least the `single_class_margins`.
+    - The others: percentiles of the differences over the same resamples, but with at least the `minimum_margins` that
+      the accuracies imply: two networks that both classify twelve images correctly are not thereby equal; for the log
+      loss also at least the `skewed_mean_interval`.
 
-    Two networks whose probabilities are all equal are the same one: all differences are [0, 0].
+    Two networks with identical probabilities are considered the same: all differences are 0 with interval [0, 0].
 
     Args:
-        probs_a, probs_b: Probabilities (N, K) of each.
+        probs_a, probs_b: Probabilities (N, K) of the first and the second network.
         targets: Class indices (N,).
-        groups: Group of each image, (N,): then groups are drawn.
-        resamples: Number of draws with replacement.
-        confidence: How often an interval shall hold the true difference.
-        seed: Seed of the draws.
+        groups: Group of each image, (N,); groups are drawn instead of images.
+        resamples: Number of resamples.
+        confidence: Confidence level.
+        seed: Seed of the resampling.
         stop_if_asked, progress: See `bootstrap`.
 
     Returns:
-        Metric -> 'difference' and 'interval', [low, high]; NaN if no draw defines it.
+        Metric -> 'difference' and 'interval', [low, high]; NaN if it is undefined in all resamples.
 
     Raises:
         ValueError: if the shapes differ.
     """
     if probs_a.shape != probs_b.shape:
-        raise ValueError(f'Both need the same images and classes, got {probs_a.shape} and {probs_b.shape}.')
+        raise ValueError(f'Both networks need the same images and classes, got {probs_a.shape} and {probs_b.shape}.')
     networks = [WeightedImages(probs, targets) for probs in (probs_a, probs_b)]
-    one = np.ones((len(targets), 1))
-    a, b = (network.metrics(one) for network in networks)
+    a, b = (network.metrics(np.ones((len(targets), 1))) for network in networks)
     difference = {name: float(b[name][0] - a[name][0]) for name in METRICS}
     if np.array_equal(probs_a, probs_b):
         return {name: dict(difference=value, interval=[value, value]) for name, value in difference.items()}
     first, second = bootstrap(networks, groups, resamples, seed, stop_if_asked, progress)
     intervals = {name: percentile_interval(second[name] - first[name], confidence) for name in METRICS}
     intervals.update(_accuracy_intervals(networks, groups, confidence))
-    reach = least_reach(networks, networks[0].correct != networks[1].correct, *(
-        (difference[name] - intervals[name][0], intervals[name][1] - difference[name])
-        for name in ('accuracy', 'balanced_accuracy')))
-    low, high = skewed_mean_interval(networks[1].losses - networks[0].losses, groups, confidence)
-    reach['log_loss'] = np.fmax(  # NaN is none
-        reach['log_loss'], (difference['log_loss'] - low, high - difference['log_loss']))
-    for name, distances in reach.items():
-        most = RANGES[name][1] - RANGES[name][0]
-        intervals[name] = widen(intervals[name], difference[name], *distances, -most, most)
+    discordant = networks[0].correct != networks[1].correct
+    margins = margins_of_metrics(
+        networks, discordant, networks[1].losses - networks[0].losses, difference, intervals, groups, confidence)
+    for name in margins:
+        largest = METRIC_RANGES[name][1] - METRIC_RANGES[name][0]
+        intervals[name] = extend_interval(intervals[name], difference[name], margins[name], (-largest, largest))
     return {name: dict(difference=difference[name], interval=intervals[name]) for name in METRICS}

@@ -1,4 +1,4 @@
-"""Temperature scaling: probabilities that are as sure as they should be (Guo et al. 2017, arXiv 1706.04599)."""
+"""Temperature scaling of probabilities that are over- or underconfident (Guo et al. 2017, arXiv 1706.04599)."""
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -8,18 +8,18 @@ from scipy.stats import chi2
 
 from ..utils.files import PathLike, check_sums, write_json
 from ..utils.parsing import read_json
-from .intervals import effective_number
+from .intervals import effective_sample_size
 from .metrics import expected_calibration_error
 
-CALIBRATION = 'calibration.json'  # beside a model's config.json
-RANGE = (0.05, 20.)  # temperatures that are looked at
+CALIBRATION_FILE = 'calibration.json'  # next to the config.json of a model
+TEMPERATURE_RANGE = (0.05, 20.)  # search range
 
 
-def scale(probs: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities of logits that are divided by a temperature: above 1 less sure, below 1 surer, the same labels.
+def apply_temperature(probs: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities after dividing the logits by a temperature. Above 1 they are less confident; labels don't change.
 
     Args:
-        probs: Probabilities (N, K), of the logits as they are.
+        probs: Uncalibrated probabilities (N, K).
         temperature: Above 0.
     """
     logits = np.log(probs.astype(np.float64).clip(np.finfo(np.float64).tiny)) / temperature
@@ -27,32 +27,38 @@ def scale(probs: np.ndarray, temperature: float) -> np.ndarray:
     return scaled / scaled.sum(axis=1, keepdims=True)
 
 
+def _log_losses(probs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Log loss of each image, (N,)."""
+    return -np.log(probs[np.arange(len(targets)), targets].clip(np.finfo(np.float64).tiny))
+
+
 def _log_loss(probs: np.ndarray, targets: np.ndarray) -> float:
-    return float(-np.log(probs[np.arange(len(targets)), targets].clip(np.finfo(np.float64).tiny)).mean())
+    return float(_log_losses(probs, targets).mean())
 
 
 def fit_temperature(probs: np.ndarray, targets: np.ndarray) -> float:
-    """The temperature of the least log loss.
+    """The temperature that minimises the log loss.
 
     Args:
         probs: Probabilities (N, K) of images that the network was not trained on.
         targets: Class indices (N,).
 
     Raises:
-        ValueError: if there are no images, or the shapes don't fit; if no temperature within `RANGE` is best, as of
-            images that are all labelled right, or by chance.
+        ValueError: if there are no images, or the shapes don't match; if no temperature within `TEMPERATURE_RANGE` is
+            optimal, for example because all images are classified correctly, or no better than by chance.
     """
     if probs.ndim != 2 or targets.shape != probs.shape[:1] or not len(targets):
         raise ValueError(f'Expected (N, K) probabilities and (N,) targets, got {probs.shape} and {targets.shape}.')
     found = minimize_scalar(
-        lambda log_t: _log_loss(scale(probs, np.exp(log_t)), targets), bounds=np.log(RANGE), method='bounded',
-        options=dict(xatol=1e-6))
-    if found.fun > min(_log_loss(scale(probs, end), targets) for end in RANGE) - 1e-9:
-        right = float((probs.argmax(axis=1) == targets).mean())
+        lambda log_t: _log_loss(apply_temperature(probs, np.exp(log_t)), targets), bounds=np.log(TEMPERATURE_RANGE),
+        method='bounded', options=dict(xatol=1e-6))
+    if found.fun > min(_log_loss(apply_temperature(probs, end), targets) for end in TEMPERATURE_RANGE) - 1e-9:
+        accuracy = float((probs.argmax(axis=1) == targets).mean())
+        low, high = TEMPERATURE_RANGE
         raise ValueError(
-            f'No temperature can be told from these {len(targets)} images, of which {right:.1%} are labelled right: the'
-            f' log loss is least at the end of what is looked at, {RANGE[0]} to {RANGE[1]}. Take more images, with some'
-            ' mistakes among them.')
+            f'Cannot fit a temperature to these {len(targets)} images, {accuracy:.1%} of which are classified'
+            f' correctly: the log loss is smallest at the end of the search range, {low} to {high}. Use more images,'
+            ' including misclassified ones.')
     return float(np.exp(found.x))
 
 
@@ -63,62 +69,63 @@ def temperature_interval(
         groups: Optional[np.ndarray] = None,
         confidence: float = 0.95,
 ) -> List[float]:
-    """Temperatures that these images do not rule out, [low, high]: those whose likelihood is near the greatest.
+    """Likelihood-ratio confidence interval of the temperature, [low, high].
 
-    The likelihood ratio is that of the `effective_number` of images, by their shares in its slope. An end that is
-    beyond `RANGE` is that of `RANGE`.
+    The likelihood ratio is that of the `effective_sample_size`, based on the contribution of each image to its slope.
+    Ends outside `TEMPERATURE_RANGE` are clipped to it.
 
     Args:
-        probs: Probabilities (N, K) as they are.
+        probs: Uncalibrated probabilities (N, K).
         targets: Class indices (N,).
-        temperature: The best, of `fit_temperature`.
+        temperature: The optimum found by `fit_temperature`.
         groups: Group of each image, (N,).
-        confidence: How often it shall hold the temperature of all images.
+        confidence: Confidence level.
     """
     def losses(log_t: float) -> np.ndarray:
-        return -np.log(scale(probs, np.exp(log_t))[np.arange(len(targets)), targets].clip(np.finfo(np.float64).tiny))
+        return _log_losses(apply_temperature(probs, np.exp(log_t)), targets)
 
     best = np.log(temperature)
     slopes = losses(best + 1e-4) - losses(best - 1e-4)
-    number = effective_number(slopes / (np.abs(slopes).max() or 1), groups, confidence=confidence)
+    number = effective_sample_size(slopes / (np.abs(slopes).max() or 1), groups, confidence=confidence)
     allowed = chi2.ppf(confidence, 1) / 2 / number
 
     def excess(log_t: float) -> float:
         return float(losses(log_t).mean() - losses(best).mean()) - allowed
 
-    ends = [brentq(excess, end, best) if excess(end) > 0 else end for end in np.log(RANGE)]
+    ends = [brentq(excess, end, best) if excess(end) > 0 else end for end in np.log(TEMPERATURE_RANGE)]
     return np.exp(ends).tolist()
 
 
-def describe(probs: np.ndarray, targets: np.ndarray, temperature: float) -> Dict[str, Any]:
-    """Images, and log loss and expected calibration error before and after the scaling."""
-    after = scale(probs, temperature)
+def summarize_calibration(probs: np.ndarray, targets: np.ndarray, temperature: float) -> Dict[str, Any]:
+    """Number of 'images', and 'log_loss' and 'ece' (calibration error) 'before' and 'after' temperature scaling."""
+    scaled = apply_temperature(probs, temperature)
     return {
         'images': len(targets),
-        'log_loss': {'before': _log_loss(probs, targets), 'after': _log_loss(after, targets)},
+        'log_loss': {'before': _log_loss(probs, targets), 'after': _log_loss(scaled, targets)},
         'ece': {'before': expected_calibration_error(probs, targets),
-                'after': expected_calibration_error(after, targets)}}
+                'after': expected_calibration_error(scaled, targets)}}
 
 
 def write_temperature(folder: PathLike, temperature: float, results: Dict[str, Dict[str, Any]]) -> None:
-    """Write calibration.json beside a model: the temperature, and split -> what `describe` returns."""
-    write_json({'temperature': temperature, **results}, Path(folder) / CALIBRATION, summed=True)
+    """Write calibration.json into a model folder: the temperature, and split -> `summarize_calibration`."""
+    write_json({'temperature': temperature, **results}, Path(folder) / CALIBRATION_FILE, summed=True)
 
 
 def read_temperature(folder: PathLike) -> Optional[float]:
-    """The temperature of a model folder, None if it has none.
+    """The temperature of a model folder, None if it is not calibrated.
 
     Raises:
         ValueError: if the file is damaged.
     """
-    path = Path(folder) / CALIBRATION
+    path = Path(folder) / CALIBRATION_FILE
     if not path.is_file():
         return None
-    check_sums(folder, CALIBRATION)
+    check_sums(folder, CALIBRATION_FILE)
     try:
         temperature = float(read_json(path)['temperature'])
         if not 0 < temperature < np.inf:
             raise ValueError(temperature)
     except (ValueError, KeyError, TypeError) as e:
-        raise ValueError(f"'{path}' tells no temperature ({type(e).__name__}: {e}): run `hdkd calibrate` again.") from e
+        raise ValueError(
+            f"'{path}' has no valid temperature ({type(e).__name__}: {e}): run `hdkd calibrate` again.") from e
     return temperature

@@ -6,8 +6,8 @@ import numpy as np
 from torch import nn
 
 from ..data.samples import name_image
-from ..evaluation.evaluate import write_predictions
-from ..evaluation.metrics import full_report
+from ..evaluation.evaluate import full_report
+from ..evaluation.predictions import write_predictions
 from ..utils.files import add_sums, write_json
 from ..utils.run_files import METRICS_FILE, PREDICTIONS_FILE
 from .context import RunContext

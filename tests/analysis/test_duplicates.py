@@ -1,4 +1,4 @@
-"""Near-duplicates, against comparing each with each."""
+"""Near-duplicates against a brute-force comparison."""
 import numpy as np
 import pytest
 from PIL import Image

@@ -26,7 +26,7 @@ from hdkd_timm.data.image_io import (
 )
 from hdkd_timm.data.pixels import MemoryBudget, StoredValues
 from hdkd_timm.data.samples import DataConfig, create_datasets
-from hdkd_timm.evaluation.inference import drop_bad_images
+from hdkd_timm.evaluation.predict import drop_bad_images
 
 # left to right, top to bottom
 CORNERS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], np.uint8)

@@ -1,4 +1,4 @@
-"""Intervals of proportions against scipy's, closed forms, and how often they hold."""
+"""Intervals against scipy's and closed forms, and their coverage."""
 import itertools
 import math
 
@@ -7,10 +7,10 @@ import pytest
 from scipy.stats import binom, binomtest, ttest_1samp
 
 from hdkd_timm.evaluation.intervals import (
-    class_reach,
-    effective_number,
+    effective_sample_size,
     paired_interval,
     proportion_interval,
+    single_class_margins,
     skewed_mean_interval,
 )
 
@@ -54,7 +54,7 @@ def test_paired(only_first, only_second, number, expected):
 
 
 def test_paired_holds_as_often_as_it_says():
-    """Over all pairs of numbers of images, two networks that differ in 10 % and 5 % of them."""
+    """Over all pairs of counts, for two networks that differ in 10 % and 5 % of the images."""
     for number, first, second in ((10, 0.1, 0.05), (30, 0.1, 0.05), (30, 0.01, 0.01)):
         held = 0.
         for a, b in itertools.product(range(number + 1), repeat=2):
@@ -66,57 +66,57 @@ def test_paired_holds_as_often_as_it_says():
         assert held > 0.935, (number, held)
 
 
-def test_effective_number_of_independent_images():
+def test_effective_sample_size_of_independent_images():
     values = np.random.default_rng(0).random(50) < 0.8
-    assert effective_number(values) == 50
-    assert effective_number(values, np.arange(50)) == pytest.approx(50)
-    assert effective_number(values[:0]) == 0
+    assert effective_sample_size(values) == 50
+    assert effective_sample_size(values, np.arange(50)) == pytest.approx(50)
+    assert effective_sample_size(values[:0]) == 0
 
 
-def test_effective_number_of_groups():
-    """Between that of the groups, where all images of one are equal, and that of the images."""
+def test_effective_sample_size_of_groups():
+    """Between the number of groups, if the images of a group are equal, and the number of images."""
     rng = np.random.default_rng(0)
     groups = np.repeat([f'patient {i}' for i in range(100)], 4)
     order = rng.permutation(400)
     equal = np.repeat(rng.random(100) < 0.7, 4)
-    assert effective_number(equal[order], groups[order]) == pytest.approx(100, rel=0.02)
+    assert effective_sample_size(equal[order], groups[order]) == pytest.approx(100, rel=0.02)
     apart = rng.random(400) < 0.7
-    assert 250 < effective_number(apart, groups) <= 400
+    assert 250 < effective_sample_size(apart, groups) <= 400
     half = np.where(rng.random(400) < math.sqrt(0.5), equal, apart)
-    assert 400 / 2.5 == pytest.approx(effective_number(half, groups), rel=0.25)  # 1 + 3 times a correlation of a half
+    assert 400 / 2.5 == pytest.approx(effective_sample_size(half, groups), rel=0.25)  # 1 + 3 * 0.5
     # what is all right tells nothing of how mistakes cluster: the worst is taken, and given up with each mistake
     found = []
     for mistakes in (0, 1, 3, 20):
         right = np.ones(400)
         right[np.arange(mistakes) * 4] = 0
-        found.append(effective_number(right, groups))
+        found.append(effective_sample_size(right, groups))
     assert found[0] == pytest.approx(100)
     assert found == sorted(found)
     assert found[1] > 120
     assert found[3] > 300
     # of groups of several sizes, the large ones count for more
-    assert effective_number(np.ones(10), np.repeat([0, 1, 2, 3], [1, 1, 1, 7])) == pytest.approx(100 / 52)
-    assert effective_number(np.array([1., 0, 1]), np.zeros(3)) == pytest.approx(1)
+    assert effective_sample_size(np.ones(10), np.repeat([0, 1, 2, 3], [1, 1, 1, 7])) == pytest.approx(100 / 52)
+    assert effective_sample_size(np.array([1., 0, 1]), np.zeros(3)) == pytest.approx(1)
 
 
-def test_effective_number_of_strata():
-    """Of the mean of two recalls, of 5 and of 95 images, the few decide."""
+def test_effective_sample_size_of_strata():
+    """The mean of two recalls, of 5 and 95 images, depends mainly on the few."""
     strata = np.repeat([0, 1], [5, 95])
     kish = 4 / (1 / 5 + 1 / 95)
-    assert effective_number(np.ones(100), strata=strata) == pytest.approx(kish)
-    assert effective_number(np.ones(100), strata=np.repeat([0, 1], 50)) == pytest.approx(100)
+    assert effective_sample_size(np.ones(100), strata=strata) == pytest.approx(kish)
+    assert effective_sample_size(np.ones(100), strata=np.repeat([0, 1], 50)) == pytest.approx(100)
     values = np.random.default_rng(0).random(4000) < 0.7
     strata = np.repeat([0, 1, 2], [200, 800, 3000])
-    assert effective_number(values, strata=strata) == pytest.approx(9 / (1 / 200 + 1 / 800 + 1 / 3000), rel=0.1)
+    assert effective_sample_size(values, strata=strata) == pytest.approx(9 / (1 / 200 + 1 / 800 + 1 / 3000), rel=0.1)
     # a group that holds images of two classes, right or wrong together, counts once
     right = np.repeat(np.random.default_rng(1).random(500) < 0.7, 2)
     strata, groups = np.tile([0, 1], 500), np.repeat(np.arange(500), 2)
-    assert effective_number(right, strata=strata) == pytest.approx(1000, rel=0.05)
-    assert effective_number(right, groups, strata) == pytest.approx(500, rel=0.05)
+    assert effective_sample_size(right, strata=strata) == pytest.approx(1000, rel=0.05)
+    assert effective_sample_size(right, groups, strata) == pytest.approx(500, rel=0.05)
 
 
 def test_balanced_accuracy_holds_as_often_as_it_says():
-    """Few images of four classes, half of them of one: exact intervals are too wide rather than too narrow."""
+    """Few images of four classes, half of them of one: exact intervals are conservative."""
     for true in (0.9, 0.99):
         held = []
         for seed in range(400):
@@ -124,40 +124,40 @@ def test_balanced_accuracy_holds_as_often_as_it_says():
             strata = rng.choice(4, 30, p=[0.5, 0.25, 0.15, 0.1])
             right = (rng.random(30) < true).astype(float)
             mean = np.mean([right[strata == k].mean() for k in np.unique(strata)])
-            low, high = proportion_interval(mean, effective_number(right, strata=strata))
+            low, high = proportion_interval(mean, effective_sample_size(right, strata=strata))
             held.append(low <= true <= high)
         assert np.mean(held) > 0.93
 
 
-def test_effective_number_of_one_large_group():
-    """Most images are of one patient: what the others are like is hardly known (79 % without a jackknife)."""
+def test_effective_sample_size_of_one_large_group():
+    """Most images are of one patient, so little is known about the others (79 % coverage without a jackknife)."""
     groups, held, numbers = np.repeat(np.arange(20), [81, *[1] * 19]), [], []
     for seed in range(300):
         rng = np.random.default_rng(seed)
         values = (rng.random(100) < rng.beta(0.8 * 0.43, 0.2 * 0.43, 20)[groups]).astype(float)
-        numbers.append(effective_number(values, groups))
+        numbers.append(effective_sample_size(values, groups))
         low, high = proportion_interval(values.mean(), numbers[-1])
         held.append(low <= 0.8 <= high)
     assert np.mean(held) > 0.94
     assert min(numbers) >= 1
 
 
-def test_effective_number_of_a_class_of_one_group():
-    """All images of the rare class are of one patient, whose share in the mean is a half: at most 4 images are told."""
+def test_effective_sample_size_of_a_class_of_one_group():
+    """All images of the rare class are of one patient with half the weight of the mean: at most 4 effective images."""
     groups = np.concatenate([np.zeros(10, int), 1 + np.arange(100)])
     strata = np.repeat([0, 1], [10, 100])
     values = np.random.default_rng(0).random(110) < 0.8
-    assert effective_number(values.astype(float), groups, strata) < 4 + 1e-9
+    assert effective_sample_size(values.astype(float), groups, strata) < 4 + 1e-9
 
 
-def test_reach_of_one_class():
+def test_margins_of_one_class():
     shares, limits = np.array([0.8, np.nan, 1.]), np.array([[0.4, 0.9], [np.nan, np.nan], [0.7, 1.]])
-    assert class_reach(shares, limits) == pytest.approx((0.2, 0.05))
-    assert class_reach(shares[:1], limits[:1]) == pytest.approx((0.4, 0.1))
+    assert single_class_margins(shares, limits) == pytest.approx((0.2, 0.05))
+    assert single_class_margins(shares[:1], limits[:1]) == pytest.approx((0.4, 0.1))
 
 
 def test_skewed_mean():
-    """Of symmetric values it is Student's; a large one among many small ones moves it up, one group a value."""
+    """Student's interval for symmetric values; shifted up by a large value; groups of equal values count once."""
     values = np.array([1., 2, 3, 4, 5])
     assert skewed_mean_interval(values) == pytest.approx(ttest_1samp(values, 0).confidence_interval(0.95))
     low, high = skewed_mean_interval(np.array([0., 0, 0, 0, 5]))
@@ -169,7 +169,7 @@ def test_skewed_mean():
 
 
 def test_skewed_mean_holds_as_often_as_it_says():
-    """Exponential values of twelve images: Student's holds in 90 %."""
+    """Exponential values of twelve images, where Student's interval has a coverage of 90 %."""
     held = []
     for seed in range(1000):
         low, high = skewed_mean_interval(np.random.default_rng(seed).exponential(size=12))

@@ -8,7 +8,7 @@ from hdkd_timm.evaluation.paired_tests import mcnemar, paired_bootstrap
 
 
 def classifier(targets, skill, seed):
-    """Probabilities of a classifier that is right that often."""
+    """Probabilities of a classifier with the given accuracy."""
     rng = np.random.default_rng(seed)
     guess = np.where(rng.random(len(targets)) < skill, targets, (targets + rng.integers(1, 3, len(targets))) % 3)
     return np.eye(3)[guess] * 0.7 + 0.1
@@ -46,7 +46,7 @@ def test_paired_bootstrap():
 
 
 def test_each_draw_is_of_the_same_images():
-    """Intervals of the differences are percentiles over the draws, as if each metric had been found anew."""
+    """Intervals are percentiles of the differences, with each metric recomputed from the resampled images."""
     rng = np.random.default_rng(0)
     targets = rng.integers(3, size=300)
     probs = [rng.dirichlet(np.ones(3), size=300) * 0.7 + 0.3 * np.eye(3)[targets] for _ in range(2)]
@@ -64,7 +64,7 @@ def test_each_draw_is_of_the_same_images():
 
 @pytest.mark.parametrize('is_right', [True, False])
 def test_networks_that_are_alike_on_twelve_images(is_right):
-    """Both right on all of them may still differ elsewhere."""
+    """Two networks that agree on twelve images may differ on others."""
     targets = np.arange(12) % 3
     labels = targets if is_right else (targets + 1) % 3
     a, b = (np.eye(3)[labels] * sure + (1 - sure) / 3 for sure in (0.9, 0.8))
@@ -83,7 +83,7 @@ def test_networks_that_are_alike_on_twelve_images(is_right):
 
 
 def test_a_class_of_few_images_that_both_get_right():
-    """The balanced accuracy may differ by what the few do not show; the accuracy by less."""
+    """The few images of a class leave the balanced accuracy more uncertain than the accuracy."""
     targets = np.repeat([0, 1], [4, 96])
     a = np.eye(2)[targets] * 0.8 + 0.1
     b = np.eye(2)[targets] * 0.6 + 0.2
@@ -105,7 +105,7 @@ def _interrupt():
 
 
 def test_balanced_accuracy_of_pairs_holds_where_the_rare_class_is_harder():
-    """Both are right as often; only the images of the rare class tell that (85 % if all classes were as hard)."""
+    """Two equally good networks that differ only on the rare class (85 % if classes are treated as equally hard)."""
     targets, held = np.repeat([0, 1], [20, 80]), []
     for seed in range(150):
         rng = np.random.default_rng(seed)

@@ -6,7 +6,8 @@ import torch
 from helpers import TINY_STUDENT, write_images
 
 from hdkd_timm import TrainConfig, train
-from hdkd_timm.evaluation.inference import InferenceConfig, predict
+from hdkd_timm.evaluation.classifier import InferenceConfig
+from hdkd_timm.evaluation.predict import predict
 from hdkd_timm.models.checkpoint import convert_checkpoint, save_model
 from hdkd_timm.models.pretrained import find_folder
 from hdkd_timm.sharing.hub import write_hub_folder

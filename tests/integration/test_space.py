@@ -16,7 +16,8 @@ from helpers import BROWSER, TINY_STUDENT, write_images
 from PIL import Image
 
 import hdkd_timm  # noqa: F401
-from hdkd_timm.evaluation.inference import InferenceConfig, predict
+from hdkd_timm.evaluation.classifier import InferenceConfig
+from hdkd_timm.evaluation.predict import predict
 from hdkd_timm.models.checkpoint import save_model
 
 APP = Path(__file__).parents[2] / 'examples' / 'space' / 'app.py'

@@ -10,7 +10,7 @@ from helpers import TINY_STUDENT, TINY_TEACHER, load_reference, strip_prefix
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from hdkd_timm.evaluation.inference import ModelConfig, load_classifier
+from hdkd_timm.evaluation.classifier import ModelConfig, load_classifier
 from hdkd_timm.models.checkpoint import (
     convert_checkpoint,
     load_model,

@@ -1,4 +1,4 @@
-"""Exported files: equal to the model, with all that predict and eval need."""
+"""Exported files equal the model, and contain everything that predict and eval need."""
 import io
 import json
 import shutil
@@ -16,7 +16,8 @@ from PIL import Image
 
 from hdkd_timm import evaluate_model, predict
 from hdkd_timm.cli import main
-from hdkd_timm.evaluation.inference import EvalConfig, InferenceConfig, OnnxModel, load_classifier
+from hdkd_timm.evaluation.classifier import InferenceConfig, OnnxModel, load_classifier
+from hdkd_timm.evaluation.evaluate import EvalConfig
 from hdkd_timm.models.checkpoint import save_model
 from hdkd_timm.sharing.export import export_model
 
@@ -24,7 +25,7 @@ CONFIG = InferenceConfig(workers=0, device='cpu', batch_size=3)
 
 
 def save_student(folder, name='hdkd_student', **kwargs):
-    """A model folder of the classes a, b, c whose outputs depend on the BatchNorms and on the image."""
+    """A model folder with the classes a, b, c whose outputs depend on the BatchNorms and on the image."""
     args = dict(TINY_TEACHER if 'teacher' in name else TINY_STUDENT, num_classes=3, **kwargs)
     model = randomize_batch_stats(timm.create_model(name, **args))
     for head in (model.get_classifier() if isinstance(model.get_classifier(), tuple) else [model.get_classifier()]):
@@ -35,7 +36,7 @@ def save_student(folder, name='hdkd_student', **kwargs):
 
 @pytest.fixture(scope='module')
 def models(tmp_path_factory):
-    """The folder of a student, its ONNX, int8 and torch-export files and images in class folders; what export told."""
+    """A folder with a student, its exported files and images; the report of the export; the output of the command."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp('models')
     save_student(folder / 'student')
@@ -130,7 +131,7 @@ def test_eval_equals_that_of_the_folder(models):
 
 
 def test_int8(models):
-    """Works as the float32 file does; the figures that export tells are those of predict."""
+    """Works like the float32 file; the reported figures are those of predict."""
     folder, report, text = models
     train = [str(folder / 'data' / 'train')]
     assert (folder / 's8.onnx').stat().st_size < 0.9 * report['bytes']
@@ -150,7 +151,7 @@ def test_int8(models):
 
 
 def test_calibration_images_without_class_folders(models, tmp_path, caplog):
-    """Spread evenly over all, here those of classes a and b."""
+    """They are spread evenly over all images, here of classes a and b."""
     folder = models[0]
     for name in 'ab':
         shutil.copytree(folder / 'data' / 'train' / name, tmp_path / 'images' / f'of {name}')
@@ -170,7 +171,7 @@ def test_calibration_images_without_class_folders(models, tmp_path, caplog):
 
 
 def test_other_models(tmp_path):
-    """A grey teacher with a licence of its own, and a network of timm without class names, at another size."""
+    """A grey teacher, and a timm network without class names at another size."""
     save_student(tmp_path / 'grey', 'hdkd_teacher', in_chans=1)
     write_images(tmp_path / 'images', number=2)
     export_model(tmp_path / 'grey', tmp_path / 'grey.onnx', opset=18, images=[str(tmp_path / 'images')])
@@ -192,24 +193,24 @@ def test_other_models(tmp_path):
 
 ERRORS = [
     (['MODEL', '--out', 'DIR/s.onnx'], 'exists already: choose another --out, nothing is overwritten.'),
-    (['MODEL', '--out', 'no/s.onnx'], "Folder 'no' of --out does not exist"),
+    (['MODEL', '--out', 'no/s.onnx'], "Directory 'no' of --out does not exist"),
     (['MODEL', '--out', 'new.pt2'], "--out of --format onnx must end in .onnx, got 'new.pt2'"),
     (['MODEL', '--out', 'new.onnx', '--format', 'torch-export'], 'must end in .pt2'),
     (['MODEL', '--out', 'new.pt2', '--format', 'torch-export', '--int8'], '--int8 is for --format onnx'),
     (['MODEL', '--out', 'new.pt2', '--format', 'torch-export', '--opset', '20'], '--opset is for --format onnx'),
     (['MODEL', '--out', 'new.onnx', '--opset', '11'], '--opset must be 18 or more, got 11'),
-    (['MODEL', '--out', 'new.onnx', '--opset', '99'], 'with --opset 99: leave it out, or take one nearer to'),
-    (['MODEL', '--out', 'new.onnx', '--int8'], '--int8 needs images to set its ranges by'),
-    (['MODEL', '--out', 'new.onnx', '--calibration', 'DIR'], '--calibration is for --int8'),
+    (['MODEL', '--out', 'new.onnx', '--opset', '99'], 'with --opset 99: omit it, or use one closer to'),
+    (['MODEL', '--out', 'new.onnx', '--int8'], '--int8 needs images to calibrate the ranges'),
+    (['MODEL', '--out', 'new.onnx', '--calibration', 'DIR'], '--calibration requires --int8'),
     (['MODEL', '--out', 'new.onnx', '--int8', '--calibration', 'gone'], "'gone' does not exist"),
     (['MODEL', '--out', 'new.onnx', '--int8', '--calibration', 'DIR', '--calibration-images', '0'],
      '--calibration-images must be 1 or more, got 0'),
     (['MODEL', '--out', 'new.onnx', '--images', 'gone.png'], "'gone.png' does not exist"),
     (['MODEL', '--out', 'new.onnx', '--images', 'bad.png'], "Cannot read image 'bad.png'"),
     (['gone', '--out', 'new.onnx'], "Model 'gone' does not exist"),
-    (['DIR/s.onnx', '--out', 'new.onnx'], 'is an exported file already'),
-    (['headless', '--out', 'new.onnx'], "Model 'headless' gives (2, 32) for two images, expected their logits"),
-    (['four', '--out', 'new.onnx', '--images', 'bad.png'], 'read with 1 or 3 channels, the model takes 4'),
+    (['DIR/s.onnx', '--out', 'new.onnx'], 'is already an exported file'),
+    (['headless', '--out', 'new.onnx'], "Model 'headless' returns (2, 32) for two images, expected their logits"),
+    (['four', '--out', 'new.onnx', '--images', 'bad.png'], 'can be read with 1 or 3 channels, the model expects 4'),
 ]
 
 
@@ -234,7 +235,7 @@ def test_errors_of_export(models, args, message, tmp_path, monkeypatch, capsys):
 
 
 def test_a_file_that_differs_is_refused(models, tmp_path, monkeypatch):
-    """The check reads the file itself: here the model that it is compared with is another."""
+    """The check reads the file itself, which here contains another model."""
     folder = models[0]
     reparameterize = timm.utils.reparameterize_model
 
@@ -243,7 +244,7 @@ def test_a_file_that_differs_is_refused(models, tmp_path, monkeypatch):
         model.head.bias.data += 1
         return model
 
-    monkeypatch.setattr('hdkd_timm.sharing.export.reparameterize_model', broken)
+    monkeypatch.setattr('hdkd_timm.sharing.torch_export.reparameterize_model', broken)
     with pytest.raises(ValueError, match=r'differ from those of .* by up to 0\.5 .*nothing is written'):
         export_model(folder / 'student', tmp_path / 's.pt2', 'torch-export')
     assert list(tmp_path.iterdir()) == []
@@ -261,13 +262,13 @@ def test_missing_packages(models, package, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(('name', 'config', 'message'), [
-    ('s.onnx', dict(img_size=48), 'takes images of 32 x 32 pixels, not --img-size 48'),
-    ('s.onnx', dict(amp=True), 'is an ONNX file, which has no --amp: leave it out, or say --no-amp'),
-    ('s.onnx', dict(channels_last=True), 'which has no --channels-last'),
-    ('s.onnx', dict(device='meta'), "onnxruntime cannot use device 'meta' here"),
-    ('foreign.onnx', {}, 'does not tell its classes and preprocessing'),
-    ('damaged.onnx', {}, 'is no ONNX file that onnxruntime'),
-    ('s.pt2', {}, 'is a program of torch.export, reading it can run code'),
+    ('s.onnx', dict(img_size=48), 'expects images of 32 x 32 pixels, not --img-size 48'),
+    ('s.onnx', dict(amp=True), 'is an ONNX file, which does not support --amp: omit it, or use --no-amp'),
+    ('s.onnx', dict(channels_last=True), 'which does not support --channels-last'),
+    ('s.onnx', dict(device='meta'), "onnxruntime does not support device 'meta' here"),
+    ('foreign.onnx', {}, 'does not specify its classes and preprocessing'),
+    ('damaged.onnx', {}, 'is not an ONNX file that onnxruntime'),
+    ('s.pt2', {}, 'is a torch.export program, and loading it can execute code'),
 ])
 def test_errors_of_load_classifier(models, name, config, message, tmp_path):
     folder = models[0]
@@ -285,8 +286,8 @@ def test_errors_of_load_classifier(models, name, config, message, tmp_path):
     (dict(label_names=['a', 'b']), '2 label names for the 3 classes of the model'),
     (dict(label_names=['a', 'b', 'a']), "duplicate label name 'a'"),
     (dict(label_names='abc'), 'label_names must be a list of names'),
-    (dict(num_classes=4), r'its metadata tell images \[3, 32, 32\] and 4 classes, its input and output are'),
-    (dict(data_config=dict(input_size=[3, 48, 48])), r'its metadata tell images \[3, 48, 48\]'),
+    (dict(num_classes=4), r'its metadata state images \[3, 32, 32\] and 4 classes, but its input and output are'),
+    (dict(data_config=dict(input_size=[3, 48, 48])), r'its metadata state images \[3, 48, 48\]'),
     (dict(data_config=dict(mean=[0.5])), ''),
     (dict(data_config=dict(mean=[0.5, 0.5])), 'mean must be 3 numbers'),
     (dict(data_config=dict(crop_pct='all')), 'crop_pct must be a number above 0'),
@@ -305,7 +306,7 @@ def test_metadata_that_is_wrong(models, changes, message, tmp_path):
 
 
 def test_names_go_into_the_file(models, tmp_path):
-    """Those of a model that tells none."""
+    """Class names of a model without any."""
     args = dict(TINY_TEACHER, num_classes=3)
     save_model(timm.create_model('hdkd_teacher', **args), tmp_path / 'm', model_args=args)
     assert main(['export', str(tmp_path / 'm'), '--out', str(tmp_path / 'a.onnx'), '--label-names', 'x', 'Y', 'z']) == 0

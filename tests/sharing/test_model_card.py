@@ -1,54 +1,92 @@
-"""Model cards: what is told of names and numbers is what they are."""
-import pytest
+"""Model cards show names and numbers as they are."""
+import re
 
+import pytest
+import yaml
+
+from hdkd_timm import DistillConfig
 from hdkd_timm.evaluation.metrics import METRIC_NAMES
-from hdkd_timm.evaluation.plots import _fit, find_confused, format_percent
-from hdkd_timm.sharing.model_card import _results, _training, escape
+from hdkd_timm.sharing.model_card import escape, write_card
+
+CONFIG = dict(
+    architecture='hdkd_student', num_classes=2, label_names=['a', 'b'], pretrained_cfg=dict(input_size=[1, 32, 48]))
+SCORES = dict(precision=0.5, recall=1., f1=2 / 3, support=12)
+RESULT = dict(
+    dict.fromkeys(METRIC_NAMES, 0.9), images=24, macro_auroc=None,
+    per_class={'a': dict(SCORES, recall_95=[0.7354, 1.]), 'b': SCORES})
 
 
 @pytest.mark.parametrize(('text', 'shown'), [
     ('<b>|a|', '&#60;b&#62;&#124;a&#124;'), ('a_b*c', 'a\\_b\\*c'), ('[x](y)', '\\[x\\](y)'), ('# a', '\\# a'),
     ('http://evil.example', 'http&#58;//evil.example'), ('www.evil.example', 'www&#46;evil.example'),
     ('@user', '&#64;user'), ('$x$', '&#36;x&#36;'), ('- a', '&#45; a'), ('a\nb', 'a b'), ('a & b', 'a &#38; b'),
-    ('\x1b[m\u202ea', '\\\\x1b\\[m\\\\u202ea'), ('0.001', '0.001'), ('plain name', 'plain name')])
+    ('a|b\n<i>', 'a&#124;b &#60;i&#62;'), ('\x1b[m\u202ea', '\\\\x1b\\[m\\\\u202ea'), ('0.001', '0.001'),
+    ('plain name', 'plain name')])
 def test_escape(text, shown):
     assert escape(text) == shown
 
 
-@pytest.mark.parametrize(('share', 'shown'), [
-    (1, '100 %'), (0.998, '>99 %'), (0.99, '99 %'), (0.004, '<1 %'), (0, '0 %'), (0.5, '50 %')])
-def test_percent_without_decimals(share, shown):
-    assert format_percent(share) == shown
+def test_card_of_a_model_without_a_run():
+    card = write_card('us/net', dict(CONFIG, label_names=['<b>|x', 'a_b']))
+    assert '`hdkd_student` ([HDKD]' in card
+    assert 'for 2 classes: &#60;b&#62;&#124;x, a\\_b. Images of 32 x 48 pixels, 1 channels.' in card
+    assert "timm.create_model('hf-hub:us/net', pretrained=True)" in card
+    assert '## Results\n\nNone were uploaded with the model.\n\n## Training\n\nThe uploader did not' in card
+    assert 'Unknown: ask the uploader' in card
+    assert 'model-index' not in card
+    assert card.endswith('}\n```\n')
+    assert '\n\n\n' not in card
+
+
+def test_metadata():
+    card = write_card('us/net', CONFIG, dict(test=RESULT), license='cc0-1.0', origins=['From elsewhere.'])
+    metadata = yaml.safe_load(card.split('---\n')[1])
+    index, = metadata.pop('model-index')
+    assert metadata.items() >= dict(library_name='timm', license='cc0-1.0', pipeline_tag='image-classification').items()
+    result, = index['results']
+    assert (index['name'], result['dataset']['split']) == ('net', 'test')
+    values = {m['type']: m['value'] for m in result['metrics']}
+    assert values == dict.fromkeys(METRIC_NAMES.keys() - {'macro_auroc'}, 0.9)
+    assert '## Licence\n\ncc0-1.0. From elsewhere.\n' in card
+
+
+@pytest.mark.parametrize('split', ['test', 'val'])
+def test_results(split):
+    """Results of older runs, without intervals of classes, are shown too."""
+    card = write_card('us/net', CONFIG, {split: RESULT})
+    assert f'24 images of split {split}, with 95 % intervals.' in card
+    assert ('optimistically biased' in card) == (split == 'val')
+    assert '| a | 0.500 | 1.000 | 0.735 to 1.000 | 0.667 | 12 |' in card
+    assert '| b | 0.500 | 1.000 | – | 0.667 | 12 |' in card
+    assert '| accuracy | 90.0 % | – |' in card
+    assert '| macro AUROC | – | – |' in card
 
 
 def test_counts_of_many_classes_are_rows():
-    few = _training({}, {}, {'train': {'a': 1, 'b': 2}}, None)
-    assert '| train | 1 | 2 | 3 |' in few
-    many = _training({}, {}, {'train': {f'c{i}': i for i in range(50)}, 'test': {'c3': 7}}, None)
+    few = write_card('us/net', CONFIG, counts={'train': {'a': 1, 'b': 2}})
+    assert '| split | a | b | all |\n| --- | ---: | ---: | ---: |\n| train | 1 | 2 | 3 |\n' in few
+    many = write_card('us/net', CONFIG, counts={'train': {f'c{i}': i for i in range(50)}, 'test': {'c3': 7}})
     assert '| class | train | test |' in many
     assert '| c3 | 3 | 7 |' in many
     assert f'| all | {sum(range(50)):,} | 7 |' in many
 
 
-def test_most_confused():
-    matrix = [[5, 0, 0, 1], [0, 5, 3, 0], [0, 0, 5, 0], [0, 0, 0, 5]]
-    assert find_confused(matrix) == [0, 1, 2, 3]
-    assert find_confused(matrix, 2) == [1, 2]
-    assert find_confused([[3, 0], [0, 3]]) == []
+def test_settings_are_those_of_the_network():
+    settings = vars(DistillConfig(data_dir='data', lr=1e-3, teacher_lr=7e-4, teacher_epochs=9, tau=3.))
+    shown = {}
+    for name in ('teacher', 'student_alone', 'student'):
+        card = write_card('us/net', CONFIG, dict(test=RESULT, name=name), settings)
+        shown[name] = dict(re.findall(r'^\| `(\w+)` \| (.*) \|$', card, re.M))
+    assert shown['teacher'].items() >= dict(model='hdkd\\_teacher', lr='0.0007', epochs='9').items()
+    assert shown['student_alone'].items() >= dict(model='hdkd\\_student', lr='0.001', epochs='100').items()
+    assert [name for name in shown if 'tau' in shown[name]] == ['student']
+    assert shown['student']['tau'] == '3.0'
 
 
-def test_long_names_differ():
-    names = [f'{"a long beginning that is the same " * 2}{end}' for end in ('left', 'right')]
-    assert len({_fit(name) for name in names}) == 2
-    assert all(len(_fit(name)) == 24 for name in names)
-
-
-def test_results_tell_of_each_class_how_sure_its_recall_is():
-    """Of a result of before as well, which has no intervals of classes."""
-    scores = dict(precision=0.5, recall=1., f1=2 / 3, support=12)
-    metrics = dict.fromkeys(METRIC_NAMES, 0.9)
-    report = dict(metrics, images=24, per_class={'a': dict(scores, recall_95=[0.7354, 1.]), 'b': scores})
-    shown = _results(report, 'test')
-    assert '| a | 0.500 | 1.000 | 0.735 to 1.000 | 0.667 | 12 |' in shown
-    assert '| b | 0.500 | 1.000 | – | 0.667 | 12 |' in shown
-    assert '| accuracy | 90.0 % | – |' in shown
+def test_texts_are_not_templates():
+    card = write_card(
+        'us/net', dict(CONFIG, label_names=['{{ 7 * 7 }}', 'b']), data='From {{ 7 * 7 }}.', load='local-dir:x',
+        more={'Stages': 'One {% if %} stage.'})
+    assert 'From {{ 7 * 7 }}.' in card
+    assert "timm.create_model('local-dir:x', pretrained=True)" in card
+    assert '\n\n## Stages\n\nOne {% if %} stage.\n\n## Intended use and limits\n' in card

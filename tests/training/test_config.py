@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from hdkd_timm.evaluation.inference import EvalConfig, InferenceConfig
+from hdkd_timm.evaluation.classifier import InferenceConfig
+from hdkd_timm.evaluation.evaluate import EvalConfig
 from hdkd_timm.evaluation.metrics import METRICS
 from hdkd_timm.training.config import DistillConfig, TrainConfig
 

@@ -62,7 +62,7 @@ def resumed(finished, tmp_path):
 
 @pytest.mark.parametrize('file', ['best/model.safetensors', 'best/config.json', 'metrics.json'])
 def test_flipped_bits_are_found_where_they_are_read(resumed, file):
-    from hdkd_timm.analysis.report import read_networks
+    from hdkd_timm.evaluation.run_results import read_networks
     from hdkd_timm.models.checkpoint import load_model
     config, run = resumed
     for name in ('teacher', 'student'):

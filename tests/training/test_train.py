@@ -16,7 +16,7 @@ from training_helpers import assert_as_reported, load, read_summary, save_teache
 
 from hdkd_timm import distill, train
 from hdkd_timm.data import cache as cache_module
-from hdkd_timm.evaluation.evaluate import format_table
+from hdkd_timm.evaluation.run_results import format_table
 from hdkd_timm.models.checkpoint import save_model
 
 

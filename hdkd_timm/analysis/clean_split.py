@@ -1,0 +1,83 @@
+"""A split of a data set without leaks: no duplicates and no groups in more than one split."""
+import os
+from pathlib import Path
+from typing import Dict, Tuple
+
+import numpy as np
+
+from ..utils.files import PathLike, write_rows
+from .data_check import DataCheck, require_files
+from .duplicates import find_clusters, first_occurrences
+
+
+def _find_units(check: DataCheck) -> np.ndarray:
+    """Unit of each image, (N,): clusters of duplicates, joined where they share a group."""
+    groups = first_occurrences(list(check.group))
+    joined = np.flatnonzero(groups != np.arange(len(groups)))
+    pairs = check.duplicates.pairs
+    return find_clusters(
+        len(groups), np.concatenate([pairs.first, groups[joined]]), np.concatenate([pairs.second, joined]))
+
+
+def draw_split(check: DataCheck, seed: int = 42) -> Tuple[np.ndarray, np.ndarray]:
+    """Draw a split in which no cluster of duplicates and no group is in two splits.
+
+    Each split keeps its number of images per class, as far as the sizes of the units allow.
+
+    Returns:
+        New split index of each image, and the unit (clusters joined by groups) that it belongs to, (N,) each.
+    """
+    units = _find_units(check)
+    members = np.zeros((units.max(initial=-1) + 1, len(check.classes)), int)
+    np.add.at(members, (units, check.target), 1)
+    capacity = np.zeros((len(check.splits), len(check.classes)), int)
+    np.add.at(capacity, (check.split, check.target), 1)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(members))
+    chosen = np.zeros(len(members), int)
+    for unit in order[np.argsort(-members[order].sum(axis=1), kind='stable')]:  # the largest first
+        present = members[unit] > 0
+        left = capacity[:, present] - members[unit, present]
+        fits = (left >= 0).all(axis=1)
+        if fits.any():
+            room = capacity[:, present].sum(axis=1) * fits
+            chosen[unit] = rng.choice(len(room), p=room / room.sum())
+        else:
+            chosen[unit] = (-left.clip(max=0)).sum(axis=1).argmin()  # the smallest excess
+        capacity[chosen[unit]] -= members[unit]
+    return chosen[units], units
+
+
+def write_split(check: DataCheck, path: PathLike, seed: int = 42) -> Dict[str, Dict[str, int]]:
+    """Write the split of `draw_split` as a CSV file for --data-csv, with relative paths and the units as groups.
+
+    Images that cannot be read are dropped.
+
+    Returns:
+        Split -> class -> number of images.
+
+    Raises:
+        FileExistsError: if the file exists.
+        ValueError: if the images are not files, or a split would have no images of a class.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"'{path}' exists already: choose another --write-split, nothing is overwritten.")
+    require_files(check.samples)
+    split, units = draw_split(check, seed)
+    kept = np.flatnonzero([not summary.error for summary in check.summaries])
+    for k, label in enumerate(check.classes):
+        empty = [name for s, name in enumerate(check.splits) if not ((split == s) & (check.target == k))[kept].any()]
+        if empty:
+            of_class = kept[check.target[kept] == k]
+            raise ValueError(
+                f"No split without leaks has images of class '{label}' in {' and '.join(empty)}: its"
+                f' {len(of_class)} readable images form {len(set(units[of_class]))} clusters. Add images of this class,'
+                ' drop the class, or try another --seed.')
+    base = os.path.realpath(path.parent)
+    write_rows([dict(
+        path=os.path.relpath(os.path.realpath(check.name[i]), base), label=check.classes[check.target[i]],
+        split=check.splits[split[i]], group=int(units[i])) for i in kept], path)
+    return {name: {
+        label: int((check.target[kept][split[kept] == s] == k).sum()) for k, label in enumerate(check.classes)}
+        for s, name in enumerate(check.splits)}

@@ -1,0 +1,231 @@
+"""Trained classifiers ready for inference: `load_classifier` reads a saved model, in PyTorch or as an ONNX file."""
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import timm
+import torch
+from huggingface_hub.errors import EntryNotFoundError
+from torch import nn
+
+from ..data.image_io import IMG_MODES
+from ..models.checkpoint import SOURCE_PREFIXES, download, find_model_folder, load_model
+from ..models.labels import match_label_names
+from ..models.preprocessing import check_preprocessing
+from ..models.pretrained import find_folder, full_name
+from ..utils.config import KeyValues, check_values, setting
+from ..utils.distributed import pick_device
+from ..utils.files import PathLike
+from ..utils.parsing import parse_json
+from .temperature import CALIBRATION_FILE, read_temperature
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """Settings for loading a saved model."""
+    model: Optional[str] = setting(None, 'model name of a checkpoint file, where its keys are ambiguous (_s4)')
+    model_kwargs: Dict[str, Any] = setting(
+        {}, 'further model arguments, where the keys are ambiguous', nargs='*', action=KeyValues, metavar='NAME=VALUE')
+    img_size: Optional[int] = setting(None, "image height and width in pixels (default: the model's)", at_least=1)
+    use_ema: bool = setting(True, 'use the EMA weights of a checkpoint file that has both')
+    label_names: Optional[Tuple[str, ...]] = setting(
+        None, 'class names in index order, for a model without class names', metavar='NAME')
+    device: Optional[str] = setting(None, 'cpu, cuda, mps, ... (default: the fastest one available)')
+    calibrated: bool = setting(False, 'apply the temperature found by `hdkd calibrate`')
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value out of range, naming the flag, the value and the range."""
+        check_values(self)
+        if self.img_size is not None and 'img_size' in self.model_kwargs:
+            raise ValueError(
+                f"--img-size {self.img_size} and --model-kwargs img_size={self.model_kwargs['img_size']}: give only"
+                ' one of them.')
+
+
+@dataclasses.dataclass
+class InferenceConfig(ModelConfig):
+    """Settings for running a saved model on images."""
+    batch_size: int = setting(64, 'batch size', flags=('-b',), at_least=1)
+    amp: bool = setting(False, 'use mixed precision')
+    amp_dtype: str = setting('float16', 'autocast dtype', choices=('float16', 'bfloat16'))
+    channels_last: bool = setting(False, 'use the channels-last memory layout')
+    workers: int = setting(2, 'number of loader processes', flags=('-j',), at_least=0)
+
+
+@dataclasses.dataclass
+class Classifier:
+    """A model with what is needed to run it.
+
+    Args:
+        model: The network, in eval mode and on the device.
+        classes: Class names by index; None if the model has none.
+        data_config: Preprocessing, as returned by timm's `resolve_data_config`.
+        device: Device of the model.
+        temperature: Temperature to scale the logits by; None if they are not calibrated.
+    """
+    model: nn.Module
+    classes: Optional[List[str]]
+    data_config: Dict[str, Any]
+    device: torch.device
+    temperature: Optional[float] = None
+
+    @property
+    def in_chans(self) -> int:
+        return self.data_config['input_size'][0]
+
+    @property
+    def img_mode(self) -> str:
+        """Pillow mode of the images."""
+        if self.in_chans not in IMG_MODES:
+            raise ValueError(f'Image files can be read with 1 or 3 channels, the model expects {self.in_chans}.')
+        return IMG_MODES[self.in_chans]
+
+
+class OnnxModel(nn.Module):
+    """An ONNX file of `export_model`, run by onnxruntime: normalised images (B, C, H, W) to logits (B, K).
+
+    Args:
+        path: ONNX file.
+        device: The CPU or a CUDA device.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ImportError: if onnxruntime is not installed.
+        ValueError: if the file cannot be run or was not written by `export_model`, or if onnxruntime has no provider
+            for the device.
+    """
+
+    def __init__(self, path: PathLike, device: torch.device = torch.device('cpu')):
+        super().__init__()
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"Model '{path}' does not exist, or is not a file.")
+        self.session = _open_session(path, device)
+        try:
+            self.metadata = parse_json(self.session.get_modelmeta().custom_metadata_map['hdkd_timm'], f"'{path}'")
+            self.num_classes = self.metadata['num_classes']
+            self.in_chans = self.metadata['data_config']['input_size'][0]
+            self.pretrained_cfg = dict(label_names=self.metadata['label_names'])
+        except (KeyError, TypeError, ValueError) as e:
+            raise ValueError(
+                f"'{path}' does not specify its classes and preprocessing (metadata 'hdkd_timm'): export the model with"
+                ' `hdkd export`.') from e
+        check_preprocessing(self.metadata['data_config'], f"ONNX file '{path}'")
+        actual = [list(value.shape[1:]) for value in (*self.session.get_inputs(), *self.session.get_outputs())]
+        stated = [list(self.metadata['data_config']['input_size']), [self.num_classes]]
+        if stated != actual:
+            raise ValueError(
+                f"ONNX file '{path}': its metadata state images {stated[0]} and {self.num_classes} classes, but its"
+                f' input and output are {actual}: export the model again.')
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self.session.run(['logits'], {'input': x.float().cpu().numpy()})[0]).to(x.device)
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as e:
+        raise ImportError("ONNX files need onnxruntime: pip install 'hdkd-timm[onnx]'.") from e
+    return onnxruntime
+
+
+def _supports_device(ort: Any, device: torch.device) -> bool:
+    return device.type == 'cpu' or device.type == 'cuda' and 'CUDAExecutionProvider' in ort.get_available_providers()
+
+
+def _open_session(path: PathLike, device: torch.device) -> Any:
+    ort = _import_onnxruntime()
+    if not _supports_device(ort, device):
+        raise ValueError(
+            f"onnxruntime does not support device '{device}' here: use --device cpu, or install onnxruntime-gpu for"
+            ' CUDA.')
+    providers: List[Any] = ['CPUExecutionProvider']
+    if device.type == 'cuda':
+        providers.insert(0, ('CUDAExecutionProvider', {'device_id': device.index or 0, 'use_tf32': 0}))
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors only; they are raised too
+    try:
+        return ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as e:  # the exceptions of onnxruntime have no common base class
+        raise ValueError(
+            f"'{path}' is not an ONNX file that onnxruntime {ort.__version__} can run, or it is damaged"
+            f' ({str(e).splitlines()[0]}).') from e
+
+
+def _download_temperature(name: str) -> Optional[Path]:
+    """Folder of the Hub's cache with the temperature of 'hf-hub:ORG/NAME'; None if the model is not calibrated."""
+    try:
+        return download(name, CALIBRATION_FILE).parent
+    except EntryNotFoundError:
+        return None
+
+
+def _load_temperature(name: str) -> float:
+    name = name.removeprefix('local-dir:')
+    if name.startswith(SOURCE_PREFIXES):
+        folder = _download_temperature(name)
+    else:
+        name = name.removesuffix('/model.safetensors')
+        folder = find_model_folder(name) if os.path.isdir(name) else find_folder(full_name(name) or '')
+    temperature = read_temperature(folder) if folder is not None else None
+    if temperature is None:
+        raise ValueError(f"Model '{name}' is not calibrated: run `hdkd calibrate`, or omit --calibrated.")
+    return temperature
+
+
+def _load_onnx(name: str, config: InferenceConfig) -> Classifier:
+    if config.calibrated:
+        raise ValueError(f"'{name}' is an ONNX file, which has no temperature: omit --calibrated.")
+    if config.amp or config.channels_last:
+        flag = 'amp' if config.amp else 'channels-last'
+        raise ValueError(f"'{name}' is an ONNX file, which does not support --{flag}: omit it, or use --no-{flag}.")
+    device = pick_device(config.device)
+    if config.device is None and not _supports_device(_import_onnxruntime(), device):
+        device = torch.device('cpu')
+    model = OnnxModel(name, device)
+    data_config = {k: tuple(v) if isinstance(v, list) else v for k, v in model.metadata['data_config'].items()}
+    height, width = data_config['input_size'][-2:]
+    if config.img_size is not None and (height, width) != (config.img_size, config.img_size):
+        raise ValueError(
+            f"'{name}' expects images of {height} x {width} pixels, not --img-size {config.img_size}: omit it, or"
+            f' export the model with --img-size {config.img_size}.')
+    return Classifier(
+        model.eval(), match_label_names(model, config.label_names, f"ONNX file '{name}'"), data_config, device)
+
+
+def load_classifier(name: PathLike, config: Optional[ModelConfig] = None) -> Classifier:
+    """Load a saved model for inference.
+
+    Args:
+        name: A model as accepted by `load_model`, or an ONNX file of `export_model` (ending in .onnx).
+        config: Image size, class names of a model without any, device and memory layout.
+
+    Raises:
+        FileNotFoundError: if there is no such model.
+        ImportError: for an ONNX file, if onnxruntime is not installed.
+        ValueError: if the given class names differ from those of the model in name or number; for an ONNX file, if its
+            image size differs, or mixed precision or a memory layout is requested.
+    """
+    name = str(name)
+    if not isinstance(config, InferenceConfig):
+        config = InferenceConfig(**vars(config or ModelConfig()))
+    if name.endswith('.onnx') and not (os.path.isdir(name) or name.startswith(SOURCE_PREFIXES)):
+        return _load_onnx(name, config)
+    if name.endswith('.pt2') and os.path.isfile(name):
+        raise ValueError(
+            f"'{name}' is a torch.export program, and loading it can execute code that it contains: use an ONNX file,"
+            ' or the model that it was exported from.')
+    device = pick_device(config.device)
+    model, _ = load_model(
+        name, config.model, config.img_size, use_ema=config.use_ema, model_kwargs=config.model_kwargs)
+    args = {} if config.img_size is None else dict(
+        input_size=(model.in_chans, config.img_size, config.img_size))
+    data_config = timm.data.resolve_data_config(args, model=model)
+    labels = match_label_names(model, config.label_names, f"Model '{name}'")
+    layout = torch.channels_last if config.channels_last else torch.preserve_format
+    return Classifier(
+        model.eval().to(device=device, memory_format=layout), labels,
+        dict(data_config, input_size=(model.in_chans, *data_config['input_size'][-2:])), device,
+        _load_temperature(name) if config.calibrated else None)

@@ -1,0 +1,130 @@
+"""Labelling image files by a saved model."""
+import functools
+import logging
+import os
+from typing import Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from ..data.image_io import IMG_EXTENSIONS
+from ..data.samples import MOST_BAD, FileReader, SampleDataset, Samples, inspect_samples, warn_of_ranges
+from ..data.sources.folders import count_suffixes, natural_order, sort_files, walk_folder, warn_left_out
+from .classifier import InferenceConfig, load_classifier
+from .evaluate import classify
+
+_logger = logging.getLogger(__name__)
+
+
+def find_images(paths: Sequence[str], on_bad_image: str = 'error') -> List[str]:
+    """Image files among files and folders (searched recursively), each once, in natural order within a folder.
+
+    Files that are named are used whatever their suffix; in folders, files that are neither images nor known side files
+    are skipped with a warning.
+
+    Args:
+        paths: Files and folders.
+        on_bad_image: 'skip' to skip folders that cannot be read.
+
+    Raises:
+        FileNotFoundError: if a path does not exist, or a folder has no images.
+        OSError: if a folder cannot be read.
+        ValueError: if a path is neither a file nor a folder.
+    """
+    found: Dict[str, str] = {}  # real path -> path
+    real_folder = functools.lru_cache(maxsize=None)(os.path.realpath)
+    number = 0
+    for path in map(str, paths):
+        files = _list_files(path, on_bad_image) if os.path.isdir(path) else [_check_file(path)]
+        number += len(files)
+        for file in files:
+            found.setdefault(os.path.join(real_folder(os.path.dirname(file)), os.path.basename(file)), file)
+    if number > len(found):
+        _logger.warning(f'{number - len(found):,} images are named more than once: each is used once.')
+    if len({os.path.splitext(file)[1].lower() for file in found}) > 1:
+        _logger.info(f'{len(found):,} images, by suffix: {count_suffixes(found)}.')
+    return list(found.values())
+
+
+def _check_file(path: str) -> str:
+    if not os.path.exists(path):
+        raise FileNotFoundError(
+            f"'{path}' is a link to '{os.readlink(path)}', which does not exist." if os.path.islink(path)
+            else f"'{path}' does not exist.")
+    if not os.path.isfile(path):
+        raise ValueError(f"'{path}' is neither a regular file nor a directory.")
+    return path
+
+
+def _list_files(folder: str, on_bad_image: str) -> List[str]:
+    """Image files in a folder and its subfolders."""
+    images: List[str] = []
+    others: List[str] = []
+    for _, files in walk_folder(folder, skip_unreadable=on_bad_image == 'skip'):
+        listing = sort_files(files)
+        images += listing.images
+        others += listing.others
+    warn_left_out([os.path.relpath(path, folder) for path in others], folder)
+    if not images:
+        raise FileNotFoundError(f"No images in directory '{folder}' (looked for {' '.join(IMG_EXTENSIONS)}).")
+    return sorted(images, key=natural_order)
+
+
+def file_samples(files: Sequence[str], targets: Optional[Sequence[int]] = None) -> Samples:
+    """Image files as samples, with class indices (0 if none are given)."""
+    targets = np.zeros(len(files), int) if targets is None else np.asarray(targets)
+    return Samples(FileReader([(path, 0) for path in files]), np.arange(len(files)), targets)
+
+
+def drop_bad_images(files: Sequence[str], img_mode: str, on_bad_image: str = 'error') -> List[str]:
+    """The files that can be read as images; the others are reported.
+
+    Raises:
+        ValueError: if a file cannot be read; with 'skip', if none can.
+    """
+    samples = file_samples(files)
+    records = inspect_samples(samples, img_mode, MOST_BAD if on_bad_image == 'error' else None)
+    bad = {path: record.error for path, record in zip(files, records) if record.error}
+    if bad and on_bad_image == 'error':
+        path, error = next(iter(bad.items()))
+        more = ' or more' if len(records) < len(files) else ''
+        raise ValueError(
+            f"Cannot read image '{path}' ({error}); {len(bad)}{more} unreadable in total. Skip such images with"
+            ' --on-bad-image skip.')
+    good = [path for path in files if path not in bad]
+    if not good:
+        raise ValueError(
+            f"None of the {len(files):,} images can be read, the first is '{files[0]}' ({bad[files[0]]}).")
+    for path, error in bad.items():
+        _logger.warning(f"Skipped image '{path}', which cannot be read ({error})")
+    warn_of_ranges([record.values for record in records], [samples])
+    if bad:
+        _logger.warning(f'Skipped {len(bad):,} of {len(files):,} images, which cannot be read.')
+    return good
+
+
+def predict(
+        name: str,
+        paths: Sequence[str],
+        config: Optional[InferenceConfig] = None,
+        on_bad_image: str = 'error',
+) -> Tuple[List[str], np.ndarray, List[str]]:
+    """Label images by a saved model.
+
+    Args:
+        name: A model as accepted by `load_classifier`.
+        paths: Image files, and folders to search for them.
+        config: Inference settings.
+        on_bad_image: 'error', or 'skip' to skip images that cannot be read.
+
+    Returns:
+        Files (N), probabilities (N, K), and class names by index ('0', '1', ... for a model without class names).
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_classifier` and `find_images`; if an image cannot be read.
+    """
+    config = config or InferenceConfig()
+    files = find_images(paths, on_bad_image)
+    classifier = load_classifier(name, config)
+    files = drop_bad_images(files, classifier.img_mode, on_bad_image)
+    probs, _ = classify(classifier, SampleDataset(file_samples(files), classifier.img_mode), config)
+    return files, probs, classifier.classes or [str(i) for i in range(probs.shape[1])]
