@@ -18,22 +18,18 @@ import numpy as np
 from PIL import Image
 from scipy.sparse import coo_array, csr_array, identity
 
-from ..data.image_io import describe_ranges, hash_file, read_with_values
-from ..data.pixels import MemoryBudget, Reserve, StoredValues
-from ..data.samples import (
-    SPLITS,
-    FileReader,
-    SampleDataset,
-    Samples,
-    SourceConfig,
-    SplitNotFoundError,
-    find_changed,
-    read_samples,
-)
+from ..data.config import SourceConfig
+from ..data.datasets import read_samples
+from ..data.image_io import read_with_values
+from ..data.inspection import hash_file
+from ..data.pixels import MemoryBudget, Reserve
+from ..data.samples import SPLITS, FileReader, SampleDataset, Samples, SplitNotFoundError, find_changed
 from ..data.sources.tars import TarReader
+from ..data.value_range import StoredValues, describe_ranges
 from ..evaluation.plots import plot_pairs
 from ..utils.config import setting
-from ..utils.files import PathLike, new_folder, write_json, write_rows
+from ..utils.csv_files import write_rows
+from ..utils.files import PathLike, new_folder, write_json
 from ..utils.memory import available_memory
 from ..utils.text import printable
 from .duplicates import THUMBNAIL_SIZE, Pairs, find_clusters, find_near_pairs, make_thumbnail

@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image, ImageOps
 from timm.utils import natural_key
 
+from ..data.config import SourceConfig
 from ..data.image_io import read_image
-from ..data.samples import SourceConfig
 from ..evaluation.inference import ModelConfig, load_classifier, read_source
 from ..evaluation.metrics import IN_PER_CENT, LOWER_IS_BETTER, METRIC_NAMES, class_auroc, format_interval, format_metric
 from ..evaluation.paired_tests import mcnemar, paired_bootstrap
@@ -42,7 +42,8 @@ from ..evaluation.plots import (
 )
 from ..evaluation.temperature import CALIBRATION
 from ..utils.config import read_yaml
-from ..utils.files import PathLike, atomic_write, check_sums, iterate_rows, read_rows
+from ..utils.csv_files import iterate_rows, read_rows
+from ..utils.files import PathLike, atomic_write, check_sums
 from ..utils.parsing import read_json
 from ..utils.run_files import CONFIG_FILE, IMAGES_FILE, METRICS_FILE, PREDICTIONS_FILE, SUMMARY_FILE
 from ..utils.text import printable

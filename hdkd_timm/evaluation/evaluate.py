@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from ..data.loader import SplitLoader
+from ..utils.csv_files import write_table
 from ..utils.distributed import World
-from ..utils.files import write_table
 from ..utils.signals import Signals
 from .metrics import IN_PER_CENT, format_interval, format_metric
 

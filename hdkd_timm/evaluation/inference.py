@@ -12,21 +12,14 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 
-from ..data.image_io import IMG_EXTENSIONS, IMG_MODES
+from ..data.config import DataConfig, SourceConfig
+from ..data.datasets import create_datasets
+from ..data.image_files import IMG_EXTENSIONS
+from ..data.image_io import IMG_MODES
+from ..data.inspection import MAX_UNREADABLE, inspect_samples, warn_of_ranges
 from ..data.loader import SplitLoader
-from ..data.samples import (
-    MOST_BAD,
-    DataConfig,
-    FileReader,
-    SampleDataset,
-    Samples,
-    SourceConfig,
-    SplitNotFoundError,
-    create_datasets,
-    inspect_samples,
-    warn_of_ranges,
-)
-from ..data.sources.folders import count_suffixes, natural_order, sort_files, walk_folder, warn_left_out
+from ..data.samples import FileReader, SampleDataset, Samples, SplitNotFoundError
+from ..data.sources.walk import count_suffixes, natural_order, sort_files, walk_folder, warn_ignored_files
 from ..models.checkpoint import (
     SOURCE_PREFIXES,
     check_preprocessing,
@@ -38,8 +31,9 @@ from ..models.checkpoint import (
 )
 from ..models.pretrained import find_folder, full_name
 from ..utils.config import KeyValues, check_values, read_yaml, setting
+from ..utils.csv_files import iterate_rows
 from ..utils.distributed import World, pick_device
-from ..utils.files import PathLike, iterate_rows
+from ..utils.files import PathLike
 from ..utils.memory import kept_memory
 from ..utils.parsing import parse_json
 from ..utils.run_files import CONFIG_FILE, IMAGES_FILE
@@ -491,7 +485,7 @@ def _list_files(folder: str, on_bad_image: str) -> List[str]:
         listing = sort_files(files)
         images += listing.images
         others += listing.others
-    warn_left_out([os.path.relpath(path, folder) for path in others], folder)
+    warn_ignored_files([os.path.relpath(path, folder) for path in others], folder)
     if not images:
         raise FileNotFoundError(f"No images in folder '{folder}' (looked for {' '.join(IMG_EXTENSIONS)}).")
     return sorted(images, key=natural_order)
@@ -504,7 +498,7 @@ def drop_bad_images(files: Sequence[str], img_mode: str, on_bad_image: str = 'er
         ValueError: if one cannot be read, with 'skip' if none can.
     """
     samples = Samples(FileReader([(path, 0) for path in files]), np.arange(len(files)), np.zeros(len(files), int))
-    records = inspect_samples(samples, img_mode, MOST_BAD if on_bad_image == 'error' else None)
+    records = inspect_samples(samples, img_mode, MAX_UNREADABLE if on_bad_image == 'error' else None)
     bad = {path: record.error for path, record in zip(files, records) if record.error}
     if bad and on_bad_image == 'error':
         path, error = next(iter(bad.items()))

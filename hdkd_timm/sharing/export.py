@@ -20,8 +20,9 @@ import torch
 from timm.utils import reparameterize_model
 from torch import nn
 
-from ..data.image_io import describe_ranges, inspect_images
+from ..data.inspection import inspect_images
 from ..data.loader import SplitLoader
+from ..data.value_range import describe_ranges
 from ..evaluation.evaluate import evaluate
 from ..evaluation.inference import Classifier, InferenceConfig, OnnxModel, find_images, image_dataset, load_classifier
 from ..models.checkpoint import adapt_stats

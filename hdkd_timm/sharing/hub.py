@@ -21,7 +21,8 @@ from ..evaluation.temperature import CALIBRATION
 from ..models.checkpoint import SOURCE_PREFIXES, find_model_folder
 from ..models.pretrained import find_folder, find_weights, full_name
 from ..utils.config import read_yaml
-from ..utils.files import PathLike, check_sums, iterate_rows, new_folder, write_json
+from ..utils.csv_files import iterate_rows
+from ..utils.files import PathLike, check_sums, new_folder, write_json
 from ..utils.parsing import read_json, to_yaml
 from ..utils.run_files import CONFIG_FILE, IMAGES_FILE, METRICS_FILE
 from ..version import __version__

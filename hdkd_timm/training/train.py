@@ -29,9 +29,11 @@ from torchvision import transforms
 
 from ..data.augment import BatchAugmentation
 from ..data.cache import CachedDataset, cache_images
+from ..data.datasets import create_datasets
 from ..data.imbalance import class_weights, count_classes, sample_weights, smote
-from ..data.loader import SplitLoader, derive_seed
-from ..data.samples import create_datasets, list_images, name_image
+from ..data.loader import SplitLoader
+from ..data.sampler import derive_seed
+from ..data.samples import list_images, name_image
 from ..distillation.task import HDKDTask, check_input, check_pair
 from ..evaluation.evaluate import evaluate, write_predictions
 from ..evaluation.metrics import LOWER_IS_BETTER, classification_metrics, full_report, per_class_metrics

@@ -19,7 +19,8 @@ from hdkd_timm.evaluation.evaluate import write_predictions
 from hdkd_timm.evaluation.metrics import full_report
 from hdkd_timm.evaluation.paired_tests import mcnemar
 from hdkd_timm.evaluation.plots import plot_class_counts, plot_reliability
-from hdkd_timm.utils.files import SUMS, write_json, write_rows
+from hdkd_timm.utils.csv_files import write_rows
+from hdkd_timm.utils.files import SUMS, write_json
 
 NASTY = ['<img src=x onerror=alert(1)>', '"&{{ 7 * 7 }}', "b' <script>alert(2)</script>"]
 SETTINGS = dict(
@@ -357,12 +358,12 @@ def test_names_that_control(tmp_path):
     ('predictions.csv', lambda text: text.replace('prob_b', 'prob_a'), "two columns are named 'prob_a'"),
     ('metrics.json', lambda text: text.replace('"recall"', '"recal"', 1), "metrics.json' is damaged"),
     ('metrics.json', lambda text: text.replace('"images": 12', '"images": 13'), "metrics.json' is damaged"),
-    ('metrics.json', lambda text: text.replace('"epochs": 1,', '"epochs": 1, "epochs": 2,'), "'epochs' is there twice"),
+    ('metrics.json', lambda text: text.replace('"epochs": 1,', '"epochs": 1, "epochs": 2,'), "duplicate key 'epochs'"),
     ('metrics.json', lambda text: '[1]', "metrics.json' is damaged"),
     ('metrics.json', lambda text: text.replace('"parameters": 5,', ''), "metrics.json' is damaged .KeyError"),
     ('summary.csv', lambda text: text.replace('1.5', 'x'), "summary.csv' is damaged"),
     ('images.csv', lambda text: text.replace('label', 'lable'), "images.csv' is damaged"),
-    ('config.yaml', lambda text: text * 2, "config.yaml' line 2: 'model' is there twice"),
+    ('config.yaml', lambda text: text * 2, "config.yaml' line 2: duplicate key 'model'"),
 ])
 def test_damaged_files(file, change, message, tmp_path):
     """One line that names the file, and no half of a report."""

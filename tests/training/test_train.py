@@ -25,7 +25,8 @@ from torch.nn import functional as F
 
 from hdkd_timm import DistillConfig, TrainConfig, distill, evaluate_model, train
 from hdkd_timm.data import cache as cache_module
-from hdkd_timm.data.samples import SampleDataset, create_datasets
+from hdkd_timm.data.datasets import create_datasets
+from hdkd_timm.data.samples import SampleDataset
 from hdkd_timm.evaluation.evaluate import format_table
 from hdkd_timm.evaluation.inference import EvalConfig
 from hdkd_timm.evaluation.metrics import METRICS
