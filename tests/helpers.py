@@ -119,7 +119,8 @@ def write_run(folder, names, number=4, right=0.5, seed=0, groups=None):
     """
     from hdkd_timm.evaluation.evaluate import full_report
     from hdkd_timm.evaluation.predictions import write_predictions
-    from hdkd_timm.utils.files import write_json, write_rows
+    from hdkd_timm.utils.csv_files import write_rows
+    from hdkd_timm.utils.files import write_json
     (folder / 'best').mkdir(parents=True)
     rng = np.random.default_rng(seed)
     targets = np.arange(len(names)).repeat(number)

@@ -23,7 +23,9 @@ import torch
 import yaml
 
 from hdkd_timm import DistillConfig, EvalConfig, distill, evaluate_model
-from hdkd_timm.data.samples import DataConfig, create_datasets, list_images
+from hdkd_timm.data.config import DataConfig
+from hdkd_timm.data.datasets import create_datasets
+from hdkd_timm.data.samples import list_images
 from hdkd_timm.evaluation.plots import plot_confusion_matrix
 from hdkd_timm.evaluation.run_results import count_images
 from hdkd_timm.models.pretrained import RELEASES, WEIGHTS
@@ -31,7 +33,8 @@ from hdkd_timm.sharing.hub import MACHINE_SETTINGS
 from hdkd_timm.sharing.model_card import CONFUSION_PICTURE, write_card
 from hdkd_timm.training.run_folder import keep_images
 from hdkd_timm.utils.config import check_settings, read_yaml
-from hdkd_timm.utils.files import new_folder, write_json, write_rows
+from hdkd_timm.utils.csv_files import write_rows
+from hdkd_timm.utils.files import new_folder, write_json
 from hdkd_timm.utils.run_files import IMAGES_FILE, METRICS_FILE
 
 HERE = Path(__file__).parent

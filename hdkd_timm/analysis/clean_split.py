@@ -5,7 +5,8 @@ from typing import Dict, Tuple
 
 import numpy as np
 
-from ..utils.files import PathLike, write_rows
+from ..utils.csv_files import write_rows
+from ..utils.files import PathLike
 from .data_check import DataCheck, require_files
 from .duplicates import find_clusters, first_occurrences
 

@@ -8,7 +8,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 
 import numpy as np
 
-from ..data.samples import SourceConfig
+from ..data.config import SourceConfig
 from ..evaluation.metrics import IN_PER_CENT, LOWER_IS_BETTER, METRIC_NAMES
 from ..evaluation.paired_tests import mcnemar, paired_bootstrap
 from ..evaluation.run_results import ROLES, NetworkResults, read_settings

@@ -13,20 +13,14 @@ from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 import numpy as np
 from PIL import Image
 
-from ..data.image_io import describe_ranges
-from ..data.samples import (
-    SPLITS,
-    FileReader,
-    SampleDataset,
-    Samples,
-    SourceConfig,
-    SplitNotFoundError,
-    find_changed,
-    read_samples,
-)
+from ..data.config import SourceConfig
+from ..data.datasets import read_samples
+from ..data.samples import SPLITS, FileReader, SampleDataset, Samples, SplitNotFoundError, find_changed
+from ..data.value_range import describe_ranges
 from ..evaluation.plots import plot_pairs
 from ..utils.config import setting
-from ..utils.files import PathLike, new_folder, write_json, write_rows
+from ..utils.csv_files import write_rows
+from ..utils.files import PathLike, new_folder, write_json
 from ..utils.text import printable
 from .duplicates import PAIR_KINDS, THUMBNAIL_SIZE, Duplicates, find_duplicates
 from .image_summary import ImageSummary, summarize_images

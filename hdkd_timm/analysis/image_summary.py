@@ -8,10 +8,12 @@ from typing import BinaryIO, List, NamedTuple, Optional
 import numpy as np
 from PIL import Image
 
-from ..data.image_io import hash_file, read_with_values
-from ..data.pixels import MemoryBudget, Reserve, StoredValues
+from ..data.image_io import read_with_values
+from ..data.inspection import hash_file
+from ..data.pixels import MemoryBudget, Reserve
 from ..data.samples import FileReader, SampleDataset, Samples
 from ..data.sources.tars import TarReader
+from ..data.value_range import StoredValues
 from ..utils.memory import available_memory
 from .duplicates import make_thumbnail
 

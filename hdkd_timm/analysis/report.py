@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
-from ..data.samples import SourceConfig
+from ..data.config import SourceConfig
 from ..evaluation.plots import MAX_BARS, MAX_CELLS, MAX_NAMES
 from ..evaluation.run_results import (
     NetworkResults,

@@ -28,9 +28,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.augment import AugmentConfig, BatchAugmentation
 from ..data.cache import cache_images
+from ..data.config import DataConfig
+from ..data.datasets import create_datasets
 from ..data.loader import SplitLoader
 from ..data.phantoms import write_phantoms
-from ..data.samples import DataConfig, create_datasets
 from ..distillation.losses import hdkd_loss
 from ..distillation.task import HDKDTask
 from ..evaluation.classifier import OnnxModel
@@ -38,8 +39,8 @@ from ..models.checkpoint import save_model
 from ..models.hdkd import MIN_IMG_SIZE
 from ..sharing.export import export_model, import_packages
 from ..utils.config import check_values, setting
+from ..utils.csv_files import write_rows
 from ..utils.distributed import pick_device
-from ..utils.files import write_rows
 from ..utils.memory import format_bytes, keep_freed_memory, kept_memory
 
 PARTS = ('step', 'inference', 'epoch', 'growth')

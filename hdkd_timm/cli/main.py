@@ -77,8 +77,8 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _eval(args: argparse.Namespace) -> None:
-    from ..evaluation.predictions import write_predictions
     from ..evaluation.evaluate import evaluate_model
+    from ..evaluation.predictions import write_predictions
     from ..utils.config import from_arguments
     from ..utils.files import new_folder, write_json
     if args.out_dir and os.path.exists(args.out_dir):
@@ -105,8 +105,8 @@ def _eval(args: argparse.Namespace) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from ..evaluation.predictions import write_predictions
     from ..evaluation.predict import predict
+    from ..evaluation.predictions import write_predictions
     from ..utils.config import from_arguments
     if os.path.exists(args.out):
         raise FileExistsError(f"'{args.out}' exists already: choose another --out, nothing is overwritten.")

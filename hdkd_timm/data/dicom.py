@@ -6,11 +6,12 @@ from typing import Any, BinaryIO, Callable, Optional, Tuple
 import numpy as np
 from PIL import Image
 
-from .pixels import Reserve, StoredValues, check_size, read_head, scale, split_rows
+from .pixels import Reserve, check_size, read_head, scale, split_rows
+from .value_range import StoredValues
 
-DICOM_HEADER = 2 ** 24  # bytes of all in a DICOM file but the pixels, at most, where they are deflated
-DEFLATED = b'1.2.840.10008.1.2.1.99'  # DICOM's transfer syntax Deflated Explicit VR Little Endian
-INFLATED = b'1.2.840.10008.1.2.1'  # the same without deflation
+DICOM_HEADER = 2 ** 24  # most bytes beside the pixels in a deflated DICOM file
+DEFLATED = b'1.2.840.10008.1.2.1.99'  # the DICOM transfer syntax Deflated Explicit VR Little Endian
+INFLATED = b'1.2.840.10008.1.2.1'  # Explicit VR Little Endian
 
 
 def _import_pydicom() -> Any:
@@ -23,14 +24,17 @@ def _import_pydicom() -> Any:
 
 
 def _inflate_dicom(file: BinaryIO, limit: int, is_whole: bool) -> BinaryIO:
-    """A DICOM file that is not deflated, of no more than so many bytes.
+    """Decompress a deflated DICOM file in memory; other DICOM files are returned unchanged.
 
     Args:
         file: The file.
-        limit: Bytes.
-        is_whole: Refuse a longer one, else cut it off.
+        limit: Most bytes to decompress.
+        is_whole: Whether all of it is needed: refuse a file that exceeds the limit, else cut it off there.
+
+    Raises:
+        ValueError: if all of it is needed and it exceeds the limit.
     """
-    head = read_head(file, 144)  # preamble, 'DICM', and as the first element how long its group, not deflated, is
+    head = read_head(file, 144)  # preamble, 'DICM', and the first element: the length of the group that is not deflated
     if head[132:140] != b'\2\0\0\0UL\4\0':
         return file
     meta = read_head(file, 144 + min(int.from_bytes(head[140:], 'little'), DICOM_HEADER))
@@ -46,27 +50,31 @@ def _inflate_dicom(file: BinaryIO, limit: int, is_whole: bool) -> BinaryIO:
             break
         left -= inflated.write(decompressor.decompress(data, left))
     if is_whole and not left:
-        raise ValueError(f'its deflated part holds more than its pixels and {DICOM_HEADER:,} bytes beside them')
+        raise ValueError(f'its deflated part is larger than its pixels and {DICOM_HEADER:,} bytes of other elements')
     inflated.seek(0)
     return inflated
 
 
 def read_dicom_header(file: BinaryIO) -> Any:
-    """All but the pixels of a DICOM file, which is one image of a size within the limit."""
+    """The elements of a DICOM file without its pixels.
+
+    Raises:
+        ValueError: if it is not a single image within the size limit.
+    """
     pydicom = _import_pydicom()
     header = pydicom.dcmread(_inflate_dicom(file, DICOM_HEADER, is_whole=False), stop_before_pixels=True)
     frames = int(header.get('NumberOfFrames') or 1)
     if frames > 1:
         raise ValueError(f'{frames} frames, expected one image')
     if not (header.get('Rows') and header.get('Columns')):
-        raise ValueError('a DICOM file without an image (Rows and Columns)')
+        raise ValueError('a DICOM file without an image (no Rows and Columns)')
     check_size(header.Columns, header.Rows)
     file.seek(0)
     return header
 
 
 def _find_padding(rows: np.ndarray, dataset: Any) -> np.ndarray:
-    """Mask of the pixels that pad an image, by DICOM's Pixel Padding Value and its range limit."""
+    """Mask of the padding pixels of an image, by the DICOM elements Pixel Padding Value and Range Limit."""
     if rows.dtype.kind == 'f':
         value = dataset.get('FloatPixelPaddingValue', dataset.get('DoubleFloatPixelPaddingValue'))
         limit = dataset.get('FloatPixelPaddingRangeLimit', dataset.get('DoubleFloatPixelPaddingRangeLimit', value))
@@ -76,7 +84,7 @@ def _find_padding(rows: np.ndarray, dataset: Any) -> np.ndarray:
     bits = 8 * rows.dtype.itemsize
 
     def as_pixel(value: Any) -> Optional[int]:
-        """As the pixels are stored: some files tell it signed and have unsigned ones, or the other way round."""
+        """The value as the pixels are stored: some files give it signed for unsigned pixels, or vice versa."""
         if value in (None, '', b''):
             return None
         value = int.from_bytes(value, 'little') if isinstance(value, bytes) else int(value)
@@ -91,8 +99,8 @@ def _find_padding(rows: np.ndarray, dataset: Any) -> np.ndarray:
     return (rows >= min(value, limit)) & (rows <= max(value, limit))
 
 
-def _find_dicom_colours(pixels: np.ndarray, interpretation: str, dataset: Any) -> Callable[[np.ndarray], np.ndarray]:
-    """What makes RGB of 8 bits of rows of a colour image."""
+def _colour_transform(pixels: np.ndarray, interpretation: str, dataset: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """The function that converts rows of a colour image to 8-bit RGB."""
     from pydicom.pixels import apply_color_lut, convert_color_space
     if interpretation == 'PALETTE COLOR':
         bits = 8 * apply_color_lut(pixels[:1], dataset).dtype.itemsize
@@ -103,8 +111,12 @@ def _find_dicom_colours(pixels: np.ndarray, interpretation: str, dataset: Any) -
     return lambda rows: scale(rows, 0, white)
 
 
-def _find_dicom_greys(pixels: np.ndarray, dataset: Any) -> Callable[[np.ndarray], np.ndarray]:
-    """What makes 8 bits of rows of a grey image: modality and VOI transforms (window); else its range, less padding."""
+def _grey_transform(pixels: np.ndarray, dataset: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """The function that converts rows of a grey image to 8 bits.
+
+    It applies the modality and VOI transforms (window). Without the latter, the range of the image without its padding
+    is mapped to black..white.
+    """
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
     is_inverted = dataset.PhotometricInterpretation == 'MONOCHROME1'
     has_window = all(dataset.get(name) not in (None, '') for name in ('WindowWidth', 'WindowCenter'))
@@ -113,10 +125,10 @@ def _find_dicom_greys(pixels: np.ndarray, dataset: Any) -> Callable[[np.ndarray]
             low, high = 0, 2 ** dataset.VOILUTSequence[0].LUTDescriptor[2] - 1
         else:
             with np.errstate(over='ignore'):
-                low, high = apply_voi_lut(np.array([-1e12, 1e12]), dataset)  # ends of the window's output
+                low, high = apply_voi_lut(np.array([-1e12, 1e12]), dataset)  # the output range of the window
 
         def show(rows: np.ndarray) -> np.ndarray:
-            _refuse_no_numbers(rows)
+            _check_finite(rows)
             shown = scale(apply_voi_lut(apply_modality_lut(rows, dataset), dataset), low, high)
             return 255 - shown if is_inverted else shown
         return show
@@ -125,7 +137,7 @@ def _find_dicom_greys(pixels: np.ndarray, dataset: Any) -> Callable[[np.ndarray]
     for first, last in split_rows(pixels.shape[1], pixels.shape[0]):
         rows = pixels[first:last]
         values = apply_modality_lut(rows, dataset)[~_find_padding(rows, dataset)]
-        _refuse_no_numbers(values)
+        _check_finite(values)
         ends += [values.min(), values.max()] if values.size else []
     low, high = (min(ends), max(ends)) if ends else (0, 0)
 
@@ -136,13 +148,26 @@ def _find_dicom_greys(pixels: np.ndarray, dataset: Any) -> Callable[[np.ndarray]
     return stretch
 
 
-def _refuse_no_numbers(values: np.ndarray) -> None:
+def _check_finite(values: np.ndarray) -> None:
     if values.dtype.kind == 'f' and not np.isfinite(values).all():
-        raise ValueError('pixels that are not finite numbers')
+        raise ValueError('pixel values that are not finite')
 
 
 def read_dicom(file: BinaryIO, mode: str, reserve: Reserve) -> Tuple[Image.Image, StoredValues]:
-    """A DICOM file's image as viewers show it, MONOCHROME1 inverted, and its values."""
+    """Read a DICOM file as viewers show it, MONOCHROME1 inverted.
+
+    Args:
+        file: The file.
+        mode: Pillow mode of the result, 'RGB' or 'L'.
+        reserve: Context manager that waits for the memory for that many pixels.
+
+    Returns:
+        The image, and how its values are stored; `low` and `high` are measured for RGB only, else NaN.
+
+    Raises:
+        ImportError: without pydicom.
+        ValueError and others raised by pydicom: if it is not a single image of finite pixels within the size limit.
+    """
     pydicom = _import_pydicom()
     header = read_dicom_header(file)
     height, width = header.Rows, header.Columns
@@ -150,17 +175,17 @@ def read_dicom(file: BinaryIO, mode: str, reserve: Reserve) -> Tuple[Image.Image
     with reserve(height * width):
         limit = height * width * samples * -(-allocated // 8) + DICOM_HEADER
         stream = _inflate_dicom(file, limit, is_whole=True)
-        dataset = pydicom.dcmread(stream)  # keeps the stream, too
+        dataset = pydicom.dcmread(stream)  # keeps a reference to the stream
         decoder = pydicom.pixels.get_decoder(dataset.file_meta.TransferSyntaxUID)
         pixels, found = decoder.as_array(dataset, raw=True, **pydicom.pixels.as_pixel_options(dataset))
         for name in ('PixelData', 'FloatPixelData', 'DoubleFloatPixelData'):
             if name in dataset:
-                del dataset[name]  # once is enough
+                del dataset[name]  # pixels holds them
         if stream is not file:
             stream.close()
         interpretation = str(found['photometric_interpretation'])
         is_grey = pixels.ndim == 2 and interpretation != 'PALETTE COLOR'
-        show = _find_dicom_greys(pixels, dataset) if is_grey else _find_dicom_colours(pixels, interpretation, dataset)
+        show = _grey_transform(pixels, dataset) if is_grey else _colour_transform(pixels, interpretation, dataset)
         result = Image.new(mode, (width, height))
         for first, last in split_rows(width, height):
             result.paste(Image.fromarray(show(pixels[first:last])).convert(mode), (0, first))

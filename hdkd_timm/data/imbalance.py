@@ -1,4 +1,4 @@
-"""Classes of unequal size: weights of the loss, weights of the sampler, and the published SMOTE."""
+"""Class imbalance: class weights of the loss, sampling weights, and the published SMOTE oversampling."""
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -15,17 +15,25 @@ EFFECTIVE_BETA = 0.999
 
 
 def read_class_file(path: str, classes: Sequence[str], what: str) -> List[float]:
-    """A number for each class from a JSON file, {"class": number, ...}, in the order of the classes.
+    """Read a number per class from a JSON file, {"class": number, ...}.
+
+    Args:
+        path: The file.
+        classes: Class names by index.
+        what: What the numbers are, for errors.
+
+    Returns:
+        The numbers in the order of the classes.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no such JSON, a class is missing or unknown, or a number is not above 0.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is not such a JSON file, a class is missing or unknown, or a number is not above 0.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"File of {what} '{path}' does not exist, or is no file.")
+        raise FileNotFoundError(f"File of {what} '{path}' does not exist or is not a regular file.")
     numbers = read_json(path)
     if not isinstance(numbers, dict):
-        raise ValueError(f"'{path}' must hold {what} by class name, {{\"{classes[0]}\": number, ...}}.")
+        raise ValueError(f"'{path}' must contain {what} by class name, {{\"{classes[0]}\": number, ...}}.")
     difference = sorted(set(numbers) ^ set(classes))
     if difference:
         where = 'not in the data' if difference[0] in numbers else 'missing'
@@ -37,7 +45,7 @@ def read_class_file(path: str, classes: Sequence[str], what: str) -> List[float]
 
 
 def class_weights(kind: str, targets: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """Weights of the classes in the cross entropy, (K,).
+    """Class weights of the cross-entropy, (K,).
 
     Args:
         kind: 'balanced' (N / (K * n_k), scikit-learn's), 'effective' (the inverse effective number of images,
@@ -47,13 +55,13 @@ def class_weights(kind: str, targets: np.ndarray, classes: Sequence[str]) -> np.
         classes: Class names by index.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_class_file`; if a class has no images that its weight could follow from.
+        FileNotFoundError, ValueError: as `read_class_file`; if a class without images needs a weight.
     """
     counts = np.bincount(targets, minlength=len(classes))
     if kind in ('balanced', 'effective') and not counts.all():
         raise ValueError(
-            f"Class '{classes[counts.argmin()]}' has no training images: --class-weights {kind} cannot weigh it, take a"
-            ' file of weights.')
+            f"Class '{classes[counts.argmin()]}' has no training images, so --class-weights {kind} cannot compute its"
+            ' weight: use a file of weights.')
     if kind == 'balanced':
         return compute_class_weight('balanced', classes=np.arange(len(classes)), y=targets)
     if kind == 'effective':
@@ -63,17 +71,17 @@ def class_weights(kind: str, targets: np.ndarray, classes: Sequence[str]) -> np.
 
 
 def sample_weights(kind: Optional[str], targets: np.ndarray) -> Optional[np.ndarray]:
-    """Weights of the images for a sampler, (N,): 'balanced' draws all classes alike. None for none."""
+    """Sampling weight of each image, (N,): 'balanced' draws all classes equally often; None for no weights."""
     return None if kind is None else 1. / np.bincount(targets)[targets]
 
 
 class SmoteDataset(SampleDataset):
-    """A dataset and synthetic images after it.
+    """A dataset followed by synthetic images.
 
     Args:
         dataset: The real images.
-        images: Synthetic ones, (M, H, W) or (M, H, W, 3), uint8.
-        targets: Their class indices, (M,).
+        images: Synthetic images, (M, H, W) or (M, H, W, 3), uint8.
+        targets: Class indices of the synthetic images, (M,).
     """
 
     def __init__(self, dataset: SampleDataset, images: np.ndarray, targets: np.ndarray):
@@ -91,6 +99,32 @@ class SmoteDataset(SampleDataset):
         return image if self.transform is None else self.transform(image), int(self.targets[index])
 
 
+def _read_counts(path: str, targets: np.ndarray, classes: Sequence[str]) -> Dict[int, int]:
+    """Class index -> number of images after SMOTE, from a JSON file; see `smote` for the errors."""
+    counts = dict(enumerate(read_class_file(path, classes, 'number of images')))
+    for k, name in enumerate(classes):
+        number = int((targets == k).sum())
+        if counts[k] != int(counts[k]) or counts[k] < number:
+            raise ValueError(
+                f"'{path}': number of images of class '{name}' must be an integer of at least {number}, its number of"
+                f' real images, got {counts[k]:g}.')
+        if counts[k] > number and number < 6:
+            raise ValueError(f"SMOTE needs at least 6 images per class, class '{name}' has {number}.")
+    return {k: int(number) for k, number in counts.items()}
+
+
+def _check_memory(number: int, total: int, values: int, img_size: Tuple[int, int]) -> None:
+    """Raises MemoryError if SMOTE from `number` to `total` images of that many values does not fit into memory."""
+    # float32: input, output and a copy of it; uint8: images
+    needed = 4 * values * (number + 2 * total) + values * total
+    available = available_memory()
+    if needed > available:
+        raise MemoryError(
+            f'SMOTE to {total} images of {img_size[0]} x {img_size[1]} needs about {needed / 2 ** 30:.1f} GiB of'
+            f' memory, {available / 2 ** 30:.1f} GiB are available: lower the counts or --img-size, or use --sampler'
+            ' balanced.')
+
+
 def smote(
         dataset: SampleDataset,
         path: str,
@@ -103,44 +137,27 @@ def smote(
 
     Args:
         dataset: Training images.
-        path: JSON file with the number of images that each class shall have, {"class": count, ...}.
+        path: JSON file with the desired number of images of each class, {"class": count, ...}.
         classes: Class names by index.
-        img_size: (H, W) that images are resized to, the aspect ratio is not kept.
-        interpolation: Of that resizing.
-        seed: Seed of SMOTE.
+        img_size: (H, W) that images are resized to; the aspect ratio is not kept.
+        interpolation: Interpolation of the resizing.
+        seed: Random seed of SMOTE.
 
     Raises:
         ImportError: without imbalanced-learn.
-        FileNotFoundError, ValueError: as `read_class_file`; if a count is no whole number or below what there is, or a
-            class has too few images for SMOTE's neighbours (6).
-        MemoryError: if it would take more memory than there is; the estimate is named.
+        FileNotFoundError, ValueError: as `read_class_file`; if a count is not an integer or below the number of real
+            images, or a class that grows has fewer images than SMOTE needs for its neighbours (6).
+        MemoryError: if it needs more memory than is available; names the estimate.
     """
     try:
         from imblearn.over_sampling import SMOTE
     except ImportError as e:
         raise ImportError("SMOTE needs imbalanced-learn: pip install 'hdkd-timm[smote]'.") from e
     targets = dataset.targets
-    counts = dict(enumerate(read_class_file(path, classes, 'number of images')))
-    for k, name in enumerate(classes):
-        number = int((targets == k).sum())
-        if counts[k] != int(counts[k]) or counts[k] < number:
-            raise ValueError(
-                f"'{path}': number of images of class '{name}' must be a whole number of {number} (what there is) or"
-                f' more, got {counts[k]:g}.')
-        if counts[k] > number and number < 6:
-            raise ValueError(f"SMOTE needs 6 images of a class, class '{name}' has {number}.")
-    counts = {k: int(number) for k, number in counts.items()}
-
+    counts = _read_counts(path, targets, classes)
     shape = (*img_size, *((3,) if dataset.img_mode == 'RGB' else ()))
-    values, total = int(np.prod(shape)), sum(counts.values())
-    needed = 4 * values * (len(targets) + 2 * total) + values * total  # float32 before, between and after; bytes
-    available = available_memory()
-    if needed > available:
-        raise MemoryError(
-            f'SMOTE to {total} images of {img_size[0]} x {img_size[1]} needs about {needed / 2 ** 30:.1f} GiB of'
-            f' memory, {available / 2 ** 30:.1f} GiB are free: lower the counts or --img-size, or take --sampler'
-            ' balanced.')
-
+    values = int(np.prod(shape))
+    _check_memory(len(targets), sum(counts.values()), values, img_size)
     pixels = np.empty((len(targets), values), np.float32)
     for i in range(len(targets)):
         image = dataset.read(i).resize(img_size[::-1], str_to_pil_interp(interpolation))

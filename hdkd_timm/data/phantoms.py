@@ -1,8 +1,8 @@
 """Synthetic phantom images: a small classification task that needs no download.
 
 Each image is a noisy elliptic head section of random shape, tilt and brightness with one of four findings: none, a
-bright mass, a ring (bright rim, dark core) or several small spots. They are drawn by this file, the same ones for the
-same seed, and stand for no real anatomy or disease.
+bright mass, a ring (bright rim, dark core) or several small spots. They are drawn by this module, identically for the
+same seed, and do not represent real anatomy or disease.
 """
 from pathlib import Path
 from typing import Union
@@ -16,7 +16,7 @@ KINDS = ('clear', 'mass', 'ring', 'spots')
 
 
 def _ellipse(size: int, cy: float, cx: float, ry: float, rx: float, angle: float) -> np.ndarray:
-    """Signed distance-like map of an ellipse, below 1 inside. Coordinates and radii in units of half the image."""
+    """Normalised radius of each pixel, below 1 inside the ellipse. Coordinates and radii in units of half the image."""
     y, x = np.mgrid[-1:1:size * 1j, -1:1:size * 1j]
     y, x = y - cy, x - cx
     cos, sin = np.cos(angle), np.sin(angle)
@@ -28,7 +28,7 @@ def draw_phantom(kind: str, rng: np.random.Generator, size: int = 64) -> np.ndar
 
     Args:
         kind: One of `KINDS`.
-        rng: Source of all that varies.
+        rng: Random generator.
         size: Height and width in pixels.
 
     Returns:
@@ -81,14 +81,14 @@ def write_phantoms(
     """Write an image folder of phantoms, `train/<kind>/*.png` and `test/<kind>/*.png`.
 
     Args:
-        folder: Where to write; must not exist or be empty.
-        num_train: Training images of each kind.
-        num_test: Test images of each kind.
+        folder: Output directory, which must not exist or be empty.
+        num_train: Training images per kind.
+        num_test: Test images per kind.
         size: Height and width in pixels.
-        seed: Same seed, same images.
+        seed: Random seed.
 
     Raises:
-        FileExistsError: if the folder holds something.
+        FileExistsError: if the folder is not empty.
     """
     with new_folder(folder) as temporary:
         for split, number in (('train', num_train), ('test', num_test)):

@@ -9,9 +9,11 @@ import torch
 from sklearn.metrics import confusion_matrix
 from torch import nn
 
+from ..data.config import DataConfig
+from ..data.datasets import create_datasets
 from ..data.loader import SplitLoader
-from ..data.samples import DataConfig, SampleDataset, create_datasets
-from ..data.sources.folders import natural_order
+from ..data.samples import SampleDataset
+from ..data.sources.walk import natural_order
 from ..models.labels import has_ambiguous_order
 from ..utils.config import setting
 from ..utils.distributed import World

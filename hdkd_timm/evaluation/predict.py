@@ -6,9 +6,10 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from ..data.image_io import IMG_EXTENSIONS
-from ..data.samples import MOST_BAD, FileReader, SampleDataset, Samples, inspect_samples, warn_of_ranges
-from ..data.sources.folders import count_suffixes, natural_order, sort_files, walk_folder, warn_left_out
+from ..data.image_files import IMG_EXTENSIONS
+from ..data.inspection import MAX_UNREADABLE, inspect_samples, warn_of_ranges
+from ..data.samples import FileReader, SampleDataset, Samples
+from ..data.sources.walk import count_suffixes, natural_order, sort_files, walk_folder, warn_ignored_files
 from .classifier import InferenceConfig, load_classifier
 from .evaluate import classify
 
@@ -63,7 +64,7 @@ def _list_files(folder: str, on_bad_image: str) -> List[str]:
         listing = sort_files(files)
         images += listing.images
         others += listing.others
-    warn_left_out([os.path.relpath(path, folder) for path in others], folder)
+    warn_ignored_files([os.path.relpath(path, folder) for path in others], folder)
     if not images:
         raise FileNotFoundError(f"No images in directory '{folder}' (looked for {' '.join(IMG_EXTENSIONS)}).")
     return sorted(images, key=natural_order)
@@ -82,7 +83,7 @@ def drop_bad_images(files: Sequence[str], img_mode: str, on_bad_image: str = 'er
         ValueError: if a file cannot be read; with 'skip', if none can.
     """
     samples = file_samples(files)
-    records = inspect_samples(samples, img_mode, MOST_BAD if on_bad_image == 'error' else None)
+    records = inspect_samples(samples, img_mode, MAX_UNREADABLE if on_bad_image == 'error' else None)
     bad = {path: record.error for path, record in zip(files, records) if record.error}
     if bad and on_bad_image == 'error':
         path, error = next(iter(bad.items()))

@@ -4,7 +4,7 @@ from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from ..utils.files import iterate_rows, write_table
+from ..utils.csv_files import iterate_rows, write_table
 
 
 def write_predictions(

@@ -8,10 +8,11 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 import numpy as np
 from timm.utils import natural_key
 
-from ..data.samples import DataConfig, SourceConfig
+from ..data.config import DataConfig, SourceConfig
 from ..models.checkpoint import find_model_folder
 from ..utils.config import read_yaml
-from ..utils.files import PathLike, check_sums, iterate_rows, read_rows
+from ..utils.csv_files import iterate_rows, read_rows
+from ..utils.files import PathLike, check_sums
 from ..utils.parsing import read_json
 from ..utils.run_files import CONFIG_FILE, IMAGES_FILE, METRICS_FILE, PREDICTIONS_FILE, SUMMARY_FILE
 from .metrics import IN_PER_CENT, format_interval, format_metric

@@ -16,9 +16,10 @@ import timm
 import torch
 from torch import nn
 
-from ..data.image_io import describe_ranges, inspect_images
+from ..data.inspection import inspect_images
 from ..data.loader import SplitLoader
 from ..data.samples import SampleDataset
+from ..data.value_range import describe_ranges
 from ..evaluation.classifier import Classifier, InferenceConfig, OnnxModel, load_classifier
 from ..evaluation.predict import file_samples, find_images
 from ..models.preprocessing import adapt_stats

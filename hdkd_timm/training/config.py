@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Optional, Tuple, Type, TypeVar
 
 from ..data.augment import AugmentConfig
 from ..data.cache import CACHES
-from ..data.samples import DataConfig
+from ..data.config import DataConfig
 from ..distillation.losses import KD_TYPES, REDUCTIONS
 from ..evaluation.metrics import METRICS
 from ..models.hdkd import MIN_IMG_SIZE

@@ -15,9 +15,10 @@ from torch import nn
 from torchvision import transforms
 
 from ..data.cache import CachedDataset, cache_images
+from ..data.datasets import create_datasets
 from ..data.imbalance import class_weights, count_classes, sample_weights, smote
 from ..data.loader import SplitLoader
-from ..data.samples import create_datasets, list_images
+from ..data.samples import list_images
 from ..utils.config import flag, to_yaml
 from ..utils.distributed import World, describe_device
 from ..utils.files import add_sums, with_free_name

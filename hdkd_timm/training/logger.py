@@ -8,7 +8,8 @@ from typing import Any, Dict, List, Optional, Sequence
 from tqdm import tqdm
 
 from ..utils.config import read_yaml
-from ..utils.files import atomic_write, write_rows
+from ..utils.csv_files import write_rows
+from ..utils.files import atomic_write
 from ..utils.run_files import SUMMARY_FILE
 
 LOGS = ('tensorboard', 'wandb')

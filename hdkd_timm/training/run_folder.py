@@ -18,7 +18,8 @@ from filelock import FileLock, Timeout
 from ..data.samples import CONTENTS, find_changes
 from ..models.checkpoint_file import read_checkpoint
 from ..utils.config import read_yaml
-from ..utils.files import add_sums, atomic_write, check_sums, read_rows, write_rows
+from ..utils.csv_files import read_rows, write_rows
+from ..utils.files import add_sums, atomic_write, check_sums
 from ..utils.parsing import parse_yaml
 from ..utils.run_files import CONFIG_FILE, IMAGES_FILE, METRICS_FILE, STATE_FILE
 from ..utils.signals import Interrupted

@@ -15,7 +15,7 @@ from torch import nn
 
 from .._compat import set_memory_format, set_train_mode
 from ..data.augment import BatchAugmentation
-from ..data.loader import derive_seed
+from ..data.sampler import derive_seed
 from ..evaluation.evaluate import evaluate
 from ..evaluation.metrics import LOWER_IS_BETTER, classification_metrics, per_class_metrics
 from ..models.checkpoint import save_model

@@ -1,4 +1,4 @@
-"""The processes of a run (torchrun, SLURM, or a single one) and what they tell each other, on timm's helpers."""
+"""The processes of a run (torchrun, SLURM, or a single one), their devices and messages, based on timm's helpers."""
 import ctypes
 import dataclasses
 import os
@@ -13,12 +13,20 @@ from timm.utils.distributed import init_distributed_device_so, is_distributed_en
 
 @dataclasses.dataclass
 class World:
-    """This process among all of a run."""
+    """This process among all processes of a run.
+
+    Args:
+        device: Device of this process.
+        rank: Rank of this process.
+        size: Number of processes.
+        control: Process group of CPU messages, so that exchanging them does not wait for a GPU.
+        joined: Whether `init_world` created the process group.
+    """
     device: torch.device
     rank: int = 0
     size: int = 1
-    control: Any = None  # group of CPU messages, so that asking does not wait for a GPU
-    joined: bool = False  # by `init_world`, which found no process group
+    control: Any = None
+    joined: bool = False
 
     @property
     def is_primary(self) -> bool:
@@ -30,12 +38,12 @@ class World:
 
     @property
     def local_size(self) -> int:
-        """How many of the processes are on this machine, as torchrun or SLURM tell; at most all."""
-        told = os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('SLURM_NTASKS_PER_NODE') or ''
-        return min(int(told), self.size) if told.isdigit() else self.size
+        """Number of processes on this machine as torchrun or SLURM state it, at most all."""
+        stated = os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('SLURM_NTASKS_PER_NODE') or ''
+        return min(int(stated), self.size) if stated.isdigit() else self.size
 
     def gather(self, value: Any) -> List[Any]:
-        """The value of every process, in the order of their ranks."""
+        """The values of all processes, in order of their ranks."""
         if not self.is_distributed:
             return [value]
         values = [None] * self.size
@@ -43,7 +51,7 @@ class World:
         return values
 
     def max(self, value: int) -> int:
-        """The largest value of all processes."""
+        """The largest of the values of all processes."""
         if not self.is_distributed:
             return value
         tensor = torch.tensor(value)
@@ -56,10 +64,10 @@ class World:
 
 
 def pick_device(name: Optional[str] = None) -> torch.device:
-    """The device of this name, else the best there is: an accelerator (CUDA, MPS, ...) or the CPU.
+    """The device of this name, by default the best available: an accelerator (CUDA, MPS, ...) or the CPU.
 
     Raises:
-        ValueError: if there is no such device.
+        ValueError: if the device does not exist.
     """
     if name is None:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -67,20 +75,20 @@ def pick_device(name: Optional[str] = None) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except Exception as e:  # each backend has its own
+    except Exception as e:  # each backend raises its own
         raise ValueError(f"Device '{name}' cannot be used ({str(e).splitlines()[0]}).") from e
     return device
 
 
 def describe_device(device: torch.device) -> str:
-    """The name of an accelerator, or the CPU's threads."""
+    """The name of an accelerator, or the number of CPU threads."""
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
     return f'CPU, {torch.get_num_threads()} threads' if device.type == 'cpu' else str(device)
 
 
 def end_with_parent(signum: int, parent: int) -> None:
-    """On Linux, have this process signalled when its parent ends, however it does; at once if it has ended already."""
+    """On Linux, have this process signalled when its parent ends for any reason; at once if it already has."""
     if sys.platform == 'linux':
         ctypes.CDLL(None).prctl(1, signum)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:
@@ -88,10 +96,13 @@ def end_with_parent(signum: int, parent: int) -> None:
 
 
 def init_world(device: Optional[str] = None) -> World:
-    """Join the processes that the environment tells of (torchrun's or SLURM's variables, as timm reads them).
+    """Join the processes of a run, as described by the variables of torchrun or SLURM that timm reads.
+
+    Args:
+        device: Name of the device, see `pick_device`.
 
     Raises:
-        ValueError: if there is no such device.
+        ValueError: if the device does not exist.
     """
     picked = pick_device(device)
     if dist.is_initialized():
@@ -99,7 +110,7 @@ def init_world(device: Optional[str] = None) -> World:
     if not is_distributed_env():
         return World(picked)
     if dist.is_torchelastic_launched():
-        # signals that torchrun does not hand on (SIGUSR1 by default) end it alone: its processes would train on
+        # a signal that torchrun does not forward (SIGUSR1 by default) ends only torchrun: its processes would train on
         end_with_parent(signal.SIGTERM, os.getppid())
     info = init_distributed_device_so(device=str(picked))
     return World(
@@ -108,6 +119,6 @@ def init_world(device: Optional[str] = None) -> World:
 
 
 def leave_world(world: World) -> None:
-    """End what `init_world` began."""
+    """Destroy the process group that `init_world` created."""
     if world.joined:
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""How much memory there is to take, and how it is kept."""
+"""How much memory is available, and keeping freed memory in the process."""
 import ctypes
 import os
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ CGROUPS, CGROUP_OF_SELF = Path('/sys/fs/cgroup'), Path('/proc/self/cgroup')
 
 
 def _container_memory() -> float:
-    """Bytes that the container or job (cgroup 2) may still take, those of its file cache included."""
+    """Bytes that the container or job (cgroup v2) may still allocate; its file cache counts as free."""
     root, least = CGROUPS, float('inf')
     try:
         lines = CGROUP_OF_SELF.read_text().splitlines()
@@ -19,21 +19,21 @@ def _container_memory() -> float:
         return least
     inner = next((line[4:] for line in lines if line.startswith('0::/')), '')
     inside = [root / inner, *(root / inner).parents]
-    for folder in inside[:inside.index(root) + 1]:  # those around it have limits of their own
+    for folder in inside[:inside.index(root) + 1]:  # the limits of enclosing groups apply, too
         try:
             limit, used = ((folder / name).read_text() for name in ('memory.max', 'memory.current'))
             stat = dict(line.split() for line in (folder / 'memory.stat').read_text().splitlines())
             least = min(least, int(limit) - int(used) + int(stat['inactive_file']))
-        except (OSError, ValueError, KeyError):  # one without a limit ('max')
+        except (OSError, ValueError, KeyError):  # no limit ('max')
             continue
     return least
 
 
 def available_memory() -> int:
-    """Bytes of memory that can be taken, of all there is where the system does not tell."""
+    """Bytes of memory that can be allocated; all physical memory on systems that do not report it."""
     name = 'SC_AVPHYS_PAGES' if 'SC_AVPHYS_PAGES' in os.sysconf_names else 'SC_PHYS_PAGES'
     try:
-        for line in Path('/proc/meminfo').read_text().splitlines():  # counts what caches would give back
+        for line in Path('/proc/meminfo').read_text().splitlines():  # includes caches that can be reclaimed
             if line.startswith('MemAvailable:'):
                 return int(min(int(line.split()[1]) * 1024, _container_memory()))
     except OSError:
@@ -42,7 +42,7 @@ def available_memory() -> int:
 
 
 def format_bytes(number: int) -> str:
-    """A number of bytes for people, '1.5 GiB'."""
+    """A human-readable number of bytes, '1.5 GiB'."""
     for unit in ('KiB', 'MiB'):
         number /= 1024
         if number < 1000:
@@ -52,7 +52,7 @@ def format_bytes(number: int) -> str:
 
 @contextmanager
 def kept_memory(device: torch.device) -> Iterator[None]:
-    """Keep freed memory meanwhile, if the device is the CPU, see `keep_freed_memory`."""
+    """Within the context, keep freed memory if the device is the CPU, see `keep_freed_memory`."""
     keeps = device.type == 'cpu' and keep_freed_memory()
     try:
         yield
@@ -62,18 +62,22 @@ def kept_memory(device: torch.device) -> Iterator[None]:
 
 
 def keep_freed_memory(keep: bool = True) -> bool:
-    """Have glibc keep memory that is freed, for this process to take again, or (False) give it back as by default.
+    """Have glibc keep freed memory for later allocations of this process.
 
-    By default it gives the maps of a training step back to the system, which has to clear them anew for the next step:
-    up to a third of the time of a step.
+    By default it returns the activations of a training step to the system, which has to clear the pages again for the
+    next step: up to a third of the time of a step.
 
-    Returns whether it could be set: whether there is glibc.
+    Args:
+        keep: Whether to keep it; False restores the default and returns what is free.
+
+    Returns:
+        Whether it could be set, which needs glibc.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # another system
+    except (OSError, AttributeError, TypeError):  # not glibc
         return False
-    # M_MMAP_MAX, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD; without keeping, the values that glibc's own adaption ends at
+    # M_MMAP_MAX, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD; to restore, the values at which glibc's own adaptation settles
     settings = {-4: 0, -1: -1} if keep else {-4: 65536, -1: 2 ** 26, -3: 2 ** 25}
     done = [mallopt(option, value) == 1 for option, value in settings.items()]
     if not keep:

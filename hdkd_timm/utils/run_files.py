@@ -1,4 +1,4 @@
-"""Names of the files that the folder of a run holds."""
+"""Names of the files in the directory of a run."""
 
 CONFIG_FILE = 'config.yaml'
 IMAGES_FILE = 'images.csv'

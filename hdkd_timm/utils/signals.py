@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: noted, so that it can save its state first."""
+"""Signals that ask a run to stop are recorded, so that it can save its state first."""
 import signal
 import threading
 from pathlib import Path
@@ -6,17 +6,17 @@ from typing import Any, Callable, Dict, Iterable, Iterator, Optional, TypeVar, U
 
 T = TypeVar('T')
 
-# SIGUSR1 is what SLURM can send before the time is up. Windows lacks some
+# SLURM can send SIGUSR1 before the time limit. Windows does not have all of them
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1') if hasattr(signal, name))
 
 
 class Interrupted(Exception):
-    """A run was stopped by a signal, its state is saved.
+    """A run was stopped by a signal after its state was saved.
 
     Args:
         signum: Number of the signal.
-        folder: Folder of the run.
+        folder: Directory of the run.
     """
 
     def __init__(self, signum: int, folder: Union[str, Path]):
@@ -30,14 +30,14 @@ class Interrupted(Exception):
 
 
 class _WaitEnded(BaseException):
-    """Raised by a signal in the middle of reading: no `except Exception` there must take it for a damaged image."""
+    """Raised by a signal while a batch is read. Not an `Exception`, which the reader would take for a damaged image."""
 
 
 class Signals:
-    """Signals that ask to stop (`STOP_SIGNALS`) are noted, to be asked for after each step.
+    """Records signals that ask to stop (`STOP_SIGNALS`) in `received`, which is to be checked after each step.
 
-    They also end a wait for a batch, see `watch`. A second Ctrl-C ends at once. SIGHUP and SIGUSR1 stay as they are
-    where the program has a use for them, or ignores them: nohup's runs go on when the terminal closes.
+    They also end a wait for a batch, see `watch`. A second Ctrl-C ends the process at once. SIGHUP and SIGUSR1 are left
+    alone if the program handles or ignores them: under nohup, a run continues when the terminal closes.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Signals:
         self._ends_wait = False
         self._before: Dict[int, Any] = {}
 
-    def _note(self, signum: int, frame: Any) -> None:
+    def _record(self, signum: int, frame: Any) -> None:
         if self.received == signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signum
@@ -54,11 +54,11 @@ class Signals:
             raise _WaitEnded
 
     def watch(self, batches: Iterable[T], may_end: Callable[[], bool] = lambda: True) -> Iterator[T]:
-        """The batches up to a signal, which does not wait for the next one: a disk may hang, and minutes are too long.
+        """Yield batches until a signal is received, which also interrupts the wait for the next one: a disk may hang.
 
         Args:
-            batches: They are not used any more once a signal came.
-            may_end: Asked before each wait whether it may end early.
+            batches: The batches, whose iterator is not used again after a signal.
+            may_end: Called before each wait; returns whether a signal may end the iteration there.
         """
         iterator = iter(batches)
         while True:
@@ -77,7 +77,7 @@ class Signals:
     def __enter__(self) -> 'Signals':
         if threading.current_thread() is threading.main_thread():
             self._before = {
-                signum: signal.signal(signum, self._note) for signum in STOP_SIGNALS
+                signum: signal.signal(signum, self._record) for signum in STOP_SIGNALS
                 if signum in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(signum) == signal.SIG_DFL}
         return self
 

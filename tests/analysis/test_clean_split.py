@@ -7,7 +7,7 @@ from helpers import smooth_image, write_images
 
 from hdkd_timm.analysis.clean_split import draw_split, write_split
 from hdkd_timm.analysis.data_check import CheckConfig, check_data, has_leak, summarize
-from hdkd_timm.utils.files import write_rows
+from hdkd_timm.utils.csv_files import write_rows
 
 
 def test_groups(tmp_path):

@@ -19,8 +19,11 @@ from hdkd_timm.analysis.data_check import (
     summarize,
 )
 from hdkd_timm.cli import main
-from hdkd_timm.data.samples import DataConfig, create_datasets, list_images, read_csv
-from hdkd_timm.utils.files import write_rows
+from hdkd_timm.data.config import DataConfig
+from hdkd_timm.data.datasets import create_datasets
+from hdkd_timm.data.samples import list_images
+from hdkd_timm.data.sources.tables import read_csv
+from hdkd_timm.utils.csv_files import write_rows
 
 
 @pytest.fixture

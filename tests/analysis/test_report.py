@@ -17,7 +17,8 @@ from hdkd_timm.analysis.report import write_report
 from hdkd_timm.cli import main
 from hdkd_timm.evaluation.paired_tests import mcnemar
 from hdkd_timm.evaluation.run_results import read_networks
-from hdkd_timm.utils.files import SUMS, write_rows
+from hdkd_timm.utils.csv_files import write_rows
+from hdkd_timm.utils.files import SUMS
 
 NASTY = ['<img src=x onerror=alert(1)>', '"&{{ 7 * 7 }}', "b' <script>alert(2)</script>"]
 SETTINGS = dict(

@@ -19,7 +19,7 @@ from hdkd_timm.benchmark.benchmark import (
 )
 from hdkd_timm.cli import main
 from hdkd_timm.utils import memory
-from hdkd_timm.utils.files import read_rows
+from hdkd_timm.utils.csv_files import read_rows
 
 CPU = torch.device('cpu')
 

@@ -16,9 +16,11 @@ from torchvision import transforms
 
 from hdkd_timm.data import cache as cache_module
 from hdkd_timm.data.augment import AugmentConfig, create_eval_transform, create_train_transform
-from hdkd_timm.data.cache import ImageStore, cache_images, find_starts, split_transform
+from hdkd_timm.data.cache import ImageStore, cache_images, find_offsets, split_transform
+from hdkd_timm.data.config import DataConfig
+from hdkd_timm.data.datasets import create_datasets
 from hdkd_timm.data.loader import SplitLoader
-from hdkd_timm.data.samples import DataConfig, SampleDataset, create_datasets
+from hdkd_timm.data.samples import SampleDataset
 from hdkd_timm.utils.distributed import World
 
 DATA = dict(
@@ -65,7 +67,7 @@ def make(dataset, kind, tmp_path, front=NOTHING, **kwargs):
 
 
 @pytest.mark.parametrize('suffix', ['.png', '.tif', '.jpg', '.webp'])
-def test_turned_images_of_all_formats_are_kept(tmp_path, reads, suffix):
+def test_rotated_images_of_all_formats_are_cached(tmp_path, reads, suffix):
     """Their size, which is told before they are read, is that of the image upright."""
     for split in ('train', 'test'):
         for label in 'ab':
@@ -86,7 +88,7 @@ def test_turned_images_of_all_formats_are_kept(tmp_path, reads, suffix):
 
 @pytest.mark.parametrize('kind', ['ram', 'disk'])
 @pytest.mark.parametrize('mode', ['RGB', 'L'])
-def test_images_are_kept(dataset, tmp_path, reads, kind, mode):
+def test_images_are_cached(dataset, tmp_path, reads, kind, mode):
     dataset = SampleDataset(dataset.samples, mode)
     expected = [dataset[i] for i in range(len(dataset))]
     assert len({image.size for image, _ in expected}) == 4
@@ -154,7 +156,7 @@ def test_split_transform(dataset, tmp_path, transform, fixed):
         assert front(dataset.read(i)).size == tuple(store.sizes[i])
 
 
-def test_file_is_found_again(dataset, folder, tmp_path, reads, caplog):
+def test_file_is_reused(dataset, folder, tmp_path, reads, caplog):
     caplog.set_level(logging.INFO)
     front = split_transform(create_eval_transform(DATA))[0]
     first = make(dataset, 'disk', tmp_path, front)
@@ -164,8 +166,8 @@ def test_file_is_found_again(dataset, folder, tmp_path, reads, caplog):
     again = make(copy.deepcopy(dataset), 'disk', tmp_path, front)
     assert [again[i][0].tobytes() for i in range(18)] == images
     assert not reads
-    assert '18 images of train take 30.4 KiB of the disk' in caplog.text
-    assert 'from before' in caplog.text
+    assert '18 images of train take 30.4 KiB on disk, in' in caplog.text
+    assert '(reused)' in caplog.text
     # not for other images, nor by another transform
     others = [make(dataset, 'disk', tmp_path, split_transform(create_eval_transform(dict(DATA, **change)))[0])
               for change in (dict(interpolation='bicubic'), dict(input_size=(3, 25, 25)))]
@@ -178,12 +180,12 @@ def test_file_is_found_again(dataset, folder, tmp_path, reads, caplog):
     assert sorted(path.suffix for path in (tmp_path / 'cache').iterdir()) == ['.images'] * 4 + ['.lock'] * 4
 
 
-def test_damage_is_read_over(dataset, tmp_path, reads):
+def test_damaged_image_is_read_again(dataset, tmp_path, reads):
     cached = make(dataset, 'disk', tmp_path)
     expected = [cached[i][0].tobytes() for i in range(18)]
     reads.clear()
     content = bytearray(cached.store.path.read_bytes())
-    content[cached.store.starts[3] + 7] ^= 1
+    content[cached.store.offsets[3] + 7] ^= 1
     cached.store.path.write_bytes(content)
     again = make(dataset, 'disk', tmp_path)
     assert [again[i][0].tobytes() for i in range(18)] == expected
@@ -191,7 +193,7 @@ def test_damage_is_read_over(dataset, tmp_path, reads):
 
 
 def test_store_of_another_process():
-    assert find_starts(np.array([[2, 3], [4, 5]]), 3).tolist() == [8, 8 + 18, 8 + 18 + 60]
+    assert find_offsets(np.array([[2, 3], [4, 5]]), 3).tolist() == [8, 8 + 18, 8 + 18 + 60]
     store = ImageStore(np.array([[2, 3]]), 3, Path('gone'))
     assert pickle.loads(pickle.dumps(store))._bytes is None
     store = ImageStore(np.array([[2, 3]]), 3)
@@ -213,7 +215,7 @@ def test_too_little_memory(dataset, tmp_path, monkeypatch, processes):
     make(dataset, 'ram', tmp_path, front, world=world)
     monkeypatch.setattr(cache_module, 'available_memory', lambda: needed - 1)
     times = ' in each of 3 processes' if processes == 3 else ''
-    with pytest.raises(MemoryError, match=rf'--cache ram: 18 images of train take 30\.4 KiB of memory{times}, .* free'):
+    with pytest.raises(MemoryError, match=rf'18 images of train take 30\.4 KiB of memory{times}, but .* are available'):
         make(dataset, 'ram', tmp_path, front, world=world)
     assert len(asked) == 2  # all processes are, and raise what one of them lacks
     # where processes share memory, there is less of it
@@ -222,14 +224,14 @@ def test_too_little_memory(dataset, tmp_path, monkeypatch, processes):
         monkeypatch.setattr(cache_module.shutil, 'disk_usage', lambda folder, free=free: type('', (), dict(free=free)))
         if free == needed:
             make(dataset, 'ram', tmp_path, front, world=world)
-    with pytest.raises(MemoryError, match=r'through which processes share it, .* free: enlarge .*--shm-size'):
+    with pytest.raises(MemoryError, match=r'through which processes share it and which has .* free: enlarge .*--shm'):
         make(dataset, 'ram', tmp_path, front, world=world)
 
 
 def test_too_little_disk(dataset, tmp_path, monkeypatch):
     usage = type('Usage', (), dict(free=1000))
     monkeypatch.setattr(cache_module.shutil, 'disk_usage', lambda folder: usage)
-    with pytest.raises(OSError, match=r'--cache disk: 18 images of train take .* are free: choose another --cache-dir'):
+    with pytest.raises(OSError, match=r'18 images of train take .* on the disk of .* free: use another --cache-dir'):
         make(dataset, 'disk', tmp_path)
     assert not list((tmp_path / 'cache').glob('*.images'))
 

@@ -9,8 +9,10 @@ from helpers import write_images
 from PIL import Image
 
 from hdkd_timm.data import imbalance
+from hdkd_timm.data.config import DataConfig
+from hdkd_timm.data.datasets import create_datasets
 from hdkd_timm.data.imbalance import class_weights, count_classes, read_class_file, sample_weights, smote
-from hdkd_timm.data.samples import DataConfig, SampleDataset, create_datasets
+from hdkd_timm.data.samples import SampleDataset
 
 TARGETS = np.array([0] * 6 + [1] * 3 + [2])
 
@@ -27,9 +29,9 @@ def test_class_file_is_read_in_the_order_of_the_classes(tmp_path):
 
 
 @pytest.mark.parametrize(('content', 'message'), [
-    ('{"a": 1', "' is no JSON file ("),
-    ([1, 2], "' must hold weights by class name, {\"a\": number, ...}."),
-    ('5', "' must hold weights by class name"),
+    ('{"a": 1', "' is not a JSON file ("),
+    ([1, 2], "' must contain weights by class name, {\"a\": number, ...}."),
+    ('5', "' must contain weights by class name"),
     ({'a': 1}, "': class 'b' is missing (the data has a, b)."),
     ({'a': 1, 'b': 1, 'x': 1}, "': class 'x' is not in the data (the data has a, b)."),
     ({'a': 1, 'b': 0}, "': weights of class 'b' must be a number above 0, got 0."),
@@ -48,7 +50,7 @@ def test_bad_class_file(content, message, tmp_path):
 
 def test_no_class_file(tmp_path):
     for path in (tmp_path / 'nowhere.json', tmp_path):
-        with pytest.raises(FileNotFoundError, match=f"File of weights '{path}' does not exist, or is no file"):
+        with pytest.raises(FileNotFoundError, match=f"File of weights '{path}' does not exist or is not a"):
             read_class_file(str(path), ['a'], 'weights')
 
 
@@ -140,14 +142,14 @@ def test_smote_is_seeded(dataset, tmp_path):
     assert not np.array_equal(one.images, other.images)
 
 
-def test_smote_to_what_there_is(dataset, few, tmp_path):
+def test_smote_to_the_real_counts(dataset, few, tmp_path):
     assert len(make(dataset, tmp_path, {'a': 8, 'b': 7})) == 15
     assert len(make(few, tmp_path, {'a': 5, 'b': 9})) == 14  # only classes that grow need neighbours
 
 
 @pytest.mark.parametrize(('counts', 'message'), [
-    ({'a': 7, 'b': 7}, "number of images of class 'a' must be a whole number of 8 (what there is) or more, got 7."),
-    ({'a': 8, 'b': 9.5}, "number of images of class 'b' must be a whole number of 7 (what there is) or more, got 9.5."),
+    ({'a': 7, 'b': 7}, "of class 'a' must be an integer of at least 8, its number of real images, got 7."),
+    ({'a': 8, 'b': 9.5}, "of class 'b' must be an integer of at least 7, its number of real images, got 9.5."),
     ({'a': 8}, "class 'b' is missing"),
 ])
 def test_smote_to_bad_counts(dataset, tmp_path, counts, message):
@@ -156,7 +158,7 @@ def test_smote_to_bad_counts(dataset, tmp_path, counts, message):
 
 
 def test_smote_of_too_few_images(few, tmp_path):
-    with pytest.raises(ValueError, match="SMOTE needs 6 images of a class, class 'a' has 5"):
+    with pytest.raises(ValueError, match="SMOTE needs at least 6 images per class, class 'a' has 5"):
         make(few, tmp_path, {'a': 9, 'b': 9})
 
 
@@ -167,7 +169,7 @@ def test_smote_without_memory(dataset, tmp_path, monkeypatch):
     assert len(make(dataset, tmp_path, {'a': 20, 'b': 20})) == 40
     monkeypatch.setattr(imbalance, 'available_memory', lambda: needed - 1)
     with pytest.raises(MemoryError, match=r'SMOTE to 40 images of 10 x 6 needs about 0\.0 GiB of memory, 0\.0 GiB are '
-                                          'free: lower the counts or --img-size'):
+                                          'available: lower the counts or --img-size'):
         make(dataset, tmp_path, {'a': 20, 'b': 20})
 
 

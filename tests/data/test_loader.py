@@ -1,76 +1,26 @@
-"""Batches that depend on seed, epoch and place alone."""
-import os
+"""Batches that depend only on seed, epoch and position."""
 import random
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from data_helpers import DATA, STATS, Numbered, batches, create, numbers
 
-from hdkd_timm.data import loader as loader_module
 from hdkd_timm.data.augment import AugmentConfig
 from hdkd_timm.data.imbalance import sample_weights
-from hdkd_timm.data.loader import EpochSampler, SplitLoader, derive_seed, find_timeout, fit_workers
-from hdkd_timm.data.samples import DataConfig, create_datasets
-from hdkd_timm.utils.signals import STOP_SIGNALS
+from hdkd_timm.data.loader import SplitLoader
+from hdkd_timm.data.sampler import EpochSampler
 
 pytestmark = pytest.mark.filterwarnings('ignore:This DataLoader will create')  # more processes than cores
 
-STATS = dict(mean=(0.1, 0.5, 0.7), std=(0.2, 0.3, 0.4), interpolation='bilinear', crop_pct=1., crop_mode='squash')
-DATA = dict(STATS, input_size=(3, 24, 24))
+
 STRONG = AugmentConfig(scale=(0.3, 1.), aa='rand-m6-mstd0.5')  # Python's, NumPy's and torch's random numbers
-
-
-class Numbered(torch.utils.data.Dataset):
-    """Images whose brightness, and class, is their number."""
-    shade = 0
-
-    def __init__(self, number, targets=None):
-        self.number = number
-        self.targets = np.arange(number) if targets is None else targets
-
-    def __len__(self):
-        return self.number
-
-    def __getitem__(self, index):
-        return Image.new('RGB', (24, 24), (index + self.shade,) * 3), int(self.targets[index])
-
-
-class Heedless(Numbered):
-    """Images whose class tells whether the process that reads them ignores Ctrl-C."""
-    def __getitem__(self, index):
-        return super().__getitem__(index)[0], int(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)
-
-
-class Stream(torch.utils.data.IterableDataset):
-    """A dataset without random access."""
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __iter__(self):
-        for i in range(len(self.dataset)):
-            image, target = self.dataset[i]
-            yield self.transform(image), target
 
 
 @pytest.fixture
 def dataset(image_folder):
-    return create_datasets(DataConfig(data_dir=str(image_folder)))[0]['train']
-
-
-def batches(loader, *args):
-    return [(input.clone(), target.clone()) for input, target in loader.epoch(*args)]
-
-
-def numbers(iterator):
-    return [target.tolist() for _, target in iterator]
+    return create(image_folder)[0]['train']
 
 
 def assert_equal(ours, theirs):
@@ -176,7 +126,7 @@ def test_test_images_are_normalised_and_nothing_else():
 
 @pytest.mark.parametrize('augment', [None, AugmentConfig(aug='none')])
 def test_grey_images(image_folder, augment):
-    dataset = create_datasets(DataConfig(data_dir=str(image_folder), in_chans=1))[0]['train']
+    dataset = create(image_folder, in_chans=1)[0]['train']
     loader = SplitLoader(dataset, dict(DATA, input_size=(1, 40, 40)), 24, augment, num_workers=0)
     input, target = next(iter(loader.epoch(0)))
     assert input.shape == (24, 1, 40, 40)
@@ -221,86 +171,22 @@ def test_random_numbers_are_left_alone(dataset):
             assert np.array_equal(np.random.get_state()[1], before[2])
 
 
-@pytest.fixture
-def heeds_ctrl_c():
-    """As in a terminal: a shell starts what it puts into the background with SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures('heeds_ctrl_c')
-@pytest.mark.parametrize('augment', [None, AugmentConfig()])
-@pytest.mark.parametrize('wrap', [lambda dataset: dataset, Stream])
-def test_ctrl_c_is_left_to_the_main_process(wrap, augment):
-    for num_workers, ignores in ((0, 0), (2, 1)):
-        loader = SplitLoader(wrap(Heedless(4)), DATA, 2, augment, num_workers)
-        found = numbers(loader.epoch(0))
-        assert len(found) >= 2
-        assert {target for batch in found for target in batch} == {ignores}
-
-
-class Signalled(Numbered):
-    """Sends a signal to the process that reads an image."""
-    def __init__(self, number, signum):
-        super().__init__(number)
-        self.signum = signum
-
-    def __getitem__(self, index):
-        os.kill(os.getpid(), self.signum)
-        return super().__getitem__(index)
-
-
-@pytest.mark.parametrize('signum', STOP_SIGNALS)
-@pytest.mark.parametrize('wrap', [lambda dataset: dataset, Stream])
-def test_loader_processes_are_deaf_to_signals(wrap, signum):
-    loader = SplitLoader(wrap(Signalled(8, signum)), DATA, 2, num_workers=2)
-    assert set(sum(numbers(loader), [])) == set(range(8))
-
-
-class Hanging(Numbered):
-    """A disk that hangs."""
-    def __getitem__(self, index):
-        if index == 3:
-            time.sleep(1000)
-        return super().__getitem__(index)
-
-
-HANG = """
-import sys
-import time
-from test_loader import DATA, Hanging
-from hdkd_timm.data import loader
-loader.find_timeout = lambda batch_size: 1
-begin = time.monotonic()
-try:
-    list(loader.SplitLoader(Hanging(4), DATA, 2, num_workers=1))
-except TimeoutError as e:
-    print(e)
-"""
-
-
-def test_loader_that_hangs():
-    """It ends in an error, and its process with it: neither waits for the other."""
-    result = subprocess.run(
-        [sys.executable, '-c', HANG], capture_output=True, text=True, timeout=300, cwd=os.path.dirname(__file__),
-        check=False)
-    assert result.returncode == 0, result.stderr
-    assert 'No batch came from the loader processes (DataLoader timed out after 1 seconds)' in result.stdout
-    assert 'take --workers 0' in result.stdout
-
-
-class Killed(Numbered):
-    def __getitem__(self, index):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.mark.parametrize('augment', [None, AugmentConfig()])
-@pytest.mark.parametrize('wrap', [lambda dataset: dataset, Stream])
-def test_loader_process_that_is_killed(wrap, augment):
-    loader = SplitLoader(wrap(Killed(4)), DATA, 2, augment, num_workers=1)
-    with pytest.raises(ChildProcessError, match=r'A loader process ended \(.*worker.*\).* take fewer --workers'):
-        next(loader.epoch(0) if augment else iter(loader))
+def test_sizes_and_order_of_batches(image_folder):
+    datasets, _ = create(image_folder)
+    data = dict(DATA, input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.25,) * 3)
+    test = SplitLoader(datasets['test'], data, 5, num_workers=0)
+    batches = list(test)
+    assert [len(y) for _, y in batches] == [5, 5, 2]
+    assert torch.cat([y for _, y in batches]).tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert batches[0][0].shape == (5, 3, 32, 32)
+    # class a is noise around a brightness of 40
+    assert abs(batches[0][0][0].mean() - (40 / 255 - 0.5) / 0.25) < 0.1
+    train = SplitLoader(datasets['train'], data, 5, augment=AugmentConfig(), num_workers=0)
+    targets = [y for _, y in train.epoch(0)]
+    assert [len(y) for y in targets] == [5] * 4
+    assert torch.cat(targets).tolist() != sorted(torch.cat(targets).tolist())
+    with pytest.raises(ValueError, match='24 training images are fewer than a batch of 25'):
+        SplitLoader(datasets['train'], data, 25, augment=AugmentConfig())
 
 
 class Broken(Numbered):
@@ -312,83 +198,3 @@ class Broken(Numbered):
 def test_errors_of_images_are_their_own(num_workers):
     with pytest.raises(RuntimeError, match='image 0 is no image'):
         next(iter(SplitLoader(Broken(4), DATA, 2, num_workers=num_workers)))
-
-
-@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere they end within seconds')
-def test_loader_processes_end_with_their_parent():
-    child, parent = os.pipe()
-    pid = os.fork()
-    if not pid:
-        iterator = iter(SplitLoader(Numbered(64), DATA, 2, num_workers=2))
-        next(iterator)
-        os.write(parent, b'ready')
-        time.sleep(100)
-        os._exit(0)
-    os.close(parent)  # what is left of it is the loader processes'
-    assert os.read(child, 5) == b'ready'
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    begin = time.monotonic()
-    assert os.read(child, 1) == b''
-    os.close(child)
-    assert time.monotonic() - begin < 60  # it does end
-
-
-MIB = 2 ** 20
-
-
-@pytest.mark.parametrize(('workers', 'batch', 'free', 'expected'), [
-    (8, 64 * 3 * 224 * 224, 64 * MIB, 2),  # docker's default: 2 x 2 + 2 batches of 9.2 MiB are 55.1 MiB
-    (8, 64 * 3 * 224 * 224, 24 * 2 ** 30, 8),
-    (2, 8 * 3 * 32 * 32, 64 * 1024, 0),  # too little for the locks alone
-    (2, 10 * MIB, 61 * MIB, 2),
-    (2, 10 * MIB, 61 * MIB - 1, 1),
-    (2, 10 * MIB, 40 * MIB, 0),
-    (0, 10, 10 ** 9, 0),
-])
-def test_workers_that_fit_into_shared_memory(workers, batch, free, expected):
-    assert fit_workers(workers, batch, free) == expected
-
-
-def test_little_shared_memory_is_told(monkeypatch, caplog):
-    monkeypatch.setattr(loader_module.shutil, 'disk_usage', lambda path: SimpleNamespace(free=64 * MIB))
-    data = dict(DATA, input_size=(3, 224, 224))
-    assert SplitLoader(Numbered(4), data, 64, num_workers=8).loader.loader.num_workers == 2
-    assert '8 loader processes hold up to 166.4 MiB of batches' in caplog.text
-    assert '64.0 MiB are free: 2 are used' in caplog.text
-    assert '--shm-size' in caplog.text
-    caplog.clear()
-    assert SplitLoader(Numbered(4), data, 64, num_workers=8, local_size=2).loader.loader.num_workers == 0
-    assert 'none are used' in caplog.text
-    caplog.clear()
-    assert SplitLoader(Numbered(4), DATA, 2, num_workers=2).loader.loader.num_workers == 2
-    assert SplitLoader(Stream(Numbered(4)), data, 64, num_workers=8).loader.loader.num_workers == 2
-    assert caplog.text.count('loader processes') == 1
-
-
-@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which('unshare'), reason='mounts a small disk')
-def test_small_shared_memory():
-    """As in a container of 64 KiB: loader processes would wait there for ever."""
-    code = 'from test_loader import *\nprint(numbers(SplitLoader(Numbered(8), DATA, 2, num_workers=2)))'
-    mount = ['unshare', '-m', 'sh', '-c', 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"', 'sh']
-    result = subprocess.run(
-        [*mount, sys.executable, '-c', code], capture_output=True, text=True, timeout=300, check=False,
-        cwd=os.path.dirname(__file__))
-    if result.returncode == 32 or 'unshare failed' in result.stderr:
-        pytest.skip('no right to mount')
-    assert result.stdout.strip() == '[[0, 1], [2, 3], [4, 5], [6, 7]]', result.stderr
-    assert 'none are used' in result.stderr
-
-
-def test_timeout_leaves_time_to_slow_disks():
-    assert find_timeout(1) == find_timeout(16) == 300
-    assert find_timeout(64) == 640
-    assert SplitLoader(Numbered(4), DATA, 2, num_workers=1).loader.loader.timeout == 300
-    assert SplitLoader(Numbered(4), DATA, 2, num_workers=0).loader.loader.timeout == 0
-
-
-def test_derived_seeds():
-    seeds = {derive_seed(*keys) for keys in [(1,), (1, 2), (2, 1), (1, 2, 3), (1, 2, 4), (42, 0, 0), (42, 0, 1)]}
-    assert len(seeds) == 7
-    assert all(0 <= seed < 2 ** 32 for seed in seeds)
-    assert derive_seed(1, 2, 3) == derive_seed(1, 2, 3)

@@ -80,7 +80,7 @@ def test_each_image_once(image_folder, tmp_path, monkeypatch, caplog):
     os.symlink('0.png', 'test/a/other name.png')  # another name in one folder is another image
     expected = sorted([*(f'test/{c}/{i}.png' for c in 'abc' for i in range(4)), 'test/a/other name.png'])
     assert sorted(find_images(['test'])) == expected
-    assert "Passed over 'test/a/up': it is the folder 'test' again." in caplog.text
+    assert "Skipped 'test/a/up': it is the same directory as 'test'." in caplog.text
     assert 'named more than once' not in caplog.text
     found = find_images(['test/b/1.png', './test/b/1.png', 'test', str(tmp_path / 'link' / 'c')])
     assert found[0] == 'test/b/1.png'
@@ -99,7 +99,7 @@ def test_what_is_left_out_of_folders_is_named(image_folder, caplog):
     write_images(folder, classes=['.ipynb_checkpoints', '__MACOSX'], number=1)
     assert len(find_images([str(folder)])) == 13
     assert [record.message for record in caplog.records] == [
-        f"Left out 2 files of '{folder}', without the suffix of an image: b/x.zip, named.xyz (by suffix: .xyz 1, .zip"
+        f"Ignored 2 files in '{folder}', without an image suffix: b/x.zip, named.xyz (by suffix: .xyz 1, .zip"
         ' 1).', '13 images, by suffix: .png 12, .jfif 1.']
     # who names a file means it
     assert find_images([str(folder / 'named.xyz')]) == [str(folder / 'named.xyz')]
@@ -117,7 +117,7 @@ def test_folders_that_cannot_be_read(image_folder, monkeypatch, caplog):
     with pytest.raises(OSError, match="Cannot read folder '.*test/b' .PermissionError: Permission denied"):
         find_images([str(image_folder / 'test')])
     assert len(find_images([str(image_folder / 'test')], 'skip')) == 8
-    assert "Left out a folder: Cannot read folder" in caplog.text
+    assert "Skipped a directory: Cannot read directory" in caplog.text
 
 
 def test_paths_that_are_no_images(tmp_path):

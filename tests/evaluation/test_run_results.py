@@ -11,7 +11,7 @@ from hdkd_timm.evaluation.run_results import (
     read_networks,
     read_settings,
 )
-from hdkd_timm.utils.files import write_rows
+from hdkd_timm.utils.csv_files import write_rows
 
 
 def test_table_of_results():
@@ -39,12 +39,12 @@ def test_table_of_results_rounds_nothing_to_perfect():
     ('predictions.csv', lambda text: text.replace('prob_b', 'prob_a'), "two columns are named 'prob_a'"),
     ('metrics.json', lambda text: text.replace('"recall"', '"recal"', 1), "metrics.json' is damaged"),
     ('metrics.json', lambda text: text.replace('"images": 12', '"images": 13'), "metrics.json' is damaged"),
-    ('metrics.json', lambda text: text.replace('"epochs": 1,', '"epochs": 1, "epochs": 2,'), "'epochs' is there twice"),
+    ('metrics.json', lambda text: text.replace('"epochs": 1,', '"epochs": 1, "epochs": 2,'), "duplicate key 'epochs'"),
     ('metrics.json', lambda text: '[1]', "metrics.json' is damaged"),
     ('metrics.json', lambda text: text.replace('"parameters": 5,', ''), "metrics.json' is damaged .KeyError"),
     ('summary.csv', lambda text: text.replace('1.5', 'x'), "summary.csv' is damaged"),
     ('images.csv', lambda text: text.replace('label', 'lable'), "images.csv' is damaged"),
-    ('config.yaml', lambda text: text * 2, "config.yaml' line 2: 'model' is there twice"),
+    ('config.yaml', lambda text: text * 2, "config.yaml' line 2: duplicate key 'model'"),
 ])
 def test_damaged_files(file, change, message, tmp_path):
     """The error is one line that names the file."""

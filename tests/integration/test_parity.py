@@ -4,7 +4,9 @@ import torch
 from helpers import TINY_STUDENT, TINY_TEACHER, load_reference, parse_case, strip_prefix
 
 from hdkd_timm.distillation.losses import hdkd_loss
-from hdkd_timm.models.hdkd import HDKDStudent, HDKDTeacher, MbcsaBlock, convert_state_dict
+from hdkd_timm.layers.mbcsa import MbcsaBlock
+from hdkd_timm.models.hdkd import HDKDStudent, HDKDTeacher
+from hdkd_timm.models.published import convert_state_dict
 
 NETWORKS = {
     'teacher': lambda: HDKDTeacher(**TINY_TEACHER),

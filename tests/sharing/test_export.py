@@ -160,7 +160,7 @@ def test_calibration_images_without_class_folders(models, tmp_path, caplog):
     report = export_model(
         folder / 'student', tmp_path / 's8.onnx', int8=True, calibration=[str(tmp_path / 'images')],
         calibration_images=3)
-    assert "1 of 3 images use so small a part of their range that they are read nearly black: values" in caplog.text
+    assert "1 of 3 images use so little of their value range that they appear nearly black: values" in caplog.text
     assert report['calibration_images'] == 3
     assert 'accuracy_int8' not in report
     picked = [tmp_path / 'images' / name for name in ('of a/0.png', 'of b/0.png', 'of b/7.png')]

@@ -164,7 +164,7 @@ def test_config_on_the_hub_that_is_wrong(run, server, tmp_path):
         'mean': ({**config, 'pretrained_cfg': {**cfg, 'mean': [0.5, 0.5]}}, weights, 'mean must be 3 numbers'),
         'list': ([1], weights, "config.json' must hold names and values"),
         'none': (None, weights, 'config.json'),
-        'repeated': (json.dumps(config)[:-1] + ', "num_classes": 5}', weights, "'num_classes' is there twice"),
+        'repeated': (json.dumps(config)[:-1] + ', "num_classes": 5}', weights, "duplicate key 'num_classes'"),
     }
     for name, (changed, tensors, _) in cases.items():
         text = changed if isinstance(changed, str) else json.dumps(changed)

@@ -8,7 +8,7 @@ import timm
 import torch
 from helpers import TINY_STUDENT
 
-from hdkd_timm.data.samples import create_datasets
+from hdkd_timm.data.datasets import create_datasets
 from hdkd_timm.training.context import RunContext
 from hdkd_timm.utils.distributed import World
 

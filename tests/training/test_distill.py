@@ -15,8 +15,8 @@ from training_helpers import STUDENT, TEACHER, assert_as_reported, interrupt_tes
 from hdkd_timm import HDKDTask, distill
 from hdkd_timm.data.loader import SplitLoader
 from hdkd_timm.data.samples import SampleDataset
-from hdkd_timm.evaluation.run_results import format_table
 from hdkd_timm.evaluation.metrics import METRICS
+from hdkd_timm.evaluation.run_results import format_table
 from hdkd_timm.models.checkpoint import save_model
 
 

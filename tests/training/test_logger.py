@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from hdkd_timm.training.logger import EpochLog, Progress, check_logs
-from hdkd_timm.utils.files import write_rows
+from hdkd_timm.utils.csv_files import write_rows
 
 ROWS = [
     dict(epoch=0, lr=1e-3, train_loss=2.5, val_accuracy=0.25),

@@ -9,8 +9,6 @@ import signal
 import stat
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -19,11 +17,12 @@ from helpers import TINY_STUDENT
 from kill_table import count_operations
 
 from hdkd_timm import TrainConfig, train
-from hdkd_timm.data.samples import DataConfig, create_datasets
+from hdkd_timm.data.config import DataConfig
+from hdkd_timm.data.datasets import create_datasets
 from hdkd_timm.training.run_folder import keep_images, load_state, run_folder, save_state
-from hdkd_timm.utils.files import SUMS, add_sums, atomic_write, check_sums, new_folder, write_json, write_rows
+from hdkd_timm.utils.files import SUMS, check_sums, new_folder, write_json
 from hdkd_timm.utils.run_files import CONFIG_FILE, IMAGES_FILE, STATE_FILE
-from hdkd_timm.utils.signals import STOP_SIGNALS, Interrupted, Signals
+from hdkd_timm.utils.signals import Interrupted
 
 SETTINGS = 'lr: 0.001\nscale:\n- 0.8\n- 1.0\nseed: 42\nworkers: 2\n'
 
@@ -52,36 +51,6 @@ def begun(runs):
         (folder / 'student').mkdir()
         save_state({'progress': 1}, folder / 'student' / STATE_FILE)
     return folder
-
-
-def test_whole_file(tmp_path):
-    path = tmp_path / 'file.txt'
-    with atomic_write(path) as file:
-        file.write('first ä\n')
-        file.flush()
-        assert not path.exists()  # nobody sees half a file
-    assert path.read_bytes() == 'first ä\n'.encode()
-    with atomic_write(str(path), 'wb') as file:
-        file.write(b'\x00\n')
-    assert path.read_bytes() == b'\x00\n'
-    assert content(tmp_path) == ['file.txt']
-
-
-@pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt])
-def test_old_file_survives_an_error(tmp_path, error):
-    path = tmp_path / 'file.txt'
-    path.write_text('old')
-
-    def fail(path):
-        with atomic_write(path) as file:
-            file.write('half of the new')
-            raise error
-
-    for name in ('file.txt', 'other.txt'):
-        with pytest.raises(error):
-            fail(tmp_path / name)
-    assert path.read_text() == 'old'
-    assert content(tmp_path) == ['file.txt']
 
 
 def test_state_there_and_back(tmp_path):
@@ -141,26 +110,6 @@ def test_no_state(tmp_path):
 def summed(folder):
     """Does `sha256sum -c` find all files as they were written?"""
     return subprocess.run(['sha256sum', '-c', SUMS], cwd=folder, capture_output=True, check=False).returncode == 0
-
-
-def test_checksums_are_those_of_sha256sum(tmp_path):
-    for text in ('first', 'second'):
-        write_json({'text': text}, tmp_path / 'a.json', summed=True)
-        write_rows([{'text': text}], tmp_path / 'b.csv', summed=True)
-        assert summed(tmp_path)
-        assert len((tmp_path / SUMS).read_text().splitlines()) == 2
-        check_sums(tmp_path)
-    (tmp_path / 'b.csv').write_text('text\nthird\n')
-    assert not summed(tmp_path)
-    check_sums(tmp_path, 'a.json')
-    with pytest.raises(ValueError, match=r"b\.csv' is damaged, or was edited: .*Restore it .* delete its line there"):
-        check_sums(tmp_path)
-    add_sums(tmp_path, 'b.csv', 'not there')
-    check_sums(tmp_path)
-    (tmp_path / 'a.json').unlink()  # not this module's to miss
-    check_sums(tmp_path)
-    (tmp_path / SUMS).unlink()
-    check_sums(tmp_path)
 
 
 def flip(path, bit):
@@ -684,102 +633,6 @@ def test_run_of_another_process(runs, other_process):
     with run_folder(str(runs), 'run', SETTINGS, resume=True):
         pass
     assert content(runs / 'run') == [CONFIG_FILE]
-
-
-@pytest.mark.parametrize('signum', STOP_SIGNALS)
-def test_signal_is_noted(signum):
-    before = [signal.getsignal(s) for s in STOP_SIGNALS]
-    with Signals() as signals:
-        assert signals.received is None
-        os.kill(os.getpid(), signum)
-        assert signals.received == signum
-    assert [signal.getsignal(s) for s in STOP_SIGNALS] == before
-
-
-@pytest.mark.parametrize('signum', [signal.SIGHUP, signal.SIGUSR1])
-def test_signals_that_have_another_use_are_left_alone(signum):
-    """nohup has SIGHUP ignored; programs around a training use SIGUSR1."""
-    seen = []
-    before = signal.signal(signum, signal.SIG_IGN)
-    try:
-        with Signals() as signals:
-            os.kill(os.getpid(), signum)
-            assert signals.received is None
-        signal.signal(signum, lambda *args: seen.append(args[0]))
-        with Signals() as signals:
-            os.kill(os.getpid(), signum)
-            assert signals.received is None
-    finally:
-        signal.signal(signum, before)
-    assert seen == [signum]
-
-
-def test_second_ctrl_c_ends_at_once():
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with Signals() as signals:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert signals.received == signal.SIGINT
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-    with Signals() as signals:  # a scheduler may ask twice
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert signals.received == signal.SIGTERM
-
-
-def waiting_for(seconds, seen):
-    """Batches, the second of which takes long to read, in code that passes over damaged images."""
-    yield 1
-    try:
-        time.sleep(seconds)
-    except Exception:
-        seen.append('damaged')
-    yield 2
-
-
-@pytest.mark.parametrize(('may_end', 'expected'), [(True, [1]), (False, [1, 2])])
-def test_signal_while_a_batch_is_waited_for(may_end, expected):
-    seen = []
-    with Signals() as signals:
-        timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))
-        timer.start()
-        assert list(signals.watch(waiting_for(60 if may_end else 0.5, seen), lambda: may_end)) == expected
-        timer.join()
-        assert signals.received == signal.SIGTERM
-        assert seen == []
-        os.kill(os.getpid(), signal.SIGHUP)  # it ends waits alone
-
-
-def test_signal_between_batches():
-    with Signals() as signals:
-        batches = signals.watch([1, 2, 3])
-        assert next(batches) == 1
-        os.kill(os.getpid(), signal.SIGTERM)  # in the middle of a step
-        assert list(batches) == []
-    with Signals() as signals:
-        assert list(signals.watch([1, 2, 3])) == [1, 2, 3]
-
-
-def test_signals_in_a_thread_of_another_program():
-    before = signal.getsignal(signal.SIGINT)
-    found = []
-
-    def use():
-        with Signals() as signals:
-            found.append(signals.received)
-            found.append(signal.getsignal(signal.SIGINT))
-
-    thread = threading.Thread(target=use)
-    thread.start()
-    thread.join()
-    assert found == [None, before]
-
-
-def test_interrupted():
-    error = Interrupted(signal.SIGTERM, 'runs/a')
-    assert str(error) == "SIGTERM, the state of run 'runs/a' is saved"
-    assert (error.signum, error.signal_name, error.folder) == (15, 'SIGTERM', 'runs/a')
 
 
 def test_a_run_goes_on_with_the_same_images_only(image_folder, tmp_path):

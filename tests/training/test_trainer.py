@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from training_helpers import interrupt_test, load, predict_val, read_summary, save_teacher
 
 from hdkd_timm import DistillConfig, TrainConfig, distill, train
+from hdkd_timm.data.datasets import create_datasets
 from hdkd_timm.data.loader import SplitLoader
-from hdkd_timm.data.samples import create_datasets
 from hdkd_timm.distillation.losses import hdkd_loss
 from hdkd_timm.training.builders import create_network, create_task
 from hdkd_timm.training.context import RunContext

@@ -179,9 +179,9 @@ def test_settings_of_several_dataclasses():
 
 
 @pytest.mark.parametrize(('text', 'message'), [
-    ('a: [1', 'is no YAML file (while parsing'),
-    ('a: b: c', 'is no YAML file (mapping values are not allowed here'),
-    ('a: !!python/object/apply:os.getcwd []', 'is no YAML file (could not determine a constructor'),
+    ('a: [1', 'is not a YAML file (while parsing'),
+    ('a: b: c', 'is not a YAML file (mapping values are not allowed here'),
+    ('a: !!python/object/apply:os.getcwd []', 'is not a YAML file (could not determine a constructor'),
     ('- a\n- b', 'must hold settings, NAME: VALUE in each line.'),
     ('', 'must hold settings, NAME: VALUE in each line.'),
     ('words', 'must hold settings, NAME: VALUE in each line.'),

@@ -41,7 +41,7 @@ from hdkd_timm.utils.memory import kept_memory
 
 def count_faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(20):
+    for _ in range(8):
         torch.zeros(2 ** 24)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 

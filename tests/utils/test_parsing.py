@@ -32,7 +32,7 @@ def test_exponents_within_a_setting():
     assert found == dict(lr='1e-3', kwargs=dict(a=1e-3, b='1e-3', c=500., d=1e5, e='1e'))
 
 
-def test_aliases_are_taken():
+def test_aliases_are_expanded():
     assert parse_yaml('a: &a {x: 1}\nb: {<<: *a, x: 2}\nc: &c 5\nd: [*c, *c]', 'file') == {
         'a': {'x': 1}, 'b': {'x': 2}, 'c': 5, 'd': [5, 5]}
 
@@ -40,20 +40,20 @@ def test_aliases_are_taken():
 @pytest.mark.parametrize(('text', 'message'), [
     (BOMB, r"'f' line \d: more than 65,536 characters with its aliases"),
     (f'a: &a "{"x" * 30_000}"\nb: [*a, *a, *a]', "'f' line 2: more than 65,536 characters with its aliases"),
-    ('a: &a [*a]', "'f' line 1: an alias within what it stands for"),
-    ('a: 1\nb: 2\na: 3', "'f' line 3: 'a' is there twice, first in line 1: keep one of them"),
-    ('a: 1\n"a": 3', "'f' line 2: 'a' is there twice"),
-    ('batch-size: 1\nbatch_size: 2', "'f' line 2: 'batch_size' is there twice, first in line 1"),
-    ('a: {b: 1,\n b: 2}', "'f' line 2: 'b' is there twice, first in line 1"),
-    ('a: [{b: {c: 1, c: 2}}]', "'f' line 1: 'c' is there twice"),
+    ('a: &a [*a]', "'f' line 1: an alias that contains itself"),
+    ('a: 1\nb: 2\na: 3', "'f' line 3: duplicate key 'a', first in line 1: keep one of them"),
+    ('a: 1\n"a": 3', "'f' line 2: duplicate key 'a'"),
+    ('batch-size: 1\nbatch_size: 2', "'f' line 2: duplicate key 'batch_size', first in line 1"),
+    ('a: {b: 1,\n b: 2}', "'f' line 2: duplicate key 'b', first in line 1"),
+    ('a: [{b: {c: 1, c: 2}}]', "'f' line 1: duplicate key 'c'"),
     ('a: ' + '[' * 5000, "'f' line 1: nested deeper than 32 levels"),
     ('- ' * 5000 + 'a', "'f' line 1: nested deeper than 32 levels"),
-    ('a: ' + '9' * 5000, "'f' line 1: an integer of 5000 digits, at most 20 are taken"),
-    ('x' * (MAX_YAML + 1), "'f': more than 65,536 characters, which settings never have"),
-    ('a: !!python/object/apply:os.getcwd []', "'f' is no YAML file .could not determine a constructor"),
-    ('a: !!int foo', "'f' is no YAML file .invalid literal"),
-    ('a: 1\n---\nb: 2', "'f' is no YAML file .expected a single document"),
-    ('a: \x00', "'f' is no YAML file .unacceptable character"),
+    ('a: ' + '9' * 5000, "'f' line 1: an integer of 5000 digits, the maximum is 20"),
+    ('x' * (MAX_YAML + 1), "'f': more than 65,536 characters, too many for settings"),
+    ('a: !!python/object/apply:os.getcwd []', "'f' is not a YAML file .could not determine a constructor"),
+    ('a: !!int foo', "'f' is not a YAML file .invalid literal"),
+    ('a: 1\n---\nb: 2', "'f' is not a YAML file .expected a single document"),
+    ('a: \x00', "'f' is not a YAML file .unacceptable character"),
 ])
 def test_refused_yaml(text, message):
     with pytest.raises(ValueError, match=message) as caught:
@@ -64,23 +64,23 @@ def test_refused_yaml(text, message):
 @pytest.mark.parametrize('text', [
     '1e-3', '12:30', '010', '=x', 'on', '1.5e5', '-1e5', '.5e5', '~', '<<', '=', '0b1', '1:2.5', '-.inf', '0o7', '+1',
     '1.', '.', '-', '', '\n', 'é', '\x1b', '2026-01-31', '1_0'])
-def test_text_there_and_back(text):
+def test_text_round_trip(text):
     for values in ({'a': text}, {'a': {'b': text}}, {'a': [text]}):
         assert parse_yaml(to_yaml(values), 'x') == values
         assert yaml.safe_load(to_yaml(values)) == values  # for other readers too
 
 
 @pytest.mark.parametrize(('text', 'message'), [
-    ('{"a": 1, "a": 2}', "'f': 'a' is there twice: keep one of them"),
-    ('{"x": {"a": 1, "a": 1}}', "'f': 'a' is there twice"),
+    ('{"a": 1, "a": 2}', "'f': duplicate key 'a': keep one of them"),
+    ('{"x": {"a": 1, "a": 1}}', "'f': duplicate key 'a'"),
     ('{"a": NaN}', "'f': NaN is not a finite number"),
     ('[-Infinity]', "'f': -Infinity is not a finite number"),
     ('[1e999]', "'f': 1e999 is not a finite number"),
-    ('[' * 100_000, "'f': nested too deep"),
-    ('{"a": ' * 100_000, "'f': nested too deep"),
-    ('9' * 5000, "'f': an integer of 5000 digits, at most 20 are taken"),
-    ('{"a": 1', r"'f' is no JSON file \(Expecting ',' delimiter: line 1"),
-    (b'\xff\xd8', r"'f' is no JSON file \("),
+    ('[' * 100_000, "'f': nested too deeply"),
+    ('{"a": ' * 100_000, "'f': nested too deeply"),
+    ('9' * 5000, "'f': an integer of 5000 digits, the maximum is 20"),
+    ('{"a": 1', r"'f' is not a JSON file \(Expecting ',' delimiter: line 1"),
+    (b'\xff\xd8', r"'f' is not a JSON file \("),
 ])
 def test_refused_json(text, message):
     with pytest.raises(ValueError, match=message) as caught:
@@ -92,7 +92,7 @@ def test_json(tmp_path):
     (tmp_path / 'a.json').write_bytes(b'\xef\xbb\xbf{"\xc3\xa4": [1, 2.5, null, true]}')  # as Windows writes it
     assert read_json(tmp_path / 'a.json') == {'ä': [1, 2.5, None, True]}
     (tmp_path / 'b.json').write_text('{"a": 1, "a": 2}')
-    with pytest.raises(ValueError, match=r"b\.json': 'a' is there twice"):
+    with pytest.raises(ValueError, match=r"b\.json': duplicate key 'a'"):
         read_json(tmp_path / 'b.json')
 
 
@@ -104,12 +104,12 @@ def test_bomb_in_a_config(tmp_path):
         [sys.executable, '-m', 'hdkd_timm', 'train', '--config', str(tmp_path / 'bomb.yaml')], text=True, timeout=300,
         capture_output=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)))
     assert done.returncode == 1
-    assert 'with its aliases (*NAME) written out' in done.stderr
+    assert 'with its aliases (*NAME) expanded' in done.stderr
     assert done.stderr.count('\n') == 1
 
 
-def test_twice_in_a_config(tmp_path, capsys):
+def test_duplicate_key_in_a_config(tmp_path, capsys):
     (tmp_path / 'twice.yaml').write_text('lr: 1e-3\nepochs: 5\nlr: 1e-4\n')
     assert main(['train', '--config', str(tmp_path / 'twice.yaml')]) == 1
     assert capsys.readouterr().err == (
-        f"hdkd train: error: '{tmp_path}/twice.yaml' line 3: 'lr' is there twice, first in line 1: keep one of them.\n")
+        f"hdkd train: error: '{tmp_path}/twice.yaml' line 3: duplicate key 'lr', first in line 1: keep one of them.\n")

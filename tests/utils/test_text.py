@@ -1,4 +1,4 @@
-"""Names of others do nothing to a terminal."""
+"""Text of others cannot control a terminal."""
 import logging
 import subprocess
 import sys
@@ -6,7 +6,8 @@ import sys
 import pytest
 from helpers import write_images
 
-from hdkd_timm.utils.text import printable
+from hdkd_timm.cli import main
+from hdkd_timm.utils.text import PrintableFormatter, printable
 
 
 @pytest.mark.parametrize(('text', 'shown'), [
@@ -21,22 +22,23 @@ def test_printable_lines():
     assert printable('a\tb\nc\x1b[0m\r\n', lines=True) == 'a\tb\nc\\x1b[0m\\r\n'
 
 
-def test_commands_print_no_escapes(tmp_path):
+def test_commands_print_no_escapes(tmp_path, capsys):
     """Class and file names of a data set as a terminal gets them, on both streams."""
     evil = 'mel\x1b]0;title\x07\x1b[2J\u202e'
     write_images(tmp_path / 'data' / 'train', classes=[evil, 'b'], number=2)
     (tmp_path / 'data' / 'train' / evil / 'broken\x1b[31m.png').write_bytes(b'broken')
-    for args, code in ((['check', str(tmp_path / 'data'), '--out', str(tmp_path / 'out')], 0),
-                       (['predict', str(tmp_path / f'no{evil}'), str(tmp_path)], 1)):
-        done = subprocess.run([sys.executable, '-m', 'hdkd_timm', *args], capture_output=True, timeout=300)
-        assert done.returncode == code
-        told = done.stdout + done.stderr
-        assert b'\\x1b]0;title\\x07' in told
-        for silent in (b'\x1b', b'\x07', '\u202e'.encode()):
-            assert silent not in told
+    # a process of its own, as tests redirect the log
+    done = subprocess.run(
+        [sys.executable, '-m', 'hdkd_timm', 'check', str(tmp_path / 'data')], capture_output=True, text=True,
+        timeout=300)
+    assert done.returncode == 0
+    assert main(['predict', str(tmp_path / f'no{evil}'), str(tmp_path)]) == 1
+    for output in (done.stdout, done.stderr, ''.join(capsys.readouterr())):
+        assert '\\x1b' in output
+        for unsafe in ('\x1b', '\x07', '\u202e'):
+            assert unsafe not in output
 
 
 def test_log_messages(capsys):
-    from hdkd_timm.utils.text import PrintableFormatter
     record = logging.LogRecord('hdkd_timm', logging.INFO, '', 0, 'class %s\nnext', ('\x1b[1m',), None)
     assert PrintableFormatter('%(message)s').format(record) == 'class \\x1b[1m\nnext'

@@ -1,194 +1,184 @@
-"""Tables of images, CSV files: their cells as they are written, and what in them may not be meant."""
-import csv
-import itertools
+"""CSV tables of images: columns path and label, optionally split, group, and what a run lists of the files."""
 import logging
-import unicodedata
-from collections import Counter
+import os
 from pathlib import Path
-from typing import Dict, Iterable, List, NamedTuple, Sequence
+from typing import Dict, List, Optional, Tuple, Union
 
-from ...utils.files import TEXT, raw_cell
+import numpy as np
+
+from ..config import SourceConfig
+from ..samples import CONTENTS, SPLITS, FileReader, Samples, SplitNotFoundError, check_same_classes
+from .csv_file import (
+    Table,
+    check_labels,
+    fill_groups,
+    read_first_rows,
+    read_table,
+    require_column,
+    warn_of_similar_column,
+)
+from .walk import join_names, natural_order
 
 _logger = logging.getLogger(__name__)
 
-# what programs write for a missing value (pandas, numpy, Excel), and what may be one or a name, in lower case
-MISSING = ('', 'nan', '-nan', '<na>', 'nat', '#n/a')
-DOUBTFUL = ('na', 'n/a', 'null', 'none', '-', '?')
+FIRST_ROWS = 100  # of a table, whose images are looked for before it is read as a whole
 
 
-class Table(NamedTuple):
-    """A CSV file.
-
-    Args:
-        path: The file.
-        columns: Their names.
-        rows: Cells of each row.
-        lines: Number of the (last) line of each row.
-    """
-    path: Path
-    columns: List[str]
-    rows: List[List[str]]
-    lines: List[int]
-
-    def column(self, name: str) -> List[str]:
-        """The cells of a column."""
-        index = self.columns.index(name)
-        return [row[index] for row in self.rows]
-
-
-def read_table(path: Path, needed: Sequence[str] = ()) -> Table:
-    """Read a CSV file in UTF-8 whose rows all have the cells that its header names.
+def read_csv(
+        path: Union[str, Path],
+        root: Optional[Union[str, Path]] = None,
+        split_column: str = 'split',
+        group_column: Optional[str] = None,
+        only: Optional[str] = None,
+) -> Tuple[Dict[str, Samples], List[str]]:
+    """Read a table of images.
 
     Args:
-        path: The file.
-        needed: Columns without an empty cell.
+        path: CSV file with the columns path and label, optionally split (else all rows are 'train'), group, and bytes
+            and sha256 as in the images.csv of a run, which become `Samples.listed`. Rows with an empty split are
+            ignored.
+        root: Directory that the paths are relative to, by default that of the file.
+        split_column: Name of the split column.
+        group_column: Name of the group column, by default 'group' if it exists.
+        only: Read only this split; without a split column it consists of all rows.
+
+    Returns:
+        Split -> samples, and the class names.
 
     Raises:
-        ValueError: if it is no CSV file, lacks a needed column, two columns have one name, or a row has more or fewer
-            cells than the header or lacks one that is needed.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if a column is missing or there twice, a row has missing or extra cells, a label denotes a missing
+            value, a path occurs twice, a split is unknown, the classes of two splits differ, or text other than the
+            name of an existing file is not UTF-8.
     """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"CSV file '{path}' does not exist or is not a regular file.")
+    root = Path(root) if root else path.parent
+    table = read_table(path, ('path', 'label'))
+    _check_encoding(table, root)
+    _check_optional_column(table, 'split', '--split-column', split_column if split_column != 'split' else None)
+    _check_optional_column(table, 'group', '--group-column', group_column)
+    labels = [label.strip() for label in table.column('label')]
+    check_labels(table, labels)
+    files = _find_files(table, root)
+    split_of = _read_splits(table, split_column, only or 'train')
+    groups = _read_groups(table, group_column or 'group')
+    listed = None
+    if all(name in table.columns for name in CONTENTS):
+        listed = np.array([table.column(name) for name in CONTENTS], object).T
+
+    rows_of = {
+        split: np.flatnonzero(split_of == split) for split in dict.fromkeys(split_of.tolist())
+        if split and only in (None, split)}
+    if (only or 'train') not in rows_of:
+        raise SplitNotFoundError(f"'{path}' has no row of split '{only or 'train'}' (column '{split_column}').")
+    classes = {split: sorted({labels[i] for i in rows}, key=natural_order) for split, rows in rows_of.items()}
+    names = check_same_classes(classes, {split: f'{path}, split {split}' for split in rows_of})
+    index_of = {name: i for i, name in enumerate(names)}
+    samples = {}
+    for split, rows in rows_of.items():
+        found = [(files[i], index_of[labels[i]]) for i in rows]
+        samples[split] = Samples(
+            FileReader(found), np.arange(len(found)), np.array([target for _, target in found]),
+            None if groups is None else groups[rows], listed=None if listed is None else listed[rows])
+    return samples, names
+
+
+def _is_utf8(text: str) -> bool:
     try:
-        with path.open(**{**TEXT, 'encoding': 'utf-8-sig'}) as file:
-            reader = csv.reader(file, strict=True)  # else an open quote swallows the rows that follow
-            rows, lines = [], []
-            for row in reader:
-                if row:
-                    rows.append([raw_cell(cell) for cell in row])
-                    lines.append(reader.line_num)
-    except csv.Error as e:
-        raise ValueError(f"'{path}' is no CSV file in UTF-8 (line {reader.line_num}: {e}).") from e
-    columns = rows.pop(0) if rows else []
-    lines = lines[1:]
-    table = Table(path, columns, rows, lines)
-    twice = next((name for name in columns if name and columns.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"'{path}' line 1: two columns are called '{twice}': rename or remove one.")
-    for name in needed:
-        require_column(table, name)
-    complete = set(map(len, rows)) <= {len(columns)}
-    if not complete or not all(all(map(str.strip, table.column(name))) for name in needed):
-        for line, row in zip(lines, rows):
-            _check_row(table, line, row, needed)
-    return table
+        text.encode()
+    except UnicodeEncodeError:  # surrogates, by which undecodable bytes were read
+        return False
+    return True
 
 
-def _check_row(table: Table, line: int, row: List[str], needed: Sequence[str]) -> None:
-    """Cut empty cells off the end of a row that is too long.
-
-    Raises:
-        ValueError: if the row does not fit the header, or lacks a cell that is needed.
-    """
-    number = len(table.columns)
-    for name in needed:
-        if not ''.join(row[table.columns.index(name):][:1]).strip():
-            raise ValueError(f"'{table.path}' line {line}: no {name}.")
-    if any(row[number:]) or len(row) < number:
-        hint = ': put text that holds a comma in double quotes' if len(row) > number else ''
-        raise ValueError(f"'{table.path}' line {line}: {len(row)} cells, the header has {number}{hint}.")
-    del row[number:]
-
-
-def read_first_rows(path: Path, number: int) -> List[Dict[str, str]]:
-    """Column -> cell of the first rows of a table, fewer where it has fewer or is no table."""
-    try:
-        with path.open(**{**TEXT, 'encoding': 'utf-8-sig'}) as file:
-            rows = itertools.islice(csv.DictReader(file), number)
-            return [{name: raw_cell(cell) for name, cell in row.items()} for row in rows]
-    except (OSError, csv.Error):  # told when it is read
-        return []
-
-
-def require_column(table: Table, name: str) -> None:
-    """Raises ValueError if there is no such column; names those that there are."""
-    if name in table.columns:
+def _check_encoding(table: Table, root: Path) -> None:
+    """Raises ValueError if a cell is not UTF-8, unless it is the name of an existing file."""
+    if _is_utf8(''.join(map(''.join, [table.columns, *table.rows]))):
         return
-    header = table.columns[0] if len(table.columns) == 1 else ''
-    separator = next((c for c in ';\t|' if c in header), None)
-    hint = f' Its cells seem to be separated by {separator!r}: save it with commas.' if separator else ''
-    raise ValueError(
-        f"'{table.path}' has no column '{name}' (columns found: {', '.join(table.columns) or 'none'}).{hint}")
+    for line, row in [(1, table.columns), *zip(table.lines, table.rows)]:
+        for name, value in zip(table.columns, row):
+            if not _is_utf8(value) and not (name == 'path' and line > 1 and (root / value).exists()):
+                raise ValueError(
+                    f"'{table.path}' line {line}: {value!r} is not UTF-8: save the table as 'CSV UTF-8'.")
 
 
-def warn_of_similar_column(table: Table, name: str, flag: str) -> None:
-    """Tell of a column that differs from one that may be there only in case or blanks."""
-    similar = next((column for column in table.columns if column.strip().lower() == name), None)
-    if similar is not None and name not in table.columns:
-        _logger.warning(
-            f"Column '{similar}' of '{table.path}' is not used, its name is not '{name}': give it that name, or name it"
-            f' with {flag}.')
+def _check_optional_column(table: Table, default: str, flag: str, name: Optional[str]) -> None:
+    """Require a column that was named; without a name, warn if one is nearly called as the default."""
+    if name is not None:
+        require_column(table, name)
+    else:
+        warn_of_similar_column(table, default, flag)
 
 
-def _refuse_line_breaks(table: Table, cells: Sequence[str], what: str) -> None:
-    broken = {cell for cell in set(cells) if len(cell.splitlines()) > 1}
-    if broken:
-        i = min(map(cells.index, broken))
-        raise ValueError(
-            f"'{table.path}' line {table.lines[i]}: a {what} of {len(cells[i].splitlines())} lines, {cells[i][:40]!r}"
-            f"{'...' * (len(cells[i]) > 40)}: rows are lost in it if a quote is missing or one too many.")
-
-
-def check_labels(table: Table, labels: Sequence[str]) -> None:
-    """Raises ValueError for a label of several lines, or that stands for a missing value; warns of those that may.
-
-    Args:
-        table: The table.
-        labels: Label of each row, (N,).
-    """
-    _refuse_line_breaks(table, labels, 'label')
-    counts = Counter(labels)
-    missing = [label for label in counts if label.lower() in MISSING]
-    if missing:
-        i = min(labels.index(label) for label in missing)
-        raise ValueError(
-            f"'{table.path}' line {table.lines[i]}: label '{labels[i]}' is how a missing value is written"
-            f' ({sum(counts[label] for label in missing):,} such rows): add the label, or remove the row. If it is a'
-            ' class, give that another name.')
-    _warn_of_doubtful(counts, 'label', 'remove these rows', table.path)
-
-
-def own_groups(table: Table, groups: Sequence[str], paths: Sequence[str]) -> List[str]:
-    """Group of each row, (N,); a row without one is its own. Tells of values that stand for a missing one, or may.
-
-    Args:
-        table: The table.
-        groups: Cell of each row, (N,).
-        paths: Path of each row, (N,).
+def _find_files(table: Table, root: Path) -> List[str]:
+    """Path of each row's image, (N,).
 
     Raises:
-        ValueError: if a group has several lines.
+        ValueError: if an image occurs twice.
     """
-    _refuse_line_breaks(table, groups, 'group')
-    counts = Counter(groups)
-    missing = [group for group in counts if group and group.lower() in MISSING]
-    if missing:
-        i = min(groups.index(group) for group in missing)
+    base = '' if str(root) == '.' else str(root)
+    files = [
+        # pathlib is slow, and only these paths need its normalisation
+        str(root / path) if './' in path or '//' in path or path.endswith(('/', '.')) else os.path.join(base, path)
+        for path in table.column('path')]
+    places = [os.path.abspath(file) for file in files]
+    if len(set(places)) < len(places):
+        first: Dict[str, int] = {}
+        for line, path, place in zip(table.lines, table.column('path'), places):
+            if first.setdefault(place, line) != line:
+                raise ValueError(
+                    f"'{table.path}' line {line}: image '{path}' is in line {first[place]} already: remove one.")
+    return files
+
+
+def _read_splits(table: Table, split_column: str, default: str) -> np.ndarray:
+    """Split of each row, '' for none, (N,).
+
+    Raises:
+        ValueError: if a split is unknown.
+    """
+    if split_column not in table.columns:
+        return np.full(len(table.rows), default)
+    splits = [split.strip().lower() for split in table.column(split_column)]
+    synonyms = {'': '', **{name: split for split, names in SPLITS.items() for name in names}}
+    unknown = set(splits) - set(synonyms)
+    if unknown:
+        i = min(map(splits.index, unknown))
+        raise ValueError(
+            f"'{table.path}' line {table.lines[i]}: unknown split '{splits[i]}', expected one of"
+            f" {', '.join(name for name in synonyms if name)}.")
+    without = [line for line, split in zip(table.lines, splits) if not split]
+    if without:
         _logger.warning(
-            f"{sum(counts[group] for group in missing):,} images of '{table.path}' have the group '{groups[i]}' (the"
-            f' first in line {table.lines[i]}), a missing value: each is a group of its own.')
-    _warn_of_doubtful({k: n for k, n in counts.items() if n > 1}, 'group', 'leave the cell empty', table.path)
-    warn_of_similar_names(counts, 'groups', str(table.path))
-    if not any(group.lower() in MISSING for group in counts):
-        return list(groups)
-    return [f'path {path}' if group.lower() in MISSING else group for group, path in zip(groups, paths)]
+            f"Ignored {len(without)} rows of '{table.path}' without a split"
+            f" (line{'s' * (len(without) > 1)} {join_names([str(line) for line in without])}).")
+    return np.array([synonyms[split] for split in splits], str)
 
 
-def _warn_of_doubtful(counts: Dict[str, int], what: str, way_out: str, path: Path) -> None:
-    for value in sorted(counts):
-        if value.lower() in DOUBTFUL:
-            _logger.warning(
-                f"{counts[value]:,} images of '{path}' have the {what} '{value}', taken as a name: if it stands for a"
-                f' missing value, {way_out}.')
+def _read_groups(table: Table, column: str) -> Optional[np.ndarray]:
+    """Group of each row, (N,), None without such a column."""
+    if column not in table.columns:
+        return None
+    return np.array(fill_groups(table, [group.strip() for group in table.column(column)], table.column('path')))
 
 
-def warn_of_similar_names(names: Iterable[str], what: str, where: str) -> None:
-    """Tell of names that differ only in case, white space or the form of their Unicode characters."""
-    first: Dict[str, str] = {}
-    similar = []
-    for name in sorted(names):
-        other = first.setdefault(' '.join(unicodedata.normalize('NFKC', name).casefold().split()), name)
-        if other != name:
-            similar.append(f'{other!r} and {name!r}')
-    if similar:
-        _logger.warning(
-            f"{len(similar):,} {what} of '{where}' differ from others only in case, white space or Unicode form, and"
-            f" are taken as different: {', '.join(similar[:5])}{', ...' * (len(similar) > 5)}.")
+def check_first_files(config: SourceConfig, only: Optional[str]) -> None:
+    """Fail early if none of the first images of a long table exists, before all of it is read.
+
+    Images of other splits may be elsewhere: if a row of another split is among the first ones, nothing is checked.
+
+    Raises:
+        ValueError: if none exists.
+    """
+    path = Path(config.data_csv)
+    root = Path(config.data_dir or path.parent)
+    wanted = {name for split, names in SPLITS.items() if only in (None, split) for name in names}
+    paths = [
+        row['path'] for row in read_first_rows(path, FIRST_ROWS)
+        if row.get('path') and (row.get(config.split_column, only or 'train') or '').strip().lower() in wanted]
+    if len(paths) == FIRST_ROWS and not any(os.path.exists(root / name) for name in paths):
+        raise ValueError(
+            f"Cannot read image '{root / paths[0]}' (FileNotFoundError), and none of the first {FIRST_ROWS} images of"
+            f" '{path}' exists: its paths are relative to '{root}', specify another directory with --data-dir.")

@@ -1,6 +1,7 @@
-"""Images in a tar file, in class folders or in inner tar files, one a class.
+"""Images in a tar file, in class folders or in one inner tar file per class.
 
-timm's reader of tar files passes over links, which `tar` writes for a file that it has seen before under another name.
+Links are followed: `tar` writes one for a file that it has already stored under another name. timm's reader of tar
+files skips them.
 """
 import copy
 import io
@@ -11,22 +12,22 @@ from typing import BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from timm.data.readers.reader import Reader
 
-from ..image_io import IMG_EXTENSIONS, is_dicom, is_side_file
-from .folders import is_hidden_folder, natural_order, warn_left_out
+from ..image_files import IMG_EXTENSIONS, is_dicom, is_side_file
+from .walk import is_hidden_folder, natural_order, warn_ignored_files
 
 _logger = logging.getLogger(__name__)
 
-MAX_LINKS = 40  # that lead from one to the next, as Linux allows
+MAX_LINKS = 40  # in a chain, as on Linux
 
 
 class TarImage(NamedTuple):
     """An image in a tar file.
 
     Args:
-        name: Its name there, or in the inner tar file.
-        member: Where its bytes are.
-        label: Its class, the name of its folder, else of its inner tar file.
-        level: Folders above it; None in an inner tar file.
+        name: Its name in the tar file, or in the inner one.
+        member: Location of its bytes.
+        label: Its class: the name of its folder, or of its inner tar file.
+        level: Number of folders above it; None in an inner tar file.
     """
     name: str
     member: tarfile.TarInfo
@@ -35,14 +36,14 @@ class TarImage(NamedTuple):
 
 
 class TarReader(Reader):
-    """timm reader of the images in a tar file. Each access opens the file anew, so threads and processes may share it.
+    """timm reader of the images in a tar file. Each access reopens the file, so threads and processes may share it.
 
     Args:
         root: The tar file.
 
     Raises:
-        ValueError: if it is no tar file, is damaged, holds no images, images outside of class folders or a level too
-            deep, links to nothing, or goes on behind its end.
+        ValueError: if it is not a tar file, is damaged, contains no images, images outside class folders or one level
+            too deep, broken links, or data after its end.
     """
 
     def __init__(self, root: str):
@@ -52,16 +53,16 @@ class TarReader(Reader):
             with tarfile.open(root, 'r:') as tar:
                 images, others = _list_images(tar)
         except (tarfile.TarError, EOFError) as e:
-            raise ValueError(f"'{root}' is no tar file of images in class folders ({e}).") from e
+            raise ValueError(f"'{root}' is not a tar file of images in class folders ({e}).") from e
         except ValueError as e:
             raise ValueError(f"'{root}': {e}") from e
-        warn_left_out(others, root)
+        warn_ignored_files(others, root)
         if not images:
-            raise ValueError(f"'{root}' is no tar file of images in class folders (it holds no images).")
+            raise ValueError(f"'{root}' is not a tar file of images in class folders (it contains no images).")
         levels = {image.level for image in images} - {None}
         if 0 in levels or len(levels) > 1:
-            raise ValueError(f"'{root}' holds images outside of class folders, or a level too deep; expected"
-                             " '<class>/*' in it.")
+            raise ValueError(
+                f"'{root}' contains images outside class folders or one level too deep; expected '<class>/*' in it.")
         self.samples = sorted(images, key=lambda image: natural_order(image.name))
         self.classes = sorted({image.label for image in images}, key=natural_order)
         index_of = {name: i for i, name in enumerate(self.classes)}
@@ -80,10 +81,10 @@ class TarReader(Reader):
 
 
 def _list_images(tar: tarfile.TarFile) -> Tuple[List[TarImage], List[str]]:
-    """Images of a tar file and of the tar files in it, and the names of what is neither image nor side file.
+    """Images of a tar file and its inner tar files, and the names of files that are neither images nor side files.
 
     Raises:
-        ValueError: if a link leads to nothing; as `_check_end`.
+        ValueError: if a link is broken; as `_check_end`.
     """
     images, others, inner_images = [], [], []
     for name, member in _files(tar):
@@ -92,11 +93,11 @@ def _list_images(tar: tarfile.TarFile) -> Tuple[List[TarImage], List[str]]:
             with tarfile.open(fileobj=tar.extractfile(member), mode='r:') as inner:
                 stem = posixpath.splitext(posixpath.basename(name))[0]
                 try:
-                    found, left_out = _list_inner(inner, member.offset_data, stem)
+                    found, inner_others = _list_inner(inner, member.offset_data, stem)
                 except ValueError as e:
                     raise ValueError(f"'{name}': {e}") from e
             inner_images += found
-            others += [f'{name}/{inner_name}' for inner_name in left_out]
+            others += [f'{name}/{inner_name}' for inner_name in inner_others]
         elif _is_image(tar, name, member):
             folder = posixpath.dirname(posixpath.normpath(name))
             images.append(TarImage(
@@ -107,11 +108,11 @@ def _list_images(tar: tarfile.TarFile) -> Tuple[List[TarImage], List[str]]:
 
 
 def _list_inner(tar: tarfile.TarFile, offset: int, label: str) -> Tuple[List[TarImage], List[str]]:
-    """As `_list_images`, of a tar file whose bytes begin at this offset of another."""
+    """As `_list_images`, for a tar file that starts at this offset of another one."""
     images, others = [], []
     for name, member in _files(tar):
         if _is_image(tar, name, member):
-            member = copy.copy(member)  # what links lead to stays where it is
+            member = copy.copy(member)  # another link may refer to it
             member.offset_data += offset
             images.append(TarImage(member.name, member, posixpath.basename(posixpath.dirname(name)) or label, None))
         elif not is_side_file(name):
@@ -128,11 +129,13 @@ def _is_image(tar: tarfile.TarFile, name: str, member: tarfile.TarInfo) -> bool:
 
 
 def _files(tar: tarfile.TarFile) -> Iterator[Tuple[str, tarfile.TarInfo]]:
-    """What a tar file holds but folders and hidden things: the name without a leading './', and the member, of a link
-    a copy of what it leads to, with its own name. Of members of one name the last is what `tar` would leave.
+    """The files in a tar file that are not hidden. Of members with the same name the last one counts, as for `tar -x`.
+
+    Yields:
+        The name without a leading './', and the member; for a link, a copy of its target under the name of the link.
 
     Raises:
-        ValueError: if a link leads to nothing; as `_check_end`.
+        ValueError: if a link is broken; as `_check_end`.
     """
     members: Dict[str, tarfile.TarInfo] = {}
     for member in tar:
@@ -151,9 +154,9 @@ def _files(tar: tarfile.TarFile) -> Iterator[Tuple[str, tarfile.TarInfo]]:
         if target is None and is_side_file(name):
             continue
         if target is None or target.isdir():
-            what = 'a folder' if target is not None else 'nothing in it'
+            what = 'a folder' if target is not None else 'which it does not contain'
             raise ValueError(
-                f"'{name}' is a link to '{member.linkname}', {what}: write the tar file anew with `tar --dereference`"
+                f"'{name}' is a link to '{member.linkname}', {what}: recreate the tar file with `tar --dereference`"
                 ' (-h).')
         linked = copy.copy(target)
         linked.name = member.name
@@ -161,7 +164,7 @@ def _files(tar: tarfile.TarFile) -> Iterator[Tuple[str, tarfile.TarInfo]]:
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
-    """Does a tar file whose members were listed end there? `tarfile` takes a damaged header for the end.
+    """Check that a tar file ends after its listed members: `tarfile` takes a damaged header for the end.
 
     Raises:
         ValueError: if anything but zeros follows.
@@ -173,14 +176,14 @@ def _check_end(tar: tarfile.TarFile) -> None:
         if any(block):
             raise ValueError(
                 f'its list of files ends at byte {tar.offset:,}, but data follows: it is damaged, or several tar files'
-                ' in one. Copy it again, or write it anew as one tar file.')
+                ' were concatenated. Copy it again, or recreate it as a single tar file.')
     if not is_marked:
         _logger.warning(
-            f"Tar file '{tar.name}' has no end-of-archive marker: if it was cut off, images are missing.")
+            f"Tar file '{tar.name}' has no end-of-archive marker: if it was truncated, images are missing.")
 
 
 def _follow(name: str, members: Dict[str, tarfile.TarInfo]) -> Optional[tarfile.TarInfo]:
-    """What a link leads to, None if that is nothing in the tar file."""
+    """The target of a link, None if the tar file does not contain it."""
     for _ in range(MAX_LINKS):
         member = members.get(name)
         if member is None or not (member.islnk() or member.issym()):

@@ -1,29 +1,34 @@
+"""Image folders: splits, classes, links, and files that are not used."""
 import os
 
 import pytest
+from data_helpers import create, touch
 from helpers import write_images
 from PIL import Image
 from timm.data.readers.reader_image_folder import find_images_and_targets
-from timm.utils import natural_key
 
-from hdkd_timm.data.image_io import IMG_EXTENSIONS
-from hdkd_timm.data.samples import find_splits, list_classes, read_folders
-from hdkd_timm.data.sources import folders
-from hdkd_timm.data.sources.folders import natural_order, sort_files, walk_folder
+from hdkd_timm.data.image_files import IMG_EXTENSIONS
+from hdkd_timm.data.sources import walk
+from hdkd_timm.data.sources.folders import find_splits, list_classes, read_folders
 
 
-def touch(path, content=b''):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return str(path)
-
-
-def test_order_is_timms():
-    names = ['b10', 'B9', 'b9x', 'a', '10', '9', 'é', 'a-b/1.png', 'a/1.png', 'a/10.png', 'a/9.png', '007', 'x1y2']
-    assert sorted(names, key=natural_order) == sorted(names, key=natural_key)
-    # what timm holds equal has one order, what it fails on has one
-    assert sorted(['a', 'A', '01', '1'], key=natural_order) == ['01', '1', 'A', 'a']
-    assert sorted(['10²', '9²'], key=natural_order) == ['9²', '10²']
+@pytest.mark.parametrize(('break_it', 'error', 'match'), [
+    (lambda d: (d / 'train').rename(d / 'images'), FileNotFoundError, "no folder 'train' .*images, test"),
+    (lambda d: (d / 'test').rename(d / 'images'), ValueError, "neither a split 'test' nor 'val': .*--folds or --val-"),
+    (lambda d: (d / 'train' / 'empty').mkdir(), FileNotFoundError, 'No images in class folder .*empty'),
+    (lambda d: write_images(d / 'test', classes=['d']), ValueError, "Class 'd' is in .*test' but not in .*train'"),
+    (lambda d: write_images(d / 'train', classes=['d']), ValueError, "Class 'd' is in .*train' but not in .*test'"),
+    (lambda d: write_images(d / 'val', classes=['a', 'b']), ValueError, "Class 'c' is in .*train' but not in .*val'"),
+    (lambda d: write_images(d / 'train', classes=['.']), ValueError, 'outside class folders'),
+    (lambda d: write_images(d / 'train' / 'a', classes=['deep']), ValueError, 'a/deep.* one level too deep'),
+    (lambda d: write_images(d / 'Training'), ValueError, "'Training' and 'train' .* both the train split"),
+    (lambda d: (d / 'test.tar').touch(), ValueError, r"'test' and 'test\.tar' .* both the test split"),
+    (lambda d: [p.unlink() for p in d.glob('*/*/*.png')], FileNotFoundError, 'No images in class folder'),
+])
+def test_bad_folders(image_folder, break_it, error, match):
+    break_it(image_folder)
+    with pytest.raises(error, match=match):
+        create(image_folder)
 
 
 def test_images_and_classes_of_ordinary_folders_are_timms(tmp_path):
@@ -36,42 +41,6 @@ def test_images_and_classes_of_ordinary_folders_are_timms(tmp_path):
     assert classes == list(class_to_idx) == ['9', '10', 'a', 'a-b', 'glioma', 'Normal']
 
 
-def test_each_real_folder_once(tmp_path, caplog):
-    inner = tmp_path / 'root' / 'z' / 'deep'
-    touch(inner / '1.png')
-    touch(tmp_path / 'root' / '0.png')
-    touch(tmp_path / 'elsewhere' / '2.png')
-    for name, target in (
-            ('a', inner), ('b', tmp_path / 'elsewhere'), ('c', tmp_path / 'elsewhere'), ('self', '.'), ('up', '..')):
-        os.symlink(target, tmp_path / 'root' / name)
-    os.symlink(tmp_path / 'root', inner / 'loop')
-    root = str(tmp_path / 'root')
-    found = dict(walk_folder(root))
-    # a real path goes before a linked one, whatever their names
-    assert sorted(path for files in found.values() for path in files) == [
-        f'{root}/0.png', f'{root}/b/2.png', f'{root}/z/deep/1.png']
-    passed = [record.message for record in caplog.records]
-    assert len(passed) == 5
-    for name in ('a', 'c', 'self', 'up', 'z/deep/loop'):
-        assert any(f"Passed over '{root}/{name}'" in message for message in passed)
-
-
-def test_kinds_of_files(tmp_path):
-    images = [touch(tmp_path / name) for name in ('1.PNG', '2.jfif', '3.gif', '4.dicom', '5.jp2')]
-    images.append(touch(tmp_path / '1.2.840.113.77', b'\0' * 128 + b'DICM'))
-    for name in ('._1.png', '.DS_Store', 'Thumbs.db', 'labels.csv', 'README.md', '.hidden'):
-        touch(tmp_path / name)
-    others = [touch(tmp_path / name) for name in ('a.xyz', 'noend', 'train.zip', 'x.npy', 'volume.nii.gz', '.b.png')]
-    os.symlink('nowhere', tmp_path / 'broken.png')
-    os.symlink('loop.png', tmp_path / 'loop.png')
-    os.mkfifo(tmp_path / 'pipe')  # must not be opened
-    os.mkfifo(tmp_path / 'pipe.png')
-    listing = sort_files(path for _, files in walk_folder(str(tmp_path)) for path in files)
-    assert sorted(listing.images) == sorted([*images, *(
-        str(tmp_path / name) for name in ('broken.png', 'loop.png', 'pipe.png'))])
-    assert sorted(listing.others) == sorted([*others, str(tmp_path / 'pipe')])
-
-
 def unreadable(monkeypatch, folder):
     """The file mode stops nobody who is root."""
     scandir = os.scandir
@@ -81,22 +50,22 @@ def unreadable(monkeypatch, folder):
             raise PermissionError(13, 'Permission denied', str(path))
         return scandir(path)
 
-    monkeypatch.setattr(folders.os, 'scandir', scan)
+    monkeypatch.setattr(walk.os, 'scandir', scan)
 
 
 @pytest.mark.parametrize('place', ['train', 'train/b', 'train/b/deep'])
 def test_unreadable_folder(image_folder, monkeypatch, place):
     (image_folder / 'train' / 'b' / 'deep').mkdir()
     unreadable(monkeypatch, image_folder / place)
-    with pytest.raises(OSError, match=f"Cannot read folder '.*/{place}' .*Permission denied.*make it readable"):
+    with pytest.raises(OSError, match=f"Cannot read directory '.*/{place}' .*Permission denied.*make it readable"):
         read_folders(image_folder)
 
 
-def test_linked_folders_in_a_class_folder_are_as_real_ones(image_folder, tmp_path, caplog):
+def test_linked_folders_in_a_class_folder_count_as_real_ones(image_folder, tmp_path, caplog):
     write_images(tmp_path, classes=['elsewhere'], number=2)
     inner = image_folder / 'train' / 'a' / 'more'
     os.symlink(tmp_path / 'elsewhere', inner)
-    with pytest.raises(ValueError, match='a/more.* a level too deep'):
+    with pytest.raises(ValueError, match='a/more.* one level too deep'):
         read_folders(image_folder)
     # links to where they lie in lead in a circle
     for target in ('.', '..', '../..'):
@@ -107,7 +76,7 @@ def test_linked_folders_in_a_class_folder_are_as_real_ones(image_folder, tmp_pat
         assert ({split: len(part) for split, part in samples.items()}, classes) == (
             {'train': 24, 'test': 12}, ['a', 'b', 'c'])
         assert [record.message for record in caplog.records] == [
-            f"Passed over '{inner}': it is the folder '{os.path.normpath(inner.parent / target)}' again."]
+            f"Skipped '{inner}': it is the same directory as '{os.path.normpath(inner.parent / target)}'."]
 
 
 def test_class_folders_that_are_links(image_folder, tmp_path, caplog):
@@ -116,16 +85,16 @@ def test_class_folders_that_are_links(image_folder, tmp_path, caplog):
     os.symlink('.', image_folder / 'train' / 'loop')
     samples, classes = read_folders(image_folder)
     assert (len(samples['train']), classes) == (24, ['a', 'b', 'c'])
-    assert f"Passed over '{image_folder}/train/loop'" in caplog.text
+    assert f"Skipped '{image_folder}/train/loop'" in caplog.text
     os.symlink(tmp_path / 'moved', image_folder / 'train' / 'd')
-    with pytest.raises(ValueError, match="train/b' and '.*train/d' are the same folder: an image has one class"):
+    with pytest.raises(ValueError, match="train/b' and '.*train/d' are the same directory, but an image has"):
         read_folders(image_folder)
 
 
 def test_folder_of_two_splits(image_folder, caplog):
     os.symlink('test', image_folder / 'val')
     assert set(read_folders(image_folder)[0]) == {'train', 'val', 'test'}
-    assert f"'{image_folder}/val' and '{image_folder}/test' are the same" in caplog.text
+    assert f"'{image_folder}/val' and '{image_folder}/test' are the same directory" in caplog.text
     (image_folder / 'val').unlink()
     for path in (image_folder / 'test' / 'c').iterdir():
         path.unlink()
@@ -133,7 +102,7 @@ def test_folder_of_two_splits(image_folder, caplog):
     os.symlink('../train/c', image_folder / 'test' / 'c')
     caplog.clear()
     read_folders(image_folder)
-    assert f"'{image_folder}/train/c' and '{image_folder}/test/c' are the same" in caplog.text
+    assert f"'{image_folder}/train/c' and '{image_folder}/test/c' are the same directory" in caplog.text
 
 
 def test_hidden_folders_are_passed_over(image_folder, caplog):
@@ -148,7 +117,7 @@ def test_hidden_folders_are_passed_over(image_folder, caplog):
         list_classes(image_folder / 'train')
 
 
-def test_what_is_left_out_is_named(image_folder, caplog):
+def test_ignored_files_are_reported(image_folder, caplog):
     for place in ('x.zip', 'train/y.xyz', 'train/a/1.xyz', 'train/a/.z.png', 'test/b/masks/2.XYZ', 'test/b/notes.txt'):
         touch(image_folder / place)
     (image_folder / 'validate').mkdir()
@@ -156,20 +125,20 @@ def test_what_is_left_out_is_named(image_folder, caplog):
     samples, _ = read_folders(image_folder)
     assert len(samples['train']) == 24
     assert [record.message for record in caplog.records] == [
-        f"Left out 1 folder of '{image_folder}' beside its splits: validate.",
-        f"Left out 1 image of '{image_folder}' outside of its splits: stray.png.",
-        f"Left out 5 files of '{image_folder}', hidden or without the suffix of an image: test/b/masks/2.XYZ,"
+        f"Ignored 1 folder in '{image_folder}' beside its splits: validate.",
+        f"Ignored 1 image in '{image_folder}' outside its splits: stray.png.",
+        f"Ignored 5 files in '{image_folder}', hidden or without an image suffix: test/b/masks/2.XYZ,"
         ' train/a/1.xyz, train/a/.z.png, train/y.xyz, x.zip (by suffix: .xyz 3, .png 1, .zip 1).']
     for path in (image_folder / 'train' / 'c').iterdir():
         path.rename(path.with_suffix('.xyz'))
-    with pytest.raises(FileNotFoundError, match=r"No images in class folder '.*c' .*it holds \.xyz 8"):
+    with pytest.raises(FileNotFoundError, match=r"No images in class folder '.*c' .*found \.xyz 8"):
         read_folders(image_folder)
 
 
-def test_splits_that_are_no_folders(image_folder, caplog):
+def test_splits_that_are_not_folders(image_folder, caplog):
     touch(image_folder / 'val')
     os.mkfifo(image_folder / 'valid.tar')
     assert list(find_splits(image_folder)) == ['train', 'test']
     read_folders(image_folder)
-    assert "Left out 2 files of" in caplog.text
+    assert "Ignored 2 files in" in caplog.text
     assert 'val, valid.tar' in caplog.text

@@ -1,3 +1,4 @@
+"""Images in tar files: links, inner tar files, damage."""
 import io
 import os
 import shutil
@@ -8,11 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from data_helpers import create, sizes, tar_folder, truncate
 from helpers import write_images
 from PIL import Image
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
-from hdkd_timm.data.samples import DataConfig, create_datasets, read_folders
+from hdkd_timm.data.sources.folders import read_folders
 from hdkd_timm.data.sources.tars import TarReader
 
 
@@ -58,10 +60,10 @@ def test_links_are_followed(tmp_path):
 
 
 @pytest.mark.parametrize(('link', 'match'), [
-    (('b/2.png', '../c/9.png'), "'b/2.png' is a link to '../c/9.png', nothing in it: .*--dereference"),
-    (('b/2.png', '/data/9.png'), 'nothing in it'), (('b/2.png', '2.png'), 'nothing in it'),
-    (('b', 'hard', 'c'), 'nothing in it'), (('b', '/data/b'), 'nothing in it')])
-def test_links_to_nothing(tmp_path, link, match):
+    (('b/2.png', '../c/9.png'), "'b/2.png' is a link to '../c/9.png', which it does not contain: .*--dereference"),
+    (('b/2.png', '/data/9.png'), 'which it does not contain'), (('b/2.png', '2.png'), 'which it does not contain'),
+    (('b', 'hard', 'c'), 'which it does not contain'), (('b', '/data/b'), 'which it does not contain')])
+def test_broken_links(tmp_path, link, match):
     with pytest.raises(ValueError, match=f"x.tar': .*{match}"):
         TarReader(write_tar(tmp_path / 'x.tar', ('a/1.png', png(1)), link))
 
@@ -103,10 +105,10 @@ def test_hidden_and_other_files(tmp_path, caplog):
     reader = TarReader(path)
     assert [reader.filename(i) for i in range(len(reader))] == ['a/1.2.840.77', 'a/1.jfif', 'b/1.png']
     assert [record.message for record in caplog.records] == [
-        f"Left out 1 file of '{path}', without the suffix of an image: a/2.xyz (by suffix: .xyz 1)."]
+        f"Ignored 1 file in '{path}', without an image suffix: a/2.xyz (by suffix: .xyz 1)."]
 
 
-def test_a_name_that_is_there_twice(tmp_path):
+def test_duplicate_name(tmp_path):
     path = write_tar(tmp_path / 'x.tar', ('a/1.png', png(1)), ('a/2.png', 'hard', 'a/1.png'), ('./a/1.png', png(3)))
     assert content(TarReader(path))['./a/1.png'] == (3, 'a')  # as `tar -x` leaves it
 
@@ -161,12 +163,12 @@ def test_threads_and_processes_share_a_reader(tmp_path):
         greys = list(pool.map(lambda i: Image.open(reader[i][0]).getpixel((0, 0)), range(100)))
     assert sorted(greys) == list(range(100))
     (tmp_path / 'train.tar').write_bytes((tmp_path / 'x.tar').read_bytes())
-    dataset = create_datasets(DataConfig(data_dir=str(tmp_path)), only='train')[0]['train']
+    dataset = create(tmp_path, only='train')[0]['train']
     loader = iter(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=2))
     assert [image.getpixel((0, 0))[0] for image, _ in loader] == [*range(0, 100, 2), *range(1, 100, 2)]
 
 
-def test_nothing_is_lost_behind_a_damaged_header(tmp_path, caplog):
+def test_nothing_is_lost_after_a_damaged_header(tmp_path, caplog):
     path = tmp_path / 'x.tar'
     write_tar(path, *((f'{label}/{i}.png', png(i)) for label in 'ab' for i in range(5)))
     whole = path.read_bytes()
@@ -186,3 +188,60 @@ def test_nothing_is_lost_behind_a_damaged_header(tmp_path, caplog):
     path.write_bytes(whole[:end])
     assert len(TarReader(str(path))) == 10
     assert "x.tar' has no end-of-archive marker" in caplog.text
+
+
+def test_tar_files(image_folder):
+    expected = [(np.asarray(image), target) for image, target in create(image_folder)[0]['test']]
+    for split in ('train', 'test'):
+        tar_folder(image_folder / f'{split}.tar', image_folder / split)
+        (image_folder / split).rename(image_folder / f'{split} folder')
+    datasets, classes = create(image_folder)
+    assert (sizes(datasets), classes) == ({'train': 24, 'test': 12}, ['a', 'b', 'c'])
+    assert datasets['test'].samples.filenames() == [f'{c}/{i}.png' for c in 'abc' for i in range(4)]
+    for (image, target), (pixels, expected_target) in zip(datasets['test'], expected):
+        assert (np.asarray(image) == pixels).all()
+        assert target == expected_target
+    assert sizes(create(image_folder, only='test')[0]) == {'test': 12}
+    datasets, _ = create(image_folder, train_fraction=0.5, val_fraction=0.25, in_chans=1)
+    assert sizes(datasets) == {'train': 9, 'test': 12, 'val': 3}
+    assert datasets['val'][0][0].mode == 'L'
+
+
+def test_tar_files_beside_folders(image_folder):
+    tar_folder(image_folder / 'VAL.tar', image_folder / 'test', prefix='./val/')
+    write_images(image_folder / 'more', classes=['a', 'b', 'c', 'd'], number=1, suffix='.webp')
+    datasets, _ = create(image_folder)
+    assert sizes(datasets) == {'train': 24, 'val': 12, 'test': 12}
+    tar_folder(image_folder / 'VAL.tar', image_folder / 'more')
+    with pytest.raises(ValueError, match=r"Class 'd' is in '.*VAL\.tar' but not in '.*train'"):
+        create(image_folder)
+
+
+def test_bad_tar_files(image_folder):
+    place = image_folder / 'val.tar'
+    tar_folder(place, image_folder / 'test')
+    whole = place.read_bytes()
+    for content in (b'no tar file', b'', whole[:len(whole) // 2]):
+        place.write_bytes(content)
+        with pytest.raises(ValueError, match=r"val\.tar' is not a tar file of images in class folders"):
+            create(image_folder)
+    with tarfile.open(place, 'w'):
+        pass
+    with pytest.raises(ValueError, match=r"val\.tar' is not a tar file of images in class folders"):
+        create(image_folder)
+    (image_folder / 'test' / '0.png').write_bytes((image_folder / 'test' / 'a' / '0.png').read_bytes())
+    tar_folder(place, image_folder / 'test')
+    (image_folder / 'test' / '0.png').unlink()
+    with pytest.raises(ValueError, match=r"val\.tar' contains images outside class folders or one level too deep"):
+        create(image_folder)
+
+
+def test_images_of_a_tar_file_are_named(image_folder):
+    truncate(image_folder / 'test' / 'b' / '2.png')
+    tar_folder(image_folder / 'val.tar', image_folder / 'test')
+    with pytest.raises(ValueError, match=r"Cannot read image 'b/2\.png' .*--on-bad-image skip"):
+        create(image_folder, only='val')
+    assert len(create(image_folder, only='val', on_bad_image='skip')[0]['val']) == 11
+    dataset = create(image_folder, only='val', check_images=False)[0]['val']
+    with pytest.raises(ValueError, match=r"Cannot read image 'b/2\.png' \(OSError"):
+        dataset[6]

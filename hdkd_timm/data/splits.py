@@ -1,0 +1,164 @@
+"""Splits of the training images: a fraction of them, folds, a validation split. Seeded, by class and by group."""
+import logging
+import math
+import warnings
+from typing import Dict, Optional
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+from .samples import Samples
+
+_logger = logging.getLogger(__name__)
+
+VAL_FOLDS = 20  # folds of which a validation split is composed, or more for a fraction that needs finer ones
+
+
+def draw_fraction(targets: np.ndarray, fraction: float, seed: int = 42) -> np.ndarray:
+    """Draw a fraction of each class, at least one image per class.
+
+    Args:
+        targets: Class indices, (N,).
+        fraction: Fraction to keep, above 0 and at most 1; the number of images of each class is rounded.
+        seed: Random seed.
+
+    Returns:
+        Positions of the drawn images in ascending order.
+
+    Raises:
+        ValueError: if the fraction is out of range.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f'train_fraction must be above 0 and at most 1, got {fraction}.')
+    rng = np.random.default_rng(seed)
+    kept = []
+    for target in np.unique(targets):
+        positions = np.flatnonzero(targets == target)
+        kept.extend(rng.permutation(positions)[:max(1, round(fraction * len(positions)))])
+    return np.array(sorted(kept))
+
+
+def _count_units(samples: Samples) -> Dict[int, int]:
+    """Class -> number of its images, or of its groups if there are any: the most folds that can all contain it."""
+    return {
+        int(target): len(np.unique(samples.groups[samples.targets == target]))
+        if samples.groups is not None else int((samples.targets == target).sum())
+        for target in np.unique(samples.targets)}
+
+
+def _unit_name(samples: Samples) -> str:
+    return 'images' if samples.groups is None else 'groups'
+
+
+def assign_folds(samples: Samples, folds: int, seed: int = 42) -> np.ndarray:
+    """Fold of each sample, (N,): stratified by class, each group in a single fold (scikit-learn's stratified folds).
+
+    Raises:
+        ValueError: if there are fewer than two folds, or more than images (or groups) of a class.
+    """
+    smallest = min(_count_units(samples).values())
+    if not 2 <= folds <= smallest:
+        raise ValueError(
+            f'Cannot split the training images into {folds} folds: expected 2 to {smallest}, the number of'
+            f' {_unit_name(samples)} of the smallest class.')
+    return _stratify(samples, folds, seed)
+
+
+def _stratify(samples: Samples, folds: int, seed: int) -> np.ndarray:
+    splitter = StratifiedKFold if samples.groups is None else StratifiedGroupKFold
+    fold_of = np.empty(len(samples), int)
+    splits = splitter(folds, shuffle=True, random_state=seed).split(samples.targets, samples.targets, samples.groups)
+    for fold, (_, held_out) in enumerate(splits):
+        fold_of[held_out] = fold
+    return fold_of
+
+
+def draw_val(samples: Samples, fraction: float, seed: int = 42) -> np.ndarray:
+    """Draw a validation split: consecutive stratified folds, as in `assign_folds`.
+
+    The number of folds, and of those held out, is chosen to come as near the fraction as possible with images of each
+    class on both sides.
+
+    Args:
+        samples: Training images, (N,).
+        fraction: Fraction to hold out, above 0 and below 1.
+        seed: Random seed.
+
+    Returns:
+        Mask of the images held out, (N,).
+
+    Raises:
+        ValueError: if the fraction is out of range, or there is no such split (a class has a single image or group).
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f'val_fraction must be above 0 and below 1, got {fraction}.')
+    units = _count_units(samples)
+    most_folds = max(VAL_FOLDS, math.ceil(1 / min(fraction, 1 - fraction)))
+    most_folds = min(most_folds, max(units.values())) if min(units.values()) > 1 else 1
+    candidates = sorted(
+        (abs(held / folds - fraction), folds, held) for folds in range(2, most_folds + 1) for held in range(1, folds))
+    folds_of: Dict[int, np.ndarray] = {}  # number of folds -> fold of each sample
+    for _, folds, held in candidates:
+        if folds not in folds_of:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore', UserWarning)  # about classes with fewer images than folds
+                folds_of[folds] = _stratify(samples, folds, seed)
+        for first in range(folds):
+            held_out = (folds_of[folds] - first) % folds < held
+            if all(len(np.unique(samples.targets[side])) == len(units) for side in (held_out, ~held_out)):
+                return held_out
+    raise ValueError(
+        'Cannot draw a val split with images of each class: the smallest class has'
+        f' {min(units.values())} training {_unit_name(samples)}.')
+
+
+def hold_out(
+        samples: Dict[str, Samples],
+        folds: Optional[int],
+        fold: int,
+        val_fraction: float,
+        seed: int,
+) -> Dict[str, Samples]:
+    """Hold a fold or a validation split out of the training images.
+
+    Args:
+        samples: Split -> samples, with 'train'.
+        folds: Number of folds, None for no cross-validation.
+        fold: Fold held out: as 'val' if there is a test split, else as 'test'.
+        val_fraction: Fraction held out as 'val', 0 for none.
+        seed: Random seed.
+
+    Raises:
+        ValueError: if the data has a val split already, the fold does not exist, a class has too few images, or nothing
+            but training images is left.
+    """
+    train = samples['train']
+    if folds:
+        if 'val' in samples:
+            raise ValueError('--folds holds out a val split, but the data already has one.')
+        if not 0 <= fold < folds:
+            raise ValueError(f'--fold must be 0 to {folds - 1}, got {fold}.')
+        held_out = assign_folds(train, folds, seed) == fold
+        samples = dict(samples, **{'val' if 'test' in samples else 'test': train.take(held_out)})
+        train = train.take(~held_out)
+    if val_fraction:
+        if 'val' in samples:
+            raise ValueError('--val-fraction is for data without a val split, but this data has one.')
+        held_out = draw_val(train, val_fraction, seed)
+        samples, train = dict(samples, val=train.take(held_out)), train.take(~held_out)
+    if len(samples) == 1:
+        raise ValueError(
+            "The data has neither a split 'test' nor 'val': add one, or hold training images out with --folds or"
+            ' --val-fraction.')
+    return dict(samples, train=train)
+
+
+def warn_of_leaks(samples: Dict[str, Samples]) -> None:
+    """Warn about groups with images in the training split and in another one."""
+    for split in ('val', 'test'):
+        if split in samples and samples[split].groups is not None:
+            shared = np.isin(samples[split].groups, samples['train'].groups)
+            if shared.any():
+                _logger.warning(
+                    f'{shared.sum()} of {len(shared)} {split} images share a group with training images: results on'
+                    ' them are optimistically biased.')
