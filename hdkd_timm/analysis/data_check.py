@@ -51,8 +51,8 @@ KINDS = {'file': 'equal files', 'pixels': 'equal pixels', 'near': 'near-duplicat
 class CheckConfig(SourceConfig):
     """Settings of `check_data`."""
     threshold: float = setting(
-        0.99, f'correlation of grey thumbnails of {THUMBNAIL_SIZE} x {THUMBNAIL_SIZE} pixels from which on images are'
-        ' near-duplicates', above=0, at_most=1)
+        0.99, 'minimum correlation of near-duplicates, between grey thumbnails of'
+        f' {THUMBNAIL_SIZE} x {THUMBNAIL_SIZE} pixels', above=0, at_most=1, group='duplicates', common=True)
 
 
 class Look(NamedTuple):

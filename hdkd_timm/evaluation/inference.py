@@ -61,15 +61,20 @@ _logger = logging.getLogger(__name__)
 @dataclasses.dataclass
 class ModelConfig:
     """Settings of a saved model that is loaded."""
-    model: Optional[str] = setting(None, 'model name of a checkpoint file, where its keys leave a choice (_s4)')
+    model: Optional[str] = setting(
+        None, 'architecture of a checkpoint file, if its keys fit more than one (hdkd_student_s4)', group='model')
     model_kwargs: Dict[str, Any] = setting(
-        {}, 'its other arguments, where the keys leave a choice', nargs='*', action=KeyValues, metavar='NAME=VALUE')
-    img_size: Optional[int] = setting(None, "height and width in pixels (default: the model's)", at_least=1)
-    use_ema: bool = setting(True, 'of a checkpoint file with weights and their moving average, take the average')
+        {}, 'further model arguments of a checkpoint file, if its keys leave them open', nargs='*', action=KeyValues,
+        metavar='NAME=VALUE')
+    img_size: Optional[int] = setting(
+        None, "height and width in pixels to which images are resized (default: the model's)", at_least=1, common=True)
+    use_ema: bool = setting(True, 'prefer the moving average of the weights in a checkpoint file that has both')
     label_names: Optional[Tuple[str, ...]] = setting(
-        None, 'class names by index, of a model that tells none', metavar='NAME')
-    device: Optional[str] = setting(None, 'cpu, cuda, mps, ... (default: the best there is)')
-    calibrated: bool = setting(False, 'scale probabilities by the temperature of `hdkd calibrate`')
+        None, 'class names by index, of a model without class names', common=True)
+    device: Optional[str] = setting(
+        None, 'cpu, cuda, mps, ... (default: the best available)', group='device and speed', common=True)
+    calibrated: bool = setting(
+        False, 'scale the probabilities with the temperature of `hdkd calibrate`', group='model', common=True)
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value out of range; names the flag, the value and the range."""
@@ -83,19 +88,22 @@ class ModelConfig:
 @dataclasses.dataclass
 class InferenceConfig(ModelConfig):
     """Settings of `load_classifier` and of how images go through it."""
-    batch_size: int = setting(64, 'images a batch', flags=('-b',), at_least=1)
+    batch_size: int = setting(64, 'batch size', flags=('-b',), at_least=1, group='device and speed', common=True)
     amp: bool = setting(False, 'mixed precision')
-    amp_dtype: str = setting('float16', 'its lower precision', choices=('float16', 'bfloat16'))
-    channels_last: bool = setting(False, 'use the channels-last memory layout')
-    workers: int = setting(2, 'loader processes', flags=('-j',), at_least=0)
+    amp_dtype: str = setting('float16', 'autocast dtype', choices=('float16', 'bfloat16'))
+    channels_last: bool = setting(False, 'channels-last memory layout')
+    workers: int = setting(2, 'loader processes', flags=('-j',), at_least=0, common=True)
 
 
 @dataclasses.dataclass
 class EvalConfig(InferenceConfig, DataConfig):
     """Settings of `evaluate_model`."""
-    in_chans: Optional[int] = setting(None, "image channels, 3 (RGB) or 1 (grey) (default: the model's)")
-    split: str = setting('test', 'split to test on', choices=('train', 'val', 'test'))
-    bootstrap: int = setting(1000, 'resamples for the 95 %% intervals, 0 for none', at_least=0)
+    in_chans: Optional[int] = setting(
+        None, "image channels, 3 (RGB) or 1 (greyscale) (default: the model's)", group='data')
+    split: str = setting(
+        'test', 'split to evaluate on', choices=('train', 'val', 'test'), group='evaluation', common=True)
+    bootstrap: int = setting(
+        1000, 'bootstrap resamples for the 95 %% intervals, 0 for no intervals', at_least=0, common=True)
 
 
 @dataclasses.dataclass
