@@ -31,7 +31,7 @@ BAD_CONFIG = dict(
     (['distill', '--config', 'BAD/kind'], "Setting 'epochs' in '"),
     (['train', '--config', 'BAD/choice'], "must be one of timm, paper, none, got 'wings'"),
     (['train', '--config', 'BAD/bound'], "bound.yaml' must be above 0, got -1.0"),
-    (['train', '--config', 'BAD/no_yaml'], 'is not a YAML file'),
+    (['train', '--config', 'BAD/no_yaml'], 'YAML file (while parsing'),
     (['train', '--config', 'BAD/no_settings'], 'must hold settings'),
     (['train', '--config', 'BAD/both', '--data-csv', 'a.csv'], 'Give either --dataset or --data-csv'),
     (['train'], 'No images given: name them with --data-dir, --data-csv or --dataset'),
