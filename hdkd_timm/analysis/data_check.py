@@ -32,7 +32,7 @@ from ..data.samples import (
 )
 from ..data.sources.tars import TarReader
 from ..evaluation.plots import plot_pairs
-from ..utils.config import setting
+from ..utils.config import check_values, setting
 from ..utils.files import PathLike, new_folder, write_json, write_rows
 from ..utils.memory import available_memory
 from ..utils.text import printable
@@ -53,6 +53,10 @@ class CheckConfig(SourceConfig):
     threshold: float = setting(
         0.99, 'minimum correlation of near-duplicates, between grey thumbnails of'
         f' {THUMBNAIL_SIZE} x {THUMBNAIL_SIZE} pixels', above=0, at_most=1, group='duplicates', common=True)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value out of range; names the flag, the value and the range."""
+        check_values(self)
 
 
 class Look(NamedTuple):

@@ -1,7 +1,6 @@
 """`hdkd convert`: a model folder for timm from a checkpoint of the published code."""
 import argparse
 
-from ..utils.config import KeyValues
 from .parser import CommandParser, add_checkpoint_arguments
 
 
@@ -9,11 +8,6 @@ def add_arguments(parser: CommandParser) -> None:
     parser.usage = 'hdkd convert CHECKPOINT OUT_DIR [OPTION ...]'
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='file with a state dict')
     parser.add_argument('out_dir', metavar='OUT_DIR', help='folder to write: config.json and model.safetensors')
-    parser.add_argument('--model', metavar='NAME',
-                        help='name of the architecture, if the keys fit more than one (hdkd_student_s4)')
-    parser.add_argument(
-        '--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='NAME=VALUE',
-        help='model arguments that the keys leave open (num_heads=8 head_dim=32 img_size=224)')
     add_checkpoint_arguments(parser)
 
 

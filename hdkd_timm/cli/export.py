@@ -2,7 +2,6 @@
 import argparse
 from typing import Any, Dict
 
-from ..utils.config import KeyValues
 from .parser import MODEL, CommandParser, add_checkpoint_arguments
 
 
@@ -21,11 +20,6 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument('--calibration-images', type=int, default=200, metavar='N',
                         help='maximum number of calibration images, evenly spaced (default: %(default)s)')
     parser.add_argument('--img-size', type=int, metavar='N', help="height and width in pixels (default: the model's)")
-    parser.add_argument('--model', metavar='NAME',
-                        help='architecture of a checkpoint file, if its keys fit more than one (hdkd_student_s4)')
-    parser.add_argument(
-        '--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='NAME=VALUE',
-        help='further model arguments of a checkpoint file, if its keys leave them open')
     add_checkpoint_arguments(parser)
 
 

@@ -3,7 +3,7 @@ import argparse
 import dataclasses
 from typing import Any, Collection, Dict, List, Optional, Sequence, Type, TypeVar
 
-from ..utils.config import add_arguments, check_settings, from_arguments, read_yaml
+from ..utils.config import KeyValues, add_arguments, check_settings, from_arguments, read_yaml
 
 ConfigT = TypeVar('ConfigT')
 
@@ -71,7 +71,12 @@ def add_image_arguments(parser: CommandParser) -> None:
 
 
 def add_checkpoint_arguments(parser: CommandParser) -> None:
-    """Arguments of commands that read checkpoint files, beside `--model` and `--model-kwargs`."""
+    """Arguments of commands that read checkpoint files without a settings dataclass."""
+    parser.add_argument('--model', metavar='NAME',
+                        help='architecture of a checkpoint file, if its keys fit more than one (hdkd_student_s4)')
+    parser.add_argument(
+        '--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='NAME=VALUE',
+        help='further model arguments of a checkpoint file, if its keys leave them open (num_heads=8 head_dim=32)')
     parser.add_argument('--label-names', nargs='+', metavar='NAME',
                         help='class names by index, of a model without class names')
     parser.add_argument('--use-ema', default=True, action=argparse.BooleanOptionalAction,
