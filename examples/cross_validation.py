@@ -1,10 +1,10 @@
-"""Cross-validation: train on each K - 1 of K folds, test on the one left out, and tell mean and spread.
+"""Cross-validation: train on K - 1 of K folds, test on the remaining one, and report mean and standard deviation.
 
     python examples/cross_validation.py --data-dir DIR --folds 5 [flags of `hdkd train`]
 
-DIR holds train/<class>/* alone (or --data-csv a table without test rows; with a column `group`, such as the patient, no
-group is torn apart): fold I is then the test split of run NAME/fold-I. Where there is a test split, too, fold I is its
-val split. Runs that are finished are not repeated: start it again where it was broken.
+DIR holds only train/<class>/* (or --data-csv names a table without test rows; a column `group`, such as the patient,
+keeps groups together): fold I is then the test split of run NAME/fold-I. If there is a test split too, fold I is the
+val split. Finished runs are not repeated: after an interruption, start the script again with the same flags.
 """
 import argparse
 import dataclasses
@@ -16,15 +16,17 @@ from hdkd_timm import TrainConfig, train
 from hdkd_timm.evaluation.metrics import METRICS
 from hdkd_timm.utils.config import add_arguments, from_arguments
 
+DEFAULTS = dict(folds=5, experiment='cross-validation')
+
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-add_arguments(parser, TrainConfig, folds=5, experiment='cross-validation')
-config = from_arguments(TrainConfig, parser.parse_args())
+add_arguments(parser, TrainConfig, **DEFAULTS)
+config = from_arguments(TrainConfig, parser.parse_args(), **DEFAULTS)
 
 results = []
 for fold in range(config.folds):
     experiment = f'{config.experiment}/fold-{fold}'
-    begun = (Path(config.output) / experiment / 'config.yaml').exists()
-    metrics = train(dataclasses.replace(config, fold=fold, experiment=experiment), resume=begun)
+    is_started = (Path(config.output) / experiment / 'config.yaml').exists()
+    metrics = train(dataclasses.replace(config, fold=fold, experiment=experiment), resume=is_started)
     result, = metrics['models'].values()
     results.append(result['test'])
     print(f"fold {fold}: {len(result['test']['per_class'])} classes, {result['test']['images']} images, "

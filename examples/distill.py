@@ -1,11 +1,11 @@
-"""Distil a trained teacher into a student by the Python API, in a loop of one's own.
+"""Distil a trained teacher into a student with the Python API, in your own training loop.
 
     python examples/distill.py TEACHER_FOLDER DATA_DIR [--epochs N] [--img-size PX] [--out FOLDER]
 
 TEACHER_FOLDER is a model folder, such as runs/<name>/best of `hdkd train --model hdkd_teacher`; DATA_DIR holds
-train/<class>/* and test/<class>/* of the teacher's classes. `HDKDTask` is all of HDKD here: one forward pass of each
-network, the loss and each of its parts. `hdkd distill --teacher-checkpoint TEACHER_FOLDER` does the same with all that
-a training needs.
+train/<class>/* and test/<class>/* of the teacher's classes. `HDKDTask` contains all of HDKD: one forward pass of each
+network, the loss and its parts. `hdkd distill --teacher-checkpoint TEACHER_FOLDER` does the same, with everything else
+that a training needs.
 """
 import argparse
 

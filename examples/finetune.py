@@ -1,11 +1,11 @@
-"""Fine-tune a student on other classes in plain PyTorch + timm.
+"""Fine-tune a student on other classes with plain PyTorch and timm.
 
     python examples/finetune.py MODEL DATA_DIR [--epochs N] [--layer-decay D] [--out FOLDER]
 
 MODEL is the name of released weights, such as hdkd_student, or a model folder, such as runs/<name>/student/best of
-`hdkd distill`; DATA_DIR holds train/<class>/* and test/<class>/*. New heads are made for the classes of DATA_DIR,
-earlier layers learn slower by the layer decay. `hdkd train --model hdkd_student --pretrained`, or `--model
-local-dir:FOLDER`, does the same with all that a training needs.
+`hdkd distill`; DATA_DIR holds train/<class>/* and test/<class>/*. The heads are new, for the classes of DATA_DIR;
+layer-wise learning rate decay lets earlier layers learn more slowly. `hdkd train --model hdkd_student --pretrained`, or
+`--model local-dir:FOLDER`, does the same, with everything else that a training needs.
 """
 import argparse
 import os
@@ -53,7 +53,7 @@ for epoch in range(args.epochs):
         loss.backward()
         optimizer.step()
     scheduler.step(epoch + 1)
-    print(f'epoch {epoch + 1}/{args.epochs}  loss of the last batch {loss.item():.4f}')
+    print(f'epoch {epoch + 1}/{args.epochs}  loss of last batch {loss.item():.4f}')
 
 model.eval()
 with torch.inference_mode():

@@ -1,7 +1,8 @@
-"""Parameters and multiply-adds of the models, the table of the README: python examples/model_table.py [--img-size N]"""
+"""Parameters and multiply-adds of the models, as in the README: python examples/model_table.py [--img-size N]"""
 import argparse
 
-from hdkd_timm.benchmark.benchmark import MODELS, count_multiply_adds
+from hdkd_timm.benchmark.config import MODELS
+from hdkd_timm.benchmark.inference import count_multiply_adds
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument('--img-size', type=int, default=224)

@@ -18,7 +18,7 @@ from ..data.datasets import read_samples
 from ..data.samples import SPLITS, FileReader, SampleDataset, Samples, SplitNotFoundError, find_changed
 from ..data.value_range import describe_ranges
 from ..evaluation.plots import plot_pairs
-from ..utils.config import setting
+from ..utils.config import check_values, setting
 from ..utils.csv_files import write_rows
 from ..utils.files import PathLike, new_folder, write_json
 from ..utils.text import printable
@@ -37,8 +37,12 @@ MAX_ROWS = 200_000  # of duplicates.csv
 class CheckConfig(SourceConfig):
     """Settings of `check_data`."""
     threshold: float = setting(
-        0.99, f'lowest correlation of near-duplicates, between grey thumbnails of {THUMBNAIL_SIZE} x {THUMBNAIL_SIZE}'
-        ' pixels', above=0, at_most=1)
+        0.99, 'minimum correlation of near-duplicates, between grey thumbnails of'
+        f' {THUMBNAIL_SIZE} x {THUMBNAIL_SIZE} pixels', above=0, at_most=1, group='duplicates', common=True)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value out of range; names the flag, the value and the range."""
+        check_values(self)
 
 
 class DataCheck(NamedTuple):

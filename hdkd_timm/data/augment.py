@@ -29,28 +29,28 @@ _AUTO_AUGMENT = re.compile('|'.join((  # as timm documents; it silently ignores 
 class AugmentConfig:
     """Settings of the augmentation; flags are named as in timm's train.py."""
     aug: str = setting(
-        'timm', "augmentation: timm's as configured by the flags below, the published one, or none",
-        choices=AUGMENTATIONS)
+        'timm', "augmentation: timm's, which the other flags adjust, the published one, or none", choices=AUGMENTATIONS,
+        group='augmentation', common=True)
     aug_device: bool = setting(
-        False, 'apply the published augmentation on the device to whole batches, after resizing')
+        False, 'apply the published augmentation to whole batches on the device, after resizing')
     load_size: Optional[int] = setting(
-        None, 'resize training images to this height and width before any augmentation', at_least=1)
-    scale: Tuple[float, float] = setting(
-        (0.8, 1.), 'area of the random crop, as a fraction of the image', metavar=('MIN', 'MAX'))
-    ratio: Tuple[float, float] = setting((0.75, 1.3333), 'aspect ratio of the random crop', metavar=('MIN', 'MAX'))
+        None, 'height and width to which training images are resized before everything else', at_least=1)
+    scale: Tuple[float, float] = setting((0.8, 1.), 'random crop: fraction of the area', metavar=('MIN', 'MAX'))
+    ratio: Tuple[float, float] = setting((0.75, 1.3333), 'random crop: aspect ratio', metavar=('MIN', 'MAX'))
     hflip: float = setting(0.5, 'probability of a horizontal flip', at_least=0, at_most=1)
     vflip: float = setting(0.5, 'probability of a vertical flip', at_least=0, at_most=1)
     color_jitter: float = setting(0.3, 'strength of random brightness, contrast and saturation', at_least=0)
-    aa: Optional[str] = setting(None, "timm's AutoAugment policy (rand-m6-mstd0.5), replaces the colour jitter")
+    aa: Optional[str] = setting(
+        None, "timm's auto augmentation (rand-m6-mstd0.5), replaces the colour jitter", metavar='POLICY')
     reprob: float = setting(0., 'probability of random erasing', at_least=0, at_most=1)
     remode: str = setting('pixel', 'fill of random erasing', choices=('const', 'rand', 'pixel'))
-    recount: int = setting(1, 'number of areas erased per image', at_least=1)
-    mixup: float = setting(0., 'mixup alpha, 0 to disable', at_least=0)
-    cutmix: float = setting(0., 'cutmix alpha, 0 to disable', at_least=0)
-    mixup_prob: float = setting(1., 'probability of mixup or cutmix per batch', at_least=0, at_most=1)
+    recount: int = setting(1, 'number of erased areas per image', at_least=1)
+    mixup: float = setting(0., 'mixup alpha, 0 for no mixup', at_least=0)
+    cutmix: float = setting(0., 'cutmix alpha, 0 for no cutmix', at_least=0)
+    mixup_prob: float = setting(1., 'probability of applying mixup or cutmix to a batch', at_least=0, at_most=1)
     mixup_switch_prob: float = setting(
         0.5, 'probability of cutmix instead of mixup if both are enabled', at_least=0, at_most=1)
-    mixup_off_epoch: int = setting(0, 'epoch after which mixup and cutmix are disabled, 0 for never', at_least=0)
+    mixup_off_epoch: int = setting(0, 'turn mixup and cutmix off after this epoch, 0 for never', at_least=0)
     smoothing: float = setting(0., 'label smoothing', at_least=0, below=1)
 
     @property

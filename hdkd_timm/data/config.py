@@ -9,21 +9,22 @@ from ..utils.config import setting
 class SourceConfig:
     """Where labelled images come from; flags are named as in timm's train.py."""
     data_dir: Optional[str] = setting(
-        None, 'directory with train/<class>/*, test/<class>/* and optionally val/<class>/*, or train.tar and test.tar')
+        None, 'folder with train/<class>/*, test/<class>/* and optionally val/<class>/*, or with train.tar, test.tar',
+        metavar='DIR', group='data', common=True)
     data_csv: Optional[str] = setting(
-        None, "CSV table of images instead, with the columns path (relative to --data-dir, else to the table's"
-        ' directory), label, split and group', metavar='FILE')
-    split_column: str = setting('split', 'CSV column that specifies train, val or test')
+        None, "CSV file instead: columns path (relative to --data-dir, else to the file's folder), label, split, group",
+        metavar='FILE', common=True)
+    split_column: str = setting('split', 'CSV column with the split of an image: train, val or test')
     group_column: Optional[str] = setting(
-        None, 'CSV column of groups (patients, lesions), which are never divided between splits (default: group, if'
-        ' present)')
+        None, "CSV column of groups (patients, lesions) that splits keep together (default: 'group', if present)")
     dataset: Optional[str] = setting(
-        None, "dataset of timm's create_dataset instead (hfds/NAME, wds/NAME, torch/NAME), with --data-dir as its root")
-    train_split: str = setting('train', 'split of --dataset for training')
-    val_split: str = setting('', 'split of --dataset for selecting the best epoch, empty for none')
-    test_split: str = setting('test', 'split of --dataset for testing, empty for none')
+        None, "dataset of timm's create_dataset instead (hfds/NAME, wds/NAME, torch/NAME), with root --data-dir")
+    train_split: str = setting('train', 'training split of --dataset')
+    val_split: str = setting('', 'validation split of --dataset, empty for none')
+    test_split: str = setting('test', 'test split of --dataset, empty for none')
     dataset_download: bool = setting(False, 'allow --dataset to be downloaded')
-    class_map: Optional[str] = setting(None, 'class map of --dataset, a text file with one class per line')
+    class_map: Optional[str] = setting(
+        None, 'class map of --dataset, a text file with one class per line', metavar='FILE')
     input_key: Optional[str] = setting(None, 'image field of --dataset')
     target_key: Optional[str] = setting(None, 'label field of --dataset')
     seed: int = setting(42, 'random seed', at_least=0)
@@ -32,19 +33,19 @@ class SourceConfig:
 @dataclasses.dataclass
 class DataConfig(SourceConfig):
     """Settings of `create_datasets`."""
-    num_classes: Optional[int] = setting(None, 'number of classes, for datasets that do not define it', at_least=2)
+    num_classes: Optional[int] = setting(
+        None, 'number of classes, for datasets that do not provide it', at_least=2, group='data')
     in_chans: int = setting(3, 'image channels, 3 (RGB) or 1 (greyscale)')
     train_fraction: float = setting(
-        1., 'fraction of the training images to use, drawn per class with the seed', above=0, at_most=1)
+        1., 'fraction of the training images to use, sampled per class with --seed', above=0, at_most=1)
     val_fraction: float = setting(
-        0., 'fraction of the training images held out to select the best epoch if there is no val split, stratified by'
-        ' class and with groups kept together', at_least=0, below=1)
+        0., 'fraction of the training images to hold out for validation if there is no val split, stratified by class'
+        ' and grouped', at_least=0, below=1)
     folds: Optional[int] = setting(
-        None, 'cross-validation: number of folds of the training images, stratified by class and with groups kept'
-        ' together; one is held out, as val if there is a test split, else as test', at_least=2)
-    fold: int = setting(0, 'index of the fold held out, from 0', at_least=0)
-    on_bad_image: str = setting(
-        'error', 'images that cannot be read: stop with an error, or skip them', choices=('error', 'skip'))
+        None, 'cross-validation: number of folds of the training images, stratified by class and grouped, of which one'
+        ' is held out, as val if there is a test split, else as test', at_least=2)
+    fold: int = setting(0, 'fold that is held out, from 0', at_least=0)
+    on_bad_image: str = setting('error', 'stop at images that cannot be read, or skip them', choices=('error', 'skip'))
     check_images: bool = setting(
-        True, 'read every image once before training; without it, a resumed run compares the sizes of its image files'
-        ' but not their contents')
+        True, 'read every image once before training; without this check, a resumed run compares the sizes of its image'
+        ' files, not their contents')

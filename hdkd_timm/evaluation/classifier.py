@@ -24,15 +24,20 @@ from .temperature import CALIBRATION_FILE, read_temperature
 @dataclasses.dataclass
 class ModelConfig:
     """Settings for loading a saved model."""
-    model: Optional[str] = setting(None, 'model name of a checkpoint file, where its keys are ambiguous (_s4)')
+    model: Optional[str] = setting(
+        None, 'architecture of a checkpoint file, if its keys fit more than one (hdkd_student_s4)', group='model')
     model_kwargs: Dict[str, Any] = setting(
-        {}, 'further model arguments, where the keys are ambiguous', nargs='*', action=KeyValues, metavar='NAME=VALUE')
-    img_size: Optional[int] = setting(None, "image height and width in pixels (default: the model's)", at_least=1)
-    use_ema: bool = setting(True, 'use the EMA weights of a checkpoint file that has both')
+        {}, 'further model arguments of a checkpoint file, if its keys leave them open', nargs='*', action=KeyValues,
+        metavar='NAME=VALUE')
+    img_size: Optional[int] = setting(
+        None, "height and width in pixels to which images are resized (default: the model's)", at_least=1, common=True)
+    use_ema: bool = setting(True, 'prefer the moving average of the weights in a checkpoint file that has both')
     label_names: Optional[Tuple[str, ...]] = setting(
-        None, 'class names in index order, for a model without class names', metavar='NAME')
-    device: Optional[str] = setting(None, 'cpu, cuda, mps, ... (default: the fastest one available)')
-    calibrated: bool = setting(False, 'apply the temperature found by `hdkd calibrate`')
+        None, 'class names by index, of a model without class names', common=True)
+    device: Optional[str] = setting(
+        None, 'cpu, cuda, mps, ... (default: the best available)', group='device and speed', common=True)
+    calibrated: bool = setting(
+        False, 'scale the probabilities with the temperature of `hdkd calibrate`', group='model', common=True)
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value out of range, naming the flag, the value and the range."""
@@ -46,11 +51,11 @@ class ModelConfig:
 @dataclasses.dataclass
 class InferenceConfig(ModelConfig):
     """Settings for running a saved model on images."""
-    batch_size: int = setting(64, 'batch size', flags=('-b',), at_least=1)
-    amp: bool = setting(False, 'use mixed precision')
+    batch_size: int = setting(64, 'batch size', flags=('-b',), at_least=1, group='device and speed', common=True)
+    amp: bool = setting(False, 'mixed precision')
     amp_dtype: str = setting('float16', 'autocast dtype', choices=('float16', 'bfloat16'))
-    channels_last: bool = setting(False, 'use the channels-last memory layout')
-    workers: int = setting(2, 'number of loader processes', flags=('-j',), at_least=0)
+    channels_last: bool = setting(False, 'channels-last memory layout')
+    workers: int = setting(2, 'loader processes', flags=('-j',), at_least=0, common=True)
 
 
 @dataclasses.dataclass

@@ -30,9 +30,12 @@ _logger = logging.getLogger(__name__)
 @dataclasses.dataclass
 class EvalConfig(InferenceConfig, DataConfig):
     """Settings of `evaluate_model`."""
-    in_chans: Optional[int] = setting(None, "image channels, 3 (RGB) or 1 (grey) (default: the model's)")
-    split: str = setting('test', 'split to test on', choices=('train', 'val', 'test'))
-    bootstrap: int = setting(1000, 'resamples of the 95 %% intervals, 0 for no intervals', at_least=0)
+    in_chans: Optional[int] = setting(
+        None, "image channels, 3 (RGB) or 1 (greyscale) (default: the model's)", group='data')
+    split: str = setting(
+        'test', 'split to evaluate on', choices=('train', 'val', 'test'), group='evaluation', common=True)
+    bootstrap: int = setting(
+        1000, 'bootstrap resamples for the 95 %% intervals, 0 for no intervals', at_least=0, common=True)
 
 
 @torch.inference_mode()

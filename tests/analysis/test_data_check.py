@@ -101,7 +101,7 @@ def test_tells_of_images_that_are_read_nearly_black(tmp_path, capsys):
     Image.fromarray(grey.astype(np.int32)).save(tmp_path / 'data' / 'test' / 'a' / '0.tif')
     assert main(['check', str(tmp_path / 'data'), '--out', str(tmp_path / 'out')]) == 0
     told, = [line for line in capsys.readouterr().out.splitlines() if 'nearly black' in line]
-    assert told.startswith('WARNING: 10 of 10 images use so small a part of their range')
+    assert told.startswith('WARNING: 10 of 10 images use so little of their value range')
     assert '9 of them have values' in told
     assert 'of 0 to 65535 (I;16, 16 bit)' in told
     summary = json.loads((tmp_path / 'out' / 'summary.json').read_text())

@@ -241,7 +241,7 @@ def test_run_ends_with_its_report(image_folder, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / 'runs' / 'b' / 'report.html').exists()
     monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)  # a run is no worse without
     assert main([*args, '--experiment', 'c']) == 0
-    assert "There is no report (Plots need matplotlib: pip install 'hdkd-timm[plots]'.)" in capsys.readouterr().out
+    assert "No report was written (Plots need matplotlib: pip install 'hdkd-timm[plots]'" in capsys.readouterr().out
     assert (tmp_path / 'runs' / 'c' / 'best' / 'config.json').exists()
 
 

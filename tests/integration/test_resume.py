@@ -155,7 +155,7 @@ def test_interrupted_in_the_middle_of_an_epoch(unbroken, send, signum, expected)
     line = errors.strip().splitlines()[-1]
     config = runs / name / 'config.yaml'
     assert line == (
-        f"hdkd distill: {signum.name}, the state is saved. Go on with: hdkd distill --config '{config}' --resume")
+        f"hdkd distill: {signum.name}, the state is saved. Resume with: hdkd distill --config '{config}' --resume")
     process = subprocess.run(  # as it says
         [sys.executable, '-m', 'hdkd_timm', 'distill', '--config', config, '--resume'], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr

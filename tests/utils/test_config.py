@@ -7,7 +7,6 @@ from typing import Any, Dict, Optional, Tuple
 import pytest
 import yaml
 
-from hdkd_timm.training.config import DistillConfig, read_recipe, recipe_names
 from hdkd_timm.utils.config import (
     KeyValues,
     add_arguments,
@@ -15,6 +14,7 @@ from hdkd_timm.utils.config import (
     check_values,
     flag,
     from_arguments,
+    given_settings,
     read_yaml,
     setting,
     to_yaml,
@@ -39,7 +39,7 @@ class Config:
 def parse(*args, **defaults):
     parser = argparse.ArgumentParser()
     add_arguments(parser, Config, **defaults)
-    return from_arguments(Config, parser.parse_args(args))
+    return from_arguments(Config, parser.parse_args(args), **defaults)
 
 
 def test_defaults():
@@ -82,13 +82,46 @@ def test_key_values():
     assert parse('--folder', 'x').arguments == {}  # a default of its own for each
 
 
-def test_help_tells_the_defaults(capsys):
+def test_help_shows_the_defaults(capsys):
     with pytest.raises(SystemExit):
         parse('--help')
     shown = ' '.join(capsys.readouterr().out.split())
     assert 'a number (default: 3)' in shown
     assert 'two numbers (default: 1.0 2.0)' in shown
-    assert 'a rate -' in shown.replace('--', '-')  # none to tell
+    assert re.search(r'a rate --', shown)  # no default to show
+    assert re.search(r'on or off --', shown)
+
+
+@dataclasses.dataclass
+class Base:
+    first: int = setting(1, 'one', group='early')
+    second: int = setting(2, 'two')
+    third: int = setting(3, 'three', group='late', common=True)
+
+
+@dataclasses.dataclass
+class Derived(Base):
+    fourth: int = setting(4, 'four')
+    second: int = setting(5, 'two again', group='middle')
+    fifth: int = setting(5, 'five')
+
+
+def test_groups_in_the_help():
+    """A field is in the group that is named at or above it in its class; that of a subclass replaces its parent's."""
+    parser = argparse.ArgumentParser()
+    arguments = add_arguments(parser, Derived, exclude=['fifth'], titles=['late', 'unused', 'middle'])
+    assert list(arguments) == ['first', 'second', 'third', 'fourth']
+    sections = re.findall(r'(?m)^([a-z]+):\n((?:  .*\n?)+)', parser.format_help())
+    assert [(title, re.findall(r'--(\w+)', lines)) for title, lines in sections if title != 'options'] == [
+        ('late', ['third']), ('middle', ['second']), ('early', ['first']), ('settings', ['fourth'])]
+
+
+def test_only_given_flags_are_in_the_result():
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, Base)
+    args = parser.parse_args(['--second', '2'])
+    assert given_settings(Base, args) == {'second': 2}
+    assert from_arguments(Base, args, first=7, second=8) == Base(first=7, second=2)
 
 
 def write(tmp_path, text):
@@ -145,6 +178,8 @@ def test_values_that_are_converted(name, value, expected):
     ('arguments', [1], "Setting 'arguments' in file must be Dict[str, Any], got [1]."),
     ('kind', 'c', "Setting 'kind' in file must be one of a, b, got 'c'."),
     ('logs', ['x', 'z'], "Setting 'logs' in file must be one of x, y, got 'z'."),
+    ('share', 2, "Setting 'share' in file must be above 0 and at most 1, got 2.0."),
+    ('counts', [5, 10], "Setting 'counts' in file must be 1 or more and below 10, got 10."),
 ])
 def test_bad_settings(name, value, message):
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
@@ -179,67 +214,25 @@ def test_settings_of_several_dataclasses():
 
 
 @pytest.mark.parametrize(('text', 'message'), [
-    ('a: [1', 'is not a YAML file (while parsing'),
-    ('a: b: c', 'is not a YAML file (mapping values are not allowed here'),
-    ('a: !!python/object/apply:os.getcwd []', 'is not a YAML file (could not determine a constructor'),
-    ('- a\n- b', 'must hold settings, NAME: VALUE in each line.'),
-    ('', 'must hold settings, NAME: VALUE in each line.'),
-    ('words', 'must hold settings, NAME: VALUE in each line.'),
-    ('1: 2', 'must hold settings, NAME: VALUE in each line.'),
+    ('a: [1', 'YAML file (while parsing'),
+    ('a: b: c', 'YAML file (mapping values are not allowed here'),
+    ('a: !!python/object/apply:os.getcwd []', 'YAML file (could not determine a constructor'),
+    ('- a\n- b', 'must hold settings, one NAME: VALUE per line.'),
+    ('', 'must hold settings, one NAME: VALUE per line.'),
+    ('words', 'must hold settings, one NAME: VALUE per line.'),
+    ('1: 2', 'must hold settings, one NAME: VALUE per line.'),
 ])
 def test_no_yaml(text, message, tmp_path):
     path = write(tmp_path, text)
-    with pytest.raises(ValueError, match=re.escape(f"'{path}' {message}")) as caught:
+    with pytest.raises(ValueError, match=f"^'{re.escape(str(path))}' .*{re.escape(message)}") as caught:
         read_yaml(path)
     assert '\n' not in str(caught.value)
 
 
 def test_no_file(tmp_path):
     (tmp_path / 'image.yaml').write_bytes(b'\xff\xd8\xff\xe0')
-    with pytest.raises(ValueError, match=r"image\.yaml' is no YAML file"):
+    with pytest.raises(ValueError, match=r"image\.yaml' is not a YAML file"):
         read_yaml(tmp_path / 'image.yaml')
     for path in (tmp_path / 'nowhere.yaml', tmp_path):
-        with pytest.raises(FileNotFoundError, match=f"Config file '{path}' does not exist, or is no file"):
+        with pytest.raises(FileNotFoundError, match=f"Config file '{path}' does not exist, or is not a file"):
             read_yaml(path)
-
-
-def recipe(name):
-    return check_settings(read_recipe(name), [DistillConfig], name)
-
-
-def test_recipes():
-    assert recipe_names() == ['default', 'paper', 'paper-teacher']
-    with pytest.raises(ValueError, match="Unknown recipe 'papre', choose from default, paper, paper-teacher"):
-        read_recipe('papre')
-    for name in recipe_names():
-        DistillConfig(**recipe(name))  # in range
-
-
-def test_recipe_default_is_the_defaults():
-    settings, defaults = recipe('default'), vars(DistillConfig())
-    assert settings == {name: defaults[name] for name in settings}
-    # what another recipe sets can be read here too
-    for name in recipe_names():
-        assert set(read_recipe(name)) <= set(settings), name
-
-
-def test_recipe_paper():
-    """The values of the paper and its code."""
-    assert recipe('paper') == dict(
-        img_size=224, epochs=200, batch_size=16, opt='adamw', lr=5e-5, weight_decay=0.05, decay_tokens=True,
-        sched='cosine', warmup_epochs=5, warmup_lr=2e-5, min_lr=2e-5, teacher_opt='adam', teacher_lr=1e-3,
-        teacher_weight_decay=0., teacher_sched='none', kd_type='soft', alpha=0.5, tau=1., reduction='mean',
-        feature_weight=10., stages=(1, 2, 3), stage_exponent=1., aug='paper')
-    config = DistillConfig(**recipe('paper'))
-    # and what the paper does without
-    assert (config.amp, config.model_ema, config.sched_on_updates) == (False, False, False)
-    assert (config.drop, config.drop_path, config.clip_grad, config.smoothing) == (None, None, None, 0)
-    assert (config.teacher_epochs, config.grad_accum_steps) == (None, 1)
-
-
-def test_recipe_of_the_papers_teacher():
-    student, teacher = recipe('paper'), recipe('paper-teacher')
-    for name in ('opt', 'lr', 'weight_decay', 'sched'):
-        assert teacher[name] == student[f'teacher_{name}']
-    for name in ('img_size', 'epochs', 'batch_size', 'aug'):
-        assert teacher[name] == student[name]

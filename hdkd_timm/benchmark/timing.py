@@ -1,0 +1,77 @@
+"""Timing of several forms of the same work in turn, so that other load on the machine affects all of them alike."""
+import platform
+import statistics
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Tuple
+
+import timm
+import torch
+
+from ..utils.memory import kept_memory
+
+WARMUP_CALLS = 2  # of a form that keeps freed memory, until it takes no more of it from the system
+MIN_SECONDS = 0.3  # of one timing: several calls of a form that takes less are timed together
+
+
+def describe_machine(device: torch.device) -> str:
+    """Name of the processor or GPU, number of threads, and versions."""
+    name = platform.processor() or platform.machine()
+    if device.type == 'cuda':
+        name = torch.cuda.get_device_name(device)
+    elif Path('/proc/cpuinfo').exists():
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        name = next((line.split(':')[1].strip() for line in lines if line.startswith('model name')), name)
+    return f'{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, timm {timm.__version__}'
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != 'cpu':
+        torch.accelerator.synchronize()
+
+
+def _time_calls(
+        form: Callable[[], Any],
+        device: torch.device,
+        number: int = 1,
+        clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Mean seconds of a call."""
+    _synchronize(device)
+    start = clock()
+    for _ in range(number):
+        form()
+    _synchronize(device)
+    return (clock() - start) / number
+
+
+def take_turns(
+        forms: Dict[Any, Callable[[], Any]],
+        rounds: int,
+        device: torch.device,
+        kept: Tuple[str, ...] = (),
+        clock: Callable[[], float] = time.perf_counter,
+) -> Dict[Any, float]:
+    """Median seconds of a call of each form, timed in turn, after two calls for warm-up.
+
+    Args:
+        forms: Name -> function to call.
+        rounds: Number of timings of each.
+        device: Device that they run on.
+        kept: Forms that are timed last in each round, while glibc keeps freed memory, each after a warm-up of its own.
+        clock: Returns the time in seconds.
+    """
+    first = {name: [_time_calls(form, device, clock=clock) for _ in range(2)][1] for name, form in forms.items()}
+    calls = {name: max(1, int(MIN_SECONDS / seconds)) for name, seconds in first.items()}
+    timings: Dict[Any, List[float]] = {name: [] for name in forms}
+    for _ in range(rounds):
+        for name in forms:
+            if name not in kept:
+                timings[name].append(_time_calls(forms[name], device, calls[name], clock))
+        with kept_memory(device) if kept else nullcontext():
+            for name in kept:
+                for _ in range(WARMUP_CALLS):
+                    forms[name]()
+                timings[name].append(_time_calls(forms[name], device, calls[name], clock))
+    return {name: statistics.median(values) for name, values in timings.items()}

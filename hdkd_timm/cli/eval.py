@@ -1,0 +1,47 @@
+"""`hdkd eval`: the metrics of a trained model on a split."""
+import argparse
+import os
+from typing import Any, Dict
+
+from ..evaluation.evaluate import EvalConfig, evaluate_model
+from ..utils.text import printable
+from .parser import MODEL, CommandParser, read_settings
+
+
+def add_arguments(parser: CommandParser) -> None:
+    parser.usage = 'hdkd eval MODEL --data-dir DIR [OPTION ...]'
+    parser.add_argument('checkpoint', metavar='MODEL', help=f'{MODEL}, or ONNX file')
+    parser.add_argument('--out-dir', metavar='DIR', help='folder to write metrics.json and predictions.csv to')
+    parser.add_settings(EvalConfig)
+
+
+def run(args: argparse.Namespace) -> None:
+    from ..evaluation.predictions import write_predictions
+    from ..utils.files import new_folder, write_json
+    if args.out_dir and os.path.exists(args.out_dir):
+        raise FileExistsError(f"'{args.out_dir}' exists already: choose another --out-dir, nothing is overwritten.")
+    report, images = evaluate_model(args.checkpoint, read_settings(EvalConfig, args, takes_run=True))
+    print(format_report(report))
+    if args.out_dir:
+        with new_folder(args.out_dir) as folder:
+            write_json(report, folder / 'metrics.json')
+            write_predictions(
+                folder / 'predictions.csv', images['names'], images['probs'], report['classes'], images['targets'])
+        print(f"metrics.json and predictions.csv are in '{args.out_dir}'.")
+
+
+def format_report(report: Dict[str, Any]) -> str:
+    """The metrics of a split and of each class, with their intervals where there are any."""
+    lines = [f"{report['images']} images of split '{report['split']}'"]
+    intervals = report.get('intervals_95', {})
+    for key, value in report.items():
+        if isinstance(value, float):
+            interval = '   95 % interval {:.4f} to {:.4f}'.format(*intervals[key]) if key in intervals else ''
+            lines.append(f"{key.replace('_', ' '):<20}{value:.4f}{interval}")
+    lines.append(f"{'class':<20}{'precision':>10}{'recall':>10}{'f1':>10}{'support':>10}"
+                 + (f"{'recall, 95 % interval':>24}" if intervals else ''))
+    for name, scores in report['per_class'].items():
+        cells = ''.join(f'{scores[key]:>10.4f}' for key in ('precision', 'recall', 'f1'))
+        interval = '{:.4f} to {:.4f}'.format(*scores['recall_95']) if scores.get('recall_95') else ''
+        lines.append(f"{printable(name):<20}{cells}{scores['support']:>10}{interval:>24}".rstrip())
+    return '\n'.join(lines)

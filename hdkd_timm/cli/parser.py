@@ -1,0 +1,113 @@
+"""The parser of a command, and the settings that result from its flags, `--config` and `--recipe`."""
+import argparse
+import dataclasses
+from typing import Any, Collection, Dict, List, Optional, Sequence, Type, TypeVar
+
+from ..utils.config import KeyValues, add_arguments, check_settings, from_arguments, read_yaml
+
+ConfigT = TypeVar('ConfigT')
+
+MODEL = 'model folder, run, checkpoint file, name of released weights (hdkd_student.brain_mri), hf-hub:ORG/NAME'
+TITLES = (  # order of the groups of options
+    'data', 'model', 'distillation', 'teacher', 'optimisation', 'augmentation', 'class imbalance', 'evaluation',
+    'device and speed', 'run')
+
+
+class _HelpAll(argparse.Action):
+    """`--help-all`: the help with all options."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any):
+        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, **kwargs)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Optional[str] = None) -> None:
+        parser.print_help_all()
+        parser.exit()
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Parser of a command: `--help` lists the common options, `--help-all` all of them.
+
+    Args:
+        command: Name of the command.
+        help: What it does.
+    """
+
+    def __init__(self, command: str, help: str):
+        super().__init__(prog=f'hdkd {command}', description=f'{help[0].upper()}{help[1:]}.')
+        self.uncommon: List[argparse.Action] = []
+        self.add_argument('--help-all', action=_HelpAll, help='show all options and exit')
+
+    def add_settings(self, config_cls: Type[Any], exclude: Collection[str] = (), **defaults: Any) -> None:
+        """Add `--config` and the flags of a settings dataclass; see `add_arguments`."""
+        self.add_argument('--config', metavar='FILE', help='YAML file of settings; flags take precedence')
+        found = add_arguments(self, config_cls, exclude, TITLES, **defaults)
+        common = {field.name for field in dataclasses.fields(config_cls) if field.metadata.get('common')}
+        self.uncommon += [action for name, action in found.items() if name not in common]
+
+    def format_help(self) -> str:
+        """The help without uncommon options."""
+        texts = [action.help for action in self.uncommon]
+        for action in self.uncommon:
+            action.help = argparse.SUPPRESS
+        if self.uncommon:
+            self.epilog = f"These are the common options; '{self.prog} --help-all' also lists the other {len(texts)}."
+        try:
+            return super().format_help()
+        finally:
+            self.epilog = None
+            for action, text in zip(self.uncommon, texts):
+                action.help = text
+
+    def print_help_all(self) -> None:
+        """Print the help with all options."""
+        print(super().format_help(), end='')
+
+
+def add_image_arguments(parser: CommandParser) -> None:
+    """Arguments of commands that read image files."""
+    parser.add_argument('paths', nargs='+', metavar='PATH', help='image files, or folders that are searched for them')
+    parser.add_argument('--on-bad-image', default='error', choices=('error', 'skip'),
+                        help='stop at images that cannot be read, or skip them (default: %(default)s)')
+
+
+def add_checkpoint_arguments(parser: CommandParser) -> None:
+    """Arguments of commands that read checkpoint files without a settings dataclass."""
+    parser.add_argument('--model', metavar='NAME',
+                        help='architecture of a checkpoint file, if its keys fit more than one (hdkd_student_s4)')
+    parser.add_argument(
+        '--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='NAME=VALUE',
+        help='further model arguments of a checkpoint file, if its keys leave them open (num_heads=8 head_dim=32)')
+    parser.add_argument('--label-names', nargs='+', metavar='NAME',
+                        help='class names by index, of a model without class names')
+    parser.add_argument('--use-ema', default=True, action=argparse.BooleanOptionalAction,
+                        help='prefer the moving average of the weights in a checkpoint file that has both')
+
+
+def read_settings(
+        config_cls: Type[ConfigT],
+        args: argparse.Namespace,
+        takes_run: bool = False,
+        **defaults: Any,
+) -> ConfigT:
+    """The settings of a command: flags take precedence over `--config`, that over `--recipe`, that over the defaults.
+
+    Args:
+        config_cls: Settings dataclass.
+        args: Parsed flags.
+        takes_run: Accept the config.yaml of a run for `--config`, and use the part of it that `config_cls` has.
+        defaults: Defaults of the command that replace the fields' own.
+    """
+    return from_arguments(config_cls, args, **{**defaults, **_read_files(config_cls, args, takes_run)})
+
+
+def _read_files(config_cls: Type[Any], args: argparse.Namespace, takes_run: bool) -> Dict[str, Any]:
+    from ..training.config import DistillConfig, recipe_settings
+    values: Dict[str, Any] = {}
+    if getattr(args, 'recipe', None):
+        values.update(recipe_settings(args.recipe, config_cls))
+    if args.config:
+        classes = [DistillConfig, config_cls] if takes_run else [config_cls]
+        found = check_settings(read_yaml(args.config), classes, f"'{args.config}'")
+        fields = {field.name for field in dataclasses.fields(config_cls)}
+        values.update({name: value for name, value in found.items() if name in fields})
+    return values

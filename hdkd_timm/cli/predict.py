@@ -1,0 +1,29 @@
+"""`hdkd predict`: the class probabilities of images."""
+import argparse
+import os
+from pathlib import Path
+
+from ..evaluation.classifier import InferenceConfig
+from ..evaluation.predict import predict
+from .parser import MODEL, CommandParser, add_image_arguments, read_settings
+
+
+def add_arguments(parser: CommandParser) -> None:
+    parser.usage = 'hdkd predict MODEL PATH [PATH ...] [OPTION ...]'
+    parser.add_argument('checkpoint', metavar='MODEL', help=f'{MODEL}, or ONNX file')
+    add_image_arguments(parser)
+    parser.add_argument('--out', default='predictions.csv', metavar='FILE',
+                        help='CSV file to write: path, label, probability of each class (default: %(default)s)')
+    parser.add_settings(InferenceConfig)
+
+
+def run(args: argparse.Namespace) -> None:
+    from ..evaluation.predictions import write_predictions
+    if os.path.exists(args.out):
+        raise FileExistsError(f"'{args.out}' exists already: choose another --out, nothing is overwritten.")
+    if not os.path.isdir(os.path.dirname(args.out) or '.'):
+        raise FileNotFoundError(f"Folder '{os.path.dirname(args.out)}' of --out does not exist.")
+    files, probs, classes = predict(
+        args.checkpoint, args.paths, read_settings(InferenceConfig, args, takes_run=True), args.on_bad_image)
+    write_predictions(Path(args.out), files, probs, classes)
+    print(f"{len(files)} images labelled, see '{args.out}'.")

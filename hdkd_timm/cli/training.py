@@ -1,0 +1,59 @@
+"""What `train`, `distill` and `demo` share: their options, and what they print after a run."""
+import argparse
+import os
+from typing import Any, Collection, Dict, Optional, Type
+
+from ..training.config import TrainConfig, recipe_names
+from ..utils.config import flag
+from .parser import CommandParser
+
+CHECKED_IMAGES = 20_000  # most images among which the report at the end of a run looks for duplicates
+
+
+def add_run_arguments(parser: CommandParser, config_cls: Type[TrainConfig], **defaults: Any) -> None:
+    """Add the options of a training. `defaults` replace those of the settings."""
+    parser.usage = f'{parser.prog} --data-dir DIR [OPTION ...]'
+    parser.add_argument('--recipe', metavar='NAME', help=(
+        f"settings of a recipe ({', '.join(recipe_names())}); --config and flags take precedence (default: default)"))
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument('--resume', action='store_true', help='resume the run --experiment')
+    group.add_argument('--overwrite', action='store_true', help='replace the run --experiment')
+    parser.add_argument('--report', default=True, action=argparse.BooleanOptionalAction,
+                        help='write report.html at the end')
+    parser.add_settings(config_cls, **defaults)
+
+
+def refuse_unused(args: argparse.Namespace, names: Collection[str], reason: str) -> None:
+    """Raise ValueError if a flag is given that has no effect; a setting of a file may be one of another run."""
+    for name in names:
+        if hasattr(args, name):  # flags that are not given are absent
+            raise ValueError(f'{flag(name)} {reason}: drop it.')
+
+
+def is_primary() -> bool:
+    """Is this the process of a distributed run that prints?"""
+    return int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
+
+
+def print_results(metrics: Dict[str, Any], note: str, config: TrainConfig, args: argparse.Namespace) -> None:
+    """Print the table of a finished run and where its files are, and write its report if that is wanted."""
+    from ..evaluation.run_results import format_table
+    if is_primary():
+        print(format_table(metrics))
+        print(note)
+        if args.report:
+            _write_report(metrics, config.device, args.debug)
+
+
+def _write_report(metrics: Dict[str, Any], device: Optional[str], debug: bool) -> None:
+    """Write the report of a finished run, which is complete without it."""
+    run = metrics['run']
+    try:
+        from ..analysis.report import write_report
+        is_quick = sum(metrics['images'].values()) <= CHECKED_IMAGES
+        print(f"The report is '{write_report([run], check=is_quick, device=device)}'.")
+    except Exception as e:
+        if debug:
+            raise
+        reason = ' '.join(str(e).split()) or type(e).__name__
+        print(f"No report was written ({reason}); hdkd report '{run}' tries again.")
