@@ -1,8 +1,8 @@
 """Draw which room of the package imports which, docs/images/imports.svg: `python docs/draw_imports.py`
 
-Rooms are the folders of hdkd_timm/; their order from top to bottom is the contract in pyproject.toml. An arrow that follows
-from others is omitted, and so are those to the lowest room, which all may import. A test checks that the picture is up to
-date.
+Rooms are the folders of hdkd_timm/; their order from top to bottom is the contract in pyproject.toml. An arrow that
+follows from others is omitted, and so are those to the lowest room, which all may import. A test checks that the
+picture is up to date.
 """
 import ast
 import sys
@@ -19,7 +19,8 @@ PICTURE = ROOT / 'docs' / 'images' / 'imports.svg'
 WIDTH, ROW, BOX_WIDTH, BOX_HEIGHT, MARGIN = 640, 104, 168, 50, 24
 STYLE = """
     .card { fill: #ffffff; stroke: #d0d7de } .room { fill: #eaf2fd; stroke: #3b76c4; stroke-width: 2 }
-    text { font: 600 20px system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif; fill: #1f2328; text-anchor: middle }
+    text { font: 600 20px system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif }
+    text { fill: #1f2328; text-anchor: middle }
     .arrow { fill: none; stroke: #57606a; stroke-width: 2 } .tip { fill: #57606a }
     @media (prefers-color-scheme: dark) {
       .card { fill: #12171e; stroke: #30363d } .room { fill: #16253a; stroke: #6ea8f0 }
@@ -95,8 +96,8 @@ def draw() -> str:
             place[room] = (WIDTH * (2 * j + 1) / (2 * len(row)), MARGIN + i * ROW)
     height = 2 * MARGIN + (len(rows) - 1) * ROW + BOX_HEIGHT
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="Imports between the'
-        ' rooms of hdkd_timm">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img"'
+        ' aria-label="Imports between the rooms of hdkd_timm">',
         f'  <style>{STYLE}</style>',
         '  <defs><marker id="tip" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="12" markerHeight="12"'
         ' markerUnits="userSpaceOnUse" orient="auto"><path class="tip" d="M0 0 10 5 0 10z"/></marker></defs>',

@@ -1,6 +1,7 @@
 """Hook of MkDocs: links out of docs/, to examples/ or CONTRIBUTING.md, lead nowhere on the site.
 
-They go to the repository if `repo_url` is set, and become plain text otherwise. Where nothing is there, the build fails.
+They go to the repository if `repo_url` is set, and become plain text otherwise. If the target does not exist, the build
+fails.
 """
 import re
 from pathlib import Path

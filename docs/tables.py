@@ -1,8 +1,8 @@
 """Write the measured tables of the pages from `docs/tables/*.csv`: `python docs/tables.py`
 
-A page holds a table between `<!-- table: NAME -->` and `<!-- end -->`. The CSV files hold what was measured; the command
-that measured it is beside the table in the page. The table of released weights comes from their metrics.json. A test
-checks that the pages are up to date.
+A page holds a table between `<!-- table: NAME -->` and `<!-- end -->`. The CSV files hold what was measured; the
+command that measured it is beside the table in the page. The table of released weights comes from their metrics.json. A
+test checks that the pages are up to date.
 """
 import csv
 import re

@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -56,7 +57,7 @@ def test_wheel_holds_the_weights(tmp_path):
     source.mkdir()
     for name in ('hdkd_timm', 'weights'):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
-    for name in ('setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE'):
+    for name in ('setup.cfg', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE'):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, '-m', 'pip', '--quiet', '--disable-pip-version-check']
     subprocess.run(
@@ -65,8 +66,13 @@ def test_wheel_holds_the_weights(tmp_path):
     with zipfile.ZipFile(wheel) as file:
         missing = {
             path.relative_to(ROOT).as_posix() for path in (ROOT / 'hdkd_timm').rglob('*')
-            if path.suffix in ('.py', '.yaml', '.html') and 'weights' not in path.parts} - set(file.namelist())
+            if path.suffix in {'.py', '.typed', '.yaml', '.html'} and 'weights' not in path.parts}
+        missing -= set(file.namelist())
+        metadata, = (name for name in file.namelist() if name.endswith('.dist-info/METADATA'))
+        description = file.read(metadata).decode()
     assert not missing, f'setup.cfg lacks them: {sorted(missing)}'
+    assert '# hdkd_timm' in description
+    assert not re.search(r'\]\((?!https:)|src="(?!https:)', description), 'links that lead nowhere on a package index'
     subprocess.run([*pip, 'install', '--no-deps', '--no-index', '--target', tmp_path / 'site', wheel], check=True)
     code = f"""
 import hdkd_timm, timm, torch
