@@ -10,7 +10,7 @@ class Settings(griffe.Extension):
 
     def on_attribute_instance(self, *, attr: griffe.Attribute, **kwargs: Any) -> None:
         call = attr.value
-        if not isinstance(call, griffe.ExprCall) or str(call.function) != 'setting':
+        if not isinstance(call, griffe.ExprCall) or str(call.function) != 'setting' or len(call.arguments) < 2:
             return
         default, help_text = call.arguments[:2]
         try:
