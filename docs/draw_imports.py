@@ -96,8 +96,8 @@ def draw() -> str:
             place[room] = (WIDTH * (2 * j + 1) / (2 * len(row)), MARGIN + i * ROW)
     height = 2 * MARGIN + (len(rows) - 1) * ROW + BOX_HEIGHT
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img"'
-        ' aria-label="Imports between the rooms of hdkd_timm">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}"'
+        ' role="img" aria-label="Imports between the rooms of hdkd_timm">',
         f'  <style>{STYLE}</style>',
         '  <defs><marker id="tip" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="12" markerHeight="12"'
         ' markerUnits="userSpaceOnUse" orient="auto"><path class="tip" d="M0 0 10 5 0 10z"/></marker></defs>',

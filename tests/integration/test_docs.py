@@ -89,7 +89,7 @@ def find_flags(text):
 
 
 def read_help(command, capsys):
-    """Help of a command with all of its flags. The arguments before it are parsed first, and an error in them ends it."""
+    """Help of a command with all of its flags; the arguments before it are parsed first."""
     for flag in ('--help-all', '--help'):  # some commands have the latter alone
         with pytest.raises(SystemExit) as end:
             main([*command, flag])
