@@ -770,7 +770,7 @@ def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False
         As `train`, with the networks 'teacher', 'student_alone' (on demand) and 'student'.
 
     Raises:
-        ValueError: if teacher and student don't fit, see `check_pair`, and as `train`.
+        As `train`; ValueError if teacher and student don't fit, see `check_pair`.
     """
     world = init_world(config.device)
     try:

@@ -141,6 +141,16 @@ def test_links_lead_somewhere():
     assert checked > 60
 
 
+def test_modules_in_the_text_exist():
+    """Paths of modules in code, from the repository or from the package."""
+    checked = 0
+    for page, text in TEXTS.items():
+        for path in re.findall(r'`([\w/]+/\w+\.py)`', text):
+            assert (ROOT / path).exists() or (ROOT / 'hdkd_timm' / path).exists(), f'{page}: {path}'
+            checked += 1
+    assert checked > 15
+
+
 def test_all_pages_are_in_the_navigation():
     class Loader(yaml.SafeLoader):
         """Reads MkDocs' settings, which may name Python objects."""
