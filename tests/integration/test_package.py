@@ -1,3 +1,4 @@
+import ast
 import os
 import re
 import shutil
@@ -42,6 +43,13 @@ def test_lazy_names():
         assert name in dir(hdkd_timm)
     with pytest.raises(AttributeError, match='HDKDTrainer'):
         hdkd_timm.HDKDTrainer  # noqa: B018
+
+
+def test_type_checkers_see_the_lazy_names():
+    module = ast.parse(Path(hdkd_timm.__file__).read_text(encoding='utf-8'))
+    block, = (node for node in module.body if isinstance(node, ast.If))
+    seen = {alias.name: node.module for node in block.body for alias in node.names}
+    assert seen == hdkd_timm._LAZY
 
 
 def test_metadata():
