@@ -3,7 +3,9 @@
 # make test            all tests
 # make test-oldest     all tests with the oldest timm that is supported
 # make lint            ruff, and what may import what
-# Each sets up .venv first where that is missing.
+# make types           mypy on the modules of the public API
+# make docs            the site of the documentation, in site/
+# Each sets up .venv first if it is missing.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +14,7 @@ OLDEST_TIMM := 1.0.29
 # a file at a time in each of a few processes
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-oldest lint clean
+.PHONY: demo test test-oldest lint types docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/hdkd demo $(if $(DATA),--data-dir "$(DATA)")
@@ -28,6 +30,12 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 
+types: $(VENV)/installed-test
+	$(BIN)/mypy
+
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 $(VENV)/installed: setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[report]'
@@ -37,5 +45,9 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@
 
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) site

@@ -1,9 +1,17 @@
 """HDKD (arXiv 2407.07516) for timm: importing this package registers its models with `timm.create_model`."""
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import models
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .distillation.losses import hdkd_loss
+    from .distillation.task import HDKDTask
+    from .evaluation.inference import EvalConfig, evaluate_model, predict
+    from .sharing.export import export_model
+    from .training.config import DistillConfig, TrainConfig
+    from .training.train import distill, train
 
 # loaded on first use, so that registering the models costs nothing beside `import timm`
 _LAZY = {
@@ -19,7 +27,9 @@ _LAZY = {
     'export_model': 'sharing.export',
 }
 
-__all__ = ['models', '__version__', *_LAZY]
+__all__ = [
+    'models', '__version__', 'HDKDTask', 'hdkd_loss', 'TrainConfig', 'DistillConfig', 'train', 'distill', 'EvalConfig',
+    'evaluate_model', 'predict', 'export_model']
 
 
 def __getattr__(name: str) -> Any:

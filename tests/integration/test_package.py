@@ -1,4 +1,6 @@
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -45,6 +47,13 @@ def test_lazy_names():
         hdkd_timm.HDKDTrainer  # noqa: B018
 
 
+def test_type_checkers_see_the_lazy_names():
+    module = ast.parse(Path(hdkd_timm.__file__).read_text(encoding='utf-8'))
+    block, = (node for node in module.body if isinstance(node, ast.If))
+    seen = {alias.name: node.module for node in block.body for alias in node.names}
+    assert seen == hdkd_timm._LAZY
+
+
 def test_metadata():
     assert version('hdkd-timm') == hdkd_timm.__version__
     assert not any('<' in r or '==' in r for r in requires('hdkd-timm') if 'extra' not in r)
@@ -58,7 +67,7 @@ def test_wheel_holds_the_weights(tmp_path):
     source.mkdir()
     for name in ('hdkd_timm', 'weights'):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
-    for name in ('setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE'):
+    for name in ('setup.cfg', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE'):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, '-m', 'pip', '--quiet', '--disable-pip-version-check']
     subprocess.run(
@@ -67,8 +76,13 @@ def test_wheel_holds_the_weights(tmp_path):
     with zipfile.ZipFile(wheel) as file:
         missing = {
             path.relative_to(ROOT).as_posix() for path in (ROOT / 'hdkd_timm').rglob('*')
-            if path.suffix in ('.py', '.yaml', '.html') and 'weights' not in path.parts} - set(file.namelist())
+            if path.suffix in {'.py', '.typed', '.yaml', '.html'} and 'weights' not in path.parts}
+        missing -= set(file.namelist())
+        metadata, = (name for name in file.namelist() if name.endswith('.dist-info/METADATA'))
+        description = file.read(metadata).decode()
     assert not missing, f'setup.cfg lacks them: {sorted(missing)}'
+    assert '# hdkd_timm' in description
+    assert not re.search(r'\]\((?!https:)|src="(?!https:)', description), 'links that lead nowhere on a package index'
     subprocess.run([*pip, 'install', '--no-deps', '--no-index', '--target', tmp_path / 'site', wheel], check=True)
     code = f"""
 import hdkd_timm, timm, torch
