@@ -20,6 +20,7 @@ from timm.data.loader import PrefetchLoader, _worker_init, create_loader, fast_c
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from torchvision.transforms import Compose
 
+from .._compat import iterate_batches
 from ..utils.distributed import end_with_parent
 from ..utils.memory import format_bytes
 from ..utils.signals import STOP_SIGNALS
@@ -338,10 +339,8 @@ class SplitLoader:
                 yield batch
 
     def __iter__(self) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
-        if not self.iterable and not len(self.loader):  # timm < 1.0.31 fails on no batch at all
-            return
         try:
-            yield from self.loader
+            yield from iterate_batches(self.loader)
         except RuntimeError as e:
             lost = _explain_loss(e)
             if lost is None:

@@ -6,9 +6,9 @@ import timm
 import torch
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay, param_groups_weight_decay
-from timm.scheduler import create_scheduler_v2
 from torch import nn
 
+from .._compat import create_scheduler
 from ..evaluation.metrics import LOWER_IS_BETTER
 from ..models.checkpoint import SOURCE_PREFIXES, load_model
 from ..models.labels import match_classes
@@ -181,7 +181,7 @@ def create_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, updat
     warmup_epochs = min(5, config.epochs // 5) if config.warmup_epochs is None else config.warmup_epochs
     unknown = f"Unknown schedule '{config.sched}': choose one of timm's (cosine, step, plateau, ...) or none."
     try:
-        scheduler, _ = create_scheduler_v2(
+        return create_scheduler(
             optimizer, sched=config.sched, num_epochs=config.epochs, warmup_epochs=warmup_epochs,
             warmup_lr=config.warmup_lr, min_lr=config.min_lr, step_on_epochs=not config.sched_on_updates,
             decay_epochs=config.decay_epochs or third, decay_milestones=list(milestones), decay_rate=config.decay_rate,
@@ -189,6 +189,3 @@ def create_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, updat
             plateau_mode='min' if config.select_metric in LOWER_IS_BETTER else 'max')
     except ValueError as e:
         raise ValueError(unknown) from e
-    if scheduler is None:  # timm < 1.0.31 takes any name
-        raise ValueError(unknown)
-    return scheduler
