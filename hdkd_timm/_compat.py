@@ -1,17 +1,18 @@
 """What differs between the releases of timm that this package supports (>= 1.0.29), and names of timm that are private
 because it has no public ones.
 
-All differences so far came with timm 1.0.31. A function that becomes a plain call of timm once 1.0.31 is the oldest
-supported release says so.
+Every difference came with timm 1.0.31: once that is the oldest supported release, the functions here become plain calls
+of timm, or nothing.
 """
 import inspect
 import math
-from typing import Any, Dict, Optional, Tuple, Type
+from typing import Any, Dict, Iterable, Iterator, Optional, Tuple, Type
 
 import timm.models
 import torch
 from timm.models import adapt_input_conv
 from torch import nn
+from torch.utils.data import IterableDataset
 
 # timm >= 1.0.31 records the arguments that rebuild a model
 _RECORDS_MODEL_ARGS = hasattr(timm.models, 'get_model_args')
@@ -56,8 +57,8 @@ def remove_model_arg(model: nn.Module, name: str) -> None:
 
 
 def complete_model_args(model: nn.Module, model_args: Optional[Dict[str, Any]]) -> Optional[Dict[str, Any]]:
-    """Arguments for `timm.models.save_for_hf`: the given ones, where timm (< 1.0.31) does not add the recorded ones,
-    the number of classes and channels and the pooling, with those. From 1.0.31 on: the given ones."""
+    """Arguments for `timm.models.save_for_hf`, which adds the recorded ones and the current classes, channels and
+    pooling to the given ones from timm 1.0.31 on; before that they are added here."""
     if _RECORDS_MODEL_ARGS:
         return model_args
     pool = getattr(model, 'global_pool', None)
@@ -78,6 +79,14 @@ def reset_classifier(model: nn.Module, num_classes: int) -> None:
         model.reset_classifier(num_classes)
 
 
+# -- data --------------------------------------------------------------------------------------------------------------
+
+def iterate_batches(loader: Iterable) -> Iterator[Any]:
+    """The batches of a timm loader; timm < 1.0.31 fails on a loader that has none."""
+    if isinstance(loader.dataset, IterableDataset) or len(loader):
+        yield from loader
+
+
 # -- training ----------------------------------------------------------------------------------------------------------
 
 def create_scheduler(optimizer: torch.optim.Optimizer, sched: str, **kwargs: Any) -> Any:
@@ -94,8 +103,7 @@ def create_scheduler(optimizer: torch.optim.Optimizer, sched: str, **kwargs: Any
 
 
 def set_memory_format(task: nn.Module, memory_format: torch.memory_format) -> None:
-    """`task.to(memory_format=...)`, which a `TrainingTask` of timm < 1.0.31 does not support: it converts an empty
-    tensor of one dimension with it."""
+    """`task.to(memory_format=...)`, which fails for a `TrainingTask` of timm < 1.0.31."""
     for module in task.children():
         module.to(memory_format=memory_format)
 

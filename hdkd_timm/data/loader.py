@@ -13,6 +13,7 @@ from timm.data.loader import PrefetchLoader, create_loader, fast_collate
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms import Compose
 
+from .._compat import iterate_batches
 from .augment import AugmentConfig, create_eval_transform, create_train_transform
 from .cache import split_transform
 from .image_io import IMG_MODES, convert_image
@@ -203,10 +204,8 @@ class SplitLoader:
                 yield batch
 
     def __iter__(self) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
-        if not self.iterable and not len(self.loader):  # timm < 1.0.31 fails without any batch
-            return
         try:
-            yield from self.loader
+            yield from iterate_batches(self.loader)
         except RuntimeError as e:
             explained = explain_failure(e)
             if explained is None:
