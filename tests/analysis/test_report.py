@@ -139,6 +139,8 @@ def test_several_runs(runs, tmp_path):
     assert f'{losses[1] - losses[0]:+.4f}'.replace('-', '−') in page.text
     assert 'two minus <i>one/student, on the same images in 9 groups' in page.text
     assert 'The images were not checked for duplicates' in page.text
+    assert '★' in page.text
+    assert 'The best value is not marked' not in page.text
     assert 'Settings that differ' in page.text
     assert not (runs / 'two' / 'report.html').exists()
 
@@ -276,13 +278,10 @@ def test_names_that_control(tmp_path):
 
 def test_networks_that_are_no_rivals(tmp_path):
     """No value is marked as the best between networks that were tested on different images."""
-    for name in ('one', 'two', 'other'):
-        write_run(tmp_path / name, ['a', 'b', 'c'], right=name != 'two')
+    for name in ('one', 'other'):
+        write_run(tmp_path / name, ['a', 'b', 'c'])
     path = tmp_path / 'other' / 'metrics.json'
     path.write_text(path.read_text().replace('"test"', '"val"'))
-    text = write_report([tmp_path / 'one', tmp_path / 'two'], tmp_path / 'out', 0, False, resamples=10).read_text()
-    assert '★' in text
-    assert 'The best value is not marked' not in text
     page = Page(write_report(
         [tmp_path / 'one', tmp_path / 'other'], tmp_path / 'out', 0, False, resamples=10).read_text())
     assert 'The best value is not marked' in page.text
@@ -300,8 +299,7 @@ def test_missing_files_are_named(tmp_path):
     assert 'Not shown: The predictions are missing' in text
 
 
-@pytest.mark.parametrize('error', [KeyboardInterrupt, OSError])
-def test_interrupted_while_plotting(error, tmp_path, monkeypatch):
+def test_interrupted_while_plotting(tmp_path, monkeypatch):
     """The previous report stays, page and pictures."""
     for name in ('one', 'two'):
         write_run(tmp_path / name, ['a', 'b', 'c'], right=name == 'two')
@@ -309,10 +307,10 @@ def test_interrupted_while_plotting(error, tmp_path, monkeypatch):
     before = {path: path.read_bytes() for path in (tmp_path / 'out').rglob('*.*')}
 
     def fail(*args):
-        raise error('stop')
+        raise KeyboardInterrupt
 
     monkeypatch.setattr('hdkd_timm.analysis.report_plots.plot_class_counts', fail)  # the last one
-    with pytest.raises(error):
+    with pytest.raises(KeyboardInterrupt):
         write_report([tmp_path / 'two'], tmp_path / 'out', 0, check=False)
     assert {path: path.read_bytes() for path in (tmp_path / 'out').rglob('*.*')} == before
 
