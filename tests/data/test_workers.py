@@ -74,8 +74,10 @@ def run_python(prefix, code):
 
 class Hanging(Numbered):
     """A disk that hangs."""
+    at = 3
+
     def __getitem__(self, index):
-        if index == 3:
+        if index == self.at:
             time.sleep(1000)
         return super().__getitem__(index)
 
@@ -118,6 +120,7 @@ def test_loader_processes_end_with_their_parent():
     child, parent = os.pipe()
     pid = os.fork()
     if not pid:
+        Hanging.at = 7  # after the batches that are loaded ahead of the first one
         iterator = iter(SplitLoader(Hanging(64), DATA, 2, num_workers=2))
         next(iterator)
         os.write(parent, b'ready')
