@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings('ignore:This DataLoader will create')  #
 
 
 class Heedless(Numbered):
-    """Images whose class tells whether the process that reads them ignores Ctrl-C."""
+    """Images whose class says whether the process that reads them ignores Ctrl-C."""
     def __getitem__(self, index):
         return super().__getitem__(index)[0], int(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)
 
