@@ -21,17 +21,15 @@ import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))
 import pydicom.pixels, numpy as np
 from PIL import Image
-from hdkd_timm.data import image_io as images
+from hdkd_timm.data.inspection import inspect_images
 Image.init()
 def peak():
     return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM'))
 
 before = peak()
-errors = {read}
+errors = [record.error for record in inspect_images(sys.argv[1:])]
 print(peak() - before, next(iter(errors), '') or 'read')
 '''
-INSPECT = '[record.error for record in images.inspect_images(sys.argv[1:])]'
-FIND_BAD = 'list(images.find_bad_images(sys.argv[1:]).values())'  # of versions without inspect_images
 
 
 def write_webp(path: Path, side: int = 16383) -> None:
@@ -74,13 +72,9 @@ def write_deflated_dicom(path: Path, side: int) -> None:
 
 def measure(paths: List[Path]) -> str:
     root = str(Path(__file__).resolve().parents[1])
-    for read in (INSPECT, FIND_BAD):
-        code = READ.format(limit=LIMIT, read=read)
-        done = subprocess.run(
-            [sys.executable, '-c', code, *map(str, paths)], capture_output=True, text=True,
-            env=dict(os.environ, PYTHONPATH=os.environ.get('PYTHONPATH', root), OMP_NUM_THREADS='1'))
-        if "has no attribute 'inspect_images'" not in done.stderr:
-            break
+    done = subprocess.run(
+        [sys.executable, '-c', READ.format(limit=LIMIT), *map(str, paths)], capture_output=True, text=True,
+        env=dict(os.environ, PYTHONPATH=os.environ.get('PYTHONPATH', root), OMP_NUM_THREADS='1'))
     if done.returncode:
         return (done.stderr.strip().splitlines() or [f'ended with {done.returncode}'])[-1]
     kib, _, error = done.stdout.strip().partition(' ')

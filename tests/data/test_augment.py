@@ -140,7 +140,7 @@ def test_mixup_and_cutmix(kind, smoothing):
     np.random.seed(0)
     mix = BatchAugmentation(AugmentConfig(**{kind: 1.}, smoothing=smoothing), 4, CPU)
     targets = torch.tensor([0, 1, 2, 3])
-    images = targets.float().view(4, 1, 1, 1).expand(4, 3, 16, 16).contiguous()  # pixels tell the class
+    images = targets.float().view(4, 1, 1, 1).expand(4, 3, 16, 16).contiguous()  # pixels encode the class
     low, high = smoothing / 4, 1 - smoothing + smoothing / 4
     for _ in range(10):
         output, probs = mix(images.clone(), targets, 0)

@@ -1,4 +1,4 @@
-"""Cached images are the images, in every process, as long as they are whole."""
+"""Cached images equal the original ones in every process, and damaged ones are read again."""
 import copy
 import logging
 import os
@@ -68,7 +68,7 @@ def make(dataset, kind, tmp_path, front=NOTHING, **kwargs):
 
 @pytest.mark.parametrize('suffix', ['.png', '.tif', '.jpg', '.webp'])
 def test_rotated_images_of_all_formats_are_cached(tmp_path, reads, suffix):
-    """Their size, which is told before they are read, is that of the image upright."""
+    """Their size, known from the header, is that of the upright image."""
     for split in ('train', 'test'):
         for label in 'ab':
             (tmp_path / split / label).mkdir(parents=True)
@@ -94,7 +94,7 @@ def test_images_are_cached(dataset, tmp_path, reads, kind, mode):
     assert len({image.size for image, _ in expected}) == 4
     reads.clear()
     cached = make(dataset, kind, tmp_path)
-    assert not reads  # the headers tell the sizes
+    assert not reads  # the sizes come from the headers
     for _ in range(3):
         for i, (image, target) in enumerate(expected):
             ours, label = cached[i]
@@ -152,7 +152,7 @@ def test_split_transform(dataset, tmp_path, transform, fixed):
     assert front.transforms == transform.transforms[:fixed]
     assert rest.transforms == transform.transforms[fixed:]
     store = make(dataset, 'ram', tmp_path, front).store
-    for i in range(len(dataset)):  # the sizes are told right, or an image would not be kept
+    for i in range(len(dataset)):  # an image of another size would not be stored
         assert front(dataset.read(i)).size == tuple(store.sizes[i])
 
 
@@ -197,7 +197,7 @@ def test_store_of_another_process():
     store = ImageStore(np.array([[2, 3]]), 3, Path('gone'))
     assert pickle.loads(pickle.dumps(store))._bytes is None
     store = ImageStore(np.array([[2, 3]]), 3)
-    store.put(0, Image.new('RGB', (3, 2)))  # another size than told
+    store.put(0, Image.new('RGB', (3, 2)))  # not the expected size
     assert store.get(0) is None
     store.put(0, Image.new('RGB', (2, 3), 'blue'))
     assert store.get(0).getpixel((1, 2)) == (0, 0, 255)

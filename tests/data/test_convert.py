@@ -15,7 +15,7 @@ from hdkd_timm.data.value_range import StoredValues
 
 
 def tiff(path, values, bits, photometric=1, sample_format=1, order='<'):
-    """A grey TIFF file whose pixels take so many bits each, rows filled up to whole bytes."""
+    """A grey TIFF file with this number of bits per pixel, rows padded to whole bytes."""
     height, width = values.shape
     data = b''
     for row in values.tolist():
@@ -94,7 +94,7 @@ def test_tiff_of_twelve_bits(tmp_path):
     # as libtiff unpacks it
     with Image.open(path) as image:
         image.save(tmp_path / 'packed.tif', compression='tiff_lzw')
-    assert (pixels(tmp_path / 'packed.tif', 'L') == (values / 65535 * 255).round()).all()  # its tag tells 16 bits now
+    assert (pixels(tmp_path / 'packed.tif', 'L') == (values / 65535 * 255).round()).all()  # its tag says 16 bits now
 
 
 @pytest.mark.parametrize(('bits', 'photometric', 'order'), [(10, 1, '<'), (14, 1, '<'), (12, 0, '<'), (12, 1, '>')])
@@ -212,7 +212,7 @@ def test_transparent_grey_and_key_colours(tmp_path):
 
 @pytest.mark.parametrize(('bits', 'scale'), [(1, 255), (2, 85), (4, 17), (8, 1)])
 def test_key_greys_of_few_bits(tmp_path, bits, scale):
-    """The key is a value of so many bits, Pillow scales the pixels alone."""
+    """The transparent value is as stored, Pillow scales only the pixels."""
     top = 2 ** bits - 1
     values = [top, 0] if bits == 1 else [top, 1, 0, top - 1]
     text = ''.join(f'{value:0{bits}b}' for value in values)
@@ -228,7 +228,7 @@ def test_key_greys_of_few_bits(tmp_path, bits, scale):
 
 
 def test_key_colour_of_sixteen_bits(tmp_path):
-    """It is compared whole: of Pillow's upper halves others are equal to it."""
+    """It is compared at full depth: other colours share the upper bytes that Pillow keeps."""
     key, near, other = (0x1234, 0xB678, 0x9ABC), (0x1234, 0xB679, 0x9ABC), (0x8080, 0, 0xFFFF)
     row = struct.pack('>9H', *key, *near, *other)
     path = png(tmp_path / 'x.png', 3, 2, 16, 2, [row, row], (b'tRNS', struct.pack('>3H', *key)))
@@ -238,7 +238,7 @@ def test_key_colour_of_sixteen_bits(tmp_path):
     with open(path, 'rb') as file, Image.open(file) as image:
         assert np.asarray(convert_image(image)).tolist() == [expected] * 2
         assert np.asarray(convert_image(image)).tolist() == [expected] * 2
-    # turned as EXIF tells, in strips
+    # rotated by EXIF
     exif = Image.Exif()
     exif[0x0112] = 6
     png(path, 3, 2, 16, 2, [row, row], (b'tRNS', struct.pack('>3H', *key)), (b'eXIf', exif.tobytes()[6:]))

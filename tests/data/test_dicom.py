@@ -46,7 +46,7 @@ def test_dicom_without_window_goes_from_its_least_to_its_greatest_value(tmp_path
 @pytest.mark.parametrize('interpretation', ['MONOCHROME1', 'MONOCHROME2'])
 @pytest.mark.parametrize(('dtype', 'padding', 'limit', 'padded'), [
     (np.int16, -2000, None, [-2000]),
-    (np.int16, 63536, None, [-2000]),  # told as an unsigned number
+    (np.int16, 63536, None, [-2000]),  # given as an unsigned number
     (np.uint16, 65535, None, [65535]),
     (np.uint16, 0, 50, [0, 7, 50]),
     (np.uint16, 50, 0, [0, 7, 50]),
@@ -56,7 +56,7 @@ def test_dicom_without_window_goes_from_its_least_to_its_greatest_value(tmp_path
 def test_dicom_padding_takes_no_part_in_the_range(tmp_path, interpretation, dtype, padding, limit, padded):
     values = np.array([[*padded, 100, 150, 200]], dtype)
     path = write_dicom(tmp_path / 'x.dcm', values, interpretation)
-    assert pixels(path, 'L')[0, -3:].tolist() != [0, 128, 255]  # not told, it is an image
+    assert pixels(path, 'L')[0, -3:].tolist() != [0, 128, 255]  # without the tag, it is part of the image
     import pydicom
     dataset = pydicom.dcmread(path)
     vr = 'SS' if padding < 0 or (limit or 0) < 0 else 'US'
@@ -66,11 +66,11 @@ def test_dicom_padding_takes_no_part_in_the_range(tmp_path, interpretation, dtyp
     dataset.save_as(path)
     shown = [0, 128, 255] if interpretation == 'MONOCHROME2' else [255, 127, 0]
     assert pixels(path, 'L').tolist() == [[0] * len(padded) + shown]  # padding is black either way
-    # after the rescaling, too: padding is told in stored values
+    # after the rescaling, too: the tag is in stored values
     dataset.RescaleSlope, dataset.RescaleIntercept = 2, -1000
     dataset.save_as(path)
     assert pixels(path, 'L').tolist() == [[0] * len(padded) + shown]
-    # a window tells what is shown
+    # a window sets what is shown
     dataset.WindowCenter, dataset.WindowWidth = -699.5, 201
     dataset.save_as(path)
     assert pixels(path, 'L')[0, -3:].tolist() == shown
@@ -155,7 +155,7 @@ def test_dicom_rescale(tmp_path):
         tmp_path / 'x.dcm', np.array([[0, 512, 532, 552, 1012]], np.uint16), RescaleSlope=2, RescaleIntercept=-1024,
         WindowCenter=40.5, WindowWidth=81)
     assert pixels(path, 'L').tolist() == [[0, 0, 128, 255, 255]]
-    # the window tells values after the rescaling: greater ones are brighter
+    # the window is in values after the rescaling: greater ones are brighter
     path = write_dicom(
         tmp_path / 'x.dcm', np.array([[0, 20, 40, 80]], np.uint16), RescaleSlope=-1, RescaleIntercept=80,
         WindowCenter=40.5, WindowWidth=81)
@@ -216,7 +216,7 @@ def test_dicom_in_open_files(tmp_path):
     path = write_dicom(tmp_path / 'x.dcm', np.array([[0, 51, 255]], np.uint8))
     file = io.BytesIO(path.read_bytes())
     assert np.asarray(read_image(file, 'L', name='some/x.dcm')).tolist() == [[0, 51, 255]]
-    with open(path, 'rb') as file:  # tells its own name
+    with open(path, 'rb') as file:  # has a name of its own
         assert np.asarray(read_image(file, 'L')).tolist() == [[0, 51, 255]]
 
 

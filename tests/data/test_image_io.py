@@ -132,7 +132,7 @@ def test_bad_images_have_reasons(tmp_path):
 
 
 def webp_bomb(path, kind='VP8L', side=16383):
-    """A few bytes that tell a size, of one of three layouts."""
+    """A few bytes that state a size, in one of three layouts."""
     width = side - 1
     data = {
         'VP8L': b'\x2f' + struct.pack('<I', width | width << 14 | 1 << 28) + b'\x07\x10\x11\x11\x88\x88\xfe\x07\0',

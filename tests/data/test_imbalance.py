@@ -107,7 +107,7 @@ def test_smote(dataset, tmp_path):
     larger = make(dataset, tmp_path, {'a': 8, 'b': 20})
     assert count_classes(larger.targets, ['a', 'b']) == {'a': 8, 'b': 20}
     assert len(larger) == 28
-    for i in range(len(dataset)):  # the real images as they are
+    for i in range(len(dataset)):  # the real images are unchanged
         image, target = larger[i]
         assert np.array_equal(image, dataset[i][0])
         assert target == dataset[i][1]

@@ -43,7 +43,7 @@ def test_batches_do_not_depend_on_processes(dataset, augment):
         for ours, theirs in zip(found, expected):
             assert_equal(ours, theirs)
     first, second = expected
-    assert [len(target) for _, target in first] == [5] * 4  # 24 images: the rest is left out
+    assert [len(target) for _, target in first] == [5] * 4  # 24 images: the remainder is dropped
     assert not torch.equal(first[0][0], second[0][0])
     other = batches(SplitLoader(dataset, DATA, 5, augment, 0, seed=1), 0)
     assert not torch.equal(first[0][0], other[0][0])
@@ -191,10 +191,10 @@ def test_sizes_and_order_of_batches(image_folder):
 
 class Broken(Numbered):
     def __getitem__(self, index):
-        raise RuntimeError('image 0 is no image')
+        raise RuntimeError('image 0 is broken')
 
 
 @pytest.mark.parametrize('num_workers', [0, 1])
 def test_errors_of_images_are_their_own(num_workers):
-    with pytest.raises(RuntimeError, match='image 0 is no image'):
+    with pytest.raises(RuntimeError, match='image 0 is broken'):
         next(iter(SplitLoader(Broken(4), DATA, 2, num_workers=num_workers)))

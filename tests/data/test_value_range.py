@@ -85,6 +85,6 @@ def test_trainer_and_predict_warn_once(tmp_path, caplog):
     for read in (lambda: create_datasets(DataConfig(data_dir=str(tmp_path))), lambda: drop_bad_images(files, 'RGB')):
         caplog.clear()
         read()
-        told, = [record.getMessage() for record in caplog.records if 'nearly black' in record.getMessage()]
-        assert told.startswith('12 of 12 images')
-        assert 'of 0 to 65535 (I;16, 16 bit)' in told
+        warning, = [record.getMessage() for record in caplog.records if 'nearly black' in record.getMessage()]
+        assert warning.startswith('12 of 12 images')
+        assert 'of 0 to 65535 (I;16, 16 bit)' in warning

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings('ignore:This DataLoader will create')  #
 
 
 class Heedless(Numbered):
-    """Images whose class tells whether the process that reads them ignores Ctrl-C."""
+    """Images whose class says whether the process that reads them ignores Ctrl-C."""
     def __getitem__(self, index):
         return super().__getitem__(index)[0], int(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)
 
@@ -74,8 +74,10 @@ def run_python(prefix, code):
 
 class Hanging(Numbered):
     """A disk that hangs."""
+    at = 3
+
     def __getitem__(self, index):
-        if index == 3:
+        if index == self.at:
             time.sleep(1000)
         return super().__getitem__(index)
 
@@ -118,6 +120,7 @@ def test_loader_processes_end_with_their_parent():
     child, parent = os.pipe()
     pid = os.fork()
     if not pid:
+        Hanging.at = 7  # after the batches that are loaded ahead of the first one
         iterator = iter(SplitLoader(Hanging(64), DATA, 2, num_workers=2))
         next(iterator)
         os.write(parent, b'ready')

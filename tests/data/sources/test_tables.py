@@ -32,7 +32,7 @@ def test_csv_paths(write_csv, tmp_path):
         create(data_csv=path)
     datasets, _ = create(tmp_path / 'table' / 'images', data_csv=path)
     assert datasets['test'].samples.filenames() == names
-    # absolute ones are as they are
+    # absolute paths are kept
     write_csv(lines[0], *(f"{tmp_path / 'table' / 'images'}/{line}" for line in lines[1:]))
     assert create(data_csv=path)[0]['test'].samples.filenames() == names
     assert create(tmp_path, data_csv=path)[0]['test'].samples.filenames() == names
@@ -203,7 +203,7 @@ def test_csv_whose_other_rows_are_elsewhere(write_csv):
 
 
 def test_escaped_names_are_read(tmp_path):
-    """Files and classes of such names are found again; a table of one's own may name them as they are."""
+    """Files and classes whose names were escaped are found; a hand-written table may contain them unescaped."""
     rows = []
     for name in ('=a.png', "'=b.png", '-c.png', '@d.png'):
         (tmp_path / name).write_bytes(b'')

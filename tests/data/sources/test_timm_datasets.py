@@ -47,7 +47,7 @@ def test_torch_mnist(tmp_path):
 
 
 class LabelledBy(list):
-    """Images of a torchvision dataset that tells its labels in `targets`."""
+    """Images of a torchvision dataset with labels in `targets`."""
     def __init__(self, targets=None, image=Image.new('L', (8, 8))):
         super().__init__((image, i % 2) for i in range(4))
         if targets is not None:
