@@ -8,10 +8,12 @@ from .version import __version__
 if TYPE_CHECKING:
     from .distillation.losses import hdkd_loss
     from .distillation.task import HDKDTask
-    from .evaluation.inference import EvalConfig, evaluate_model, predict
+    from .evaluation.evaluate import EvalConfig, evaluate_model
+    from .evaluation.predict import predict
     from .sharing.export import export_model
     from .training.config import DistillConfig, TrainConfig
-    from .training.train import distill, train
+    from .training.distill import distill
+    from .training.train import train
 
 # loaded on first use, so that registering the models costs nothing beside `import timm`
 _LAZY = {
