@@ -43,7 +43,7 @@ def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False
         As `train`, with the networks 'teacher', 'student_alone' (on demand) and 'student'.
 
     Raises:
-        As `train`; ValueError if teacher and student do not match, see `check_pair`.
+        ValueError: if teacher and student do not match, see `check_pair`; and as `train`.
     """
     world = init_world(config.device)
     try:
