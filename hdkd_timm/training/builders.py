@@ -66,21 +66,22 @@ def create_network(
 
 
 def create_teacher(
+        name: str,
         config: TrainConfig,
         classes: List[str],
         model_name: Optional[str] = None,
 ) -> Tuple[nn.Module, Dict[str, Any]]:
-    """The trained teacher of `teacher_checkpoint`, with the classes of the data in their order, and its arguments.
+    """A trained teacher, with the classes of the data in their order, and its arguments.
 
     Args:
-        config: The teacher's checkpoint and class names, and the channels of the student's images.
+        name: As `load_model` takes it.
+        config: The teacher's class names, and the channels of the student's images.
         classes: Class names of the data by index.
         model_name: Model name of a checkpoint file, where its keys leave a choice (`_s4`).
 
     Raises:
         FileNotFoundError, ValueError: as `load_model` and `match_classes`; if it takes other channels.
     """
-    name = config.teacher_checkpoint
     try:
         model, model_args = load_model(name, model_name)
     except ValueError as e:

@@ -83,9 +83,10 @@ class RunContext:
             self.datasets[split], timm.data.resolve_data_config(dict(input_size=self.input_size), model=model),
             config.batch_size, num_workers=config.workers, device=world.device, seed=config.seed, rank=world.rank,
             world_size=world.size, local_size=world.local_size,
-            cache=functools.partial(self._cache, split) if config.cache and self.folder.name else None, **training_args)
+            cache=functools.partial(self._cache, split, config.cache) if config.cache and self.folder.name else None,
+            **training_args)
 
-    def _cache(self, split: str, dataset: Any, transform: transforms.Compose) -> CachedDataset:
+    def _cache(self, split: str, kind: str, dataset: Any, transform: transforms.Compose) -> CachedDataset:
         """The cache of a split, shared by consecutive networks that use the same deterministic transform."""
         wanted = repr(transform)
         if split in self.caches and self.caches[split][0] != wanted:
@@ -93,7 +94,7 @@ class RunContext:
         if split not in self.caches:
             folder = Path(self.config.cache_dir or Path(self.config.output) / '.cache')
             self.caches[split] = wanted, cache_images(
-                dataset, transform, self.config.cache, folder, f"split '{split}'", self.world)
+                dataset, transform, kind, folder, f"split '{split}'", self.world)
         return self.caches[split][1]
 
     def class_weights(self) -> Optional[torch.Tensor]:

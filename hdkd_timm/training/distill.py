@@ -48,8 +48,8 @@ def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False
     world = init_world(config.device)
     try:
         context = prepare_run(config, world, resume)
-        networks = _create_networks(context, context.config)
-        _check_networks(context, context.config, networks)
+        networks = _create_networks(context, config)
+        _check_networks(context, config, networks)
         with open_run(context, resume, overwrite, {name: network.config for name, network in networks.items()}):
             results = {}
             for name, network in networks.items():
@@ -95,7 +95,7 @@ def _prepare_teacher(context: RunContext, config: DistillConfig) -> Network:
         return Network(*create_network(config.teacher, settings, len(classes), **config.teacher_kwargs), settings)
     # the default does not contradict what a checkpoint file says of itself
     name: Optional[str] = config.teacher if config.teacher != DistillConfig.teacher else None
-    return Network(*create_teacher(config, classes, name), settings)
+    return Network(*create_teacher(config.teacher_checkpoint, config, classes, name), settings)
 
 
 def _check_networks(context: RunContext, config: DistillConfig, networks: Dict[str, Network]) -> None:

@@ -86,9 +86,8 @@ def _check_network(folder: Path, name: str, before: TrainConfig, config: TrainCo
         ValueError: if a file is missing or damaged, or if it cannot continue with these settings.
     """
     result = read_result(folder, before)
-    is_finished = result is not None and read_result(folder, config) is not None
     needs_best, done = result is not None, 0
-    if is_finished:
+    if result is not None and read_result(folder, config) is not None:  # it is finished
         done = result.get('epochs', 0)
     elif (folder / STATE_FILE).exists():
         progress = load_state(folder / STATE_FILE)['progress'][0]
@@ -150,7 +149,9 @@ def _learning_rates(config: TrainConfig, epochs: int) -> List[float]:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.lr)
     schedule = create_schedule(optimizer, config, updates_per_epoch=10)
     rates = [optimizer.param_groups[0]['lr']]
-    for update in range(10 * epochs if schedule is not None else 0):
+    if schedule is None:
+        return rates
+    for update in range(10 * epochs):
         schedule.step_update(update + 1)
         if update % 10 == 9:
             schedule.step(update // 10 + 1, 0.)

@@ -58,7 +58,7 @@ def train(config: TrainConfig, resume: bool = False, overwrite: bool = False) ->
         random_seed(config.seed)
         teacher = None
         if config.teacher_checkpoint:
-            teacher, _ = create_teacher(config, classes)
+            teacher, _ = create_teacher(config.teacher_checkpoint, config, classes)
             check_input(teacher, context.input_size)
         check_input(model, context.input_size)
         check_settings(context, model, config)

@@ -152,7 +152,7 @@ class Trainer:
         self.frozen = freeze_stages(self.model, config.freeze_stages)
         self.optimizer = create_optimizer(self.model, config)
         updates_per_epoch = math.ceil(self.num_batches / config.grad_accum_steps)
-        self.scheduler = create_schedule(self.optimizer, config, updates_per_epoch)
+        self.scheduler: Any = create_schedule(self.optimizer, config, updates_per_epoch)
         self.amp_dtype = getattr(torch, config.amp_dtype) if config.amp else None
         self.scaler = NativeScaler(device=device.type) if self.amp_dtype == torch.float16 else None
         self.autocast = torch.autocast(device.type, self.amp_dtype, enabled=config.amp)
@@ -396,7 +396,7 @@ class Trainer:
         state.rows.append(dict(model=self.name, epoch=state.epoch, lr=state.lr, **metrics))
         state.epoch, state.step = state.epoch + 1, 0
         state.sums, state.outputs, state.targets = {}, [], []
-        if self.world.is_primary:
+        if self.log is not None:
             self.log.write(state.rows)
             names = ('train_loss', 'train_accuracy', 'val_log_loss', 'val_accuracy', f'val_{config.select_metric}')
             shown = '  '.join(f'{key} {value:.4f}' for key, value in metrics.items() if key in names)
@@ -461,8 +461,8 @@ class Trainer:
 
     def test(self) -> Dict[str, Any]:
         """Test the weights that were kept, once. Returns what metrics.json holds."""
-        state, world = self.state, self.world
-        if world.is_primary and state.epoch < self.config.epochs:
+        state = self.state
+        if self.world.is_primary and state.best_epoch is not None and state.epoch < self.config.epochs:
             _logger.info(
                 f'{self.name}  ended early: no better epoch on val than {state.best_epoch + 1} in'
                 f' {self.config.early_stopping}.')
@@ -476,7 +476,7 @@ class Trainer:
             self.context, self.name, network, predicted,
             epoch=state.epoch - 1 if state.best_epoch is None else state.best_epoch, epochs=state.epoch,
             train_seconds=round(state.seconds, 1))
-        if world.is_primary:
+        if self.log is not None:
             self.log.close()
         write_result(self.context, self.folder, result, predicted)
         self.model.load_state_dict(network.state_dict())  # with a moving average they are two
