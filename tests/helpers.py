@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
 from PIL import Image
 from safetensors import safe_open
@@ -20,6 +21,24 @@ TINY_TEACHER = dict(TINY, depths=(2, 1, 2))
 TINY_STUDENT = dict(TINY, depths=(1, 2, 2, 2), embed_dim=32, num_heads=2, head_dim=8, mlp_ratio=2)
 
 
+def create_student(**kwargs):
+    return timm.create_model('hdkd_student', **{**TINY_STUDENT, **kwargs})
+
+
+def create_teacher(name='hdkd_teacher', **kwargs):
+    return timm.create_model(name, **{**TINY_TEACHER, **kwargs})
+
+
+def has_same_weights(model, other):
+    return all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def save_checkpoint(folder, content):
+    """Write a file of torch.save into a folder. Returns its path."""
+    torch.save(content, folder / 'a.pth')
+    return folder / 'a.pth'
+
+
 def strip_prefix(tensors, prefix):
     """The tensors whose name starts with the prefix, without it."""
     return {name[len(prefix):]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -31,6 +50,12 @@ def load_reference(name):
     with safe_open(path, 'pt') as file:
         metadata = file.metadata() or {}
     return load_file(path), metadata
+
+
+def load_published(name):
+    """State dict, input and logits that the published code wrote for 'teacher', 'student' or 'student_plain'."""
+    reference, _ = load_reference(f'{name}_seed0')
+    return strip_prefix(reference, 'state.'), reference['input'], reference['eval.logits']
 
 
 def parse_case(words):

@@ -112,9 +112,9 @@ def choose_network(
     network, = networks
     ignored = [name for name in network.other_keys if name != 'n_averaged']  # a counter of torch's AveragedModel
     if ignored:
+        number = f"{len(ignored)} tensor{'s' if len(ignored) > 1 else ''}"
         _logger.warning(
-            f"'{path}' holds {len(ignored)} tensors that are not of the network {network.location}, ignored:"
-            f' {abbreviate(ignored, 4)}.')
+            f"'{path}': ignoring {number} outside the network {network.location}: {abbreviate(ignored, 4)}.")
     return network
 
 

@@ -88,7 +88,7 @@ def match_classes(
         different = [name for name in names if name not in classes] or [name for name in classes if name not in names]
         if different or not label_names:
             reason = f"class '{different[0]}' is not in both" if different else (
-                'the order differs (repeat its names as --teacher-label-names to have its head reordered)')
+                'the order differs (repeat its names with --teacher-label-names to reorder its head)')
             raise ValueError(
                 f"{what}: its classes ({', '.join(names)}) are not those of the data ({', '.join(classes)}): {reason}.")
         _reorder_classes(model, [names.index(name) for name in classes], what)

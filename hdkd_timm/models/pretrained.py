@@ -1,6 +1,6 @@
-"""Released weights: which there are, and where their file is: shipped with the package, in the Hub's cache, on the Hub.
+"""Released weights and where their files are: shipped with the package, in the Hub's cache, or on the Hub.
 
-Of the Hub only model.safetensors is taken, and no file is loaded that is not the one released, by its sha256.
+Only model.safetensors is downloaded from the Hub, and a file is loaded only if its sha256 is the released one.
 """
 import hashlib
 import os
@@ -10,7 +10,7 @@ from typing import Any, Dict, NamedTuple, Optional, Set, Union
 
 from timm.models import PretrainedCfg, get_pretrained_cfg, is_model_pretrained
 
-# organisation on the Hugging Face Hub; HDKD_HUB_ORG names another one that holds the same files
+# organisation on the Hugging Face Hub; HDKD_HUB_ORG names another one with the same files
 HUB_ORG = os.environ.get('HDKD_HUB_ORG') or 'hdkd-timm'
 WEIGHTS = 'model.safetensors'
 # in an installed package, and in a clone of the repository
@@ -19,9 +19,9 @@ FOLDERS = (_PACKAGE / 'weights', _PACKAGE.parent / 'weights')
 
 
 class Release(NamedTuple):
-    """What is known of released weights beside their `pretrained_cfg`."""
+    """Facts about released weights that are not in their `pretrained_cfg`."""
     sha256: str
-    data: str  # what they were trained on, with the attribution that its licence asks for
+    data: str  # training data, with the attribution that its licence requires
 
 
 _BRAIN_MRI = 'the Brain Tumor MRI Dataset (Msoud Nickparvar, Kaggle 2021, doi 10.34740/KAGGLE/DSV/2645886)'
@@ -38,12 +38,12 @@ RELEASES: Dict[str, Release] = {
 
 
 def hub_id(name: str) -> str:
-    """Repository on the Hugging Face Hub of released weights, such as 'hdkd_student.brain_mri'."""
+    """Hugging Face Hub repository of released weights such as 'hdkd_student.brain_mri'."""
     return f'{HUB_ORG}/{name}'
 
 
 def find_folder(name: str) -> Optional[Path]:
-    """The folder of released weights that came with the package; None if there is none."""
+    """The folder of released weights that is shipped with the package; None if there is none."""
     if name not in RELEASES:
         return None
     return next((folder / name for folder in FOLDERS if (folder / name / WEIGHTS).is_file()), None)
@@ -61,7 +61,7 @@ def full_name(name: str) -> Optional[str]:
 
 
 def _download(name: str, cache_dir: Optional[Union[str, Path]], is_cached: bool) -> str:
-    """`is_cached` tells that the cache holds a file, which is not the one."""
+    """Download released weights; `is_cached`: the cache holds a file, but not the released one."""
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -70,14 +70,14 @@ def _download(name: str, cache_dir: Optional[Union[str, Path]], is_cached: bool)
         RepositoryNotFoundError,
     )
     what = f"'{name}' did not come with this installation, and " + (
-        "what the Hub's cache holds is damaged or of another version" if is_cached else "is not in the Hub's cache")
+        "the file in the Hub's cache is damaged or of another version" if is_cached else "is not in the Hub's cache")
     where = f"'{hub_id(name)}' on {constants.ENDPOINT}"
     ways = (
         f'install hdkd_timm with its weights, set HDKD_HUB_ORG to an organisation that has them, or put {WEIGHTS} into'
         f" '{FOLDERS[0] / name}'.")
     try:
         return hf_hub_download(hub_id(name), WEIGHTS, cache_dir=cache_dir, force_download=is_cached)
-    except Exception as e:  # of the client, and of the HTTP library that it happens to use
+    except Exception as e:  # errors of the client, or of the HTTP library that it uses
         cause = e.__cause__ or e if isinstance(e, LocalEntryNotFoundError) else e
         reason = f"({type(cause).__name__}: {' '.join(str(cause).split())})"
         if constants.HF_HUB_OFFLINE:
@@ -87,22 +87,22 @@ def _download(name: str, cache_dir: Optional[Union[str, Path]], is_cached: bool)
                 f'{what}; there is no {WEIGHTS} at {where}, or your token may not see it: {ways}') from e
         if isinstance(cause, HfHubHTTPError) and cause.response is not None:
             status = cause.response.status_code
-            raise OSError(f'{what}; {where} answered {status} {reason}: try later, or {ways}') from e
+            raise OSError(f'{what}; {where} answered {status} {reason}: try again later, or {ways}') from e
         if isinstance(e, LocalEntryNotFoundError):
             raise ConnectionError(
-                f'{what}; cannot reach {where} {reason}: is there a network, or a proxy? Else {ways}') from e
+                f'{what}; cannot reach {where} {reason}: check the network and the proxy, or {ways}') from e
         raise OSError(f'{what}; downloading {where} failed {reason}: try again, or {ways}') from e
 
 
 def find_weights(name: str, cache_dir: Optional[Union[str, Path]] = None) -> str:
-    """The file of released weights, checked.
+    """Path of the file of released weights, whose sha256 has been checked.
 
     Args:
-        name: Such as 'hdkd_student.brain_mri'.
-        cache_dir: The Hub's cache, if it is not where the Hub's client has it.
+        name: Name with tag, such as 'hdkd_student.brain_mri'.
+        cache_dir: The Hub's cache, if not the default of the Hub's client.
 
     Raises:
-        ConnectionError: if it has to be downloaded, and there is no network or HF_HUB_OFFLINE is set.
+        ConnectionError: if it must be downloaded, but there is no network or HF_HUB_OFFLINE is set.
         FileNotFoundError: if the Hub does not have it.
         OSError: if the download failed.
         ValueError: if the file is not the one that was released.
@@ -112,21 +112,21 @@ def find_weights(name: str, cache_dir: Optional[Union[str, Path]] = None) -> str
         if not _is_released(folder / WEIGHTS, name):
             raise ValueError(
                 f"'{folder / WEIGHTS}' is damaged, or not of this version of hdkd_timm: its sha256 is not"
-                f' {RELEASES[name].sha256}. Install hdkd_timm anew.')
+                f' {RELEASES[name].sha256}. Reinstall hdkd_timm.')
         return str(folder / WEIGHTS)
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
     try:
         path = try_to_load_from_cache(hub_id(name), WEIGHTS, cache_dir=cache_dir)
     except HFValidationError as e:
-        raise ValueError(f"HDKD_HUB_ORG='{HUB_ORG}' is no name of an organisation on the Hub: {e}") from e
+        raise ValueError(f"HDKD_HUB_ORG='{HUB_ORG}' is not a valid organisation name on the Hub: {e}") from e
     is_cached = isinstance(path, str)
     if not is_cached or not _is_released(path, name):
         path = _download(name, cache_dir, is_cached)
         if not _is_released(path, name):
             raise ValueError(
                 f"Refused '{path}', downloaded from '{hub_id(name)}': its sha256 is not {RELEASES[name].sha256}, so it"
-                ' is of another version of hdkd_timm, or not ours. Upgrade hdkd_timm, or see what HDKD_HUB_ORG names.')
+                ' belongs to another version of hdkd_timm or is not ours. Upgrade hdkd_timm, or check HDKD_HUB_ORG.')
     return path
 
 
@@ -135,10 +135,10 @@ def release_overlay(
         pretrained: bool,
         cache_dir: Optional[Union[str, Path]] = None,
 ) -> Dict[str, Any]:
-    """What to lay over a `pretrained_cfg`: the file of released weights; for random ones, that they have no labels and
-    no licence. Nothing for a cfg of other weights.
+    """Overlay for a `pretrained_cfg`: the file of released weights or, for random weights, no label names and no
+    licence. Empty for other weights.
 
-    Warns, once for each, of weights that may not be used commercially.
+    Warns, once per name, about weights that may not be used commercially.
 
     Raises:
         As `find_weights`.
@@ -153,6 +153,6 @@ def release_overlay(
     if pretrained and '-nc' in (cfg.license or '') and (is_release or cfg.source) and what not in _warned:
         _warned.add(what)
         data = f' They were trained on {RELEASES[name].data}.' if is_release else ''
-        warnings.warn(  # where create_model was called
+        warnings.warn(  # at the call of create_model
             f"The weights '{what}' are for non-commercial use only, {cfg.license}.{data}", stacklevel=5)
     return overlay

@@ -58,6 +58,18 @@ def test_kind_none_needs_no_teacher_logits():
     torch.testing.assert_close(parts['loss'], F.cross_entropy(logits, target))
 
 
+def test_class_weights_and_label_smoothing_of_the_cross_entropy():
+    logits, target = torch.randn(4, 3), torch.tensor([0, 1, 2, 2])
+    log_probs, weight = logits.log_softmax(1), torch.tensor([1., 2., 4.])
+    picked = log_probs[torch.arange(4), target]
+    weighted = -(weight[target] * picked).sum() / weight[target].sum()
+    smoothed = -(0.9 * picked + 0.1 * log_probs.mean(1)).mean()
+    for kwargs, expected in ((dict(class_weight=weight), weighted), (dict(label_smoothing=0.1), smoothed)):
+        parts = hdkd_loss(logits, logits, logits, target, alpha=0.5, **kwargs)
+        torch.testing.assert_close(parts['ce_loss'], expected)
+        torch.testing.assert_close(parts['loss'], expected / 2)  # the distillation is weighted by neither
+
+
 def test_class_probabilities_as_target():
     logits = torch.randn(4, 5)
     target = torch.tensor([0, 1, 2, 3])

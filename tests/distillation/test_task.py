@@ -103,6 +103,31 @@ def test_fused_teacher_keeps_its_dtype():
     assert {p.dtype for p in task.teacher.parameters()} == {torch.float64}
 
 
+def test_settings_reach_the_loss():
+    student, teacher = create_student(), create_teacher()
+    x, y = batch()
+    weight = [1., 2., 3., 4., 5.]
+    plain = HDKDTask(student, teacher, verbose=False).train()(x, y)
+    for kwargs, part in ((dict(class_weight=weight), 'ce_loss'), (dict(label_smoothing=0.3), 'ce_loss'),
+                         (dict(tau=3.), 'kd_loss'), (dict(reduction='batchmean'), 'kd_loss'),
+                         (dict(alpha=0.9), 'logit_loss'), (dict(stage_exponent=2.), 'feature_loss'),
+                         (dict(feature_weight=1.), 'loss')):
+        changed = HDKDTask(student, teacher, **kwargs, verbose=False).train()(x, y)
+        assert not torch.isclose(changed[part], plain[part]), kwargs
+    batchmean = HDKDTask(student, teacher, reduction='batchmean', verbose=False).train()(x, y)
+    torch.testing.assert_close(batchmean['kd_loss'], 5 * plain['kd_loss'])
+
+
+def test_output_is_the_mean_of_both_heads():
+    student = create_student().train()
+    task = HDKDTask(student, create_teacher(), verbose=False).train()
+    x, y = batch()
+    student.set_distilled_training()
+    cls_logits, dist_logits = student(x)
+    student.set_distilled_training(False)
+    torch.testing.assert_close(task(x, y)['output'], (cls_logits + dist_logits) / 2)
+
+
 def test_student_returns_pairs_inside_the_task_only():
     student = create_student().train()
     task = HDKDTask(student, create_teacher(), verbose=False).train()

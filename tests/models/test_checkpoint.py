@@ -1,110 +1,25 @@
 import json
-import logging
-import pickle
-import shutil
 
 import pytest
 import timm
 import torch
-from helpers import TINY_STUDENT, TINY_TEACHER, load_reference, strip_prefix
-from safetensors.torch import load_file, save_file
-from torch import nn
-
-from hdkd_timm.evaluation.classifier import ModelConfig, load_classifier
-from hdkd_timm.models.checkpoint import (
-    convert_checkpoint,
-    load_model,
-    save_model,
+from helpers import (
+    TINY_STUDENT,
+    TINY_TEACHER,
+    create_student,
+    create_teacher,
+    load_published,
+    save_checkpoint,
+    write_images,
 )
-from hdkd_timm.models.checkpoint_file import read_checkpoint
-from hdkd_timm.models.published import convert_state_dict
-from hdkd_timm.training.builders import create_teacher
-from hdkd_timm.training.config import DistillConfig
+from safetensors.torch import load_file, save_file
 
-# what keys and shapes of the fixtures' networks don't show: heads of 8
-MODEL_KWARGS = {'teacher': {}, 'student': dict(head_dim=8), 'student_plain': dict(head_dim=8)}
-NAMES = {'teacher': 'hdkd_teacher', 'student': 'hdkd_student', 'student_plain': 'hdkd_student_plain'}
+from hdkd_timm.cli import main
+from hdkd_timm.evaluation.classifier import ModelConfig, load_classifier
+from hdkd_timm.models.checkpoint import convert_checkpoint, load_model, save_model
+from hdkd_timm.models.labels import match_classes
 
-
-def load_teacher(name, classes, in_chans=3, model_name=None, label_names=None):
-    config = DistillConfig(teacher_checkpoint=str(name), in_chans=in_chans, teacher_label_names=label_names)
-    return create_teacher(config, classes, model_name)
-
-
-def published(name):
-    """State dict, input and logits that the published code wrote."""
-    reference, _ = load_reference(f'{name}_seed0')
-    return strip_prefix(reference, 'state.'), reference['input'], reference['eval.logits']
-
-
-def wrap(state, form):
-    if 'module' in form:
-        state = {f'module.{name}': value for name, value in state.items()}
-    if 'state_dict' in form:
-        state = {'state_dict': state, 'epoch': 3, 'optimizer': {'state': {}, 'param_groups': [{'lr': 0.1}]}}
-    elif 'model' in form:
-        state = {'model': state, 'best_acc': 0.9}
-    return state
-
-
-@pytest.mark.parametrize('form', ['bare', 'module', 'state_dict', 'model', 'state_dict module', 'safetensors'])
-@pytest.mark.parametrize('name', NAMES)
-def test_published_checkpoint_becomes_a_model_folder(name, form, tmp_path):
-    state, x, logits = published(name)
-    if form == 'safetensors':
-        path = tmp_path / 'published.safetensors'
-        save_file(state, path)
-    else:
-        path = tmp_path / 'published.pth'
-        torch.save(wrap(state, form), path)
-    model_name, args = convert_checkpoint(
-        path, tmp_path / 'out', label_names=['v', 'w', 'x', 'y', 'z'], **MODEL_KWARGS[name])
-    assert (model_name, args['num_classes']) == (NAMES[name], 5)
-    assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == ['config.json', 'model.safetensors']
-    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
-    torch.testing.assert_close(model(x), logits, rtol=0, atol=1e-5)
-    assert list(model.pretrained_cfg['label_names']) == ['v', 'w', 'x', 'y', 'z']
-    assert model.pretrained_cfg['input_size'][0] == 3
-    assert not list(tmp_path.glob('.out-*'))
-
-
-@pytest.mark.parametrize('name', NAMES)
-def test_published_checkpoint_loads_through_timm(name, tmp_path):
-    state, x, logits = published(name)
-    torch.save(wrap(state, 'state_dict module'), tmp_path / 'published.pth')
-    kwargs = TINY_TEACHER if name == 'teacher' else TINY_STUDENT
-    model = timm.create_model(
-        NAMES[name], pretrained=True, **kwargs,
-        pretrained_cfg_overlay=dict(file=str(tmp_path / 'published.pth'), num_classes=5, input_size=(3, 32, 32)))
-    torch.testing.assert_close(model.eval()(x), logits, rtol=0, atol=1e-5)
-
-
-def test_squeeze_and_excitation_checkpoint(tmp_path):
-    model = timm.create_model('hdkd_teacher', **TINY_TEACHER, attn='se')
-    # the CBAM network's published names, but for its attention, are the same
-    names = convert_state_dict({name: torch.tensor(i) for i, name in enumerate(published('teacher')[0])})
-    names = dict(zip(names, published('teacher')[0]))
-    published_state = {}
-    for name, value in model.state_dict().items():
-        if '.attn.fc' in name:
-            stage, block = name.split('.')[1:3]
-            layer = {'fc1': 0, 'fc2': 2}[name.split('.')[4]]
-            published_state[f'stage{int(stage) + 1}.{block}.conv.fn.6.fc.{layer}.weight'] = value[:, :, 0, 0]
-        else:
-            published_state[names[name]] = value
-    torch.save(published_state, tmp_path / 'se.pth')
-    loaded, args = load_model(tmp_path / 'se.pth')
-    assert args['attn'] == 'se'
-    for name, value in loaded.state_dict().items():
-        assert torch.equal(value, model.state_dict()[name]), name
-
-
-def test_stride_four_is_named(tmp_path):
-    model = timm.create_model('hdkd_student_s4', **TINY_STUDENT | dict(img_size=64))
-    torch.save(model.state_dict(), tmp_path / 's4.pth')
-    loaded, _ = load_model(tmp_path / 's4.pth', 'hdkd_student_s4', model_kwargs=dict(head_dim=8))
-    x = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(loaded.eval()(x), model.eval()(x))
+HEADS = dict(model_kwargs=dict(head_dim=8))  # which keys and shapes do not determine
 
 
 @pytest.mark.parametrize(('kwargs', 'shape'), [
@@ -126,65 +41,6 @@ def test_saved_model_is_built_again(kwargs, shape, tmp_path):
     assert weight.stride() == torch.empty_like(weight, memory_format=torch.channels_last).stride()
 
 
-@pytest.mark.parametrize('name', ['hdkd_teacher', 'hdkd_student', 'hdkd_student_plain'])
-@pytest.mark.parametrize(('source', 'target'), [(3, 1), (3, 4), (3, 6), (1, 3), (4, 1), (4, 4), (4, 3), (1, 1)])
-def test_first_conv_is_adapted(name, source, target, tmp_path, caplog):
-    args = {**(TINY_TEACHER if 'teacher' in name else TINY_STUDENT), 'in_chans': source}
-    model = timm.create_model(name, **args)
-    save_model(model, tmp_path / 'm', model_args=args)
-    caplog.set_level(logging.WARNING)
-    caplog.clear()
-    again = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True, in_chans=target)
-    assert not caplog.records
-    before, after = model.stages[0][0].conv.weight, again.stages[0][0].conv.weight
-    if target == 1:
-        expected = before.sum(dim=1, keepdim=True)
-    else:
-        expected = before[:, [i % source for i in range(target)]] * (source / target)
-    torch.testing.assert_close(after, expected)
-    assert again.pretrained_cfg['first_conv'] == 'stages.0.0.conv'
-    assert again(torch.randn(2, target, 32, 32)).shape == (2, 5)
-
-
-@pytest.mark.parametrize('distilled', [True, False])
-def test_position_embedding_is_resampled(distilled, tmp_path):
-    args = {**TINY_STUDENT, 'img_size': (48, 96), 'distilled': distilled}
-    model = timm.create_model('hdkd_student', **args)
-    save_model(model, tmp_path / 'm', model_args=args)
-    prefix = 1 + distilled
-    with torch.no_grad():  # a ramp along the width stays one
-        ramp = torch.linspace(0, 1, 6).repeat(3).view(1, 18, 1)
-        model.pos_embed[:, prefix:] = ramp
-    save_model(model, tmp_path / 'ramp', model_args=args)
-    again = timm.create_model(f"local-dir:{tmp_path / 'ramp'}", pretrained=True, img_size=(64, 64))
-    assert torch.equal(again.pos_embed[:, :prefix], model.pos_embed[:, :prefix])
-    grid = again.pos_embed[:, prefix:].view(4, 4, 32)
-    torch.testing.assert_close(grid, grid[:1, :, :1].expand(4, 4, 32), rtol=0, atol=1e-5)
-    assert (grid[0, 1:, 0] > grid[0, :-1, 0]).all()
-    same = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True)
-    assert same.pos_embed.shape == (1, prefix + 18, 32)
-    number = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True, num_classes=9)
-    assert number(torch.randn(1, 3, 48, 96)).shape == (1, 9)
-    assert torch.equal(number.norm.weight, same.norm.weight)
-
-
-def test_position_embedding_that_fits_is_left_alone(tmp_path):
-    args = {**TINY_STUDENT, 'img_size': (64, 144)}  # 4 x 9 patches, as many as 6 x 6
-    model = timm.create_model('hdkd_student', **args)
-    torch.save(model.state_dict(), tmp_path / 'own.pth')
-    again = timm.create_model(
-        'hdkd_student', pretrained=True, **args,
-        pretrained_cfg_overlay=dict(file=str(tmp_path / 'own.pth'), num_classes=5))
-    assert torch.equal(again.pos_embed, model.pos_embed)
-
-
-def test_plain_student_made_distilled_is_adapted(tmp_path):
-    args = {**TINY_STUDENT, 'distilled': True}
-    save_model(timm.create_model('hdkd_student_plain', **args), tmp_path / 'm', model_args=args)
-    again = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True, num_classes=9)
-    assert again(torch.randn(1, 3, 32, 32)).shape == (1, 9)
-
-
 def test_model_args_need_not_be_given(tmp_path):
     model = timm.create_model('hdkd_student_s4', **{**TINY_STUDENT, 'img_size': 64})
     model.set_input_size((96, 64))
@@ -195,80 +51,19 @@ def test_model_args_need_not_be_given(tmp_path):
     torch.testing.assert_close(again(x), model.eval()(x))
 
 
-def test_wrong_prefix_tokens_are_explained(tmp_path):
+def test_config_is_what_the_hub_reads(tmp_path):
     save_model(timm.create_model('hdkd_student', **TINY_STUDENT), tmp_path / 'm', model_args=TINY_STUDENT)
-    with pytest.raises(ValueError, match='has a distillation token .* use hdkd_student for'):
-        timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True, distilled=False)
-
-
-class Malicious:
-    def __reduce__(self):
-        return print, ('executed',)
-
-
-@pytest.mark.parametrize('write', [
-    lambda path: torch.save({'state_dict': {}, 'extra': Malicious()}, path),
-    lambda path: torch.save(nn.Linear(2, 2), path),
-    lambda path: path.write_bytes(pickle.dumps(Malicious())),
-])
-def test_file_that_would_execute_code_is_refused(write, tmp_path, capsys):
-    write(tmp_path / 'evil.pth')
-    with pytest.raises(ValueError, match=r"evil\.pth'(: loading it would execute code| is damaged, or holds what)"):
-        read_checkpoint(tmp_path / 'evil.pth')
-    assert 'executed' not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize('name', ['a.pth', 'a.safetensors'])
-def test_damaged_files(name, tmp_path):
-    with pytest.raises(FileNotFoundError, match=name):
-        read_checkpoint(tmp_path / name)
-    (tmp_path / name).write_bytes(b'no checkpoint at all')
-    with pytest.raises(ValueError, match='is not a checkpoint'):
-        read_checkpoint(tmp_path / name)
-    state = {'stage1.0.0.weight': torch.zeros(300)}
-    torch.save(state, tmp_path / name) if name.endswith('.pth') else save_file(state, tmp_path / name)
-    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-100])
-    with pytest.raises(ValueError, match='is not a checkpoint'):
-        read_checkpoint(tmp_path / name)
-
-
-def test_wrong_keys_are_named(tmp_path):
-    state, _, _ = published('student')
-    path = tmp_path / 'a.pth'
-
-    def load(state, *args, **kwargs):
-        torch.save(state, path)
-        return load_model(path, *args, model_kwargs={'head_dim': 8, **kwargs})
-
-    with pytest.raises(ValueError, match=r'1 missing: head_dist\.bias'):
-        load({k: v for k, v in state.items() if k != 'head_distill.bias'})
-    with pytest.raises(ValueError, match=r'1 unexpected: neck\.weight'):
-        load(dict(state, **{'neck.weight': torch.zeros(3)}))
-    with pytest.raises(ValueError, match=r'1 of another shape: norm\.bias \(3,\) instead of \(32,\)'):
-        load(dict(state, **{'DFLT_module.transformer.norm.bias': torch.zeros(3)}))
-    with pytest.raises(ValueError, match=r'patch_embed\.proj\.weight. is missing'):
-        load({k: v for k, v in state.items() if 'to_patch_embedding' not in k})
-    with pytest.raises(ValueError, match=r'Not a checkpoint of an HDKD network.*fc\.weight'):
-        load({'fc.weight': torch.zeros(3)})
-    with pytest.raises(ValueError, match='16 wide, not a whole number of heads of 32: .*head_dim=WIDTH'):
-        load(state, head_dim=None)
-    assert load(state, head_dim=None, num_heads=2)[0].blocks[0].attn.head_dim == 8
-    with pytest.raises(ValueError, match='its tensors have other shapes'):
-        load(dict(state, **{'head_cls.weight': torch.tensor(1.)}))
-    with pytest.raises(ValueError, match='student with distillation token, not .hdkd_student_plain'):
-        load(state, 'hdkd_student_plain')
-    with pytest.raises(ValueError, match="Unknown model 'resnet18'"):
-        load(state, 'resnet18')
-    torch.save({1: torch.zeros(2)}, path)
-    with pytest.raises(ValueError, match='keys are not strings'):
-        load_model(path)
-    torch.save([1, 2], path)
-    with pytest.raises(ValueError, match='holds a list'):
-        load_model(path)
+    config = json.loads((tmp_path / 'm' / 'config.json').read_text())
+    assert config['architecture'] == 'hdkd_student'
+    assert config['num_classes'] == config['pretrained_cfg']['num_classes'] == 5
+    assert 'num_classes' not in config['model_args']  # transformers takes no second one
+    assert config['pretrained_cfg']['classifier'] == ['head', 'head_dist']
+    assert set(load_file(tmp_path / 'm' / 'model.safetensors')) == set(
+        timm.create_model('hdkd_student', **TINY_STUDENT).state_dict())
 
 
 def test_nothing_is_overwritten_or_left_half_done(tmp_path):
-    state, _, _ = published('teacher')
+    state, _, _ = load_published('teacher')
     torch.save(state, tmp_path / 'a.pth')
     out = tmp_path / 'out'
     with pytest.raises(ValueError, match='2 label names for the 5 classes'):
@@ -280,43 +75,6 @@ def test_nothing_is_overwritten_or_left_half_done(tmp_path):
         convert_checkpoint(tmp_path / 'a.pth', out)
     assert (out / 'config.json').read_text() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ['a.pth', 'out']
-
-
-def test_load_teacher(tmp_path):
-    model = timm.create_model('hdkd_teacher', **TINY_TEACHER | dict(num_classes=2))
-    save_model(model, tmp_path / 'm', label_names=['cat', 'dog'], model_args=TINY_TEACHER | dict(num_classes=2))
-    teacher, _ = load_teacher(tmp_path / 'm', ['cat', 'dog'])
-    assert torch.equal(teacher.head.weight, model.head.weight)
-    with pytest.raises(ValueError, match="class 'dog' is not in both"):
-        load_teacher(tmp_path / 'm', ['cat', 'fox'])
-    with pytest.raises(ValueError, match='the order differs'):
-        load_teacher(tmp_path / 'm', ['dog', 'cat'])
-    with pytest.raises(ValueError, match='takes 3 channels, the student 1'):
-        load_teacher(tmp_path / 'm', ['cat', 'dog'], in_chans=1)
-    torch.save(published('teacher')[0], tmp_path / 'a.pth')
-    teacher, args = load_teacher(tmp_path / 'a.pth', list('vwxyz'))
-    assert args['num_classes'] == 5
-    with pytest.raises(ValueError, match='has 5 classes, the data 2'):
-        load_teacher(tmp_path / 'a.pth', ['cat', 'dog'])
-    for name, content in (('config.json', None), ('config.json', '{"a": 1}'), ('config.json', 'xx'),
-                          ('model.safetensors', 'xx')):
-        folder = tmp_path / f'broken {name} {content}'.replace('"', '').replace(':', '')
-        shutil.copytree(tmp_path / 'm', folder)
-        (folder / name).unlink() if content is None else (folder / name).write_text(content)
-        with pytest.raises(ValueError, match='Cannot load .*broken .* Expected a complete model folder'):
-            load_teacher(folder, ['cat', 'dog'])
-    s4 = timm.create_model('hdkd_teacher_s4', **TINY_TEACHER)
-    torch.save(s4.state_dict(), tmp_path / 's4.pth')
-    teacher, _ = load_teacher(tmp_path / 's4.pth', list('vwxyz'), model_name='hdkd_teacher_s4')
-    assert teacher.stages[0][0].conv.stride == (4, 4)
-    (tmp_path / 'run').mkdir()
-    (tmp_path / 'm').rename(tmp_path / 'run' / 'best')
-    for name in (tmp_path / 'run', f"local-dir:{tmp_path / 'run' / 'best'}"):
-        teacher, args = load_teacher(name, ['cat', 'dog'])
-        assert torch.equal(teacher.head.weight, model.head.weight)
-        assert tuple(args['dims']) == TINY_TEACHER['dims']
-    with pytest.raises(FileNotFoundError, match='nowhere'):
-        load_teacher(tmp_path / 'nowhere', ['cat', 'dog'])
 
 
 @pytest.mark.parametrize('name', ['{}/best', '{}', '{}/best/model.safetensors', 'local-dir:{}/best'])
@@ -335,14 +93,14 @@ def test_load_model(name, tmp_path):
 
 
 def test_load_model_checkpoint_file(tmp_path):
-    state, x, logits = published('student')
+    state, x, logits = load_published('student')
     torch.save(state, tmp_path / 'student.pth')
     model, args = load_model(tmp_path / 'student.pth', 'hdkd_student', model_kwargs=dict(head_dim=8))
     torch.testing.assert_close(model.eval()(x), logits, rtol=0, atol=1e-5)
     assert args['img_size'] == 32
     model, args = load_model(str(tmp_path / 'student.pth'), img_size=32, model_kwargs=dict(num_heads=2))
     assert model.blocks[0].attn.head_dim == 8
-    torch.save(published('teacher')[0], tmp_path / 'teacher.pth')
+    torch.save(load_published('teacher')[0], tmp_path / 'teacher.pth')
     for name, stride in ((None, (2, 2)), ('hdkd_teacher_s4', (4, 4))):
         assert load_model(tmp_path / 'teacher.pth', name)[0].stages[0][0].conv.stride == stride
     with pytest.raises(ValueError, match='student with distillation token, not .hdkd_student_plain'):
@@ -356,6 +114,18 @@ def test_load_model_of_another_size(tmp_path):
     assert args['img_size'] == 48
 
 
+def test_file_of_another_size_than_224(tmp_path):
+    """Its size is that of the images that it is given."""
+    write_images(tmp_path / 'new', classes=['a'], number=2)
+    path = save_checkpoint(tmp_path, create_student(img_size=48).state_dict())
+    for args, name in (([], 'p'), (['--img-size', '64'], 'q')):
+        assert main(['predict', str(path), str(tmp_path / 'new'), '--model-kwargs', 'head_dim=8', '-j', '0',
+                     '--out', str(tmp_path / name), *args]) == 0
+    assert (tmp_path / 'p').read_text() != (tmp_path / 'q').read_text()
+    model, args = load_model(path, img_size=64, **HEADS)
+    assert (tuple(model.img_size), tuple(model.pretrained_cfg['input_size'])) == ((64, 64), (3, 64, 64))
+
+
 def test_load_model_asks_which(tmp_path):
     for name in ('teacher', 'student'):
         save_model(timm.create_model('hdkd_teacher', **TINY_TEACHER), tmp_path / 'run' / name / 'best')
@@ -367,6 +137,15 @@ def test_load_model_asks_which(tmp_path):
             load_model(name)
     with pytest.raises(FileNotFoundError, match="Model folder 'nowhere' does not exist"):
         load_model('local-dir:nowhere')
+
+
+@pytest.mark.parametrize(('name', 'content'), [
+    ('config.json', None), ('config.json', '{"a": 1}'), ('config.json', 'xx'), ('model.safetensors', 'xx')])
+def test_damaged_model_folders(name, content, tmp_path):
+    save_model(create_teacher(), tmp_path / 'm', model_args=TINY_TEACHER)
+    (tmp_path / 'm' / name).unlink() if content is None else (tmp_path / 'm' / name).write_text(content)
+    with pytest.raises(ValueError, match='Cannot load .* Expected a complete model folder'):
+        load_model(tmp_path / 'm')
 
 
 def write_config(folder, **changes):
@@ -406,13 +185,7 @@ def test_config_that_is_wrong(changes, match, tmp_path):
     with pytest.raises(ValueError, match=match):
         load_classifier(folder, ModelConfig(device='cpu'))
     with pytest.raises(ValueError, match=match):
-        load_teacher(folder, list('abcde'))
-
-
-def test_label_names_by_index(tmp_path):
-    names = {str(i): name for i, name in enumerate('vwxyz')}
-    folder = write_config(tmp_path / 'm', top=dict(label_names=names))
-    assert load_classifier(folder, ModelConfig(device='cpu')).classes == list('vwxyz')
+        match_classes(load_model(folder)[0], list('abcde'))
 
 
 @pytest.mark.parametrize('number', [5, 9])
@@ -445,52 +218,45 @@ def test_new_head_for_other_classes(tmp_path):
     assert torch.equal(same.head_dist.weight, trained.head_dist.weight)
 
 
-def test_teacher_without_class_names(tmp_path):
-    """Its order is asked for where trainers may have sorted them differently; the head is brought into the data's."""
-    data = ['glioma', 'meningioma', 'Normal']
-    model = timm.create_model('hdkd_teacher', **TINY_TEACHER | dict(num_classes=3)).eval()
-    torch.save(model.state_dict(), tmp_path / 'a.pth')
-    with pytest.raises(ValueError, match=r'order is ambiguous: the data has glioma, meningioma, Normal; a trainer .*'
-                                         r'Normal, glioma, meningioma\. Specify them by index, --teacher-label-names'):
-        load_teacher(tmp_path / 'a.pth', data)
-    x = torch.randn(2, 3, 32, 32)
-    teacher, args = load_teacher(tmp_path / 'a.pth', data, label_names=['Normal', 'glioma', 'meningioma'])
-    torch.testing.assert_close(teacher.eval()(x), model(x)[:, [1, 2, 0]])
-    assert list(teacher.pretrained_cfg['label_names']) == data
-    teacher, _ = load_teacher(tmp_path / 'a.pth', data, label_names=data)
-    torch.testing.assert_close(teacher.eval()(x), model(x))
-    with pytest.raises(ValueError, match="class 'tumour' is not in both"):
-        load_teacher(tmp_path / 'a.pth', data, label_names=['Normal', 'glioma', 'tumour'])
-    # a model that tells its names in another order, which the flag brings into that of the data
-    student = timm.create_model('hdkd_student', **TINY_STUDENT | dict(num_classes=3)).eval()
-    save_model(student, tmp_path / 'm', ['Normal', 'glioma', 'meningioma'], TINY_STUDENT | dict(num_classes=3))
-    with pytest.raises(ValueError, match=r'the order differs \(repeat its names as --teacher-label-names'):
-        load_teacher(tmp_path / 'm', data)
-    teacher, _ = load_teacher(tmp_path / 'm', data, label_names=['Normal', 'glioma', 'meningioma'])
-    torch.testing.assert_close(teacher.eval()(x), student(x)[:, [1, 2, 0]])
-    with pytest.raises(ValueError, match='own class names, Normal, glioma, meningioma, which differ from the given'):
-        load_teacher(tmp_path / 'm', data, label_names=data)
-    # where both orders are one, nothing is asked
-    load_teacher(tmp_path / 'a.pth', ['a', 'b', 'c'])
+def test_wrong_keys_are_named(tmp_path):
+    state, _, _ = load_published('student')
+    path = tmp_path / 'a.pth'
+
+    def load(state, *args, **kwargs):
+        torch.save(state, path)
+        return load_model(path, *args, model_kwargs={'head_dim': 8, **kwargs})
+
+    with pytest.raises(ValueError, match=r'1 missing: head_dist\.bias'):
+        load({k: v for k, v in state.items() if k != 'head_distill.bias'})
+    with pytest.raises(ValueError, match=r'1 unexpected: neck\.weight'):
+        load(dict(state, **{'neck.weight': torch.zeros(3)}))
+    with pytest.raises(ValueError, match=r'1 of another shape: norm\.bias \(3,\) instead of \(32,\)'):
+        load(dict(state, **{'DFLT_module.transformer.norm.bias': torch.zeros(3)}))
+    with pytest.raises(ValueError, match=r'patch_embed\.proj\.weight. is missing'):
+        load({k: v for k, v in state.items() if 'to_patch_embedding' not in k})
+    with pytest.raises(ValueError, match=r'Not a checkpoint of an HDKD network.*fc\.weight'):
+        load({'fc.weight': torch.zeros(3)})
+    with pytest.raises(ValueError, match='16 wide, not a whole number of heads of 32: .*head_dim=WIDTH'):
+        load(state, head_dim=None)
+    assert load(state, head_dim=None, num_heads=2)[0].blocks[0].attn.head_dim == 8
+    with pytest.raises(ValueError, match='its tensors have other shapes'):
+        load(dict(state, **{'head_cls.weight': torch.tensor(1.)}))
+    with pytest.raises(ValueError, match='student with distillation token, not .hdkd_student_plain'):
+        load(state, 'hdkd_student_plain')
+    with pytest.raises(ValueError, match="Unknown model 'resnet18'"):
+        load(state, 'resnet18')
+    torch.save({1: torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match='keys are not strings'):
+        load_model(path)
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match='holds a list'):
+        load_model(path)
 
 
-def test_teacher_file_that_leaves_a_choice(tmp_path):
-    """The flags of a distillation are the student's: the teacher's go to `hdkd convert`."""
-    model = timm.create_model('hdkd_student', **TINY_STUDENT)
-    torch.save(model.state_dict(), tmp_path / 'a.pth')
-    with pytest.raises(ValueError, match=r'--model-kwargs head_dim=WIDTH\..* `hdkd convert .*a\.pth FOLDER`'):
-        load_teacher(tmp_path / 'a.pth', list('abcde'))
-    convert_checkpoint(tmp_path / 'a.pth', tmp_path / 'm', head_dim=8)
-    teacher, _ = load_teacher(tmp_path / 'm', list('abcde'))
-    assert torch.equal(teacher.head.weight, model.head.weight)
-
-
-def test_config_is_what_the_hub_reads(tmp_path):
-    save_model(timm.create_model('hdkd_student', **TINY_STUDENT), tmp_path / 'm', model_args=TINY_STUDENT)
-    config = json.loads((tmp_path / 'm' / 'config.json').read_text())
-    assert config['architecture'] == 'hdkd_student'
-    assert config['num_classes'] == config['pretrained_cfg']['num_classes'] == 5
-    assert 'num_classes' not in config['model_args']  # transformers takes no second one
-    assert config['pretrained_cfg']['classifier'] == ['head', 'head_dist']
-    assert set(load_file(tmp_path / 'm' / 'model.safetensors')) == set(
-        timm.create_model('hdkd_student', **TINY_STUDENT).state_dict())
+@pytest.mark.parametrize('change', [
+    torch.Tensor.long, torch.Tensor.to_sparse, lambda weight: weight + 0j, lambda weight: weight.to('meta')])
+def test_weights_that_would_be_copied_wrongly(change, tmp_path):
+    weights = create_teacher().state_dict()
+    weights['head.weight'] = change(weights['head.weight'])
+    with pytest.raises(ValueError, match=r'1 not floating-point: head\.weight'):
+        load_model(save_checkpoint(tmp_path, weights))

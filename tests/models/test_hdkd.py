@@ -1,4 +1,6 @@
-"""timm's contract for all five models, at full width on small images."""
+"""timm's contract for all five models, on small images; at full width where that is quick."""
+import logging
+
 import pytest
 import timm
 import torch
@@ -10,7 +12,6 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 import hdkd_timm  # noqa: F401
-from hdkd_timm.layers.mean_max import mean_max
 from hdkd_timm.layers.reparam import is_fused
 from hdkd_timm.models.checkpoint import save_model
 from hdkd_timm.models.hdkd import HDKDStudent, HDKDTeacher
@@ -26,6 +27,11 @@ SIZE = 64
 
 def create(name, **kwargs):
     return timm.create_model(name, **{'img_size': SIZE, 'num_classes': 7, **kwargs})
+
+
+def create_tiny(name, **kwargs):
+    """For what depends on the code of the layers alone, and takes long on many and wide ones."""
+    return create(name, **{**(TINY_STUDENT if is_student(name) else TINY_TEACHER), 'img_size': SIZE, **kwargs})
 
 
 def images(batch_size=2, chans=3, size=SIZE):
@@ -252,11 +258,11 @@ def test_prune_intermediate_layers(name):
 
 @pytest.mark.parametrize('name', MODELS)
 def test_pruned_network_takes_a_new_classifier(name):
-    model = create(name).eval()
+    model = create_tiny(name).eval()
     model.prune_intermediate_layers([1])
     x = images()
     features = model.forward_features(x)
-    assert features.shape[1] == model.num_features == 96
+    assert features.shape[1] == model.num_features == 16
     model.reset_classifier(3)
     assert model(x).shape == (2, 3, *features.shape[-2:])
     model.reset_classifier(3, 'avg')
@@ -487,10 +493,10 @@ def test_meta_device(name):
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('name', MODELS)
 def test_half_precision(name, dtype):
-    model = create(name).eval()
+    model = create_tiny(name).eval()
     x = images()
     expected = model(x)
-    built = create(name, dtype=dtype)
+    built = create_tiny(name, dtype=dtype)
     assert {t.dtype for t in (*built.parameters(), *built.buffers()) if t.is_floating_point()} == {dtype}
     actual = model.to(dtype)(x.to(dtype))
     assert actual.dtype == dtype
@@ -499,7 +505,7 @@ def test_half_precision(name, dtype):
 
 @pytest.mark.parametrize('name', MODELS)
 def test_channels_last(name):
-    model = randomize_batch_stats(create(name).eval())
+    model = randomize_batch_stats(create_tiny(name).eval())
     x = images()
     expected = model(x)
     model = model.to(memory_format=torch.channels_last)
@@ -508,7 +514,7 @@ def test_channels_last(name):
 
 @pytest.mark.parametrize('name', MODELS)
 def test_compile_fullgraph(name):
-    model = create(name).eval()
+    model = create_tiny(name).eval()
     x = images()
     compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
     torch.testing.assert_close(compiled(x), model(x))
@@ -559,7 +565,7 @@ def test_compile_inductor():
 
 @pytest.mark.parametrize('name', MODELS)
 def test_export(name):
-    model = create(name).eval()
+    model = create_tiny(name).eval()
     batch = torch.export.Dim('batch', min=1, max=64)
     exported = torch.export.export(model, (images(),), dynamic_shapes=({0: batch},)).module()
     x = images(batch_size=5)
@@ -579,49 +585,10 @@ def test_export_with_dynamic_image_size(pad):
             torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('dims', [[1], [2, 3]])
-def test_mean_max_compiled(dims):
-    compiled = torch.compile(mean_max, backend='aot_eager', fullgraph=True)
-    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)  # no equal maxima
-    weights = torch.randn(2, *x.amax(dims, keepdim=True).shape, dtype=x.dtype)
-    gradients = []
-    for pools in (mean_max(x, dims), compiled(x, dims)):
-        assert torch.equal(pools[0], x.mean(dims, keepdim=True))
-        assert torch.equal(pools[1], x.amax(dims, keepdim=True))
-        gradients.append(torch.autograd.grad(sum((weights[i] * pools[i]).sum() for i in range(2)), x)[0])
-    torch.testing.assert_close(*gradients)
-    ones = torch.ones(2, 3, 4, 5, requires_grad=True)  # of equal maxima the first has all, as in the published code
-    compiled(ones, dims)[1].sum().backward()
-    assert ones.grad.flatten(dims[0], dims[-1]).movedim(dims[0], 0)[0].eq(1).all()
-    assert ones.grad.sum() == compiled(ones, dims)[1].numel()
-
-
-@pytest.mark.parametrize('dims', [[1], [2, 3]])
-def test_mean_max(dims):
-    x = torch.randint(4, (2, 3, 4, 5)).double()  # with equal maxima
-    x.requires_grad_()
-    weights = torch.randn(2, *x.amax(dims, keepdim=True).shape, dtype=x.dtype)
-
-    def gradient(pools):
-        return torch.autograd.grad(sum((weights[i] * pools[i]).sum() for i in range(2)), x)[0]
-
-    expected = x.mean(dims, keepdim=True), x.amax(dims, keepdim=True)
-    actual = mean_max(x, dims)
-    assert torch.equal(actual[0], expected[0])
-    assert torch.equal(actual[1], expected[1])
-    torch.testing.assert_close(gradient(actual), gradient(expected))
-    distinct = torch.randperm(60).double().view(1, 3, 4, 5).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: mean_max(x, dims), distinct)
-    assert torch.autograd.gradgradcheck(lambda x: mean_max(x, dims), distinct)
-    per_image = torch.func.vmap(torch.func.grad(lambda x: sum(p.square().sum() for p in mean_max(x, dims))))
-    torch.testing.assert_close(
-        per_image(x[:, None]), torch.func.grad(lambda x: sum(p.square().sum() for p in mean_max(x, dims)))(x)[:, None])
-
-
 @pytest.mark.parametrize('attn', ['cbam', 'se'])
 @pytest.mark.parametrize('name', MODELS)
 def test_reparameterize(name, attn):
-    model = randomize_batch_stats(create(name, attn=attn)).eval()
+    model = randomize_batch_stats(create_tiny(name, attn=attn)).eval()
     x = images()
     with torch.no_grad():
         expected, expected_maps = model(x), model.forward_intermediates(x, intermediates_only=True)
@@ -644,7 +611,7 @@ def test_reparameterize(name, attn):
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_reparameterize_half_precision(dtype):
-    model = randomize_batch_stats(create('hdkd_student')).eval()
+    model = randomize_batch_stats(create_tiny('hdkd_student')).eval()
     expected = reparameterize_model(model).to(dtype)
     fused = reparameterize_model(model.to(dtype))
     for (name, ours), theirs in zip(fused.state_dict().items(), expected.state_dict().values()):
@@ -671,7 +638,7 @@ def test_fused_model_says_what_it_is_not(tmp_path):
 
 @pytest.mark.parametrize('name', MODELS)
 def test_autocast(name):
-    model = create(name).train()
+    model = create_tiny(name).train()
     x = images(batch_size=4)
     expected = model(x)
     with torch.autocast('cpu', torch.bfloat16):
@@ -685,18 +652,19 @@ def test_autocast(name):
 @pytest.mark.parametrize('name', MODELS)
 @pytest.mark.parametrize('training', [False, True])
 def test_torchscript(name, training):
-    model = create(name, scriptable=True, dynamic_img_size=True) if is_student(name) else create(name, scriptable=True)
+    dynamic = dict(dynamic_img_size=True) if is_student(name) else {}
+    model = create_tiny(name, scriptable=True, **dynamic)
     model.train(training)
     scripted = torch.jit.script(model)
     x = images(batch_size=3)
     torch.testing.assert_close(scripted(x), model(x), rtol=1e-4, atol=1e-4)
     if is_student(name):
-        fixed = create(name, scriptable=True).train(training)
+        fixed = create_tiny(name, scriptable=True).train(training)
         torch.testing.assert_close(torch.jit.script(fixed)(x), fixed(x), rtol=1e-4, atol=1e-4)
 
 
 def test_trace(tmp_path):
-    model, x = create('hdkd_student').eval(), images()
+    model, x = create_tiny('hdkd_student').eval(), images()
     traced = torch.jit.trace(model, x)
     traced.save(tmp_path / 'traced.pt')
     torch.testing.assert_close(torch.jit.load(tmp_path / 'traced.pt')(x), model(x))
@@ -704,7 +672,7 @@ def test_trace(tmp_path):
 
 @pytest.mark.parametrize('name', MODELS)
 def test_fx_feature_extraction(name):
-    model = create(name).eval()
+    model = create_tiny(name).eval()
     x = images()
     nodes = {'stages.0': 'a', 'stages.2.1.conv_pwl': 'b', **({'blocks.1': 'c'} if is_student(name) else {})}
     outputs = create_feature_extractor(model, nodes)(x)
@@ -801,3 +769,70 @@ def test_initialisation_is_the_published_one():
             assert m.eps == 1e-5
         elif isinstance(m, nn.GELU):
             assert m.approximate == 'none'
+
+
+# -- checkpoints of other sizes, channels and heads --------------------------------------------------------------------
+
+@pytest.mark.parametrize('name', ['hdkd_teacher', 'hdkd_student', 'hdkd_student_plain'])
+@pytest.mark.parametrize(('source', 'target'), [(3, 1), (3, 4), (3, 6), (1, 3), (4, 1), (4, 4), (4, 3), (1, 1)])
+def test_first_conv_is_adapted(name, source, target, tmp_path, caplog):
+    args = {**(TINY_TEACHER if 'teacher' in name else TINY_STUDENT), 'in_chans': source}
+    model = timm.create_model(name, **args)
+    save_model(model, tmp_path / 'm', model_args=args)
+    caplog.set_level(logging.WARNING)
+    caplog.clear()
+    again = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True, in_chans=target)
+    assert not caplog.records
+    before, after = model.stages[0][0].conv.weight, again.stages[0][0].conv.weight
+    if target == 1:
+        expected = before.sum(dim=1, keepdim=True)
+    else:
+        expected = before[:, [i % source for i in range(target)]] * (source / target)
+    torch.testing.assert_close(after, expected)
+    assert again.pretrained_cfg['first_conv'] == 'stages.0.0.conv'
+    assert again(torch.randn(2, target, 32, 32)).shape == (2, 5)
+
+
+@pytest.mark.parametrize('distilled', [True, False])
+def test_position_embedding_is_resampled(distilled, tmp_path):
+    args = {**TINY_STUDENT, 'img_size': (48, 96), 'distilled': distilled}
+    model = timm.create_model('hdkd_student', **args)
+    save_model(model, tmp_path / 'm', model_args=args)
+    prefix = 1 + distilled
+    with torch.no_grad():  # a ramp along the width stays one
+        ramp = torch.linspace(0, 1, 6).repeat(3).view(1, 18, 1)
+        model.pos_embed[:, prefix:] = ramp
+    save_model(model, tmp_path / 'ramp', model_args=args)
+    again = timm.create_model(f"local-dir:{tmp_path / 'ramp'}", pretrained=True, img_size=(64, 64))
+    assert torch.equal(again.pos_embed[:, :prefix], model.pos_embed[:, :prefix])
+    grid = again.pos_embed[:, prefix:].view(4, 4, 32)
+    torch.testing.assert_close(grid, grid[:1, :, :1].expand(4, 4, 32), rtol=0, atol=1e-5)
+    assert (grid[0, 1:, 0] > grid[0, :-1, 0]).all()
+    same = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True)
+    assert same.pos_embed.shape == (1, prefix + 18, 32)
+    number = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True, num_classes=9)
+    assert number(torch.randn(1, 3, 48, 96)).shape == (1, 9)
+    assert torch.equal(number.norm.weight, same.norm.weight)
+
+
+def test_position_embedding_that_fits_is_left_alone(tmp_path):
+    args = {**TINY_STUDENT, 'img_size': (64, 144)}  # 4 x 9 patches, as many as 6 x 6
+    model = timm.create_model('hdkd_student', **args)
+    torch.save(model.state_dict(), tmp_path / 'own.pth')
+    again = timm.create_model(
+        'hdkd_student', pretrained=True, **args,
+        pretrained_cfg_overlay=dict(file=str(tmp_path / 'own.pth'), num_classes=5))
+    assert torch.equal(again.pos_embed, model.pos_embed)
+
+
+def test_plain_student_made_distilled_is_adapted(tmp_path):
+    args = {**TINY_STUDENT, 'distilled': True}
+    save_model(timm.create_model('hdkd_student_plain', **args), tmp_path / 'm', model_args=args)
+    again = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True, num_classes=9)
+    assert again(torch.randn(1, 3, 32, 32)).shape == (1, 9)
+
+
+def test_wrong_prefix_tokens_are_explained(tmp_path):
+    save_model(timm.create_model('hdkd_student', **TINY_STUDENT), tmp_path / 'm', model_args=TINY_STUDENT)
+    with pytest.raises(ValueError, match='has a distillation token .* use hdkd_student for'):
+        timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True, distilled=False)

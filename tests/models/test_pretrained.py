@@ -295,7 +295,7 @@ def test_hub(load, tmp_path):
     assert 'HF_HUB_OFFLINE is set: unset it once to download it' in offline[1]
     (kind, message), = load(STUDENT, HDKD_HUB_ORG='a/b')
     assert kind == 'ValueError'
-    assert "HDKD_HUB_ORG='a/b' is no name of an organisation on the Hub" in message
+    assert "HDKD_HUB_ORG='a/b' is not a valid organisation name on the Hub" in message
 
 
 def test_cache_dir(tmp_path, monkeypatch):

@@ -9,8 +9,14 @@ from helpers import TINY_STUDENT, TINY_TEACHER
 from torch import nn
 
 from hdkd_timm.distillation.checks import check_input
-from hdkd_timm.models.checkpoint import save_model
-from hdkd_timm.training.builders import create_network, create_optimizer, create_schedule, freeze_stages
+from hdkd_timm.models.checkpoint import convert_checkpoint, save_model
+from hdkd_timm.training.builders import (
+    create_network,
+    create_optimizer,
+    create_schedule,
+    create_teacher,
+    freeze_stages,
+)
 from hdkd_timm.training.config import DistillConfig, read_recipe
 from hdkd_timm.utils.config import check_settings
 
@@ -344,3 +350,50 @@ def test_input_that_a_network_takes():
         with pytest.raises(ValueError, match=re.escape(f'HDKDStudent does not accept an image of {size}: ')):
             check_input(model, size)
         assert model.training
+
+
+# -- create_teacher ----------------------------------------------------------------------------------------------------
+
+def teacher_config(name, **kwargs):
+    return DistillConfig(teacher_checkpoint=str(name), **kwargs)
+
+
+def test_teacher_in_any_form(tmp_path):
+    model = create_saved_teacher()
+    args = {**TINY_TEACHER, 'num_classes': 2}
+    save_model(model, tmp_path / 'run' / 'best', ['cat', 'dog'], args)
+    torch.save(model.state_dict(), tmp_path / 'a.pth')
+    best = tmp_path / 'run' / 'best'
+    for name in (best, tmp_path / 'run', f'local-dir:{best}', tmp_path / 'a.pth'):
+        teacher, loaded_args = create_teacher(teacher_config(name), ['cat', 'dog'])
+        assert torch.equal(teacher.head.weight, model.head.weight)
+        assert tuple(loaded_args['dims']) == TINY_TEACHER['dims']
+    teacher, _ = create_teacher(teacher_config(tmp_path / 'a.pth'), ['cat', 'dog'], 'hdkd_teacher_s4')
+    assert teacher.stages[0][0].conv.stride == (4, 4)
+    teacher, _ = create_teacher(teacher_config(tmp_path / 'a.pth', teacher_label_names=('dog', 'cat')), ['cat', 'dog'])
+    assert torch.equal(teacher.head.weight, model.head.weight[[1, 0]])
+
+
+def test_teacher_that_does_not_fit(tmp_path):
+    save_model(create_saved_teacher(), tmp_path / 'm', ['cat', 'dog'])
+    with pytest.raises(ValueError, match=r"Teacher '.*m': its classes .* class 'dog' is not in both"):
+        create_teacher(teacher_config(tmp_path / 'm'), ['cat', 'fox'])
+    with pytest.raises(ValueError, match='takes 3 channels, the student 1'):
+        create_teacher(teacher_config(tmp_path / 'm', in_chans=1), ['cat', 'dog'])
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        create_teacher(teacher_config(tmp_path / 'nowhere'), ['cat', 'dog'])
+
+
+def test_teacher_file_that_leaves_a_choice(tmp_path):
+    """The model flags of a distillation are the student's: those of the teacher are for `hdkd convert`."""
+    model = timm.create_model('hdkd_student', **TINY_STUDENT)
+    torch.save(model.state_dict(), tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match=r'--model-kwargs head_dim=WIDTH\..* `hdkd convert .*a\.pth FOLDER`'):
+        create_teacher(teacher_config(tmp_path / 'a.pth'), list('abcde'))
+    convert_checkpoint(tmp_path / 'a.pth', tmp_path / 'm', head_dim=8)
+    teacher, _ = create_teacher(teacher_config(tmp_path / 'm'), list('abcde'))
+    assert torch.equal(teacher.head.weight, model.head.weight)
+
+
+def create_saved_teacher():
+    return timm.create_model('hdkd_teacher', **{**TINY_TEACHER, 'num_classes': 2})
