@@ -5,8 +5,8 @@ import dataclasses
 from pathlib import Path
 
 from ..training.config import DistillConfig
-from .distill import run_distillation
-from .parser import CommandParser, read_settings
+from .distill import read_distill_settings, run_distillation
+from .parser import CommandParser
 from .training import add_run_arguments
 
 DEFAULTS = dict(img_size=64, epochs=6, student_alone=True, channels_last=True, color_jitter=0.2)
@@ -18,7 +18,7 @@ def add_arguments(parser: CommandParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    config = read_settings(DistillConfig, args, **DEFAULTS)
+    config = read_distill_settings(args, **DEFAULTS)
     if not (config.data_dir or config.data_csv or config.dataset):
         config = dataclasses.replace(config, data_dir=str(_draw_phantoms(Path(config.output) / 'phantoms')))
     run_distillation(config, args)

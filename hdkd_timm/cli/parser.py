@@ -101,10 +101,11 @@ def read_settings(
 
 
 def _read_files(config_cls: Type[Any], args: argparse.Namespace, takes_run: bool) -> Dict[str, Any]:
+    recipe = getattr(args, 'recipe', None)
+    if not (recipe or args.config):
+        return {}
     from ..training.config import DistillConfig, recipe_settings
-    values: Dict[str, Any] = {}
-    if getattr(args, 'recipe', None):
-        values.update(recipe_settings(args.recipe, config_cls))
+    values = recipe_settings(recipe, config_cls) if recipe else {}
     if args.config:
         classes = [DistillConfig, config_cls] if takes_run else [config_cls]
         found = check_settings(read_yaml(args.config), classes, f"'{args.config}'")

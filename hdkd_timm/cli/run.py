@@ -14,7 +14,8 @@ from .parser import CommandParser
 def add_arguments(parser: CommandParser) -> None:
     parser.usage = 'hdkd run SCRIPT [ARG ...]'
     parser.add_argument('script', metavar='SCRIPT', help='Python file')
-    parser.add_argument('args', nargs='*', metavar='ARG', help='arguments of the script: everything after its name')
+    parser.add_argument('args', nargs='*', default=(), metavar='ARG',
+                        help='arguments of the script: everything after its name')
 
 
 def run(parser: CommandParser, argv: Sequence[str]) -> int:

@@ -9,6 +9,12 @@ def test_settings_of_the_demo_can_be_changed(tmp_path, trained):
         (True, True, 64, 6), (False, True, 64, 2)]
 
 
+def test_nothing_is_drawn_before_the_flags_are_checked(tmp_path, trained, capsys):
+    for args in (['--lr', '-1'], ['--teacher-label-names', 'a']):
+        assert main(['demo', '--output', str(tmp_path), *args]) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_demo_draws_images(tmp_path, trained, capsys):
     for _ in range(2):  # once
         assert main(['demo', '--output', str(tmp_path)]) == 0
