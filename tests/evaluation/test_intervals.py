@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pytest
 from scipy.stats import binom, binomtest, ttest_1samp
+from scipy.stats import t as t_distribution
 
 from hdkd_timm.evaluation.intervals import (
+    _jackknife_scale,
     effective_sample_size,
     paired_interval,
     proportion_interval,
@@ -140,6 +142,31 @@ def test_effective_sample_size_of_one_large_group():
         held.append(low <= 0.8 <= high)
     assert np.mean(held) > 0.94
     assert min(numbers) >= 1
+
+
+def test_jackknife_is_unbiased():
+    """With groups of one size, its variance of the mean is the textbook one of the group means."""
+    values, groups = np.random.default_rng(0).normal(size=20), np.arange(20) % 5
+    scale, alone = _jackknife_scale(groups, np.zeros(20, int))
+    variance = (np.bincount(groups, (values - values.mean()) * scale / 20) ** 2).sum()
+    assert variance == pytest.approx(np.var([values[groups == g].mean() for g in range(5)], ddof=1) / 5)
+    assert not alone.any()
+    # a large group is compared with the mean of the others
+    scale, _ = _jackknife_scale(np.array([0, 0, 0, 1]), np.zeros(4, int))
+    assert scale == pytest.approx(np.sqrt(0.5) / (1 - np.array([0.75, 0.75, 0.75, 0.25])))
+    # and one that is a whole stratum with none
+    scale, alone = _jackknife_scale(np.array([0, 0, 1, 2]), np.array([0, 0, 1, 1]))
+    assert alone.tolist() == [True, True, False, False]
+    assert scale[:2].tolist() == [1, 1]
+
+
+def test_few_groups_have_few_degrees_of_freedom():
+    """The size shrinks by the squared ratio of t quantiles, of 39 for the images and of 3 for the groups."""
+    values, groups = np.random.default_rng(1).normal(size=40), np.arange(40) // 10
+    sizes = [effective_sample_size(values, groups, confidence=confidence) for confidence in (0.95, 0.5)]
+    assert 4 < sizes[0] < sizes[1] < 40
+    of_images, of_groups = (t_distribution.ppf([0.975, 0.75], freedom) for freedom in (39, 3))
+    assert sizes[0] / sizes[1] == pytest.approx(np.divide(*((of_images / of_groups) ** 2)))
 
 
 def test_effective_sample_size_of_a_class_of_one_group():
