@@ -38,7 +38,7 @@ BAD_CONFIG = dict(
     (['train', '--data-csv', 'gone.csv'], "CSV file 'gone.csv' does not exist"),
     (['train', '--dataset', 'hfds/DATA', '--train-split', 'nowhere'], "Cannot open split 'nowhere' of dataset"),
     (['train', '--dataset', 'wds/x', '--data-dir', 'DATA'], 'give --num-classes or --class-map'),
-    (['train', '--data-dir', 'DATA', '--num-classes', '7'], '--num-classes 7, but the data has 3: a, b, c'),
+    (['train', '--data-dir', 'DATA', '--num-classes', '7'], '--num-classes is 7, but the data has 3 classes: a, b, c'),
     (['train', '--data-dir', 'DATA', '--model', 'local-dir:gone'], "Model folder 'gone' does not exist"),
     (['train', '--data-dir', 'DATA', '--resume', '--experiment', 'gone'], "There is no run 'runs/gone' to resume"),
     (['train', '--data-dir', 'DATA', '--resume'], '--resume needs the run: --config runs/NAME/config.yaml, or'),

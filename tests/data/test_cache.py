@@ -128,7 +128,8 @@ def test_loader_processes_share_what_they_read(dataset, tmp_path, kind, start_me
     cached = make(dataset, kind, tmp_path, front)
     assert cached.store.get(0) is None
     loader = torch.utils.data.DataLoader(
-        cached, num_workers=2, multiprocessing_context=start_method, collate_fn=list)
+        cached, num_workers=1 if start_method == 'forkserver' else 2,  # each imports torch anew
+        multiprocessing_context=start_method, collate_fn=list)
     assert sum(len(batch) for batch in loader) == 18
     for i in range(18):
         assert cached.store.get(i).tobytes() == front(dataset.read(i)).tobytes()

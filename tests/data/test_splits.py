@@ -209,5 +209,9 @@ def test_leaks_are_reported(write_csv, caplog):
     assert [record.message for record in caplog.records if 'group' in record.message] == [
         '1 of 2 test images share a group with training images: results on them are optimistically biased.']
     caplog.clear()
+    create(data_csv=write_csv(*table('ttttvvee', labels='ab', groups='11221244')))
+    assert [record.message for record in caplog.records if 'group' in record.message] == [
+        '2 of 2 val images share a group with training images: results on them are optimistically biased.']
+    caplog.clear()
     create(data_csv=write_csv(*table('ttttvvee', groups='11223344')))
     assert 'group' not in caplog.text

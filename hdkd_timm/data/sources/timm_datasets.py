@@ -91,7 +91,7 @@ def open_iterable(config: DataConfig, batch_size: int, only: Optional[str]) -> T
             raise ValueError(
                 f"--{name.replace('_', '-')} needs a dataset with random access, '{config.dataset}' has none.")
     if not config.class_map and not config.num_classes:
-        raise ValueError(f"Dataset '{config.dataset}' does not define its classes: set --num-classes or --class-map.")
+        raise ValueError(f"Dataset '{config.dataset}' does not define its classes: give --num-classes or --class-map.")
     classes = _read_class_map(config.class_map) if config.class_map else [str(i) for i in range(config.num_classes)]
     splits = _split_names(config, only)
     if (only or 'train') not in splits or (only is None and len(splits) == 1):

@@ -239,7 +239,7 @@ def test_shards_of_a_wanted_split(shards, tmp_path):
 
 
 @pytest.mark.parametrize(('settings', 'match'), [
-    (dict(num_classes=None), "'wds/tiny' does not define its classes: set --num-classes or --class-map"),
+    (dict(num_classes=None), "'wds/tiny' does not define its classes: give --num-classes or --class-map"),
     (dict(test_split='nothing'), "Cannot open split 'nothing' of dataset 'wds/tiny'"),
     (dict(test_split=''), "No split 'test' of dataset 'wds/tiny' is specified"),
     (dict(train_split=''), "No split 'train' of dataset 'wds/tiny' is specified"),
