@@ -30,6 +30,6 @@ def test_settings_of_a_training_that_does_not_happen_are_refused(args, trained, 
     assert len(trained) == 1
 
 
-def test_recipe_with_a_teacher_s_settings_and_a_checkpoint(trained):
+def test_recipe_that_sets_up_a_teacher_works_with_a_checkpoint(trained):
     assert main(['distill', '--data-dir', 'd', '--teacher-checkpoint', 't', '--recipe', 'paper']) == 0
     assert trained[0].teacher_opt == 'adam'

@@ -105,7 +105,7 @@ def test_too_large_an_image_is_one_line(image_folder, tmp_path):
     assert f"Cannot read image '{path}' (ValueError: 60 x 50 pixels, more than the limit of 2,900" in line
 
 
-def test_flag_errors_are_argparse_s(capsys):
+def test_wrong_choice_is_an_error_of_usage(capsys):
     with pytest.raises(SystemExit) as e:
         main(['distill', '--aug', 'wings'])
     assert e.value.code == 2
@@ -114,7 +114,7 @@ def test_flag_errors_are_argparse_s(capsys):
 
 @pytest.mark.parametrize('args', [
     ['convert', 'a', 'b', '--model-kwargs', 'head_dim'], ['run'], ['run', '--debug', 's.py'], ['fly']])
-def test_flag_errors(args, capsys):
+def test_errors_of_usage(args, capsys):
     with pytest.raises(SystemExit) as e:
         main(args)
     assert e.value.code == 2
