@@ -24,6 +24,6 @@ def trained(monkeypatch):
     """The settings that `train` and `distill` are called with, which do not train here."""
     seen = []
     for command in ('train', 'distill'):
-        monkeypatch.setattr(f'hdkd_timm.training.train.{command}', lambda config, *args: seen.append(config) or dict(
+        monkeypatch.setattr(f'hdkd_timm.training.{command}.{command}', lambda config, *args: seen.append(config) or dict(
             models=dict(a=dict(parameters=1, test=dict(accuracy=1., balanced_accuracy=1., macro_auroc=1.))), run='r'))
     return seen

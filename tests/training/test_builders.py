@@ -354,8 +354,8 @@ def test_input_that_a_network_takes():
 
 # -- create_teacher ----------------------------------------------------------------------------------------------------
 
-def teacher_config(name, **kwargs):
-    return DistillConfig(teacher_checkpoint=str(name), **kwargs)
+def load_teacher(name, classes, model_name=None, **settings):
+    return create_teacher(str(name), DistillConfig(**settings), classes, model_name)
 
 
 def test_teacher_in_any_form(tmp_path):
@@ -365,23 +365,23 @@ def test_teacher_in_any_form(tmp_path):
     torch.save(model.state_dict(), tmp_path / 'a.pth')
     best = tmp_path / 'run' / 'best'
     for name in (best, tmp_path / 'run', f'local-dir:{best}', tmp_path / 'a.pth'):
-        teacher, loaded_args = create_teacher(teacher_config(name), ['cat', 'dog'])
+        teacher, loaded_args = load_teacher(name, ['cat', 'dog'])
         assert torch.equal(teacher.head.weight, model.head.weight)
         assert tuple(loaded_args['dims']) == TINY_TEACHER['dims']
-    teacher, _ = create_teacher(teacher_config(tmp_path / 'a.pth'), ['cat', 'dog'], 'hdkd_teacher_s4')
+    teacher, _ = load_teacher(tmp_path / 'a.pth', ['cat', 'dog'], 'hdkd_teacher_s4')
     assert teacher.stages[0][0].conv.stride == (4, 4)
-    teacher, _ = create_teacher(teacher_config(tmp_path / 'a.pth', teacher_label_names=('dog', 'cat')), ['cat', 'dog'])
+    teacher, _ = load_teacher(tmp_path / 'a.pth', ['cat', 'dog'], teacher_label_names=('dog', 'cat'))
     assert torch.equal(teacher.head.weight, model.head.weight[[1, 0]])
 
 
 def test_teacher_that_does_not_fit(tmp_path):
     save_model(create_saved_teacher(), tmp_path / 'm', ['cat', 'dog'])
     with pytest.raises(ValueError, match=r"Teacher '.*m': its classes .* class 'dog' is not in both"):
-        create_teacher(teacher_config(tmp_path / 'm'), ['cat', 'fox'])
+        load_teacher(tmp_path / 'm', ['cat', 'fox'])
     with pytest.raises(ValueError, match='takes 3 channels, the student 1'):
-        create_teacher(teacher_config(tmp_path / 'm', in_chans=1), ['cat', 'dog'])
+        load_teacher(tmp_path / 'm', ['cat', 'dog'], in_chans=1)
     with pytest.raises(FileNotFoundError, match='nowhere'):
-        create_teacher(teacher_config(tmp_path / 'nowhere'), ['cat', 'dog'])
+        load_teacher(tmp_path / 'nowhere', ['cat', 'dog'])
 
 
 def test_teacher_file_that_leaves_a_choice(tmp_path):
@@ -389,9 +389,9 @@ def test_teacher_file_that_leaves_a_choice(tmp_path):
     model = timm.create_model('hdkd_student', **TINY_STUDENT)
     torch.save(model.state_dict(), tmp_path / 'a.pth')
     with pytest.raises(ValueError, match=r'--model-kwargs head_dim=WIDTH\..* `hdkd convert .*a\.pth FOLDER`'):
-        create_teacher(teacher_config(tmp_path / 'a.pth'), list('abcde'))
+        load_teacher(tmp_path / 'a.pth', list('abcde'))
     convert_checkpoint(tmp_path / 'a.pth', tmp_path / 'm', head_dim=8)
-    teacher, _ = create_teacher(teacher_config(tmp_path / 'm'), list('abcde'))
+    teacher, _ = load_teacher(tmp_path / 'm', list('abcde'))
     assert torch.equal(teacher.head.weight, model.head.weight)
 
 
