@@ -76,11 +76,11 @@ def test_wheel_holds_the_weights(tmp_path):
     with zipfile.ZipFile(wheel) as file:
         missing = {
             path.relative_to(ROOT).as_posix() for path in (ROOT / 'hdkd_timm').rglob('*')
-            if path.suffix in {'.py', '.typed', '.yaml', '.html'} and 'weights' not in path.parts}
+            if path.suffix in {'.py', '.typed', '.yaml', '.html', '.md'} and 'weights' not in path.parts}
         missing -= set(file.namelist())
         metadata, = (name for name in file.namelist() if name.endswith('.dist-info/METADATA'))
         description = file.read(metadata).decode()
-    assert not missing, f'setup.cfg lacks them: {sorted(missing)}'
+    assert not missing, f'setup.cfg misses them: {sorted(missing)}'
     assert '# hdkd_timm' in description
     assert not re.search(r'\]\((?!https:)|src="(?!https:)', description), 'links that lead nowhere on a package index'
     subprocess.run([*pip, 'install', '--no-deps', '--no-index', '--target', tmp_path / 'site', wheel], check=True)
