@@ -1,4 +1,4 @@
-"""What setup.cfg cannot express: packages are found, but for weights/, which lies beside the code in the repository; and
+"""What setup.cfg cannot express: packages are found, except weights/, which lies beside the code in the repository; and
 the description for a package index is README.md without links and pictures that lead nowhere outside the repository."""
 import re
 from pathlib import Path

@@ -128,8 +128,8 @@ def test_check(released, data_dir, tmp_path):
     assert process.returncode == 1
     assert 'its sha256 is not' in process.stderr
     sha256 = hashlib.sha256((package / 'weights' / STUDENT / WEIGHTS).read_bytes()).hexdigest()
-    source = (package / 'released.py').read_text()
-    (package / 'released.py').write_text(source.replace(RELEASES[STUDENT].sha256, sha256))
+    source = (package / 'models' / 'pretrained.py').read_text()
+    (package / 'models' / 'pretrained.py').write_text(source.replace(RELEASES[STUDENT].sha256, sha256))
     process = call(*args, PYTHONPATH=path)
     assert process.returncode == 0, process.stdout + process.stderr
     assert 'balanced accuracy' in process.stdout
