@@ -2,8 +2,7 @@
 # make demo DATA=DIR   the same on DIR/train/<class>/*, DIR/test/<class>/*
 # make test            all tests
 # make test-oldest     all tests with the oldest timm that is supported
-# make lint            ruff, and what may import what
-# make types           mypy on the modules of the public API
+# make lint            ruff, what may import what, and types of the public API
 # make docs            the site of the documentation, in site/
 # Each sets up .venv first if it is missing.
 
@@ -14,7 +13,7 @@ OLDEST_TIMM := 1.0.29
 # a file at a time in each of a few processes
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-oldest lint types docs clean
+.PHONY: demo test test-oldest lint docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/hdkd demo $(if $(DATA),--data-dir "$(DATA)")
@@ -29,8 +28,6 @@ test-oldest: $(VENV)/installed-test
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
-
-types: $(VENV)/installed-test
 	$(BIN)/mypy
 
 docs: $(VENV)/installed-docs

@@ -48,8 +48,8 @@ def check_pair(
             f"{type(student).__name__} has no distillation head: use a student with one (hdkd_student), or no logit"
             " distillation ('none').")
     if input_size is not None:
-        maps = [check_input(model, input_size, stages) for model in (student, teacher)]
-        feature_distillation_losses(*maps, stages=stages)
+        student_maps, teacher_maps = (check_input(model, input_size, stages) for model in (student, teacher))
+        feature_distillation_losses(student_maps, teacher_maps, stages)
 
 
 def _check_stages(student: nn.Module, teacher: nn.Module, stages: Sequence[int]) -> None:

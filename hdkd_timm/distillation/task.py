@@ -141,7 +141,7 @@ class HDKDTask(TrainingTask):
         self.teacher.eval()
         return self
 
-    def prepare_distributed(self, device_ids: Optional[list] = None, **ddp_kwargs) -> 'HDKDTask':
+    def prepare_distributed(self, device_ids: Optional[list] = None, **ddp_kwargs: Any) -> 'HDKDTask':
         """Wrap the student in DistributedDataParallel, not the frozen teacher."""
         if self.loss_args['kind'] == 'none' and self.distilled:
             ddp_kwargs.setdefault('find_unused_parameters', True)
@@ -149,12 +149,13 @@ class HDKDTask(TrainingTask):
             self.trainable_module, device_ids=device_ids, **ddp_kwargs)
         return self
 
-    def compile(self, backend: str = 'inductor', mode: Optional[str] = None, **compile_kwargs) -> nn.Module:
+    def compile(self, backend: str = 'inductor', mode: Optional[str] = None, **compile_kwargs: Any) -> nn.Module:
         """Compile the forward passes of student and teacher. Returns the compiled student for evaluation."""
         compile_kwargs.update(backend=backend, mode=mode)
         self.eval_model = torch.compile(unwrap_model(self.trainable_module).student, **compile_kwargs)
         self.trainable_module = torch.compile(self.trainable_module, **compile_kwargs)
-        self._teacher_forward = torch.compile(self._teacher_forward, **compile_kwargs)
+        compiled = torch.compile(self._teacher_forward, **compile_kwargs)
+        self._teacher_forward = compiled  # type: ignore[method-assign]
         return self.eval_model
 
     def get_eval_model(self, module: Optional[nn.Module] = None, ema: bool = False) -> Optional[nn.Module]:

@@ -169,7 +169,7 @@ def minimum_margins(
         if present > 1:
             lost = 1 - network.placements()[changed]
             ranks += np.array([0.5 + lost.sum(), 1 + changed.sum()]) * (present / (present - 1), 1)
-    chance_agreement = min(np.mean([network.chance_agreement for network in networks]), 1 - 1e-9)
+    chance_agreement = min(float(np.mean([network.chance_agreement for network in networks])), 1 - 1e-9)
 
     def scaled(margins: Interval, factor: float) -> Interval:
         return margins[0] * factor, margins[1] * factor

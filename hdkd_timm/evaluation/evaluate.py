@@ -30,7 +30,7 @@ _logger = logging.getLogger(__name__)
 @dataclasses.dataclass
 class EvalConfig(InferenceConfig, DataConfig):
     """Settings of `evaluate_model`."""
-    in_chans: Optional[int] = setting(
+    in_chans: Optional[int] = setting(  # type: ignore[assignment]  # the model's own by default
         None, "image channels, 3 (RGB) or 1 (greyscale) (default: the model's)", group='data')
     split: str = setting(
         'test', 'split to evaluate on', choices=('train', 'val', 'test'), group='evaluation', common=True)
@@ -68,15 +68,16 @@ def evaluate(
     model.eval()
     probs, targets = [], []
     autocast = torch.autocast(world.device.type, amp_dtype, enabled=amp_dtype is not None)
-    can_stop = signals is not None and not world.is_distributed  # other processes would wait for this one
-    for input, target in signals.watch(loader) if can_stop else loader:
+    if world.is_distributed:  # other processes would wait for this one
+        signals = None
+    for input, target in loader if signals is None else signals.watch(loader):
         if channels_last:
             input = input.contiguous(memory_format=torch.channels_last)
         with autocast:
             output = model(input)
         probs.append(output.float().cpu().double().softmax(dim=1))
         targets.append(target.cpu())
-    if can_stop and signals.received:
+    if signals is not None and signals.received:
         return None
     gathered = world.gather((torch.cat(probs), torch.cat(targets)) if probs else None)
     all_probs, all_targets = _merge_shares([share for share in gathered if share is not None], loader.iterable)

@@ -5,13 +5,21 @@ has zero width. The intervals here follow from distributions instead. Shapes: N 
 whose images are not independent.
 """
 import math
-from typing import Callable, List, Optional, Tuple
+from typing import Callable, List, Optional, Tuple, overload
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import betaincinv, ndtri, stdtrit  # those of scipy.stats are slow for one number
 
 Interval = Tuple[float, float]
+
+
+@overload
+def group_indices(groups: np.ndarray) -> np.ndarray: ...
+
+
+@overload
+def group_indices(groups: None) -> None: ...
 
 
 def group_indices(groups: Optional[np.ndarray]) -> Optional[np.ndarray]:

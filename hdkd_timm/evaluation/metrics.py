@@ -37,7 +37,7 @@ def format_metric(name: str, value: Optional[float]) -> str:
 
 def format_interval(name: str, interval: Optional[Sequence[Optional[float]]]) -> str:
     """An interval [low, high] of a metric for display, as in `format_metric`; empty if it is undefined."""
-    if not interval or None in interval or not all(map(math.isfinite, interval)):
+    if not interval or not all(end is not None and math.isfinite(end) for end in interval):
         return ''
     return f'{format_metric(name, interval[0])} to {format_metric(name, interval[1])}'
 

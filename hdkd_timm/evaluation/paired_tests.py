@@ -49,7 +49,8 @@ def _accuracy_intervals(
 
     def interval_of(which: np.ndarray, strata: Optional[np.ndarray] = None) -> List[float]:
         """Interval over the images `which`, (N,) of bool."""
-        a, b, own_groups = (None if values is None else values[which] for values in (only_a, only_b, group_of))
+        a, b = only_a[which], only_b[which]
+        own_groups = None if group_of is None else group_of[which]
         number = effective_sample_size(b.astype(np.float64) - a, own_groups, strata, confidence)
         weights = None if strata is None else stratum_weights(strata)
         shares = [np.average(only, weights=weights) for only in (a, b)]

@@ -72,8 +72,8 @@ def _list_files(folder: str, on_bad_image: str) -> List[str]:
 
 def file_samples(files: Sequence[str], targets: Optional[Sequence[int]] = None) -> Samples:
     """Image files as samples, with class indices (0 if none are given)."""
-    targets = np.zeros(len(files), int) if targets is None else np.asarray(targets)
-    return Samples(FileReader([(path, 0) for path in files]), np.arange(len(files)), targets)
+    indices = np.zeros(len(files), int) if targets is None else np.asarray(targets)
+    return Samples(FileReader([(path, 0) for path in files]), np.arange(len(files)), indices)
 
 
 def drop_bad_images(files: Sequence[str], img_mode: str, on_bad_image: str = 'error') -> List[str]:

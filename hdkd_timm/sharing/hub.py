@@ -209,7 +209,7 @@ def _describe_error(error: Exception, repo_id: str) -> Exception:
         return PermissionError(f'Cannot push to {where}: your token (HF_TOKEN) contains invalid characters.')
     if isinstance(error, ValueError) and status in (None, 400):
         return ValueError(f"The Hub rejects the model card of '{repo_id}': {error}")
-    if status is not None:
+    if isinstance(error, HfHubHTTPError) and status is not None:
         return OSError(f'Cannot push to {where}: the Hub answered {status} ({error.server_message or error}).')
     return ConnectionError(
         f'Cannot reach {where} ({type(error).__name__}: {error}): check the network connection and proxy.')

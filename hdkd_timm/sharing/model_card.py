@@ -68,9 +68,9 @@ def _settings_table(network: Optional[str], settings: Dict[str, Any]) -> str:
         network: 'teacher', 'student', ..., as in its metrics.json.
         settings: The settings of the run.
     """
-    keys = SHOWN_SETTINGS
+    keys: Sequence[str] = SHOWN_SETTINGS
     if network == 'student':
-        keys += SHOWN_OF_STUDENTS
+        keys = SHOWN_SETTINGS + SHOWN_OF_STUDENTS
     elif network == 'teacher' and 'teacher' in settings:  # those without a prefix are the student's
         own = {key.removeprefix('teacher_'): value for key, value in settings.items() if key.startswith('teacher_')}
         settings = {**settings, **{k: v for k, v in own.items() if v is not None}, 'model': settings['teacher']}

@@ -62,7 +62,7 @@ def find_targets(folders: Sequence[str], files: Sequence[str], classes: Optional
     names = []
     for path in files:
         above = [folder for folder in folders if Path(folder) in Path(path).parents]
-        names.append(Path(path).relative_to(above[0]).parts[0] if above else None)
+        names.append(Path(path).relative_to(above[0]).parts[0] if above else '')
     return [classes.index(name) for name in names] if classes and set(names) <= set(classes) else None
 
 
