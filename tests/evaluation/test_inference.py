@@ -274,7 +274,7 @@ def test_folders_that_cannot_be_read(image_folder, monkeypatch, caplog):
         return scandir(path)
 
     monkeypatch.setattr('os.scandir', scan)
-    with pytest.raises(OSError, match="Cannot read folder '.*test/b' .PermissionError: Permission denied"):
+    with pytest.raises(OSError, match="Cannot read directory '.*test/b' .PermissionError: Permission denied"):
         find_images([str(image_folder / 'test')])
     assert len(find_images([str(image_folder / 'test')], 'skip')) == 8
     assert "Skipped a directory: Cannot read directory" in caplog.text
