@@ -6,7 +6,7 @@ from typing import Dict, Tuple
 import numpy as np
 
 from ..utils.csv_files import write_rows
-from ..utils.files import PathLike
+from ..utils.files import PathLike, check_output_file
 from .data_check import DataCheck, require_files
 from .duplicates import find_clusters, first_occurrences
 
@@ -58,12 +58,11 @@ def write_split(check: DataCheck, path: PathLike, seed: int = 42) -> Dict[str, D
         Split -> class -> number of images.
 
     Raises:
-        FileExistsError: if the file exists.
+        FileExistsError, FileNotFoundError: if the file exists, or its directory does not.
         ValueError: if the images are not files, or a split would have no images of a class.
     """
     path = Path(path)
-    if path.exists():
-        raise FileExistsError(f"'{path}' exists already: choose another --write-split, nothing is overwritten.")
+    check_output_file(path, '--write-split')
     require_files(check.samples)
     split, units = draw_split(check, seed)
     kept = np.flatnonzero([not summary.error for summary in check.summaries])

@@ -15,6 +15,7 @@ import timm
 from ..sharing.export import import_packages
 from ..utils.csv_files import write_rows
 from ..utils.distributed import pick_device
+from ..utils.files import check_output_file
 from .config import MODELS, BenchConfig
 from .epoch import measure_epochs
 from .growth import measure_growth
@@ -39,10 +40,7 @@ def run_benchmark(config: BenchConfig, report: Callable[[str], None] = print) ->
         ValueError: for an unknown model.
     """
     out = Path(config.out)
-    if out.exists():
-        raise FileExistsError(f"'{out}' exists already: choose another --out, nothing is overwritten.")
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"Folder '{out.parent}' of --out does not exist.")
+    check_output_file(out, '--out')
     for name in config.models:
         if not timm.is_model(name):
             raise ValueError(f"Unknown model '{name}' in --models: choose timm's or {', '.join(MODELS)}.")

@@ -1,13 +1,13 @@
 """`hdkd check`: what a data set contains, and whether its splits leak into each other."""
 import argparse
 import dataclasses
-import os
 import time
 from pathlib import Path
 from typing import Any, Dict
 
 from ..analysis import data_check
 from ..utils.config import flag
+from ..utils.files import check_output_file, check_output_folder, with_free_name
 from .parser import CommandParser, read_settings
 
 
@@ -22,7 +22,6 @@ def add_arguments(parser: CommandParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..utils.files import with_free_name
     _check_outputs(args)
     config = read_settings(data_check.CheckConfig, args, takes_run=True)
     if args.data:
@@ -56,11 +55,10 @@ def _with_data(config: data_check.CheckConfig, data: str) -> data_check.CheckCon
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    for path, name in ((args.out, '--out'), (args.write_split, '--write-split')):
-        if path and os.path.exists(path):
-            raise FileExistsError(f"'{path}' exists already: choose another {name}, nothing is overwritten.")
-    if args.write_split and not os.path.isdir(os.path.dirname(args.write_split) or '.'):
-        raise FileNotFoundError(f"Folder '{os.path.dirname(args.write_split)}' of --write-split does not exist.")
+    if args.out:
+        check_output_folder(args.out, '--out')
+    if args.write_split:
+        check_output_file(args.write_split, '--write-split')
 
 
 def format_split(counts: Dict[str, Dict[str, int]], summary: Dict[str, Any], path: str) -> str:

@@ -1,6 +1,5 @@
 """`hdkd eval`: the metrics of a trained model on a split."""
 import argparse
-import os
 from typing import Any, Dict
 
 from ..evaluation.evaluate import EvalConfig, evaluate_model
@@ -17,9 +16,9 @@ def add_arguments(parser: CommandParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from ..evaluation.predictions import write_predictions
-    from ..utils.files import new_folder, write_json
-    if args.out_dir and os.path.exists(args.out_dir):
-        raise FileExistsError(f"'{args.out_dir}' exists already: choose another --out-dir, nothing is overwritten.")
+    from ..utils.files import check_output_folder, new_folder, write_json
+    if args.out_dir:
+        check_output_folder(args.out_dir, '--out-dir')
     report, images = evaluate_model(args.checkpoint, read_settings(EvalConfig, args, takes_run=True))
     print(format_report(report))
     if args.out_dir:

@@ -1,8 +1,8 @@
 """`hdkd explain`: heat maps of what predictions rest on."""
 import argparse
-import os
 
 from ..evaluation.classifier import ModelConfig
+from ..utils.files import check_output_folder
 from .parser import MODEL, CommandParser, add_image_arguments, read_settings
 
 
@@ -18,8 +18,7 @@ def add_arguments(parser: CommandParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from ..analysis.explain import explain, write_explanations
-    if os.path.exists(args.out):
-        raise FileExistsError(f"'{args.out}' exists already: choose another --out, nothing is overwritten.")
+    check_output_folder(args.out, '--out')
     config = read_settings(ModelConfig, args, takes_run=True)
     explanations = explain(args.checkpoint, args.paths, config, args.label, args.layer, args.on_bad_image)
     number = write_explanations(explanations, args.out)

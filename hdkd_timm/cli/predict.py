@@ -1,10 +1,10 @@
 """`hdkd predict`: the class probabilities of images."""
 import argparse
-import os
 from pathlib import Path
 
 from ..evaluation.classifier import InferenceConfig
 from ..evaluation.predict import predict
+from ..utils.files import check_output_file
 from .parser import MODEL, CommandParser, add_image_arguments, read_settings
 
 
@@ -19,10 +19,7 @@ def add_arguments(parser: CommandParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from ..evaluation.predictions import write_predictions
-    if os.path.exists(args.out):
-        raise FileExistsError(f"'{args.out}' exists already: choose another --out, nothing is overwritten.")
-    if not os.path.isdir(os.path.dirname(args.out) or '.'):
-        raise FileNotFoundError(f"Folder '{os.path.dirname(args.out)}' of --out does not exist.")
+    check_output_file(args.out, '--out')
     files, probs, classes = predict(
         args.checkpoint, args.paths, read_settings(InferenceConfig, args, takes_run=True), args.on_bad_image)
     write_predictions(Path(args.out), files, probs, classes)

@@ -23,7 +23,7 @@ from ..data.value_range import describe_ranges
 from ..evaluation.classifier import Classifier, InferenceConfig, OnnxModel, load_classifier
 from ..evaluation.predict import file_samples, find_images
 from ..models.preprocessing import adapt_stats
-from ..utils.files import PathLike, atomic_write
+from ..utils.files import PathLike, atomic_write, check_output_file
 from ..version import __version__
 from .onnx_export import convert_to_onnx, set_metadata
 from .quantize import compare_precisions, find_targets, quantize
@@ -78,10 +78,7 @@ def _check_arguments(
         raise ValueError('--calibration requires --int8.')
     if calibration_images < 1:
         raise ValueError(f'--calibration-images must be 1 or more, got {calibration_images}.')
-    if out.exists():
-        raise FileExistsError(f"'{out}' exists already: choose another --out, nothing is overwritten.")
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"Directory '{out.parent}' of --out does not exist.")
+    check_output_file(out, '--out')
     if name.endswith(tuple(FORMATS.values())) and os.path.isfile(name):
         raise ValueError(f"'{name}' is already an exported file: give the model that it was exported from.")
 

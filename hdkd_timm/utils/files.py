@@ -119,6 +119,29 @@ def new_folder(folder: PathLike) -> Iterator[Path]:
         raise
 
 
+def check_output_file(path: PathLike, flag: str) -> None:
+    """Check that a file can be written without replacing another.
+
+    Raises:
+        FileExistsError: if it already exists.
+        FileNotFoundError: if its directory does not exist.
+    """
+    path = Path(path)
+    check_output_folder(path, flag)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"Directory '{path.parent}' of {flag} does not exist.")
+
+
+def check_output_folder(path: PathLike, flag: str) -> None:
+    """Check that a folder, which is made where it is missing, does not exist yet.
+
+    Raises:
+        FileExistsError: if it already exists.
+    """
+    if Path(path).exists():
+        raise FileExistsError(f"'{path}' already exists: choose another {flag}, nothing is overwritten.")
+
+
 def with_free_name(path: PathLike, create: Callable[[Path], T]) -> T:
     """Call `create` with `path`, or with NAME-2, NAME-3, ... if that exists already, and return its result.
 

@@ -83,7 +83,7 @@ def test_command(leaky, tmp_path, capsys, monkeypatch):
     # nothing is overwritten
     for args in (['--out', 'out'], ['--out', 'other', '--write-split', 'new.csv']):
         assert main(['check', str(leaky), *args]) == 1
-        assert 'exists already' in capsys.readouterr().err
+        assert 'already exists' in capsys.readouterr().err
     assert not (tmp_path / 'other').exists()
     assert main(['check', str(leaky), '--data-csv', 'new.csv']) == 1
     assert 'both name the images' in capsys.readouterr().err

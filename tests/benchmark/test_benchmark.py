@@ -35,12 +35,12 @@ def test_command(tmp_path, capsys):
     for row in steps.values():
         assert float(row['ratio']) == pytest.approx(float(steps['stages again']['ms']) / float(row['ms']))
     assert main(args) == 1
-    assert 'exists already: choose another --out' in capsys.readouterr().err
+    assert 'already exists: choose another --out' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(('args', 'match'), [
     (dict(models=('nothing',)), "Unknown model 'nothing' in --models"),
-    (dict(out='no/where.csv'), "Folder 'no' of --out does not exist"),
+    (dict(out='no/where.csv'), "Directory 'no' of --out does not exist"),
 ])
 def test_bad_input(args, match, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -61,7 +61,7 @@ BAD_CONFIG = dict(
     (['predict', 'several', 'DATA'], "'several' holds several models: specify one of several/student, several/tea"),
     (['predict', 'DATA', 'nowhere'], "'nowhere' does not exist"),
     (['predict', 'DATA', 'DATA'], 'Cannot load'),
-    (['predict', 'gone', 'DATA', '--out', 'no/where.csv'], "Folder 'no' of --out does not exist"),
+    (['predict', 'gone', 'DATA', '--out', 'no/where.csv'], "Directory 'no' of --out does not exist"),
     (['demo', '--data-dir', 'nowhere'], "Data folder 'nowhere' does not exist"),
     (['demo', '--img-size', '20'], '--img-size must be 28 or more, got 20'),
     (['demo', '--min-lr', 'nan'], '--min-lr must be 0 or more, got nan'),

@@ -192,7 +192,7 @@ def test_other_models(tmp_path):
 
 
 ERRORS = [
-    (['MODEL', '--out', 'DIR/s.onnx'], 'exists already: choose another --out, nothing is overwritten.'),
+    (['MODEL', '--out', 'DIR/s.onnx'], 'already exists: choose another --out, nothing is overwritten.'),
     (['MODEL', '--out', 'no/s.onnx'], "Directory 'no' of --out does not exist"),
     (['MODEL', '--out', 'new.pt2'], "--out of --format onnx must end in .onnx, got 'new.pt2'"),
     (['MODEL', '--out', 'new.onnx', '--format', 'torch-export'], 'must end in .pt2'),
