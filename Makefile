@@ -2,7 +2,7 @@
 # make demo DATA=DIR   the same on DIR/train/<class>/*, DIR/test/<class>/*
 # make test            all tests
 # make test-oldest     all tests with the oldest timm that is supported
-# make lint            ruff, what may import what, and types of the public API
+# make lint            ruff check and format, what may import what, and types of the public API
 # make docs            the site of the documentation, in site/
 # Each sets up .venv first if it is missing.
 
@@ -27,6 +27,7 @@ test-oldest: $(VENV)/installed-test
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
