@@ -1,5 +1,6 @@
 """What setup.cfg cannot express: packages are found, except weights/, which lies beside the code in the repository; and
 the description for a package index is README.md without links and pictures that lead nowhere outside the repository."""
+
 import re
 from pathlib import Path
 
@@ -11,4 +12,5 @@ setup(
     packages=[*find_packages(include=['hdkd_timm', 'hdkd_timm.*'], exclude=['hdkd_timm.weights']), 'hdkd_timm.weights'],
     package_dir={'hdkd_timm.weights': 'weights'},
     long_description=re.sub(r'\[([^\]]+)\]\((?!https:)[^)]+\)', r'\1', without_pictures),
-    long_description_content_type='text/markdown')
+    long_description_content_type='text/markdown',
+)

@@ -4,6 +4,7 @@ Rooms are the folders of hdkd_timm/; their order from top to bottom is the contr
 follows from others is omitted, and so are those to the lowest room, which all may import. A test checks that the
 picture is up to date.
 """
+
 import ast
 import sys
 from pathlib import Path
@@ -37,7 +38,7 @@ def imported_rooms(path: Path, package: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = [*parents[:len(parents) - node.level + 1]] if node.level else []
+            base = [*parents[: len(parents) - node.level + 1]] if node.level else []
             name = '.'.join([*base, *([node.module] if node.module else [])])
             modules = [f'{name}.{alias.name}' for alias in node.names]
         for parts in (module.split('.') for module in modules):
@@ -49,9 +50,14 @@ def find_imports(package: Path) -> Dict[str, Set[str]]:
     """Room -> other rooms that its modules import."""
     rooms = {path.parent.name for path in package.glob('*/__init__.py')}
     return {
-        room: {other for path in (package / room).rglob('*.py') for other in imported_rooms(path, package)
-               if other in rooms and other != room}
-        for room in rooms}
+        room: {
+            other
+            for path in (package / room).rglob('*.py')
+            for other in imported_rooms(path, package)
+            if other in rooms and other != room
+        }
+        for room in rooms
+    }
 
 
 def reachable(imports: Dict[str, Set[str]], room: str) -> Set[str]:
@@ -83,11 +89,15 @@ def draw() -> str:
     lowest = rows[-1][0]
     arrows = {
         room: {
-            other for other in others if other != lowest and not any(
-                other in reachable(imports, between) for between in others - {other})}
-        for room, others in imports.items()}
+            other
+            for other in others
+            if other != lowest and not any(other in reachable(imports, between) for between in others - {other})
+        }
+        for room, others in imports.items()
+    }
     place: Dict[str, Tuple[float, float]] = {}
     for i, row in enumerate(rows):
+
         def centre(room: str) -> float:
             above = [place[other][0] for other in place if room in arrows[other]]
             return sum(above) / len(above) if above else WIDTH / 2
@@ -101,7 +111,8 @@ def draw() -> str:
         f'  <style>{STYLE}</style>',
         '  <defs><marker id="tip" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="12" markerHeight="12"'
         ' markerUnits="userSpaceOnUse" orient="auto"><path class="tip" d="M0 0 10 5 0 10z"/></marker></defs>',
-        f'  <rect class="card" x="1" y="1" width="{WIDTH - 2}" height="{height - 2}" rx="14"/>']
+        f'  <rect class="card" x="1" y="1" width="{WIDTH - 2}" height="{height - 2}" rx="14"/>',
+    ]
     for room in place:
         x, y = place[room]
         for other in sorted(arrows[room]):
@@ -109,7 +120,8 @@ def draw() -> str:
     for room, (x, y) in place.items():
         lines.append(
             f'  <rect class="room" x="{x - BOX_WIDTH / 2:.0f}" y="{y:.0f}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}"'
-            f' rx="8"/><text x="{x:.0f}" y="{y + 32:.0f}">{room}</text>')
+            f' rx="8"/><text x="{x:.0f}" y="{y + 32:.0f}">{room}</text>'
+        )
     return '\n'.join([*lines, '</svg>', ''])
 
 

@@ -1,4 +1,5 @@
 """Extension of griffe: fields `name: type = setting(default, help, ...)` of a settings class show default and help."""
+
 import ast
 from typing import Any, Set
 
@@ -31,10 +32,12 @@ class Settings(griffe.Extension):
                 self._document(member, public)
             elif member.is_class and member.docstring:
                 of_bases = {  # which have lists of their own
-                    name for base in member.resolved_bases if base.name in public for name in base.all_members}
+                    name for base in member.resolved_bases if base.name in public for name in base.all_members
+                }
                 lines = [
-                    f"    {name} ({field.annotation}): {field.extra['settings']['help']}"
+                    f'    {name} ({field.annotation}): {field.extra["settings"]["help"]}'
                     for name, field in member.all_members.items()
-                    if 'help' in field.extra['settings'] and (name in member.members or name not in of_bases)]
+                    if 'help' in field.extra['settings'] and (name in member.members or name not in of_bases)
+                ]
                 if lines:
                     member.docstring.value += '\n\nAttributes:\n' + '\n'.join(lines)

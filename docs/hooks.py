@@ -3,6 +3,7 @@
 They go to the repository if `repo_url` is set, and become plain text otherwise. If the target does not exist, the build
 fails.
 """
+
 import re
 from pathlib import Path
 
@@ -24,6 +25,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **kwargs: 
         if not config.repo_url:
             return text
         kind = 'tree' if path.is_dir() else 'blob'
-        return f"[{text}]({config.repo_url.rstrip('/')}/{kind}/main/{path.relative_to(root).as_posix()}{anchor or ''})"
+        return f'[{text}]({config.repo_url.rstrip("/")}/{kind}/main/{path.relative_to(root).as_posix()}{anchor or ""})'
 
     return OUTSIDE.sub(replace, markdown)

@@ -4,6 +4,7 @@ A page holds a table between `<!-- table: NAME -->` and `<!-- end -->`. The CSV 
 command that measured it is beside the table in the page. The table of released weights comes from their metrics.json. A
 test checks that the pages are up to date.
 """
+
 import csv
 import re
 import runpy
@@ -23,20 +24,33 @@ def to_markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def small_data(rows: Rows) -> str:
-    cells = {(r['network'], r['data'], r['recipe']): (
-        f"{r['balanced_accuracy']} % ({r['low']}-{r['high']})") for r in rows}
+    cells = {
+        (r['network'], r['data'], r['recipe']): (f'{r["balanced_accuracy"]} % ({r["low"]}-{r["high"]})') for r in rows
+    }
     columns = [('brain_mri', 'default'), ('brain_mri', 'paper'), ('ham10k', 'default')]
     return to_markdown(
         ['balanced accuracy', 'brain MRI', 'brain MRI, `--recipe paper`', 'HAM10000'],
-        [[network, *(cells.get((network, *column), '') for column in columns)]
-         for network in dict.fromkeys(r['network'] for r in rows)])
+        [
+            [network, *(cells.get((network, *column), '') for column in columns)]
+            for network in dict.fromkeys(r['network'] for r in rows)
+        ],
+    )
 
 
 def training_step(rows: Rows) -> str:
     slowest = float(rows[0]['milliseconds'])
-    return to_markdown(['training step of HDKD, 8 images', 'ms', 'speed-up', 'peak memory'], [
-        [r['form'], f"{int(r['milliseconds']):,}", f"{slowest / float(r['milliseconds']):.2f} x",
-         r['peak_memory_gib'] and f"{r['peak_memory_gib']} GiB"] for r in rows])
+    return to_markdown(
+        ['training step of HDKD, 8 images', 'ms', 'speed-up', 'peak memory'],
+        [
+            [
+                r['form'],
+                f'{int(r["milliseconds"]):,}',
+                f'{slowest / float(r["milliseconds"]):.2f} x',
+                r['peak_memory_gib'] and f'{r["peak_memory_gib"]} GiB',
+            ]
+            for r in rows
+        ],
+    )
 
 
 def student_inference(rows: Rows) -> str:
@@ -46,23 +60,42 @@ def student_inference(rows: Rows) -> str:
 
     return to_markdown(
         ['inference of `hdkd_student`, images per second', 'batch 1', 'batch 8', 'batch 64'],
-        [[r['form'], *(cell(r, batch) for batch in (1, 8, 64))] for r in rows])
+        [[r['form'], *(cell(r, batch) for batch in (1, 8, 64))] for r in rows],
+    )
 
 
 def network_inference(rows: Rows) -> str:
     return to_markdown(
-        ['images per second, batch 1 / 8 / 64', 'parameters', 'multiply-adds', 'PyTorch', 'fused, channels-last',
-         '+ compiled', 'ONNX Runtime', 'int8'],
-        [[f"`{r['model']}`", f"{r['parameters_m']} M", f"{r['multiply_adds_g']} G",
-          *(r[form] for form in ('eager', 'fused', 'compiled', 'onnx', 'int8'))] for r in rows])
+        [
+            'images per second, batch 1 / 8 / 64',
+            'parameters',
+            'multiply-adds',
+            'PyTorch',
+            'fused, channels-last',
+            '+ compiled',
+            'ONNX Runtime',
+            'int8',
+        ],
+        [
+            [
+                f'`{r["model"]}`',
+                f'{r["parameters_m"]} M',
+                f'{r["multiply_adds_g"]} G',
+                *(r[form] for form in ('eager', 'fused', 'compiled', 'onnx', 'int8')),
+            ]
+            for r in rows
+        ],
+    )
 
 
 TABLES: Dict[str, Callable[[Rows], str]] = {
-    f.__name__: f for f in (small_data, training_step, student_inference, network_inference)}
+    f.__name__: f for f in (small_data, training_step, student_inference, network_inference)
+}
 
 
 def fill(page: str) -> str:
     """The text of a page with its tables as the CSV files have them."""
+
     def replace(match: re.Match) -> str:
         if match[2] == 'released':
             table = runpy.run_path(str(DOCS.parent / 'weights' / 'table.py'))

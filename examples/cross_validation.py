@@ -6,6 +6,7 @@ DIR holds only train/<class>/* (or --data-csv names a table without test rows; a
 keeps groups together): fold I is then the test split of run NAME/fold-I. If there is a test split too, fold I is the
 val split. Finished runs are not repeated: after an interruption, start the script again with the same flags.
 """
+
 import argparse
 import dataclasses
 from pathlib import Path
@@ -27,12 +28,14 @@ for fold in range(config.folds):
     experiment = f'{config.experiment}/fold-{fold}'
     is_started = (Path(config.output) / experiment / 'config.yaml').exists()
     metrics = train(dataclasses.replace(config, fold=fold, experiment=experiment), resume=is_started)
-    result, = metrics['models'].values()
+    (result,) = metrics['models'].values()
     results.append(result['test'])
-    print(f"fold {fold}: {len(result['test']['per_class'])} classes, {result['test']['images']} images, "
-          f"balanced accuracy {result['test']['balanced_accuracy']:.1%}")
+    print(
+        f'fold {fold}: {len(result["test"]["per_class"])} classes, {result["test"]["images"]} images, '
+        f'balanced accuracy {result["test"]["balanced_accuracy"]:.1%}'
+    )
 
-print(f"{'metric':<20}{'mean':>10}{'std':>10}")
+print(f'{"metric":<20}{"mean":>10}{"std":>10}')
 for name in METRICS:
     values = np.array([result[name] for result in results], dtype=float)
     print(f'{name:<20}{values.mean():>10.4f}{values.std(ddof=1):>10.4f}')

@@ -7,6 +7,7 @@ train/<class>/* and test/<class>/* of the teacher's classes. `HDKDTask` contains
 network, the loss and its parts. `hdkd distill --teacher-checkpoint TEACHER_FOLDER` does the same, with everything else
 that a training needs.
 """
+
 import argparse
 
 import timm
@@ -36,16 +37,27 @@ datasets = {split: create_dataset('', root=args.data_dir, split=split) for split
 classes = list(datasets['train'].reader.class_to_idx)
 teacher = timm.create_model(f'local-dir:{args.teacher_folder}', pretrained=True)
 student = timm.create_model(
-    args.student, num_classes=len(classes), img_size=args.img_size, **{
-        name: value for name, value in getattr(teacher, '_model_args', {}).items() if name in ('dims', 'in_chans')})
-task = HDKDTask(student, teacher, kind='soft', alpha=0.5, tau=1., feature_weight=10., stages=(1, 2, 3)).to(device)
+    args.student,
+    num_classes=len(classes),
+    img_size=args.img_size,
+    **{name: value for name, value in getattr(teacher, '_model_args', {}).items() if name in ('dims', 'in_chans')},
+)
+task = HDKDTask(student, teacher, kind='soft', alpha=0.5, tau=1.0, feature_weight=10.0, stages=(1, 2, 3)).to(device)
 
 data_config = resolve_data_config(dict(input_size=(3, args.img_size, args.img_size)), model=student)
 loaders = {
     split: create_loader(
-        dataset, batch_size=args.batch_size, is_training=split == 'train', num_workers=args.workers, device=device,
-        scale=(0.8, 1.), vflip=0.5, **data_config)
-    for split, dataset in datasets.items()}
+        dataset,
+        batch_size=args.batch_size,
+        is_training=split == 'train',
+        num_workers=args.workers,
+        device=device,
+        scale=(0.8, 1.0),
+        vflip=0.5,
+        **data_config,
+    )
+    for split, dataset in datasets.items()
+}
 optimizer = create_optimizer_v2(student, opt='adamw', lr=args.lr, weight_decay=0.05)
 scheduler, _ = create_scheduler_v2(optimizer, sched='cosine', num_epochs=args.epochs, warmup_epochs=args.epochs // 5)
 
@@ -63,6 +75,6 @@ for epoch in range(args.epochs):
 student.eval()
 with torch.inference_mode():
     correct = sum((student(images).argmax(dim=1) == targets).sum().item() for images, targets in loaders['test'])
-print(f"test accuracy {correct / len(datasets['test']):.1%}")
+print(f'test accuracy {correct / len(datasets["test"]):.1%}')
 if args.out:
     save_model(student, args.out, label_names=classes)

@@ -7,6 +7,7 @@ MODEL is the name of released weights, such as hdkd_student, or a model folder, 
 layer-wise learning rate decay lets earlier layers learn more slowly. `hdkd train --model hdkd_student --pretrained`, or
 `--model local-dir:FOLDER`, does the same, with everything else that a training needs.
 """
+
 import argparse
 import os
 
@@ -39,9 +40,17 @@ model = timm.create_model(name, pretrained=True, num_classes=len(classes)).to(de
 data_config = resolve_data_config(model=model)
 loaders = {
     split: create_loader(
-        dataset, batch_size=args.batch_size, is_training=split == 'train', num_workers=args.workers, device=device,
-        scale=(0.8, 1.), vflip=0.5, **data_config)
-    for split, dataset in datasets.items()}
+        dataset,
+        batch_size=args.batch_size,
+        is_training=split == 'train',
+        num_workers=args.workers,
+        device=device,
+        scale=(0.8, 1.0),
+        vflip=0.5,
+        **data_config,
+    )
+    for split, dataset in datasets.items()
+}
 
 optimizer = create_optimizer_v2(model, opt='adamw', lr=args.lr, weight_decay=0.05, layer_decay=args.layer_decay)
 scheduler, _ = create_scheduler_v2(optimizer, sched='cosine', num_epochs=args.epochs)
@@ -58,6 +67,6 @@ for epoch in range(args.epochs):
 model.eval()
 with torch.inference_mode():
     correct = sum((model(images).argmax(dim=1) == targets).sum().item() for images, targets in loaders['test'])
-print(f"test accuracy {correct / len(datasets['test']):.1%}")
+print(f'test accuracy {correct / len(datasets["test"]):.1%}')
 if args.out:
     save_model(model, args.out, label_names=classes)

@@ -1,4 +1,5 @@
 """Parameters and multiply-adds of the models, as in the README: python examples/model_table.py [--img-size N]"""
+
 import argparse
 
 from hdkd_timm.benchmark.config import MODELS

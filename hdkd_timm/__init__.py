@@ -1,4 +1,5 @@
 """HDKD (arXiv 2407.07516) for timm: importing this package registers its models with `timm.create_model`."""
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +31,19 @@ _LAZY = {
 }
 
 __all__ = [
-    'models', '__version__', 'HDKDTask', 'hdkd_loss', 'TrainConfig', 'DistillConfig', 'train', 'distill', 'EvalConfig',
-    'evaluate_model', 'predict', 'export_model']
+    'models',
+    '__version__',
+    'HDKDTask',
+    'hdkd_loss',
+    'TrainConfig',
+    'DistillConfig',
+    'train',
+    'distill',
+    'EvalConfig',
+    'evaluate_model',
+    'predict',
+    'export_model',
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ because it has no public ones.
 Every difference came with timm 1.0.31: once that is the oldest supported release, the functions here become plain calls
 of timm, or nothing.
 """
+
 import inspect
 import math
 from typing import Any, Dict, Iterable, Iterator, Optional, Tuple, Type
@@ -21,6 +22,7 @@ ADAPTS_FIRST_CONV = 'base_chans' in inspect.signature(adapt_input_conv).paramete
 
 
 # -- models ------------------------------------------------------------------------------------------------------------
+
 
 def adapt_first_conv(weight: torch.Tensor, in_chans: int) -> torch.Tensor:
     """Weight of a first convolution for another number of input channels, by the rule of timm >= 1.0.31: summed for
@@ -45,6 +47,7 @@ def update_model_input_size(model: nn.Module, img_size: Tuple[int, int]) -> None
     """Record another image size among the arguments that rebuild a model."""
     if _RECORDS_MODEL_ARGS:
         from timm.models._input import update_model_input_size  # timm's own models use it; it has no public name
+
         update_model_input_size(model, img_size)
     else:
         model._model_args = dict(getattr(model, '_model_args', {}), img_size=img_size)
@@ -64,8 +67,12 @@ def complete_model_args(model: nn.Module, model_args: Optional[Dict[str, Any]]) 
     pool = getattr(model, 'global_pool', None)
     pool = getattr(pool, 'pool_type', pool)
     return {
-        **getattr(model, '_model_args', {}), **(model_args or {}), 'num_classes': model.num_classes,
-        'in_chans': model.in_chans, **({'global_pool': pool} if isinstance(pool, str) else {})}
+        **getattr(model, '_model_args', {}),
+        **(model_args or {}),
+        'num_classes': model.num_classes,
+        'in_chans': model.in_chans,
+        **({'global_pool': pool} if isinstance(pool, str) else {}),
+    }
 
 
 def reset_classifier(model: nn.Module, num_classes: int) -> None:
@@ -81,6 +88,7 @@ def reset_classifier(model: nn.Module, num_classes: int) -> None:
 
 # -- data --------------------------------------------------------------------------------------------------------------
 
+
 def iterate_batches(loader: Iterable) -> Iterator[Any]:
     """The batches of a timm loader; timm < 1.0.31 fails on a loader that has none."""
     if isinstance(loader.dataset, IterableDataset) or len(loader):
@@ -89,6 +97,7 @@ def iterate_batches(loader: Iterable) -> Iterator[Any]:
 
 # -- training ----------------------------------------------------------------------------------------------------------
 
+
 def create_scheduler(optimizer: torch.optim.Optimizer, sched: str, **kwargs: Any) -> Any:
     """The schedule of `timm.scheduler.create_scheduler_v2`.
 
@@ -96,6 +105,7 @@ def create_scheduler(optimizer: torch.optim.Optimizer, sched: str, **kwargs: Any
         ValueError: if timm has no such schedule. From 1.0.31 on timm raises it, before that it returns None.
     """
     from timm.scheduler import create_scheduler_v2
+
     scheduler, _ = create_scheduler_v2(optimizer, sched=sched, **kwargs)
     if scheduler is None:
         raise ValueError(f'Unknown schedule: {sched}')

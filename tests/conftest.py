@@ -1,4 +1,5 @@
 """Fixtures of all tests."""
+
 import os
 
 import pytest

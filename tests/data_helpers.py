@@ -1,4 +1,5 @@
 """What the tests of the data share."""
+
 import tarfile
 
 import numpy as np
@@ -10,7 +11,7 @@ from hdkd_timm.data.datasets import create_datasets
 from hdkd_timm.data.image_io import read_image
 from hdkd_timm.data.samples import FileReader, Samples
 
-STATS = dict(mean=(0.1, 0.5, 0.7), std=(0.2, 0.3, 0.4), interpolation='bilinear', crop_pct=1., crop_mode='squash')
+STATS = dict(mean=(0.1, 0.5, 0.7), std=(0.2, 0.3, 0.4), interpolation='bilinear', crop_pct=1.0, crop_mode='squash')
 DATA = dict(STATS, input_size=(3, 24, 24))  # as timm resolves the data settings of a network
 # left to right, top to bottom
 CORNERS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], np.uint8)
@@ -71,8 +72,14 @@ def blocks(values, size=16):
 
 def data_config(in_chans=3, img_size=32, **kwargs):
     return dict(
-        input_size=(in_chans, img_size, img_size), mean=(0.5,) * in_chans, std=(0.2,) * in_chans,
-        interpolation='bilinear', crop_pct=1., crop_mode='squash', **kwargs)
+        input_size=(in_chans, img_size, img_size),
+        mean=(0.5,) * in_chans,
+        std=(0.2,) * in_chans,
+        interpolation='bilinear',
+        crop_pct=1.0,
+        crop_mode='squash',
+        **kwargs,
+    )
 
 
 def noise(size=(40, 50), mode='RGB', seed=0):
@@ -82,6 +89,7 @@ def noise(size=(40, 50), mode='RGB', seed=0):
 
 class Numbered(torch.utils.data.Dataset):
     """Images whose brightness, and class, is their number."""
+
     shade = 0
 
     def __init__(self, number, targets=None):
@@ -97,6 +105,7 @@ class Numbered(torch.utils.data.Dataset):
 
 class Stream(torch.utils.data.IterableDataset):
     """A dataset without random access."""
+
     def __init__(self, dataset):
         self.dataset = dataset
 

@@ -1,4 +1,5 @@
 """What several test files share: tiny networks, the published code's tensors, small image folders."""
+
 import re
 import shutil
 from pathlib import Path
@@ -41,7 +42,7 @@ def save_checkpoint(folder, content):
 
 def strip_prefix(tensors, prefix):
     """The tensors whose name starts with the prefix, without it."""
-    return {name[len(prefix):]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def load_reference(name):
@@ -62,9 +63,13 @@ def parse_case(words):
     """The settings of a loss case, 'kind=soft alpha=0.5 ... stages=[1, 2, 3]'."""
     case = dict(re.findall(r'(\w+)=(\[.*?\]|\S+)', words))
     return dict(
-        kind=case['kind'], alpha=float(case['alpha']), tau=float(case['tau']),
-        feature_weight=float(case['lambda']), stage_exponent=float(case['stage_exponent']),
-        stages=[int(digit) for digit in re.findall(r'\d+', case['stages'])])
+        kind=case['kind'],
+        alpha=float(case['alpha']),
+        tau=float(case['tau']),
+        feature_weight=float(case['lambda']),
+        stage_exponent=float(case['stage_exponent']),
+        stages=[int(digit) for digit in re.findall(r'\d+', case['stages'])],
+    )
 
 
 def write_images(folder, classes=('a', 'b', 'c'), number=6, size=40, mode='RGB', suffix='.png', seed=0):
@@ -100,6 +105,7 @@ def write_dicom(path, values, interpretation='MONOCHROME2', syntax='1.2.840.1000
     """A DICOM file of unsigned pixels, or signed ones."""
     import pydicom
     from pydicom.uid import UID, CTImageStorage, generate_uid
+
     dataset = pydicom.Dataset()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = UID(syntax)
@@ -146,6 +152,7 @@ def write_run(folder, names, number=4, right=0.5, seed=0, groups=None):
     from hdkd_timm.evaluation.predictions import write_predictions
     from hdkd_timm.utils.csv_files import write_rows
     from hdkd_timm.utils.files import write_json
+
     (folder / 'best').mkdir(parents=True)
     rng = np.random.default_rng(seed)
     targets = np.arange(len(names)).repeat(number)
@@ -158,12 +165,14 @@ def write_run(folder, names, number=4, right=0.5, seed=0, groups=None):
     if groups is not None:
         rows = [dict(row, group=group) for row, group in zip(rows, groups)]
     write_rows([dict(row, split=split) for split in ('train', 'test') for row in rows], folder / 'images.csv')
-    write_rows([dict(epoch=0, train_loss=1.5, val_log_loss=1.)], folder / 'summary.csv')
+    write_rows([dict(epoch=0, train_loss=1.5, val_log_loss=1.0)], folder / 'summary.csv')
     (folder / 'config.yaml').write_text('model: hdkd_student\n')
     report = full_report(probs, targets, names, None, 0, 1)
-    write_json(dict(
-        name='student', parameters=5, epoch=0, epochs=1, train_seconds=2., classes=names, test=report),
-        folder / 'metrics.json')
-    write_json(dict(architecture='hdkd_student', pretrained_cfg=dict(input_size=[3, 32, 32])),
-               folder / 'best' / 'config.json')
+    write_json(
+        dict(name='student', parameters=5, epoch=0, epochs=1, train_seconds=2.0, classes=names, test=report),
+        folder / 'metrics.json',
+    )
+    write_json(
+        dict(architecture='hdkd_student', pretrained_cfg=dict(input_size=[3, 32, 32])), folder / 'best' / 'config.json'
+    )
     return report

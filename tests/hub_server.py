@@ -1,4 +1,5 @@
 """A Hugging Face Hub in a thread: it keeps what is pushed and serves it back, as the real client asks for it."""
+
 import base64
 import hashlib
 import json
@@ -14,6 +15,7 @@ class HubServer(ThreadingHTTPServer):
 
     Tokens: 'writer' may write, 'reader' may read. Of the files in `truncated`, (repository, path), half is sent.
     """
+
     daemon_threads = True
 
     def __init__(self):
@@ -90,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers['Content_Length'] = len(body)
             if self.command == 'GET' and (repo_id, name) in self.server.truncated:
                 self.close_connection = True
-                body = body[:len(body) // 2]
+                body = body[: len(body) // 2]
             self.answer(status, body, **headers)
             return
         match = re.fullmatch(r'/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?', path)
@@ -98,9 +100,19 @@ class _Handler(BaseHTTPRequestHandler):
             found = self.find(match[1], match[2] or 'main')
             if found is not None:
                 repo, sha, files = found
-                self.answer(200, dict(
-                    id=match[1], modelId=match[1], sha=sha, private=repo['private'], tags=[], downloads=0, likes=0,
-                    siblings=[dict(rfilename=name) for name in files]))
+                self.answer(
+                    200,
+                    dict(
+                        id=match[1],
+                        modelId=match[1],
+                        sha=sha,
+                        private=repo['private'],
+                        tags=[],
+                        downloads=0,
+                        likes=0,
+                        siblings=[dict(rfilename=name) for name in files],
+                    ),
+                )
             return
         self.fail(404, 'NotFound')
 
@@ -127,21 +139,37 @@ class _Handler(BaseHTTPRequestHandler):
             self.fail(403, 'Forbidden')
         elif path == '/api/repos/create':
             asked = json.loads(body)
-            repo_id = f"{asked.get('organization') or 'writer'}/{asked['name']}"
+            repo_id = f'{asked.get("organization") or "writer"}/{asked["name"]}'
             exists = repo_id in self.server.repos
             if not exists:
                 self.server.add(repo_id, {}, bool(asked.get('private')) or asked.get('visibility') == 'private')
             self.answer(409 if exists else 200, dict(url=f'{self.server.url}/{repo_id}', id=repo_id, name=repo_id))
         elif '/preupload/' in path:
-            files = [dict(
-                path=file['path'], uploadMode='lfs' if file['path'].endswith('.safetensors') else 'regular',
-                shouldIgnore=False, oid=None) for file in json.loads(body)['files']]
+            files = [
+                dict(
+                    path=file['path'],
+                    uploadMode='lfs' if file['path'].endswith('.safetensors') else 'regular',
+                    shouldIgnore=False,
+                    oid=None,
+                )
+                for file in json.loads(body)['files']
+            ]
             self.answer(200, dict(files=files))
         elif path.endswith('/info/lfs/objects/batch'):
-            self.answer(200, dict(transfer='basic', objects=[dict(
-                oid=item['oid'], size=item['size'],
-                actions=dict(upload=dict(href=f"{self.server.url}/objects/{item['oid']}")))
-                for item in json.loads(body)['objects']]))
+            self.answer(
+                200,
+                dict(
+                    transfer='basic',
+                    objects=[
+                        dict(
+                            oid=item['oid'],
+                            size=item['size'],
+                            actions=dict(upload=dict(href=f'{self.server.url}/objects/{item["oid"]}')),
+                        )
+                        for item in json.loads(body)['objects']
+                    ],
+                ),
+            )
         elif '/commit/' in path:
             repo_id = re.fullmatch(r'/api/models/([^/]+/[^/]+)/commit/[^/]+', path)[1]
             files = {}

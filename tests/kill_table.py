@@ -9,6 +9,7 @@ group at random moments; the state must be saved, and the run must end as the un
 
 All runs are forks of one process that has imported everything.
 """
+
 import argparse
 import builtins
 import collections
@@ -50,6 +51,7 @@ def count_operations(root, limit=None):
                 if counted[0] == limit:
                     os.kill(main, signal.SIGKILL)
             return function(path, *args, **kwargs)
+
         return watched
 
     builtins_open = builtins.open
@@ -71,9 +73,21 @@ def write_images(folder):
 
 def settings(root, experiment, workers):
     return TrainConfig(
-        data_dir=str(root / 'data'), output=str(root / 'runs'), experiment=experiment, model='hdkd_student_s4',
-        img_size=32, epochs=2, batch_size=4, workers=workers, device='cpu', bootstrap=0, model_kwargs=NETWORK,
-        model_ema=True, recovery_interval=1, check_images=False)
+        data_dir=str(root / 'data'),
+        output=str(root / 'runs'),
+        experiment=experiment,
+        model='hdkd_student_s4',
+        img_size=32,
+        epochs=2,
+        batch_size=4,
+        workers=workers,
+        device='cpu',
+        bootstrap=0,
+        model_kwargs=NETWORK,
+        model_ema=True,
+        recovery_interval=1,
+        check_images=False,
+    )
 
 
 def start(root, experiment, workers=0, limit=None, out=None, **flags):
@@ -122,15 +136,17 @@ def same(root, experiment):
         return False
     weights, expected = (load_file(run / 'best' / 'model.safetensors') for run in (ours, whole))
     return all(torch.equal(weights[k], v) for k, v in expected.items()) and all(
-        (ours / name).read_text() == (whole / name).read_text() for name in ('predictions.csv', 'summary.csv'))
+        (ours / name).read_text() == (whole / name).read_text() for name in ('predictions.csv', 'summary.csv')
+    )
 
 
 def kill_everywhere(root, kills, rng, seconds, operations):
     """A third at random moments, two thirds before file operations, those of the start among them."""
     results = collections.Counter()
     enumerated = max(1, 2 * kills // 3)
-    limits = sorted(set(range(1, 1 + min(operations, enumerated // 2))) | {
-        int(n) for n in np.linspace(1, operations, enumerated)})[:enumerated]
+    limits = sorted(
+        set(range(1, 1 + min(operations, enumerated // 2))) | {int(n) for n in np.linspace(1, operations, enumerated)}
+    )[:enumerated]
     limits += rng.sample(range(1, operations + 1), min(operations, enumerated - len(limits)))
     killed = 0
     for i in itertools.count():
@@ -227,11 +243,12 @@ def main():
         assert same(root, 'workers')
         print(f'a run takes {seconds:.1f} s and {operations} file operations', flush=True)
         for table in (
-                lambda: kill_everywhere(root, args.kills, rng, seconds, operations),
-                lambda: kill_overwrites(root, rng, args.overwrites, operations),
-                lambda: signal_everywhere(root, args.signals, rng, seconds)):
+            lambda: kill_everywhere(root, args.kills, rng, seconds, operations),
+            lambda: kill_overwrites(root, rng, args.overwrites, operations),
+            lambda: signal_everywhere(root, args.signals, rng, seconds),
+        ):
             for key, number in sorted(table().items()):
-                print(f"{number:5d}  {', '.join(key)}", flush=True)
+                print(f'{number:5d}  {", ".join(key)}', flush=True)
         if os.environ.get('KILL_TABLE_LOG'):
             shutil.copy(root / 'log', os.environ['KILL_TABLE_LOG'])
 

@@ -4,6 +4,7 @@ Not a test: `python tests/measure_image_memory.py [FOLDER]` writes the files to 
 they are not there, and prints a line each. The figures are what a fresh process takes beyond its imports (Linux's
 VmHWM, as ru_maxrss counts what its parent had), its address space held to 6 GiB.
 """
+
 import os
 import struct
 import subprocess
@@ -15,8 +16,8 @@ from typing import List, Optional
 
 import numpy as np
 
-LIMIT = 6 * 2 ** 30
-READ = '''
+LIMIT = 6 * 2**30
+READ = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))
 import pydicom.pixels, numpy as np
@@ -29,7 +30,7 @@ def peak():
 before = peak()
 errors = [record.error for record in inspect_images(sys.argv[1:])]
 print(peak() - before, next(iter(errors), '') or 'read')
-'''
+"""
 
 
 def write_webp(path: Path, side: int = 16383) -> None:
@@ -41,6 +42,7 @@ def write_webp(path: Path, side: int = 16383) -> None:
 
 def write_png(path: Path, side: int, rows: Optional[np.ndarray] = None) -> None:
     """Grey, 16 bits: black, or these rows (height, width)."""
+
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
 
@@ -50,14 +52,18 @@ def write_png(path: Path, side: int, rows: Optional[np.ndarray] = None) -> None:
         row = bytes(2 * width) if rows is None else rows[i].astype('>u2').tobytes()
         data.append(compressor.compress(b'\0' + row))
     path.write_bytes(
-        b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 16, 0, 0, 0, 0))
-        + chunk(b'IDAT', b''.join(data) + compressor.flush()) + chunk(b'IEND', b''))
+        b'\x89PNG\r\n\x1a\n'
+        + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 16, 0, 0, 0, 0))
+        + chunk(b'IDAT', b''.join(data) + compressor.flush())
+        + chunk(b'IEND', b'')
+    )
 
 
 def write_deflated_dicom(path: Path, side: int) -> None:
     """Grey, 16 bits, black."""
     import pydicom
     from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, generate_uid
+
     dataset = pydicom.Dataset()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
@@ -73,12 +79,15 @@ def write_deflated_dicom(path: Path, side: int) -> None:
 def measure(paths: List[Path]) -> str:
     root = str(Path(__file__).resolve().parents[1])
     done = subprocess.run(
-        [sys.executable, '-c', READ.format(limit=LIMIT), *map(str, paths)], capture_output=True, text=True,
-        env=dict(os.environ, PYTHONPATH=os.environ.get('PYTHONPATH', root), OMP_NUM_THREADS='1'))
+        [sys.executable, '-c', READ.format(limit=LIMIT), *map(str, paths)],
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, PYTHONPATH=os.environ.get('PYTHONPATH', root), OMP_NUM_THREADS='1'),
+    )
     if done.returncode:
         return (done.stderr.strip().splitlines() or [f'ended with {done.returncode}'])[-1]
     kib, _, error = done.stdout.strip().partition(' ')
-    return f'{int(kib) / 2 ** 20:6.2f} GiB   {error[:150]}'
+    return f'{int(kib) / 2**20:6.2f} GiB   {error[:150]}'
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ are right or wrong together, and counts. Intervals of grouped images that do not
 
 With --edge, few images of a classifier that is nearly always right; 'recall' is the mean over the classes.
 """
+
 import argparse
 import itertools
 
@@ -78,7 +79,8 @@ def simulate_edge(args: argparse.Namespace) -> None:
     print_row('intervals', 'right', 'classes', 'images', *names)
     print('|---|---:|---:|---:|' + '---:|' * len(names))
     for (words, group_size, by_group), right, classes, number in itertools.product(
-            SETTINGS, args.right, args.classes, args.edge_images):
+        SETTINGS, args.right, args.classes, args.edge_images
+    ):
         rng = np.random.default_rng(0)
         true = dict.fromkeys(EDGE, right)
         if args.metrics:
@@ -87,8 +89,7 @@ def simulate_edge(args: argparse.Namespace) -> None:
         for seed in range(args.draws):
             probs, targets, groups = draw_right(right, classes, number, group_size, rng)
             groups = groups if by_group else None
-            intervals = bootstrap_intervals(
-                probs, targets, groups, args.resamples if args.metrics else 0, seed=seed)
+            intervals = bootstrap_intervals(probs, targets, groups, args.resamples if args.metrics else 0, seed=seed)
             _, limits = class_intervals(probs.argmax(axis=1) == targets, targets, classes, groups)
             recall = np.nanmean([holds(interval, right) for interval in limits])
             held.append([recall if name == 'recall' else holds(intervals[name], true[name]) for name in names])
@@ -100,7 +101,8 @@ def simulate_pairs(args: argparse.Namespace) -> None:
     print_row('pairs', 'right', 'classes', 'images', *METRICS)
     print('|---|---:|---:|---:|' + '---:|' * len(METRICS))
     for (words, group_size, by_group), right, classes, number in itertools.product(
-            SETTINGS, args.right, args.classes, args.edge_images):
+        SETTINGS, args.right, args.classes, args.edge_images
+    ):
         rng = np.random.default_rng(0)
         held = []
         for seed in range(args.draws):
@@ -108,7 +110,7 @@ def simulate_pairs(args: argparse.Namespace) -> None:
             alike = (rng.random(groups[-1] + 1) < 0.5)[groups][:, None]
             other = np.where(alike, probs, label(right, targets, groups, classes, rng))
             found = paired_bootstrap(probs, other, targets, groups if by_group else None, args.resamples, seed=seed)
-            held.append([holds(found[name]['interval'], 0.) for name in METRICS])
+            held.append([holds(found[name]['interval'], 0.0) for name in METRICS])
         print_row(words, f'{right:.0%}', classes, number, *map(float, np.nanmean(held, axis=0)))
 
 

@@ -1,4 +1,5 @@
 """The functions for older releases of timm; with those installed the whole suite runs on them."""
+
 import pytest
 import timm
 import torch
@@ -13,8 +14,11 @@ from hdkd_timm import _compat
 @pytest.mark.parametrize(('source', 'target'), [(3, 3), (3, 1), (3, 4), (3, 7), (1, 3), (4, 3)])
 def test_first_conv_is_adapted_as_by_the_newest_timm(source, target):
     weight = torch.randn(2, source, 3, 3)
-    expected = weight.sum(1, keepdim=True) if target == 1 else (
-        weight[:, [i % source for i in range(target)]] * (source / target))
+    expected = (
+        weight.sum(1, keepdim=True)
+        if target == 1
+        else (weight[:, [i % source for i in range(target)]] * (source / target))
+    )
     adapted = _compat.adapt_first_conv(weight, target)
     torch.testing.assert_close(adapted, expected if source != target else weight)
     if _compat.ADAPTS_FIRST_CONV:
@@ -31,7 +35,7 @@ def test_classifier_keeps_the_pooling():
 
 
 def test_unknown_schedule():
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     with pytest.raises(ValueError, match='spiral'):
         _compat.create_scheduler(optimizer, 'spiral', num_epochs=2)
     schedule = _compat.create_scheduler(optimizer, 'cosine', num_epochs=2)
@@ -41,8 +45,9 @@ def test_unknown_schedule():
 
 def test_loader_without_batches():
     images = torch.utils.data.TensorDataset(torch.zeros(3, 3, 8, 8), torch.zeros(3, dtype=torch.long))
-    args = dict(input_size=(3, 8, 8), is_training=True, num_workers=0, persistent_workers=False,
-                device=torch.device('cpu'))
+    args = dict(
+        input_size=(3, 8, 8), is_training=True, num_workers=0, persistent_workers=False, device=torch.device('cpu')
+    )
     assert len(list(_compat.iterate_batches(create_loader(images, batch_size=3, **args)))) == 1
     assert list(_compat.iterate_batches(create_loader(images, batch_size=4, **args))) == []  # the last one is dropped
 

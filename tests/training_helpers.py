@@ -1,4 +1,5 @@
 """What the tests of trainings share."""
+
 import csv
 import os
 import signal
@@ -40,7 +41,8 @@ def save_teacher(folder, **kwargs):
 def assert_as_reported(folder, result, data_dir):
     """The saved model of a run has the test metrics and the predictions that the run told."""
     report, images = evaluate_model(
-        str(folder), EvalConfig(data_dir=data_dir, batch_size=5, workers=0, device='cpu', bootstrap=0))
+        str(folder), EvalConfig(data_dir=data_dir, batch_size=5, workers=0, device='cpu', bootstrap=0)
+    )
     expected = result['test']
     assert report['confusion_matrix'] == expected['confusion_matrix']
     assert {k: report[k] for k in METRICS} == pytest.approx({k: expected[k] for k in METRICS}, rel=1e-4)

@@ -3,6 +3,7 @@
 DIR is the data set's folder, with its images.csv. Exit code 1 if a metric is off by more than 0.001 (0.1 points of
 accuracy).
 """
+
 import argparse
 import hashlib
 import json
@@ -34,17 +35,21 @@ def main() -> int:
     settings = yaml.safe_load((folder / 'train.yaml').read_text(encoding='utf-8'))['settings']
     column = {key: settings[key] for key in ('split_column',) if key in settings}
     size = json.loads((folder / 'config.json').read_text(encoding='utf-8'))['pretrained_cfg']['input_size'][-1]
-    report, _ = evaluate_model(args.tag, EvalConfig(
-        data_csv=str(args.data_dir / 'images.csv'), split='test', img_size=size, workers=args.workers, **column))
+    report, _ = evaluate_model(
+        args.tag,
+        EvalConfig(
+            data_csv=str(args.data_dir / 'images.csv'), split='test', img_size=size, workers=args.workers, **column
+        ),
+    )
     released = json.loads((folder / 'metrics.json').read_text(encoding='utf-8'))['test']
-    print(f"{args.tag}, sha256 {hashlib.sha256((folder / 'model.safetensors').read_bytes()).hexdigest()}")
-    print(f"{report['images']} test images, {released['images']} in metrics.json")
-    print(f"{'':<24}{'measured':>10}{'released':>10}")
+    print(f'{args.tag}, sha256 {hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()}')
+    print(f'{report["images"]} test images, {released["images"]} in metrics.json')
+    print(f'{"":<24}{"measured":>10}{"released":>10}')
     same = report['images'] == released['images']
     for key, words in METRIC_NAMES.items():
         values = [math.nan if r[key] is None else r[key] for r in (report, released)]
         is_same = math.isclose(*values, rel_tol=0, abs_tol=TOLERANCE) or all(map(math.isnan, values))
-        print(f"{words:<24}{values[0]:>10.4f}{values[1]:>10.4f}{'' if is_same else '  differs'}")
+        print(f'{words:<24}{values[0]:>10.4f}{values[1]:>10.4f}{"" if is_same else "  differs"}')
         same = same and is_same
     return 0 if same else 1
 

@@ -8,6 +8,7 @@ at after the last stage alone. A training that was stopped goes on where it was.
 Folders like those here are written beside the runs. To release one, put it in place of the old one, and its sha256 into
 hdkd_timm/models/pretrained.py.
 """
+
 import argparse
 import csv
 import dataclasses
@@ -45,8 +46,10 @@ class Dumper(yaml.SafeDumper):
     """Text of several lines is written as such."""
 
 
-Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar(
-    'tag:yaml.org,2002:str', text, style='|' if '\n' in text else None))
+Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar('tag:yaml.org,2002:str', text, style='|' if '\n' in text else None),
+)
 
 
 def read_training(tag: str, changes: Optional[Path] = None) -> Dict[str, Any]:
@@ -65,8 +68,9 @@ def read_training(tag: str, changes: Optional[Path] = None) -> Dict[str, Any]:
 def write_splits(folder: Path, data_dir: Path, settings: Dict[str, Any]) -> List[str]:
     """CSV files of the images for the first stages, without test images, and for the last one."""
     fields = {field.name for field in dataclasses.fields(DataConfig)}
-    config = DataConfig(**{
-        **{key: value for key, value in settings.items() if key in fields}, 'data_csv': str(data_dir / IMAGES_FILE)})
+    config = DataConfig(
+        **{**{key: value for key, value in settings.items() if key in fields}, 'data_csv': str(data_dir / IMAGES_FILE)}
+    )
     rows = list_images(*create_datasets(config))
     folder.mkdir(parents=True, exist_ok=True)
     keep_images(rows, folder)
@@ -80,9 +84,16 @@ def train_stages(name: str, train: Dict[str, Any], csvs: List[str], output: Path
     networks: Dict[str, str] = {}
     runs = []
     for i, stage in enumerate(train['stages']):
-        config = DistillConfig(**{
-            **settings, **networks, **stage, 'data_csv': csvs[i == len(train['stages']) - 1], 'output': str(output),
-            'experiment': f'{name}-stage{i + 1}'})
+        config = DistillConfig(
+            **{
+                **settings,
+                **networks,
+                **stage,
+                'data_csv': csvs[i == len(train['stages']) - 1],
+                'output': str(output),
+                'experiment': f'{name}-stage{i + 1}',
+            }
+        )
         runs.append(output / config.experiment)
         distill(config, resume=(runs[-1] / 'config.yaml').exists())
         networks = {'teacher': f'local-dir:{runs[-1]}/teacher/best', 'model': f'local-dir:{runs[-1]}/student/best'}
@@ -96,17 +107,29 @@ def read_stage(run: Path, network: str) -> Dict[str, Any]:
     with (run / network / 'summary.csv').open(newline='') as file:
         best = next(row for row in csv.DictReader(file) if int(row['epoch']) == metrics['epoch'])
     return {
-        'img_size': config['img_size'], 'epochs': metrics['epochs'],
-        'lr': config['teacher_lr' if network == 'teacher' else 'lr'], 'best_epoch': metrics['epoch'] + 1,
+        'img_size': config['img_size'],
+        'epochs': metrics['epochs'],
+        'lr': config['teacher_lr' if network == 'teacher' else 'lr'],
+        'best_epoch': metrics['epoch'] + 1,
         'train_seconds': metrics['train_seconds'],
-        **{f'val_{key}': float(best[f'val_{key}']) for key in ('accuracy', 'balanced_accuracy')}}
+        **{f'val_{key}': float(best[f'val_{key}']) for key in ('accuracy', 'balanced_accuracy')},
+    }
 
 
 def describe_stages(stages: List[Dict[str, Any]], device: str, note: str) -> str:
     head = ('image size', 'epochs', 'learning rate', 'best epoch', 'validation accuracy', 'balanced', 'minutes')
     rows = [
-        [stage['img_size'], stage['epochs'], stage['lr'], stage['best_epoch'], f"{stage['val_accuracy']:.1%}",
-         f"{stage['val_balanced_accuracy']:.1%}", f"{stage['train_seconds'] / 60:.0f}"] for stage in stages]
+        [
+            stage['img_size'],
+            stage['epochs'],
+            stage['lr'],
+            stage['best_epoch'],
+            f'{stage["val_accuracy"]:.1%}',
+            f'{stage["val_balanced_accuracy"]:.1%}',
+            f'{stage["train_seconds"] / 60:.0f}',
+        ]
+        for stage in stages
+    ]
     lines = [head, ['---:'] * len(head), *rows]
     table = '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines).replace('%', ' %')
     text = f'Each stage goes on from the best epoch of the one before. Trained on {device}. {note}'.strip()
@@ -128,18 +151,26 @@ def write_release(tag: str, train: Dict[str, Any], runs: List[Path], vals: Dict[
         tensors = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
         overflown = [name for name, t in tensors.items() if not torch.isfinite(t).all()]
         if overflown:
-            raise FloatingPointError(f"Too large for float16: {', '.join(overflown)}.")
+            raise FloatingPointError(f'Too large for float16: {", ".join(overflown)}.')
         (folder / WEIGHTS).write_bytes(safetensors.torch.save(tensors, metadata={'format': 'pt'}))
 
         settings = read_yaml(last / 'config.yaml')
-        report, _ = evaluate_model(str(folder), EvalConfig(
-            data_csv=str(last / IMAGES_FILE), split='test', batch_size=settings['batch_size'], workers=0))
+        report, _ = evaluate_model(
+            str(folder),
+            EvalConfig(data_csv=str(last / IMAGES_FILE), split='test', batch_size=settings['batch_size'], workers=0),
+        )
         metrics = json.loads((last / network / 'metrics.json').read_text(encoding='utf-8'))
         metrics = {
-            'name': tag, 'classes': metrics['classes'], 'parameters': metrics['parameters'],
-            'seed': settings['seed'], 'val_balanced_accuracy_of_seeds': vals, 'device': device, 'stages': stages,
+            'name': tag,
+            'classes': metrics['classes'],
+            'parameters': metrics['parameters'],
+            'seed': settings['seed'],
+            'val_balanced_accuracy_of_seeds': vals,
+            'device': device,
+            'stages': stages,
             'train_seconds': sum(stage['train_seconds'] for stage in stages),
-            'test': {key: value for key, value in report.items() if key not in ('model', 'classes', 'split')}}
+            'test': {key: value for key, value in report.items() if key not in ('model', 'classes', 'split')},
+        }
         write_json(metrics, folder / METRICS_FILE)
         plot_confusion_matrix(report['confusion_matrix'], metrics['classes'], folder / CONFUSION_PICTURE)
 
@@ -147,16 +178,31 @@ def write_release(tag: str, train: Dict[str, Any], runs: List[Path], vals: Dict[
         told = {*SPLIT_SETTINGS, *(key for stage in train['stages'] for key in stage)}
         effective = {
             **{key: train['settings'][key] for key in SPLIT_SETTINGS if key in train['settings']},
-            **{key: value for key, value in settings.items()
-               if key not in told and (key not in MACHINE_SETTINGS or key in ('cache', 'workers'))},
-            'model': 'hdkd_student', 'teacher': 'hdkd_teacher', 'seed': train['settings']['seed']}
+            **{
+                key: value
+                for key, value in settings.items()
+                if key not in told and (key not in MACHINE_SETTINGS or key in ('cache', 'workers'))
+            },
+            'model': 'hdkd_student',
+            'teacher': 'hdkd_teacher',
+            'seed': train['settings']['seed'],
+        }
         listed = {key: list(value) if isinstance(value, tuple) else value for key, value in effective.items()}
-        (folder / 'train.yaml').write_text(yaml.dump(
-            {**train, 'settings': listed}, Dumper=Dumper, sort_keys=False, allow_unicode=True), encoding='utf-8')
+        (folder / 'train.yaml').write_text(
+            yaml.dump({**train, 'settings': listed}, Dumper=Dumper, sort_keys=False, allow_unicode=True),
+            encoding='utf-8',
+        )
         card = write_card(
-            tag, config, {**metrics, 'name': network}, {**effective, 'seed': settings['seed']},
-            count_images(last / IMAGES_FILE), cfg.license, train['data'], tag,
-            more={'Stages of the training': describe_stages(stages, device, train['note'])})
+            tag,
+            config,
+            {**metrics, 'name': network},
+            {**effective, 'seed': settings['seed']},
+            count_images(last / IMAGES_FILE),
+            cfg.license,
+            train['data'],
+            tag,
+            more={'Stages of the training': describe_stages(stages, device, train['note'])},
+        )
         (folder / 'README.md').write_text(card, encoding='utf-8')
         sha256 = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     print(f"{tag}: '{out}'\n  sha256 {sha256}\n  test balanced accuracy {report['balanced_accuracy']:.1%}")
@@ -165,7 +211,8 @@ def write_release(tag: str, train: Dict[str, Any], runs: List[Path], vals: Dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        'tag', choices=RELEASES, metavar='TAG', help=f"{', '.join(RELEASES)}; teacher and student are trained together")
+        'tag', choices=RELEASES, metavar='TAG', help=f'{", ".join(RELEASES)}; teacher and student are trained together'
+    )
     parser.add_argument('--data-dir', required=True, type=Path, help="the data set's folder")
     parser.add_argument('--changes', type=Path, help='YAML file whose settings and stages win, such as gpu.yaml')
     parser.add_argument('--seeds', type=int, nargs='+', help='train with each, release the best on validation')

@@ -1,4 +1,5 @@
 """The table of released weights, as Markdown, from their metrics.json: `python weights/table.py`"""
+
 import json
 from pathlib import Path
 from typing import Any, Dict, List
@@ -24,11 +25,19 @@ def list_rows() -> List[List[str]]:
         metrics = json.loads((HERE / name / 'metrics.json').read_text(encoding='utf-8'))
         report = metrics['test']
         low, high = report['intervals_95']['macro_auroc']
-        rows.append([
-            f'`{name}`', DATA[name.split('.')[1]], timm.get_pretrained_cfg(name).license,
-            f"{metrics['stages'][-1]['img_size']} px, {(HERE / name / WEIGHTS).stat().st_size / 1e6:.1f} MB",
-            _in_per_cent(report, 'accuracy'), _in_per_cent(report, 'balanced_accuracy'),
-            f"{report['macro_auroc']:.3f} ({low:.3f}-{high:.3f})", str(metrics['seed']), f'`{release.sha256}`'])
+        rows.append(
+            [
+                f'`{name}`',
+                DATA[name.split('.')[1]],
+                timm.get_pretrained_cfg(name).license,
+                f'{metrics["stages"][-1]["img_size"]} px, {(HERE / name / WEIGHTS).stat().st_size / 1e6:.1f} MB',
+                _in_per_cent(report, 'accuracy'),
+                _in_per_cent(report, 'balanced_accuracy'),
+                f'{report["macro_auroc"]:.3f} ({low:.3f}-{high:.3f})',
+                str(metrics['seed']),
+                f'`{release.sha256}`',
+            ]
+        )
     return rows
 
 

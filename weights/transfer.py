@@ -5,6 +5,7 @@ Each student is fine-tuned on a tenth of the other data set, beside one that sta
 DIR is a data set's folder, with its images.csv. Same settings for all; the last epoch is tested, once. Runs that were
 stopped go on, those that are done are not repeated.
 """
+
 import argparse
 import logging
 import statistics
@@ -15,7 +16,9 @@ from hdkd_timm import TrainConfig, train
 from hdkd_timm.models.pretrained import RELEASES
 
 SETTINGS: Dict[str, Dict[str, Any]] = {
-    'brain_mri': dict(split_column='grouped_split'), 'ham10k': dict(class_weights='balanced')}
+    'brain_mri': dict(split_column='grouped_split'),
+    'ham10k': dict(class_weights='balanced'),
+}
 STARTS = {'brain_mri': (None, 'ham10k'), 'ham10k': (None, 'brain_mri')}
 
 
@@ -45,19 +48,35 @@ def main() -> None:
                 name = f'{args.network}.{start}' if start else args.network
                 of_file = f'{start}-{RELEASES[name].sha256[:8]}' if start else 'random'
                 experiment = f'transfer-{args.network}-{data}-{of_file}-{seed}'
-                results = train(TrainConfig(
-                    data_csv=str(folder / 'images.csv'), **SETTINGS[data], train_fraction=args.train_fraction,
-                    model=name, pretrained=start is not None, img_size=args.img_size, epochs=args.epochs, seed=seed,
-                    amp=True, amp_dtype='bfloat16', channels_last=True, cache='ram', workers=0,
-                    output=str(args.output), experiment=experiment,
-                ), resume=(args.output / experiment / 'config.yaml').exists())
-                report, = results['models'].values()
+                results = train(
+                    TrainConfig(
+                        data_csv=str(folder / 'images.csv'),
+                        **SETTINGS[data],
+                        train_fraction=args.train_fraction,
+                        model=name,
+                        pretrained=start is not None,
+                        img_size=args.img_size,
+                        epochs=args.epochs,
+                        seed=seed,
+                        amp=True,
+                        amp_dtype='bfloat16',
+                        channels_last=True,
+                        cache='ram',
+                        workers=0,
+                        output=str(args.output),
+                        experiment=experiment,
+                    ),
+                    resume=(args.output / experiment / 'config.yaml').exists(),
+                )
+                (report,) = results['models'].values()
                 reports.append(report['test'])
             balanced = [100 * report['balanced_accuracy'] for report in reports]
             print(
-                f"| {data} | {start or 'random weights'} | {statistics.mean(balanced):.1f} % |"
-                f" {', '.join(f'{value:.1f}' for value in balanced)} |"
-                f" {100 * statistics.mean(report['accuracy'] for report in reports):.1f} % |", flush=True)
+                f'| {data} | {start or "random weights"} | {statistics.mean(balanced):.1f} % |'
+                f' {", ".join(f"{value:.1f}" for value in balanced)} |'
+                f' {100 * statistics.mean(report["accuracy"] for report in reports):.1f} % |',
+                flush=True,
+            )
 
 
 if __name__ == '__main__':

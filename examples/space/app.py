@@ -7,6 +7,7 @@
 The page opens at http://127.0.0.1:7860. If it is reached under another host name (GRADIO_SERVER_NAME=0.0.0.0, a proxy),
 allow that name with HDKD_DEMO_HOSTS=name.example.org. The folder is a complete Hugging Face Space, see its README.md.
 """
+
 import functools
 import ipaddress
 import os
@@ -35,9 +36,17 @@ KEPT_SECONDS = 600  # before uploads are deleted
 MAX_UPLOAD = '20mb'
 MAX_PIXELS = 50_000_000  # of an upload: a small file can decode to many
 SHOWN_SIZE = 768  # longest side of the resulting pictures
-OWN_NAMES = {'localhost', *filter(None, (
-    os.environ.get('GRADIO_SERVER_NAME', ''), os.environ.get('SPACE_HOST', ''),
-    *os.environ.get('HDKD_DEMO_HOSTS', '').replace(' ', '').split(',')))}
+OWN_NAMES = {
+    'localhost',
+    *filter(
+        None,
+        (
+            os.environ.get('GRADIO_SERVER_NAME', ''),
+            os.environ.get('SPACE_HOST', ''),
+            *os.environ.get('HDKD_DEMO_HOSTS', '').replace(' ', '').split(','),
+        ),
+    ),
+}
 
 
 def describe(model: str) -> str:
@@ -46,8 +55,9 @@ def describe(model: str) -> str:
         return f'`{model}`'
     cfg = timm.get_pretrained_cfg(model)
     return (
-        f"`{model}` distinguishes {', '.join(cfg.label_names)}. It was trained on {RELEASES[model].data}. Licence of"
-        f' the weights: {cfg.license}.')
+        f'`{model}` distinguishes {", ".join(cfg.label_names)}. It was trained on {RELEASES[model].data}. Licence of'
+        f' the weights: {cfg.license}.'
+    )
 
 
 def classify(path: str, model: str) -> Tuple[Dict[str, float], List[Tuple[Image.Image, str]]]:
@@ -59,8 +69,9 @@ def classify(path: str, model: str) -> Tuple[Dict[str, float], List[Tuple[Image.
         if width * height > MAX_PIXELS:
             raise ValueError(
                 f'The image has {width} x {height} pixels, more than the {MAX_PIXELS // 10**6} million allowed:'
-                ' shrink it.')
-        found, = explain(load_classifier(model), [path], max_size=SHOWN_SIZE)
+                ' shrink it.'
+            )
+        (found,) = explain(load_classifier(model), [path], max_size=SHOWN_SIZE)
     except (ValueError, OSError) as e:
         raise gr.Error(str(e)) from e
     pictures = [(Image.fromarray(found.image), 'image')]
@@ -76,20 +87,28 @@ def create_page() -> gr.Blocks:
         with gr.Row():
             with gr.Column():
                 image = gr.Image(  # keeps the mode: gradio would clip 16 bits to 8
-                    type='filepath', image_mode=None, label=f'Image (at most {MAX_UPLOAD.upper()},'
-                    f' {MAX_PIXELS // 10**6} million pixels)', sources=['upload', 'clipboard'], height=320)
+                    type='filepath',
+                    image_mode=None,
+                    label=f'Image (at most {MAX_UPLOAD.upper()}, {MAX_PIXELS // 10**6} million pixels)',
+                    sources=['upload', 'clipboard'],
+                    height=320,
+                )
                 model = gr.Dropdown(MODELS, value=MODELS[0], label='Network')
                 about = gr.Markdown(describe(MODELS[0]))
                 button = gr.Button('Classify', variant='primary')
             with gr.Column():
                 label = gr.Label(label='Probabilities', num_top_classes=10)
                 pictures = gr.Gallery(
-                    label='What the prediction rests on: brighter is stronger', columns=2, height='max-content',
-                    object_fit='contain')
+                    label='What the prediction rests on: brighter is stronger',
+                    columns=2,
+                    height='max-content',
+                    object_fit='contain',
+                )
         gr.Markdown(
             'Grad-CAM shows the evidence for the predicted class in the last convolutional stage; attention rollout the'
             ' attention flow from patches to the prefix tokens of the transformer. Images stay on the machine that runs'
-            f' this page and are deleted after {KEPT_SECONDS // 60} minutes.')
+            f' this page and are deleted after {KEPT_SECONDS // 60} minutes.'
+        )
         event: Dict[str, Any] = dict(fn=classify, inputs=[image, model], outputs=[label, pictures], api_name='classify')
         button.click(**event)
         model.change(describe, model, about, api_visibility='private')
@@ -118,7 +137,8 @@ class OwnHosts:
         if scope['type'] in ('http', 'websocket') and not (len(hosts) == 1 and is_own(hosts[0])):
             shown = repr(', '.join(hosts)) if hosts else 'without a name'
             response = PlainTextResponse(
-                f'This page does not serve host {shown}: HDKD_DEMO_HOSTS allows further names.\n', 421)
+                f'This page does not serve host {shown}: HDKD_DEMO_HOSTS allows further names.\n', 421
+            )
             await response(scope, receive, send)
         else:
             await self.app(scope, receive, send)

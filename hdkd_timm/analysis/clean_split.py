@@ -1,4 +1,5 @@
 """A split of a data set without leaks: no duplicates and no groups in more than one split."""
+
 import os
 from pathlib import Path
 from typing import Dict, Tuple
@@ -17,7 +18,8 @@ def _find_units(check: DataCheck) -> np.ndarray:
     joined = np.flatnonzero(groups != np.arange(len(groups)))
     pairs = check.duplicates.pairs
     return find_clusters(
-        len(groups), np.concatenate([pairs.first, groups[joined]]), np.concatenate([pairs.second, joined]))
+        len(groups), np.concatenate([pairs.first, groups[joined]]), np.concatenate([pairs.second, joined])
+    )
 
 
 def draw_split(check: DataCheck, seed: int = 42) -> Tuple[np.ndarray, np.ndarray]:
@@ -73,11 +75,22 @@ def write_split(check: DataCheck, path: PathLike, seed: int = 42) -> Dict[str, D
             raise ValueError(
                 f"No split without leaks has images of class '{label}' in {' and '.join(empty)}: its"
                 f' {len(of_class)} readable images form {len(set(units[of_class]))} clusters. Add images of this class,'
-                ' drop the class, or try another --seed.')
+                ' drop the class, or try another --seed.'
+            )
     base = os.path.realpath(path.parent)
-    write_rows([dict(
-        path=os.path.relpath(os.path.realpath(check.name[i]), base), label=check.classes[check.target[i]],
-        split=check.splits[split[i]], group=int(units[i])) for i in kept], path)
-    return {name: {
-        label: int((check.target[kept][split[kept] == s] == k).sum()) for k, label in enumerate(check.classes)}
-        for s, name in enumerate(check.splits)}
+    write_rows(
+        [
+            dict(
+                path=os.path.relpath(os.path.realpath(check.name[i]), base),
+                label=check.classes[check.target[i]],
+                split=check.splits[split[i]],
+                group=int(units[i]),
+            )
+            for i in kept
+        ],
+        path,
+    )
+    return {
+        name: {label: int((check.target[kept][split[kept] == s] == k).sum()) for k, label in enumerate(check.classes)}
+        for s, name in enumerate(check.splits)
+    }

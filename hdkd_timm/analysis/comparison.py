@@ -1,4 +1,5 @@
 """Comparison of the networks of runs that were tested on the same images."""
+
 import dataclasses
 import itertools
 import math
@@ -22,6 +23,7 @@ class ImageMatch(NamedTuple):
         indices: Index among the second network's images of each of the first's, (N,).
         is_moved: Whether the images are in different folders, and were matched by file name.
     """
+
     problem: Optional[str]
     indices: Optional[np.ndarray] = None
     is_moved: bool = False
@@ -31,7 +33,7 @@ def _strip_common_folder(names: Sequence[str]) -> List[str]:
     """Paths relative to the innermost folder that contains all of them, which may differ between runs."""
     parts = [Path(name).parts for name in names]
     depth = 0
-    while all(len(part) > depth + 1 and part[:depth + 1] == parts[0][:depth + 1] for part in parts):
+    while all(len(part) > depth + 1 and part[: depth + 1] == parts[0][: depth + 1] for part in parts):
         depth += 1
     return ['/'.join(part[depth:]) for part in parts]
 
@@ -74,8 +76,12 @@ def choose_comparisons(networks: Sequence[NetworkResults]) -> Iterator[Tuple[Net
     """Pairs of networks to compare: those of a run and, between runs, those of one role or of runs of one network."""
     for first, second in itertools.combinations(networks, 2):
         roles = {network.metrics['name'] for network in (first, second)}
-        if first.run.resolve() == second.run.resolve() or len(roles) == 1 or not roles.issubset(ROLES) or (
-                len(networks) == 2):
+        if (
+            first.run.resolve() == second.run.resolve()
+            or len(roles) == 1
+            or not roles.issubset(ROLES)
+            or (len(networks) == 2)
+        ):
             yield first, second
 
 
@@ -119,11 +125,23 @@ def compare(first: NetworkResults, second: NetworkResults, resamples: int, seed:
     for name, found in paired_bootstrap(first.probs, probs, targets, first.groups, resamples, seed=seed).items():
         low, high = found['interval']
         better = 'first' if (name in LOWER_IS_BETTER) == (low > 0) else 'second'
-        rows.append(dict(
-            name=METRIC_NAMES[name], difference=format_differences(name, found['difference']),
-            interval=format_differences(name, low, high), better=better if low > 0 or high < 0 else None))
+        rows.append(
+            dict(
+                name=METRIC_NAMES[name],
+                difference=format_differences(name, found['difference']),
+                interval=format_differences(name, low, high),
+                better=better if low > 0 or high < 0 else None,
+            )
+        )
     p = test['p_value']
     return dict(
-        labels, rows=rows, is_moved=match.is_moved, images=len(targets),
-        groups=0 if first.groups is None else len(set(first.groups)), only_first=test['only_first'],
-        only_second=test['only_second'], p_value=format_p(p), is_significant=p < 0.05)
+        labels,
+        rows=rows,
+        is_moved=match.is_moved,
+        images=len(targets),
+        groups=0 if first.groups is None else len(set(first.groups)),
+        only_first=test['only_first'],
+        only_second=test['only_second'],
+        p_value=format_p(p),
+        is_significant=p < 0.05,
+    )

@@ -3,6 +3,7 @@
 Sizes, modes, classes and unreadable images; duplicates (equal files, equal pixels, near-duplicates) within and across
 splits, and groups in more than one split.
 """
+
 import dataclasses
 import logging
 import os
@@ -28,17 +29,30 @@ from .image_summary import ImageSummary, summarize_images
 _logger = logging.getLogger(__name__)
 
 SIDES = ('first', 'second')
-PAIR_COLUMNS = ('kind', 'correlation', 'labels_differ', 'across_splits', 'cluster', *(
-    f'{side}_{key}' for side in SIDES for key in ('path', 'split', 'label')))
+PAIR_COLUMNS = (
+    'kind',
+    'correlation',
+    'labels_differ',
+    'across_splits',
+    'cluster',
+    *(f'{side}_{key}' for side in SIDES for key in ('path', 'split', 'label')),
+)
 MAX_ROWS = 200_000  # of duplicates.csv
 
 
 @dataclasses.dataclass
 class CheckConfig(SourceConfig):
     """Settings of `check_data`."""
+
     threshold: float = setting(
-        0.99, 'minimum correlation of near-duplicates, between grey thumbnails of'
-        f' {THUMBNAIL_SIZE} x {THUMBNAIL_SIZE} pixels', above=0, at_most=1, group='duplicates', common=True)
+        0.99,
+        'minimum correlation of near-duplicates, between grey thumbnails of'
+        f' {THUMBNAIL_SIZE} x {THUMBNAIL_SIZE} pixels',
+        above=0,
+        at_most=1,
+        group='duplicates',
+        common=True,
+    )
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value out of range; names the flag, the value and the range."""
@@ -59,6 +73,7 @@ class DataCheck(NamedTuple):
         duplicates: Duplicates among the images.
         changed: Whether an image differs from what its table lists (size or SHA-256), (N,).
     """
+
     samples: Dict[str, Samples]
     classes: List[str]
     splits: List[str]
@@ -78,7 +93,8 @@ def _check_table_paths(samples: Dict[str, Samples], config: CheckConfig) -> None
         root = config.data_dir or os.path.dirname(config.data_csv) or '.'
         raise ValueError(
             f"None of the {len(files):,} images of '{config.data_csv}' exist, the first is '{files[0]}': paths are"
-            f" relative to '{root}', use --data-dir to choose another directory.")
+            f" relative to '{root}', use --data-dir to choose another directory."
+        )
 
 
 def require_files(samples: Dict[str, Samples]) -> None:
@@ -125,13 +141,24 @@ def check_data(config: CheckConfig, only_files: bool = False) -> DataCheck:
     split = np.repeat(np.arange(len(samples)), [len(part) for part in samples.values()])
     group = [[''] * len(part) if part.groups is None else part.groups.astype(str) for part in samples.values()]
     duplicates = find_duplicates(
-        [summary.file_hash for summary in summaries], [summary.pixel_hash for summary in summaries],
-        [summary.thumbnail for summary in summaries], split, config.threshold)
+        [summary.file_hash for summary in summaries],
+        [summary.pixel_hash for summary in summaries],
+        [summary.thumbnail for summary in summaries],
+        split,
+        config.threshold,
+    )
     return DataCheck(
-        samples, classes, list(samples), summaries, split,
+        samples,
+        classes,
+        list(samples),
+        summaries,
+        split,
         np.concatenate([part.targets for part in samples.values()]),
-        [name for part in samples.values() for name in part.filenames()], np.concatenate(group).astype(object),
-        duplicates, np.concatenate(changed))
+        [name for part in samples.values() for name in part.filenames()],
+        np.concatenate(group).astype(object),
+        duplicates,
+        np.concatenate(changed),
+    )
 
 
 def _summarize_splits(check: DataCheck) -> Dict[str, Dict[str, Any]]:
@@ -143,14 +170,19 @@ def _summarize_splits(check: DataCheck) -> Dict[str, Dict[str, Any]]:
     for s, split in enumerate(check.splits):
         of_split = check.split == s
         found['images'][split] = {
-            label: int((check.target[of_split] == k).sum()) for k, label in enumerate(check.classes)}
-        found['suffixes'][split] = dict(Counter(
-            os.path.splitext(check.name[i])[1].lower() for i in np.flatnonzero(of_split)).most_common())
+            label: int((check.target[of_split] == k).sum()) for k, label in enumerate(check.classes)
+        }
+        found['suffixes'][split] = dict(
+            Counter(os.path.splitext(check.name[i])[1].lower() for i in np.flatnonzero(of_split)).most_common()
+        )
         own = sizes[of_split & readable]
         if len(own):
             found['sizes'][split] = dict(
-                smallest=own.min(axis=0).tolist(), median=np.median(own, axis=0).tolist(),
-                largest=own.max(axis=0).tolist(), different=len(np.unique(own, axis=0)))
+                smallest=own.min(axis=0).tolist(),
+                median=np.median(own, axis=0).tolist(),
+                largest=own.max(axis=0).tolist(),
+                different=len(np.unique(own, axis=0)),
+            )
             names, numbers = np.unique(modes[of_split & readable].astype(str), return_counts=True)
             found['modes'][split] = dict(zip(names.tolist(), numbers.tolist()))
     return found
@@ -169,7 +201,8 @@ def _count_leaks(check: DataCheck) -> Dict[str, Dict[str, int]]:
                 images=int(in_first.sum()),
                 pixels=int(check.duplicates.in_split_equal[in_first, b].sum()),
                 near=int(check.duplicates.in_split_near[in_first, b].sum()),
-                groups=int((in_first & (check.group != '') & np.isin(check.group, groups)).sum()))
+                groups=int((in_first & (check.group != '') & np.isin(check.group, groups)).sum()),
+            )
     return leaks
 
 
@@ -190,12 +223,15 @@ def summarize(check: DataCheck) -> Dict[str, Any]:
         **_summarize_splits(check),
         'unreadable': {
             name if os.path.isabs(name) else f'{check.splits[s]}: {name}': summary.error
-            for name, s, summary in zip(check.name, check.split, check.summaries) if summary.error},
+            for name, s, summary in zip(check.name, check.split, check.summaries)
+            if summary.error
+        },
         'dark': describe_ranges([summary.values for summary in check.summaries], check.name),
         'changed': [check.name[i] for i in np.flatnonzero(check.changed)],
         'pairs': {name: int((kind == i).sum()) for i, name in enumerate(PAIR_KINDS)},
         'labels_differ': int((check.target[pairs.first] != check.target[pairs.second]).sum()),
-        'leaks': _count_leaks(check)}
+        'leaks': _count_leaks(check),
+    }
 
 
 def list_pairs(check: DataCheck) -> Tuple[List[Dict[str, Any]], np.ndarray]:
@@ -211,12 +247,20 @@ def list_pairs(check: DataCheck) -> Tuple[List[Dict[str, Any]], np.ndarray]:
     rows = []
     for p in order:
         row = dict(
-            kind=list(PAIR_KINDS)[kind[p]], correlation=f'{pairs.correlation[p]:.6f}', labels_differ=bool(differ[p]),
-            across_splits=bool(across[p]), cluster=int(check.duplicates.cluster[pairs.first[p]]))
+            kind=list(PAIR_KINDS)[kind[p]],
+            correlation=f'{pairs.correlation[p]:.6f}',
+            labels_differ=bool(differ[p]),
+            across_splits=bool(across[p]),
+            cluster=int(check.duplicates.cluster[pairs.first[p]]),
+        )
         for side, i in zip(SIDES, (pairs.first[p], pairs.second[p])):
-            row.update({
-                f'{side}_path': check.name[i], f'{side}_split': check.splits[check.split[i]],
-                f'{side}_label': check.classes[check.target[i]]})
+            row.update(
+                {
+                    f'{side}_path': check.name[i],
+                    f'{side}_split': check.splits[check.split[i]],
+                    f'{side}_label': check.classes[check.target[i]],
+                }
+            )
         rows.append(row)
     return rows, np.stack([pairs.first[order], pairs.second[order]], axis=1)
 
@@ -247,10 +291,17 @@ def _plot_pairs(check: DataCheck, pairs: Sequence[Dict[str, Any]], path: Path) -
     try:
         plot_pairs(
             [tuple(_read_by_index(check, i) for i in row['indices']) for row in pairs],
-            [tuple(f"{row[f'{side}_path']}\n{row[f'{side}_split']}: {row[f'{side}_label']}" for side in SIDES)
-             for row in pairs],
-            [f"{PAIR_KINDS[row['kind']]}, correlation {row['correlation'][:6]}"
-             f"{', labels differ' * row['labels_differ']}" for row in pairs], path)
+            [
+                tuple(f'{row[f"{side}_path"]}\n{row[f"{side}_split"]}: {row[f"{side}_label"]}' for side in SIDES)
+                for row in pairs
+            ],
+            [
+                f'{PAIR_KINDS[row["kind"]]}, correlation {row["correlation"][:6]}'
+                f'{", labels differ" * row["labels_differ"]}'
+                for row in pairs
+            ],
+            path,
+        )
     except ImportError as e:
         _logger.warning(f'No {path.name}: {e}')
 
@@ -272,17 +323,32 @@ def write_check(check: DataCheck, folder: PathLike, sheet_pairs: int = 24) -> No
     pairs, indices = list_pairs(check)
     with new_folder(folder) as out:
         write_json(summarize(check), out / 'summary.json')
-        write_rows([dict(
-            path=name, split=check.splits[s], label=check.classes[k], group=group, width=summary.width,
-            height=summary.height, mode=summary.mode, bits=summary.bits, cluster=int(cluster), error=summary.error)
-            for name, s, k, group, summary, cluster in zip(
-                check.name, check.split, check.target, check.group, check.summaries, check.duplicates.cluster)],
-            out / 'images.csv')
+        write_rows(
+            [
+                dict(
+                    path=name,
+                    split=check.splits[s],
+                    label=check.classes[k],
+                    group=group,
+                    width=summary.width,
+                    height=summary.height,
+                    mode=summary.mode,
+                    bits=summary.bits,
+                    cluster=int(cluster),
+                    error=summary.error,
+                )
+                for name, s, k, group, summary, cluster in zip(
+                    check.name, check.split, check.target, check.group, check.summaries, check.duplicates.cluster
+                )
+            ],
+            out / 'images.csv',
+        )
         write_rows(pairs, out / 'duplicates.csv', PAIR_COLUMNS)
         if len(pairs) < len(check.duplicates.kind):
             _logger.warning(
                 f'duplicates.csv lists the first {len(pairs):,} of {len(check.duplicates.kind):,} pairs: use a'
-                ' --threshold closer to 1 to find fewer.')
+                ' --threshold closer to 1 to find fewer.'
+            )
         if pairs:
             rows = [dict(row, indices=own) for row, own in zip(pairs, indices.tolist())]
             _plot_pairs(check, _choose_pairs(rows, sheet_pairs), out / 'pairs.png')
@@ -300,10 +366,12 @@ def list_leaks(summary: Dict[str, Any]) -> List[str]:
         if any(leak[key] for key in ('pixels', 'near', 'groups')):
             a, b = where.split(' in ')
             parts = [
-                f"{leak['pixels']:,} with equal pixels in {b}", f"{leak['near']:,} with a duplicate or near-duplicate"]
-            parts += [f"{leak['groups']:,} with their group in {b}"] if leak['groups'] else []
+                f'{leak["pixels"]:,} with equal pixels in {b}',
+                f'{leak["near"]:,} with a duplicate or near-duplicate',
+            ]
+            parts += [f'{leak["groups"]:,} with their group in {b}'] if leak['groups'] else []
             share = leak['near'] / leak['images']
-            lines.append(f"of {leak['images']:,} {a} images, {', '.join(parts)} ({share:.1%})")
+            lines.append(f'of {leak["images"]:,} {a} images, {", ".join(parts)} ({share:.1%})')
     return lines
 
 
@@ -312,12 +380,16 @@ def _format_counts(images: Dict[str, Dict[str, int]]) -> List[str]:
     labels = list(next(iter(images.values())))
     width = max(len(printable(label)) for label in [*labels, 'class']) + 2
     totals = {split: sum(counts.values()) for split, counts in images.items()}
-    lines = [f"{'class':<{width}}" + ''.join(f'{split:>16}' for split in images)]
+    lines = [f'{"class":<{width}}' + ''.join(f'{split:>16}' for split in images)]
     for label in labels:
-        lines.append(f'{printable(label):<{width}}' + ''.join(
-            f'{counts[label]:>8,} {counts[label] / max(totals[split], 1):>6.1%}'.rjust(16)
-            for split, counts in images.items()))
-    return [*lines, f"{'all':<{width}}" + ''.join(f'{total:>8,}'.ljust(15).rjust(16) for total in totals.values())]
+        lines.append(
+            f'{printable(label):<{width}}'
+            + ''.join(
+                f'{counts[label]:>8,} {counts[label] / max(totals[split], 1):>6.1%}'.rjust(16)
+                for split, counts in images.items()
+            )
+        )
+    return [*lines, f'{"all":<{width}}' + ''.join(f'{total:>8,}'.ljust(15).rjust(16) for total in totals.values())]
 
 
 def _format_sizes(summary: Dict[str, Any]) -> List[str]:
@@ -329,11 +401,12 @@ def _format_sizes(summary: Dict[str, Any]) -> List[str]:
             size = '{} x {}'.format(*sizes['smallest'])
         else:
             size = '{} x {} to {} x {}, median {:g} x {:g}'.format(
-                *sizes['smallest'], *sizes['largest'], *sizes['median'])
+                *sizes['smallest'], *sizes['largest'], *sizes['median']
+            )
         lines.append(f'{split}: {size} pixels (height x width); {modes}')
     for split, suffixes in summary['suffixes'].items():
         if len(suffixes) > 1:
-            numbers = ', '.join(f"{suffix or 'no suffix'} {number:,}" for suffix, number in suffixes.items())
+            numbers = ', '.join(f'{suffix or "no suffix"} {number:,}' for suffix, number in suffixes.items())
             lines.append(f'{split}: files by suffix: {numbers}')
     return lines
 
@@ -344,19 +417,21 @@ def format_check(summary: Dict[str, Any]) -> str:
     for name, reason in list(summary['unreadable'].items())[:5]:
         lines.append(f"cannot be read: '{name}' ({reason})")
     if len(summary['unreadable']) > 5:
-        lines.append(f"... {len(summary['unreadable'])} images cannot be read")
+        lines.append(f'... {len(summary["unreadable"])} images cannot be read')
     if summary['dark']:
-        lines.append(f"WARNING: {summary['dark']}")
+        lines.append(f'WARNING: {summary["dark"]}')
     if summary['changed']:
         lines.append(
-            f"WARNING: {len(summary['changed']):,} images have changed since they were listed (SHA-256 differs), the"
-            f" first is '{summary['changed'][0]}'")
+            f'WARNING: {len(summary["changed"]):,} images have changed since they were listed (SHA-256 differs), the'
+            f" first is '{summary['changed'][0]}'"
+        )
     pairs = summary['pairs']
     lines.append(
-        f"pairs of images: {pairs['file']:,} equal files, {pairs['pixels']:,} equal pixels in different files,"
-        f" {pairs['near']:,} near-duplicates")
+        f'pairs of images: {pairs["file"]:,} equal files, {pairs["pixels"]:,} equal pixels in different files,'
+        f' {pairs["near"]:,} near-duplicates'
+    )
     if summary['labels_differ']:
-        lines.append(f"WARNING: {summary['labels_differ']:,} of these pairs have different labels")
+        lines.append(f'WARNING: {summary["labels_differ"]:,} of these pairs have different labels')
     lines += [f'LEAK: {leak}' for leak in list_leaks(summary)]
     if not has_leak(summary) and len(summary['images']) > 1:
         lines.append('no image, near-duplicate or group is in two splits')

@@ -1,4 +1,5 @@
 """Duplicates among images: equal files, equal pixels, and near-duplicates, whose small grey thumbnails correlate."""
+
 from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
@@ -20,6 +21,7 @@ class Pairs(NamedTuple):
         first, second: Indices, (P,) each.
         correlation: Correlation of their thumbnails, (P,).
     """
+
     first: np.ndarray
     second: np.ndarray
     correlation: np.ndarray
@@ -43,7 +45,7 @@ def _correlated_blocks(rows: torch.Tensor, threshold: float) -> Iterator[Tuple[n
     """Indices, first < second, of the pairs of rows whose product is at least the threshold, block by block."""
     for i in range(0, len(rows), BLOCK):
         for j in range(i, len(rows), BLOCK):
-            is_pair = rows[i:i + BLOCK] @ rows[j:j + BLOCK].T >= threshold
+            is_pair = rows[i : i + BLOCK] @ rows[j : j + BLOCK].T >= threshold
             first, second = (index.numpy() for index in is_pair.nonzero(as_tuple=True))
             first, second = first + i, second + j
             is_ordered = first < second
@@ -71,7 +73,7 @@ def find_near_pairs(thumbnails: np.ndarray, threshold: float = 0.99, max_pairs: 
     number = 0
     for first, second in _correlated_blocks(torch.from_numpy(rows.astype(np.float32)), threshold - _ROUNDING):
         for start in range(0, len(first), BLOCK):
-            i, j = first[start:start + BLOCK], second[start:start + BLOCK]
+            i, j = first[start : start + BLOCK], second[start : start + BLOCK]
             correlation = np.einsum('nd,nd->n', rows[i], rows[j])
             keep = correlation >= threshold - 1e-12
             found.append((i[keep], j[keep], correlation[keep]))
@@ -79,7 +81,8 @@ def find_near_pairs(thumbnails: np.ndarray, threshold: float = 0.99, max_pairs: 
         if number > max_pairs:
             raise ValueError(
                 f'More than {max_pairs:,} pairs of images have a correlation of at least {threshold}: use a higher'
-                ' threshold.')
+                ' threshold.'
+            )
     if not found:
         return Pairs(np.zeros(0, int), np.zeros(0, int), np.zeros(0))
     pairs = Pairs(*(np.concatenate(parts) for parts in zip(*found)))
@@ -103,6 +106,7 @@ class Duplicates(NamedTuple):
         in_split_equal: Whether an image has one with equal pixels in each split, (N, S).
         in_split_near: Whether an image has a duplicate of any kind in each split, (N, S).
     """
+
     pairs: Pairs
     kind: np.ndarray
     cluster: np.ndarray
@@ -117,11 +121,11 @@ def first_occurrences(values: Sequence[str]) -> np.ndarray:
 
 
 def find_duplicates(
-        file_hashes: Sequence[str],
-        pixel_hashes: Sequence[str],
-        thumbnails: Sequence[np.ndarray],
-        splits: np.ndarray,
-        threshold: float = 0.99,
+    file_hashes: Sequence[str],
+    pixel_hashes: Sequence[str],
+    thumbnails: Sequence[np.ndarray],
+    splits: np.ndarray,
+    threshold: float = 0.99,
 ) -> Duplicates:
     """Equal files, equal pixels and near-duplicates among images.
 
@@ -140,14 +144,17 @@ def find_duplicates(
     # of images with equal pixels, only the first is compared with others
     chosen = np.array([i for i in range(number) if by_pixels[i] == i and thumbnails[i] is not None], int)
     near = find_near_pairs(
-        np.array([thumbnails[i] for i in chosen]).reshape(-1, THUMBNAIL_SIZE, THUMBNAIL_SIZE), threshold)
+        np.array([thumbnails[i] for i in chosen]).reshape(-1, THUMBNAIL_SIZE, THUMBNAIL_SIZE), threshold
+    )
     near = Pairs(chosen[near.first], chosen[near.second], near.correlation)
 
     copies = np.flatnonzero(by_pixels != np.arange(number))
     is_file = by_file[copies] != copies
     pairs = Pairs(
         np.concatenate([np.where(is_file, by_file[copies], by_pixels[copies]), near.first]),
-        np.concatenate([copies, near.second]), np.concatenate([np.ones(len(copies)), near.correlation]))
+        np.concatenate([copies, near.second]),
+        np.concatenate([np.ones(len(copies)), near.correlation]),
+    )
     kind = np.concatenate([np.where(is_file, 0, 1), np.full(len(near.first), 2)])
 
     # splits that contain an image with these pixels, and near-duplicates of it; an image is not its own duplicate
@@ -157,6 +164,9 @@ def find_duplicates(
     own = np.zeros(present.shape, int)
     own[np.arange(number), splits] = 1
     return Duplicates(
-        pairs, kind, find_clusters(number, pairs.first, pairs.second),
+        pairs,
+        kind,
+        find_clusters(number, pairs.first, pairs.second),
         in_split_equal=present.toarray()[by_pixels] - own > 0,
-        in_split_near=(neighbours @ present).toarray()[by_pixels] - own > 0)
+        in_split_near=(neighbours @ present).toarray()[by_pixels] - own > 0,
+    )

@@ -1,4 +1,5 @@
 """`hdkd explain`: heat maps of where a saved model looks, over the original images."""
+
 import itertools
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
@@ -39,9 +40,9 @@ def _visible_box(size: Tuple[int, int], data_config: Dict[str, Any]) -> Tuple[fl
 
 
 def to_image_coordinates(
-        maps: torch.Tensor,
-        size: Tuple[int, int],
-        data_config: Dict[str, Any],
+    maps: torch.Tensor,
+    size: Tuple[int, int],
+    data_config: Dict[str, Any],
 ) -> np.ndarray:
     """Map heat maps from the network's input back to the original image.
 
@@ -72,6 +73,7 @@ class Explanation(NamedTuple):
         probs: Class -> probability, for all classes.
         maps: Name ('Grad-CAM', 'rollout, class token', 'rollout, distillation token') -> heat map, (h, w), 0 to 1.
     """
+
     path: str
     image: np.ndarray
     label: str
@@ -80,13 +82,13 @@ class Explanation(NamedTuple):
 
 
 def explain(
-        model: Union[PathLike, Classifier],
-        paths: Sequence[PathLike],
-        config: Optional[ModelConfig] = None,
-        label: Optional[str] = None,
-        layer: Optional[str] = None,
-        on_bad_image: str = 'error',
-        max_size: Optional[int] = None,
+    model: Union[PathLike, Classifier],
+    paths: Sequence[PathLike],
+    config: Optional[ModelConfig] = None,
+    label: Optional[str] = None,
+    layer: Optional[str] = None,
+    on_bad_image: str = 'error',
+    max_size: Optional[int] = None,
 ) -> Iterator[Explanation]:
     """Grad-CAM of the predicted class, and attention rollout of networks with tokens, over the original images.
 
@@ -118,12 +120,12 @@ def explain(
 
 
 def _explain_image(
-        classifier: Classifier,
-        path: PathLike,
-        names: List[str],
-        label: Optional[str],
-        layer: Optional[str],
-        max_size: Optional[int],
+    classifier: Classifier,
+    path: PathLike,
+    names: List[str],
+    label: Optional[str],
+    layer: Optional[str],
+    max_size: Optional[int],
 ) -> Explanation:
     image = read_image(path, classifier.img_mode)
     batch = create_transform(**classifier.data_config)(image)[None].to(classifier.device)
@@ -137,8 +139,12 @@ def _explain_image(
         image = ImageOps.contain(image, (max_size, max_size))
     over = to_image_coordinates(torch.stack(list(maps.values())), image.size[::-1], classifier.data_config)
     return Explanation(
-        str(path), np.asarray(image.convert('RGB')), names[index], dict(zip(names, probs[0].tolist())),
-        dict(zip(maps, over)))
+        str(path),
+        np.asarray(image.convert('RGB')),
+        names[index],
+        dict(zip(names, probs[0].tolist())),
+        dict(zip(maps, over)),
+    )
 
 
 def _name_tokens(model: nn.Module) -> List[str]:
@@ -151,10 +157,10 @@ def _name_tokens(model: nn.Module) -> List[str]:
 
 
 def _compute_maps(
-        model: nn.Module,
-        batch: torch.Tensor,
-        target: torch.Tensor,
-        layer: Optional[str],
+    model: nn.Module,
+    batch: torch.Tensor,
+    target: torch.Tensor,
+    layer: Optional[str],
 ) -> Dict[str, torch.Tensor]:
     """All maps that a network supports: Grad-CAM, and rollout of its class and distillation tokens, (H, W) each."""
     found: Dict[str, torch.Tensor] = {}
@@ -165,20 +171,26 @@ def _compute_maps(
             raise
     try:
         rollout = attention_rollout(model, batch)[0]
-        found.update({
-            f'rollout, {name}': heat for name, heat in zip(_name_tokens(model), rollout)
-            if not name.startswith('register')})
+        found.update(
+            {
+                f'rollout, {name}': heat
+                for name, heat in zip(_name_tokens(model), rollout)
+                if not name.startswith('register')
+            }
+        )
     except NoMapsError:
         pass
     if not found:
         raise NoMapsError(
             f'{type(model).__name__} has neither a stage with a feature map nor attention of prefix tokens: choose a'
-            ' layer.')
+            ' layer.'
+        )
     return found
 
 
 class _SheetRow(NamedTuple):
     """A row of a sheet: the image and its overlays, (h, w, 3) bytes each, their titles, and a label."""
+
     pictures: List[np.ndarray]
     titles: List[str]
     label: str
@@ -187,17 +199,14 @@ class _SheetRow(NamedTuple):
 def _write_overlays(explanation: Explanation, number: int, folder: Path) -> _SheetRow:
     """Write NUMBER-NAME-MAP.png, the overlay of each map over an image."""
     path, image = Path(explanation.path), Image.fromarray(explanation.image)
-    overlays = {
-        name: Image.fromarray(overlay(explanation.image, heat)) for name, heat in explanation.maps.items()}
+    overlays = {name: Image.fromarray(overlay(explanation.image, heat)) for name, heat in explanation.maps.items()}
     stem = ''.join(c if c.isalnum() or c in '-_.' else '_' for c in path.stem)[:60]
     for name, picture in overlays.items():
         suffix = name.lower().replace(',', '').replace(' ', '-')
         picture.save(folder / f'{number:03d}-{stem}-{suffix}.png')
-    small = [
-        np.asarray(ImageOps.contain(picture, (SHEET_SIZE, SHEET_SIZE))) for picture in (image, *overlays.values())]
+    small = [np.asarray(ImageOps.contain(picture, (SHEET_SIZE, SHEET_SIZE))) for picture in (image, *overlays.values())]
     prob = format_metric('accuracy', explanation.probs[explanation.label])
-    return _SheetRow(
-        small, ['image', *overlays], f'{shorten(path.name, 24)}\n{shorten(explanation.label, 18)} {prob}')
+    return _SheetRow(small, ['image', *overlays], f'{shorten(path.name, 24)}\n{shorten(explanation.label, 18)} {prob}')
 
 
 def write_explanations(explanations: Iterable[Explanation], folder: PathLike, sheet_rows: int = 40) -> int:
@@ -220,7 +229,10 @@ def write_explanations(explanations: Iterable[Explanation], folder: PathLike, sh
         rows = (_write_overlays(explanation, number, out) for number, explanation in enumerate(explanations, 1))
         for sheet, chunk in enumerate(iter(lambda: list(itertools.islice(rows, sheet_rows)), []), 1):
             plot_images(
-                [row.pictures for row in chunk], chunk[0].titles, [row.label for row in chunk],
-                out / ('sheet.png' if sheet == 1 else f'sheet-{sheet}.png'))
+                [row.pictures for row in chunk],
+                chunk[0].titles,
+                [row.label for row in chunk],
+                out / ('sheet.png' if sheet == 1 else f'sheet-{sheet}.png'),
+            )
             total += len(chunk)
     return total

@@ -1,4 +1,5 @@
 """Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391): which regions of an image support a class."""
+
 from contextlib import ExitStack
 from typing import Any, Dict, Optional, Tuple
 
@@ -12,9 +13,9 @@ class NoMapsError(ValueError):
 
 
 def _select_feature_map(
-        model: nn.Module,
-        outputs: Dict[str, Any],
-        channels: Dict[str, int],
+    model: nn.Module,
+    outputs: Dict[str, Any],
+    channels: Dict[str, int],
 ) -> Tuple[torch.Tensor, bool]:
     """The output of the last stage with a feature map (four dimensions), and whether its channels are last.
 
@@ -30,13 +31,14 @@ def _select_feature_map(
             return output, is_last
     raise NoMapsError(
         f'{type(model).__name__} has no stage with a feature map (looked at {", ".join(outputs) or "none"}): choose a'
-        ' layer with an output (B, K, h, w).')
+        ' layer with an output (B, K, h, w).'
+    )
 
 
 def _forward_with_outputs(
-        model: nn.Module,
-        images: torch.Tensor,
-        layers: Dict[str, nn.Module],
+    model: nn.Module,
+    images: torch.Tensor,
+    layers: Dict[str, nn.Module],
 ) -> Tuple[torch.Tensor, Dict[str, Any]]:
     """Logits, and the output of each layer."""
     outputs: Dict[str, Any] = {}
@@ -44,6 +46,7 @@ def _forward_with_outputs(
     def keep(name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             outputs[name] = output
+
         return hook
 
     with ExitStack() as stack:
@@ -54,10 +57,10 @@ def _forward_with_outputs(
 
 @torch.enable_grad()
 def grad_cam(
-        model: nn.Module,
-        images: torch.Tensor,
-        targets: Optional[torch.Tensor] = None,
-        layer: Optional[str] = None,
+    model: nn.Module,
+    images: torch.Tensor,
+    targets: Optional[torch.Tensor] = None,
+    layer: Optional[str] = None,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Grad-CAM maps, equations 1 and 2 of the paper.
 
@@ -81,13 +84,15 @@ def grad_cam(
         raise ValueError(f"{type(model).__name__} has no layer '{layer}': choose one of its named_modules().")
     names = [layer] if layer else [name for name in channels if name in modules]
     logits, outputs = _forward_with_outputs(
-        model, images.detach().requires_grad_(),  # so that frozen networks have gradients too
-        {name: modules[name] for name in names})
+        model,
+        images.detach().requires_grad_(),  # so that frozen networks have gradients too
+        {name: modules[name] for name in names},
+    )
     maps, channels_last = _select_feature_map(model, outputs, channels)
     if targets is None:
         targets = logits.argmax(dim=1)
     score = logits.gather(1, targets[:, None]).sum()  # in eval mode, images don't influence each other
-    gradient, = torch.autograd.grad(score, maps)
+    (gradient,) = torch.autograd.grad(score, maps)
     if channels_last:
         maps, gradient = maps.permute(0, 3, 1, 2), gradient.permute(0, 3, 1, 2)
     weights = gradient.mean(dim=(2, 3), keepdim=True)

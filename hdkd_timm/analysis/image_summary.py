@@ -1,4 +1,5 @@
 """One pass over the images of a data set: size, mode, hashes and thumbnail of each."""
+
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -31,6 +32,7 @@ class ImageSummary(NamedTuple):
         thumbnail: Of `make_thumbnail`.
         values: Range of the stored values.
     """
+
     error: str = ''
     width: int = 0
     height: int = 0
@@ -49,7 +51,8 @@ def hash_pixels(image: Image.Image) -> str:
 
 def _summarize(image: Image.Image, values: StoredValues, file_hash: str = '') -> ImageSummary:
     return ImageSummary(
-        '', *image.size, values.mode, values.bits, file_hash, hash_pixels(image), make_thumbnail(image), values)
+        '', *image.size, values.mode, values.bits, file_hash, hash_pixels(image), make_thumbnail(image), values
+    )
 
 
 def _summarize_decoded(image: Image.Image) -> ImageSummary:

@@ -1,4 +1,5 @@
 """The most confident mistakes of a network, with heat maps of what supported the predicted class."""
+
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -47,8 +48,13 @@ def _merge_equal(network: NetworkResults, wrong: np.ndarray, number: int) -> Lis
             found[key]['equal'] += 1
         elif len(found) < number:
             found[key] = dict(
-                path=path, name='/'.join(Path(path).parts[-3:]), true=true, predicted=predicted, equal=0,
-                prob=format_metric('accuracy', float(probs.max())))
+                path=path,
+                name='/'.join(Path(path).parts[-3:]),
+                true=true,
+                predicted=predicted,
+                equal=0,
+                prob=format_metric('accuracy', float(probs.max())),
+            )
         else:
             break
     return list(found.values())
@@ -56,7 +62,7 @@ def _merge_equal(network: NetworkResults, wrong: np.ndarray, number: int) -> Lis
 
 def _plot_mistake(classifier: Classifier, item: Dict[str, Any], path: Path) -> str:
     """Write the image and the heat map of the predicted class side by side. Returns the kind of map."""
-    found, = explain(classifier, [item['path']], label=item['predicted'], max_size=2 * PICTURE_SIZE)
+    (found,) = explain(classifier, [item['path']], label=item['predicted'], max_size=2 * PICTURE_SIZE)
     kind = 'Grad-CAM' if 'Grad-CAM' in found.maps else next(iter(found.maps))
     sheet = Image.fromarray(np.concatenate([found.image, overlay(found.image, found.maps[kind])], axis=1))
     ImageOps.contain(sheet, (2 * PICTURE_SIZE, PICTURE_SIZE)).save(path)
@@ -64,11 +70,11 @@ def _plot_mistake(classifier: Classifier, item: Dict[str, Any], path: Path) -> s
 
 
 def show_mistakes(
-        network: NetworkResults,
-        number: int,
-        pictures: Pictures,
-        stem: str,
-        device: Optional[str],
+    network: NetworkResults,
+    number: int,
+    pictures: Pictures,
+    stem: str,
+    device: Optional[str],
 ) -> Dict[str, Any]:
     """Pictures of the most confident mistakes. Images with equal pixels are shown once.
 
@@ -98,7 +104,13 @@ def show_mistakes(
         except (OSError, ValueError) as e:  # an unreadable image, or a network without maps
             item['problem'] = str(e)
             continue
-        item.update(pictures.embed(file, (
-            f"Image {item['name']} and a heat map of {network.label}: the true class is {item['true']}, the predicted"
-            f" class {item['predicted']} with {item['prob']}.")))
+        item.update(
+            pictures.embed(
+                file,
+                (
+                    f'Image {item["name"]} and a heat map of {network.label}: the true class is {item["true"]}, the predicted'
+                    f' class {item["predicted"]} with {item["prob"]}.'
+                ),
+            )
+        )
     return dict(total=len(wrong), items=items, map=' or '.join(sorted(kinds)))

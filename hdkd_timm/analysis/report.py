@@ -2,6 +2,7 @@
 
 It is made from the files of the run, its model and its images, and needs no network access and no scripts.
 """
+
 import logging
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
@@ -43,9 +44,13 @@ def _load_template() -> Any:
     except ImportError as e:
         raise ImportError("Reports need Jinja2 and matplotlib: pip install 'hdkd-timm[report]'.") from e
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / 'templates'), autoescape=True,
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        finalize=lambda value: printable(value) if type(value) is str else value)
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / 'templates'),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
+    )
     return environment.get_template(PAGE)
 
 
@@ -62,16 +67,18 @@ def _check_images(run: Path) -> Dict[str, Any]:
     if len(unreadable) == sum(sum(of_class.values()) for of_class in summary['images'].values()):
         return dict(lines=[f'The images could not be checked: {next(iter(unreadable.values()))}'], leaks=None)
     lines = [
-        f"Pairs of duplicates: {pairs['file']:,} equal files, {pairs['pixels']:,} equal pixels in different files,"
-        f" {pairs['near']:,} near-duplicates."]
+        f'Pairs of duplicates: {pairs["file"]:,} equal files, {pairs["pixels"]:,} equal pixels in different files,'
+        f' {pairs["near"]:,} near-duplicates.'
+    ]
     if summary['labels_differ']:
-        lines.append(f"Pairs of duplicates with different labels: {summary['labels_differ']:,}.")
+        lines.append(f'Pairs of duplicates with different labels: {summary["labels_differ"]:,}.')
     if unreadable:
         lines.append(f'Images that cannot be read: {len(unreadable):,}.')
     if summary['changed']:
-        lines.append(f"Images that have changed since the run read them: {len(summary['changed']):,}.")
+        lines.append(f'Images that have changed since the run read them: {len(summary["changed"]):,}.')
     lines += [f'{leak[0].upper()}{leak[1:]}.' for leak in leaks] or [
-        'No image, near-duplicate or group is in two splits.']
+        'No image, near-duplicate or group is in two splits.'
+    ]
     return dict(lines=lines, leaks=bool(leaks or summary['labels_differ']))
 
 
@@ -82,31 +89,41 @@ def _has_same_images(run: Path, other: Path) -> bool:
 
 
 def _network_section(
-        network: NetworkResults,
-        pictures: Pictures,
-        stem: str,
-        mistakes: int,
-        device: Optional[str],
+    network: NetworkResults,
+    pictures: Pictures,
+    stem: str,
+    mistakes: int,
+    device: Optional[str],
 ) -> Dict[str, Any]:
     """What the page shows about a network."""
     metrics, number = network.metrics, len(network.classes)
     counts = count_images(network.run / IMAGES_FILE)
     return dict(
-        label=network.label, sentence=describe_network(network, read_settings(network.run), counts),
-        pictures=plot_network(network, pictures, stem), per_class=class_table(network),
-        confusions=confusion_table(network), calibration=describe_calibration(network), split=network.split,
-        missing=list_missing_files(network), is_large=number > MAX_CELLS, is_named=number <= MAX_NAMES,
-        images=f"{network.result['images']:,} {network.split} images",
+        label=network.label,
+        sentence=describe_network(network, read_settings(network.run), counts),
+        pictures=plot_network(network, pictures, stem),
+        per_class=class_table(network),
+        confusions=confusion_table(network),
+        calibration=describe_calibration(network),
+        split=network.split,
+        missing=list_missing_files(network),
+        is_large=number > MAX_CELLS,
+        is_named=number <= MAX_NAMES,
+        images=f'{network.result["images"]:,} {network.split} images',
         mistakes=show_mistakes(network, mistakes, pictures, stem, device),
-        environment={'device': metrics.get('device'), 'processes': metrics.get('processes'),
-                     **(metrics.get('versions') or {})})
+        environment={
+            'device': metrics.get('device'),
+            'processes': metrics.get('processes'),
+            **(metrics.get('versions') or {}),
+        },
+    )
 
 
 def _network_sections(
-        networks: Sequence[NetworkResults],
-        pictures: Pictures,
-        mistakes: int,
-        device: Optional[str],
+    networks: Sequence[NetworkResults],
+    pictures: Pictures,
+    mistakes: int,
+    device: Optional[str],
 ) -> List[Dict[str, Any]]:
     sections = []
     for i, network in enumerate(networks, 1):
@@ -125,9 +142,11 @@ def _data_sections(runs: Sequence[Path], pictures: Pictures, check: bool) -> Lis
         if counts:
             section['picture'] = plot_counts(counts, pictures, f'{i}-classes.png' if len(runs) > 1 else 'classes.png')
             labels = list(dict.fromkeys(label for of_class in counts.values() for label in of_class))
-            section['classes'] = [
-                dict(name=label, numbers=[of_class.get(label, 0) for of_class in counts.values()])
-                for label in labels] if len(labels) > MAX_BARS else []
+            section['classes'] = (
+                [dict(name=label, numbers=[of_class.get(label, 0) for of_class in counts.values()]) for label in labels]
+                if len(labels) > MAX_BARS
+                else []
+            )
         if check:
             same = next((done for done, other in zip(sections, runs) if _has_same_images(run, other)), None)
             section['check'] = dict(same['check'], same=same['name']) if same else _check_images(run)
@@ -136,13 +155,13 @@ def _data_sections(runs: Sequence[Path], pictures: Pictures, check: bool) -> Lis
 
 
 def write_report(
-        runs: Sequence[PathLike],
-        out: Optional[PathLike] = None,
-        mistakes: int = 12,
-        check: bool = True,
-        device: Optional[str] = None,
-        resamples: int = 1000,
-        seed: int = 42,
+    runs: Sequence[PathLike],
+    out: Optional[PathLike] = None,
+    mistakes: int = 12,
+    check: bool = True,
+    device: Optional[str] = None,
+    resamples: int = 1000,
+    seed: int = 42,
 ) -> Path:
     """Write report.html, a page about one or several runs, and its pictures as PNG files in report/.
 
@@ -182,10 +201,14 @@ def write_report(
         page = template.render(
             title=', '.join(folder.resolve().name for folder in folders),
             networks=_network_sections(networks, pictures, mistakes, device),
-            data=_data_sections(folders, pictures, check), metrics=metrics_table(networks, not mismatches),
-            mismatches=mismatches, unfinished=list_unfinished(runs),
+            data=_data_sections(folders, pictures, check),
+            metrics=metrics_table(networks, not mismatches),
+            mismatches=mismatches,
+            unfinished=list_unfinished(runs),
             comparisons=[compare(*pair, resamples, seed) for pair in choose_comparisons(networks)],
-            runs=[folder.resolve().name for folder in folders], settings=settings_table(networks))
+            runs=[folder.resolve().name for folder in folders],
+            settings=settings_table(networks),
+        )
         with atomic_write(temporary / PAGE) as file:
             file.write(page)
     return out / PAGE

@@ -1,4 +1,5 @@
 """Replacing a report as a whole: the page and its folder of pictures."""
+
 import re
 import shutil
 import tempfile
@@ -9,7 +10,8 @@ from typing import Iterator
 PAGE, PICTURES = 'report.html', 'report'
 GENERATOR = '<meta name="generator" content="hdkd_timm">'
 PICTURE_NAME = re.compile(
-    r'(\d+-(\w|-)+-)?(curves|confusion|confused|roc-pr|reliability|mistake-\d+)\.png|(\d+-)?classes\.png')
+    r'(\d+-(\w|-)+-)?(curves|confusion|confused|roc-pr|reliability|mistake-\d+)\.png|(\d+-)?classes\.png'
+)
 
 
 def check_destination(out: Path) -> None:
@@ -19,8 +21,13 @@ def check_destination(out: Path) -> None:
         raise FileExistsError(f"'{out}' is not a directory: choose another --out.")
     if page.exists() and GENERATOR not in page.read_text(encoding='utf-8', errors='replace')[:5000]:
         raise FileExistsError(f"'{page}' was not written by hdkd_timm: move it, or choose another --out.")
-    others = [pictures] if pictures.exists() and not pictures.is_dir() else [
-        file for file in (pictures.iterdir() if pictures.exists() else ()) if not PICTURE_NAME.fullmatch(file.name)]
+    others = (
+        [pictures]
+        if pictures.exists() and not pictures.is_dir()
+        else [
+            file for file in (pictures.iterdir() if pictures.exists() else ()) if not PICTURE_NAME.fullmatch(file.name)
+        ]
+    )
     if others:
         raise FileExistsError(f"'{others[0]}' is not a picture of a report: move it, or choose another --out.")
 

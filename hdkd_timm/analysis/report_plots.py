@@ -1,4 +1,5 @@
 """Plots of the report: PNG files, and what the page needs to embed them."""
+
 import base64
 import math
 from pathlib import Path
@@ -50,7 +51,7 @@ def _list_lowest(values: Dict[str, Tuple[float, str]]) -> str:
     """
     names = list(values)
     if len(names) > MAX_CURVES:
-        names = sorted(names, key=lambda name: values[name][0])[:MAX_CURVES // 2]
+        names = sorted(names, key=lambda name: values[name][0])[: MAX_CURVES // 2]
     listed = ', '.join(f'{name} {values[name][1]}' for name in names)
     return listed + (f' (lowest {len(names)} of {len(values)} classes)' if len(names) < len(values) else '')
 
@@ -58,17 +59,26 @@ def _list_lowest(values: Dict[str, Tuple[float, str]]) -> str:
 def _plot_confusions(network: NetworkResults, pictures: Pictures, stem: str) -> Dict[str, Picture]:
     matrix, classes = network.result['confusion_matrix'], network.classes
     plot_confusion_matrix(matrix, classes, pictures.folder / f'{stem}confusion.png')
-    recalls = _list_lowest({
-        name: (scores['recall'], f"{format_percent(scores['recall'])} of {scores['support']}")
-        for name, scores in network.result['per_class'].items() if scores['support']})
-    shown = {'confusion': pictures.embed(
-        f'{stem}confusion.png', f'Confusion matrix of {network.label}. Recall: {recalls}.')}
+    recalls = _list_lowest(
+        {
+            name: (scores['recall'], f'{format_percent(scores["recall"])} of {scores["support"]}')
+            for name, scores in network.result['per_class'].items()
+            if scores['support']
+        }
+    )
+    shown = {
+        'confusion': pictures.embed(f'{stem}confusion.png', f'Confusion matrix of {network.label}. Recall: {recalls}.')
+    }
     confused = most_confused_classes(matrix) if len(classes) > MAX_CELLS else []
     if confused:
         plot_confusion_matrix(matrix, classes, pictures.folder / f'{stem}confused.png', confused)
-        shown['confused'] = pictures.embed(f'{stem}confused.png', (
-            f'Part of the confusion matrix of {network.label} with the {len(confused)} classes of the most frequent'
-            ' confusions, which are listed in the table below.'))
+        shown['confused'] = pictures.embed(
+            f'{stem}confused.png',
+            (
+                f'Part of the confusion matrix of {network.label} with the {len(confused)} classes of the most frequent'
+                ' confusions, which are listed in the table below.'
+            ),
+        )
     return shown
 
 
@@ -76,15 +86,25 @@ def _plot_probabilities(network: NetworkResults, pictures: Pictures, stem: str) 
     probs, targets, classes = network.probs, network.targets, network.classes
     plot_roc_pr(probs, targets, classes, pictures.folder / f'{stem}roc-pr.png')
     plot_reliability(probs, targets, pictures.folder / f'{stem}reliability.png')
-    areas = _list_lowest({
-        name: (area, f'{area:.3f}') for name, area in zip(classes, class_auroc(probs, targets)) if math.isfinite(area)})
+    areas = _list_lowest(
+        {name: (area, f'{area:.3f}') for name, area in zip(classes, class_auroc(probs, targets)) if math.isfinite(area)}
+    )
     return {
-        'roc_pr': pictures.embed(f'{stem}roc-pr.png', (
-            f'ROC and precision-recall curves of {network.label}, one per class. Areas under the ROC curves:'
-            f' {areas}.')),
-        'reliability': pictures.embed(f'{stem}reliability.png', (
-            f'Reliability diagram of {network.label}: expected calibration error'
-            f" {format_metric('ece', network.result['ece'])}."))}
+        'roc_pr': pictures.embed(
+            f'{stem}roc-pr.png',
+            (
+                f'ROC and precision-recall curves of {network.label}, one per class. Areas under the ROC curves:'
+                f' {areas}.'
+            ),
+        ),
+        'reliability': pictures.embed(
+            f'{stem}reliability.png',
+            (
+                f'Reliability diagram of {network.label}: expected calibration error'
+                f' {format_metric("ece", network.result["ece"])}.'
+            ),
+        ),
+    }
 
 
 def plot_network(network: NetworkResults, pictures: Pictures, stem: str) -> Dict[str, Picture]:
@@ -99,10 +119,14 @@ def plot_network(network: NetworkResults, pictures: Pictures, stem: str) -> Dict
     if network.epochs:
         first, last = network.epochs[0], network.epochs[-1]
         plot_curves(network.epochs, network.metrics.get('epoch'), pictures.folder / f'{stem}curves.png')
-        shown['curves'] = pictures.embed(f'{stem}curves.png', (
-            f'Learning curves of {network.label} over {len(network.epochs)} epochs: log loss, balanced accuracy and the'
-            f" components of the training loss, which is {first['train_loss']:.3g} in the first epoch and"
-            f" {last['train_loss']:.3g} in the last."))
+        shown['curves'] = pictures.embed(
+            f'{stem}curves.png',
+            (
+                f'Learning curves of {network.label} over {len(network.epochs)} epochs: log loss, balanced accuracy and the'
+                f' components of the training loss, which is {first["train_loss"]:.3g} in the first epoch and'
+                f' {last["train_loss"]:.3g} in the last.'
+            ),
+        )
     shown.update(_plot_confusions(network, pictures, stem))
     if network.probs is not None:
         shown.update(_plot_probabilities(network, pictures, stem))
@@ -121,5 +145,6 @@ def plot_counts(counts: Dict[str, Dict[str, int]], pictures: Pictures, file: str
     numbers = '; '.join(
         f'{split} {sum(of_class.values()):,}: '
         + _list_lowest({label: (number, f'{number:,}') for label, number in of_class.items()})
-        for split, of_class in counts.items())
+        for split, of_class in counts.items()
+    )
     return pictures.embed(file, f'Images per class: {numbers}.')

@@ -1,4 +1,5 @@
 """Tables and sentences of the report: metrics, classes, confusions, settings."""
+
 from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
@@ -36,10 +37,17 @@ def class_table(network: NetworkResults) -> List[Dict[str, Any]]:
     """One row per class; with more than `MAX_CELLS` classes, those with the lowest F1 first."""
     areas = [None] * len(network.classes) if network.probs is None else class_auroc(network.probs, network.targets)
     rows = [
-        dict(number=number, name=name, auroc=format_metric('', area), support=scores['support'], score=scores['f1'],
-             recall_95=format_interval('', scores.get('recall_95')),
-             **{key: format_metric('', scores[key]) for key in ('precision', 'recall', 'f1')})
-        for number, ((name, scores), area) in enumerate(zip(network.result['per_class'].items(), areas), 1)]
+        dict(
+            number=number,
+            name=name,
+            auroc=format_metric('', area),
+            support=scores['support'],
+            score=scores['f1'],
+            recall_95=format_interval('', scores.get('recall_95')),
+            **{key: format_metric('', scores[key]) for key in ('precision', 'recall', 'f1')},
+        )
+        for number, ((name, scores), area) in enumerate(zip(network.result['per_class'].items(), areas), 1)
+    ]
     if len(rows) > MAX_CELLS:
         rows.sort(key=lambda row: (not row['support'], row['score'] if row['score'] is not None else 2))
     return rows
@@ -54,9 +62,16 @@ def confusion_table(network: NetworkResults) -> List[Dict[str, Any]]:
     np.fill_diagonal(counts, 0)
     cells = np.argsort(-counts, axis=None, kind='stable')[:MAX_CONFUSIONS]
     return [
-        dict(true=network.classes[i], predicted=network.classes[j], images=int(counts[i, j]), total=int(totals[i]),
-             share=format_percent(counts[i, j] / totals[i]))
-        for i, j in zip(*np.unravel_index(cells, counts.shape)) if counts[i, j]]
+        dict(
+            true=network.classes[i],
+            predicted=network.classes[j],
+            images=int(counts[i, j]),
+            total=int(totals[i]),
+            share=format_percent(counts[i, j] / totals[i]),
+        )
+        for i, j in zip(*np.unravel_index(cells, counts.shape))
+        if counts[i, j]
+    ]
 
 
 def settings_table(networks: Sequence[NetworkResults]) -> List[Dict[str, Any]]:
@@ -83,15 +98,18 @@ def _describe_training(network: NetworkResults, counts: Dict[str, Dict[str, int]
     size = (network.model.get('pretrained_cfg') or {}).get('input_size')
     images = sum(counts.get('train', {}).values())
     return (
-        f"was trained for {metrics['epochs']} epochs" + (f' on {images:,} images' if images else '')
-        + f' of {len(network.classes)} classes' + (f' at {size[1]} x {size[2]} pixels' if size else '')
-        + f" in {_format_time(metrics['train_seconds'])}; epoch {metrics['epoch'] + 1} was kept")
+        f'was trained for {metrics["epochs"]} epochs'
+        + (f' on {images:,} images' if images else '')
+        + f' of {len(network.classes)} classes'
+        + (f' at {size[1]} x {size[2]} pixels' if size else '')
+        + f' in {_format_time(metrics["train_seconds"])}; epoch {metrics["epoch"] + 1} was kept'
+    )
 
 
 def describe_network(
-        network: NetworkResults,
-        settings: Dict[str, Any],
-        counts: Dict[str, Dict[str, int]],
+    network: NetworkResults,
+    settings: Dict[str, Any],
+    counts: Dict[str, Dict[str, int]],
 ) -> str:
     """Training and result of a network in two sentences.
 
@@ -102,19 +120,22 @@ def describe_network(
     """
     metrics, parameters = network.metrics, network.metrics['parameters']
     size = f'{parameters / 1e6:.1f} million' if parameters >= 1e6 else f'{parameters:,}'
-    text = f"{network.model.get('architecture') or metrics['name']} ({size} parameters)"
+    text = f'{network.model.get("architecture") or metrics["name"]} ({size} parameters)'
     if metrics['name'] == 'student':
-        text += ', distilled from a teacher,' + (' starting from pretrained weights,' if settings.get('pretrained') else
-                                                 '')
+        text += ', distilled from a teacher,' + (
+            ' starting from pretrained weights,' if settings.get('pretrained') else ''
+        )
     interval = format_interval('balanced_accuracy', (network.result.get('intervals_95') or {}).get('balanced_accuracy'))
-    shown = f" (95 % interval {interval.replace(' %', '')})" if interval else ''
+    shown = f' (95 % interval {interval.replace(" %", "")})' if interval else ''
     split = {'test': 'test', 'val': 'validation'}[network.split]
     text += (
-        f" {_describe_training(network, counts)}. On {network.result['images']:,} {split} images, its balanced accuracy"
-        f" is {format_metric('balanced_accuracy', network.result['balanced_accuracy'])}{shown}.")
+        f' {_describe_training(network, counts)}. On {network.result["images"]:,} {split} images, its balanced accuracy'
+        f' is {format_metric("balanced_accuracy", network.result["balanced_accuracy"])}{shown}.'
+    )
     if network.split == 'val' and 'epoch' in metrics:
         text += (
-            ' There was no test split: these images also selected the epoch, so the results are optimistically biased.')
+            ' There was no test split: these images also selected the epoch, so the results are optimistically biased.'
+        )
     return text
 
 
@@ -124,7 +145,8 @@ def describe_calibration(network: NetworkResults) -> Optional[str]:
     if not found:
         return None
     errors = [
-        f"{split} {report['ece']['before']:.3f} before, {report['ece']['after']:.3f} after"
-        for split, report in found.items() if isinstance(report, dict)]
-    return (
-        f"Temperature {found['temperature']:.3f}, applied with --calibrated. Calibration error: {'; '.join(errors)}.")
+        f'{split} {report["ece"]["before"]:.3f} before, {report["ece"]["after"]:.3f} after'
+        for split, report in found.items()
+        if isinstance(report, dict)
+    ]
+    return f'Temperature {found["temperature"]:.3f}, applied with --calibrated. Calibration error: {"; ".join(errors)}.'

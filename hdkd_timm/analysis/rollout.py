@@ -1,4 +1,5 @@
 """Attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928): attention flow from patches to prefix tokens."""
+
 from contextlib import ExitStack
 from typing import List
 
@@ -41,7 +42,8 @@ def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     layers = [layer for layer in layers if hasattr(layer, 'attn_drop') and hasattr(layer, 'fused_attn')]
     prefix = getattr(model, 'num_prefix_tokens', 0)
     grid_size = getattr(model, '_get_grid_size', None) or getattr(
-        getattr(model, 'patch_embed', None), 'dynamic_feat_size', None)
+        getattr(model, 'patch_embed', None), 'dynamic_feat_size', None
+    )
     reduction = model.feature_info[-1].get('reduction') if getattr(model, 'feature_info', None) else None
     if not layers or not prefix or grid_size is None or reduction is None:
         raise NoMapsError(f'{type(model).__name__} has no attention blocks with a class token.')

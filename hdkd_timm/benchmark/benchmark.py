@@ -7,6 +7,7 @@
 
 Weights and images are random, which makes no difference to the time.
 """
+
 from pathlib import Path
 from typing import Callable, List
 

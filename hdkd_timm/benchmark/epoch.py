@@ -1,4 +1,5 @@
 """Images per second of a training from image files, with and without a cache, next to steps on one batch."""
+
 import tempfile
 from pathlib import Path
 from typing import Any, Callable, Dict, List
@@ -45,22 +46,27 @@ def _create_step(student: nn.Module, num_classes: int, config: BenchConfig, devi
 
 
 def _create_loaders(
-        dataset: SampleDataset,
-        student: nn.Module,
-        config: BenchConfig,
-        device: torch.device,
-        folder: Path,
+    dataset: SampleDataset,
+    student: nn.Module,
+    config: BenchConfig,
+    device: torch.device,
+    folder: Path,
 ) -> Dict[str, SplitLoader]:
-    data_config = timm.data.resolve_data_config(
-        dict(input_size=(3, config.img_size, config.img_size)), model=student)
+    data_config = timm.data.resolve_data_config(dict(input_size=(3, config.img_size, config.img_size)), model=student)
 
     def cache(dataset: SampleDataset, transform: Compose) -> CachedDataset:
         return cache_images(dataset, transform, 'ram', folder, "split 'train'")
 
     def load(cached: bool = False, **augment: Any) -> SplitLoader:
         return SplitLoader(
-            dataset, data_config, config.batch_size, AugmentConfig(aug='paper', **augment), config.workers, device,
-            cache=cache if cached else None)
+            dataset,
+            data_config,
+            config.batch_size,
+            AugmentConfig(aug='paper', **augment),
+            config.workers,
+            device,
+            cache=cache if cached else None,
+        )
 
     loaders = {'files': load(), 'files, cached': load(True)}
     if device.type != 'cpu':
@@ -72,6 +78,7 @@ def _create_epoch(loader: SplitLoader, step: Step, augment: Callable) -> Callabl
     def run() -> None:
         for batch in loader.epoch(0):
             step(*augment(*batch, 0))
+
     return run
 
 
@@ -93,10 +100,19 @@ def measure_epochs(config: BenchConfig, device: torch.device) -> List[Row]:
         for name, loader in loaders.items():
             augment = AugmentConfig(aug='paper', aug_device='device' in name)
             epochs[name] = _create_epoch(
-                loader, step, BatchAugmentation(augment, len(classes), device, loader.mean, loader.std))
+                loader, step, BatchAugmentation(augment, len(classes), device, loader.mean, loader.std)
+            )
         with kept_memory(device):  # as the trainer does
             seconds = take_turns(epochs, config.rounds, device)
-    return [dict(
-        part='epoch', name=name, img_size=config.img_size, batch_size=config.batch_size, ms=1000 * value / number,
-        images_per_second=number * config.batch_size / value, ratio=value / seconds['one batch'])
-        for name, value in seconds.items()]
+    return [
+        dict(
+            part='epoch',
+            name=name,
+            img_size=config.img_size,
+            batch_size=config.batch_size,
+            ms=1000 * value / number,
+            images_per_second=number * config.batch_size / value,
+            ratio=value / seconds['one batch'],
+        )
+        for name, value in seconds.items()
+    ]

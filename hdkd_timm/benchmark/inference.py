@@ -1,4 +1,5 @@
 """Images per second of our networks and of others of timm's, in several forms."""
+
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -42,11 +43,11 @@ def _size_args(name: str, img_size: int) -> Dict[str, int]:
 
 
 def create_inference(
-        name: str,
-        form: str,
-        img_size: int,
-        device: torch.device,
-        amp_dtype: Optional[torch.dtype] = None,
+    name: str,
+    form: str,
+    img_size: int,
+    device: torch.device,
+    amp_dtype: Optional[torch.dtype] = None,
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """A timm model with random weights in one of `FORMS`: all but 'eager' are fused, those of PyTorch channels-last."""
     torch.manual_seed(0)
@@ -73,8 +74,12 @@ def _export(model: nn.Module, int8: bool, img_size: int) -> Callable[[torch.Tens
         save_model(model, path / 'model', model_args=dict(num_classes=model.num_classes))
         write_phantoms(images, num_train=2, num_test=1, size=img_size)
         export_model(
-            str(path / 'model'), path / 'model.onnx', int8=int8, calibration=[str(images)] if int8 else (),
-            img_size=img_size)
+            str(path / 'model'),
+            path / 'model.onnx',
+            int8=int8,
+            calibration=[str(images)] if int8 else (),
+            img_size=img_size,
+        )
         return OnnxModel(path / 'model.onnx')
 
 
@@ -85,10 +90,15 @@ def _create_forms(name: str, config: BenchConfig, device: torch.device) -> Dict[
         forms = [form for form in forms if form != 'kept']
     infer = {form: create_inference(name, form, config.img_size, device) for form in forms}
     if config.amp:
-        infer.update({
-            f'{form}, {config.amp_dtype}': create_inference(
-                name, form, config.img_size, device, getattr(torch, config.amp_dtype))
-            for form in ('fused', 'compiled') if form in forms})
+        infer.update(
+            {
+                f'{form}, {config.amp_dtype}': create_inference(
+                    name, form, config.img_size, device, getattr(torch, config.amp_dtype)
+                )
+                for form in ('fused', 'compiled')
+                if form in forms
+            }
+        )
     return infer
 
 
@@ -101,11 +111,22 @@ def measure_inference(config: BenchConfig, device: torch.device) -> Iterator[Row
             torch.compiler.reset()  # one graph per batch size
             x = torch.randn(batch_size, 3, config.img_size, config.img_size, device=device)
             seconds = take_turns(
-                {form: (lambda call=call, x=x: call(x)) for form, call in infer.items()}, config.rounds, device,
-                kept=tuple({'kept'} & set(infer)))
+                {form: (lambda call=call, x=x: call(x)) for form, call in infer.items()},
+                config.rounds,
+                device,
+                kept=tuple({'kept'} & set(infer)),
+            )
             slowest = seconds.get('eager', max(seconds.values()))
             for form, value in seconds.items():
                 yield dict(
-                    part='inference', name=name, form=form, img_size=config.img_size, batch_size=batch_size,
-                    ms=1000 * value, images_per_second=batch_size / value, ratio=slowest / value,
-                    parameters=parameters, multiply_adds=multiply_adds)
+                    part='inference',
+                    name=name,
+                    form=form,
+                    img_size=config.img_size,
+                    batch_size=batch_size,
+                    ms=1000 * value,
+                    images_per_second=batch_size / value,
+                    ratio=slowest / value,
+                    parameters=parameters,
+                    multiply_adds=multiply_adds,
+                )

@@ -1,4 +1,5 @@
 """A training step of HDKD in several forms, next to one that runs the stages again for each map, as published."""
+
 import dataclasses
 import gc
 import multiprocessing
@@ -24,6 +25,7 @@ NUM_CLASSES = 7  # as published
 @dataclasses.dataclass(frozen=True)
 class StepForm:
     """How a training step is computed."""
+
     repeat_stages: bool = False  # once for each of their maps
     channels_last: bool = False
     fused: bool = False  # the teacher
@@ -44,10 +46,10 @@ STEP_FORMS = {
 
 
 def _published_loss(
-        student: nn.Module,
-        teacher: nn.Module,
-        images: torch.Tensor,
-        targets: torch.Tensor,
+    student: nn.Module,
+    teacher: nn.Module,
+    images: torch.Tensor,
+    targets: torch.Tensor,
 ) -> torch.Tensor:
     """The loss as the published loop computes it: one pass for the logits, and one from the image for each map."""
     student.set_distilled_training(True)
@@ -77,11 +79,11 @@ def _create_task(form: StepForm, student: nn.Module, teacher: nn.Module, device:
 
 
 def create_step(
-        form: StepForm,
-        batch_size: int,
-        img_size: int,
-        device: torch.device,
-        amp_dtype: torch.dtype = torch.bfloat16,
+    form: StepForm,
+    batch_size: int,
+    img_size: int,
+    device: torch.device,
+    amp_dtype: torch.dtype = torch.bfloat16,
 ) -> Callable[[], torch.Tensor]:
     """A training step of HDKD with the full networks: forward, loss, backward, AdamW. It returns the loss."""
     torch.manual_seed(0)
@@ -100,8 +102,7 @@ def create_step(
     def step() -> torch.Tensor:
         optimizer.zero_grad()
         with torch.autocast(device.type, amp_dtype, enabled=form.amp):
-            loss = (_published_loss(student, teacher, images, targets) if task is None
-                    else task(images, targets)['loss'])
+            loss = _published_loss(student, teacher, images, targets) if task is None else task(images, targets)['loss']
         loss.backward()
         optimizer.step()
         return loss.detach()
@@ -162,12 +163,15 @@ def measure_steps(config: BenchConfig, device: torch.device) -> List[Row]:
     amp_dtype = getattr(torch, config.amp_dtype)
     has_kept = device.type == 'cpu' and keep_freed_memory(False)
     forms = {
-        name: form for name, form in STEP_FORMS.items()
-        if (config.compiled or not form.compiled) and (config.amp or not form.amp)
-        and (has_kept or not form.kept or form.compiled)}
+        name: form
+        for name, form in STEP_FORMS.items()
+        if (config.compiled or not form.compiled)
+        and (config.amp or not form.amp)
+        and (has_kept or not form.kept or form.compiled)
+    }
     steps = {
-        name: create_step(form, config.batch_size, config.img_size, device, amp_dtype)
-        for name, form in forms.items()}
+        name: create_step(form, config.batch_size, config.img_size, device, amp_dtype) for name, form in forms.items()
+    }
     _check_losses(steps, forms)
     last = list(forms.values())[-1]
     steps.update(_create_parts(last, config, device, amp_dtype))
@@ -176,17 +180,25 @@ def measure_steps(config: BenchConfig, device: torch.device) -> List[Row]:
     rows = []
     for name, value in seconds.items():
         memory = measure_memory(forms[name], config, device) if config.memory and name in forms else None
-        rows.append(dict(
-            part='step', name=name, img_size=config.img_size, batch_size=config.batch_size, ms=1000 * value,
-            ratio=seconds['stages again'] / value, memory=memory))
+        rows.append(
+            dict(
+                part='step',
+                name=name,
+                img_size=config.img_size,
+                batch_size=config.batch_size,
+                ms=1000 * value,
+                ratio=seconds['stages again'] / value,
+                memory=memory,
+            )
+        )
     return rows
 
 
 def _create_parts(
-        form: StepForm,
-        config: BenchConfig,
-        device: torch.device,
-        amp_dtype: torch.dtype,
+    form: StepForm,
+    config: BenchConfig,
+    device: torch.device,
+    amp_dtype: torch.dtype,
 ) -> Dict[str, Callable[[], Any]]:
     """The lower bound of any HDKD step: the student's own training step, and a forward pass of the fused teacher."""
     student = timm.create_model('hdkd_student', img_size=config.img_size, num_classes=NUM_CLASSES).to(device)
@@ -195,8 +207,7 @@ def _create_parts(
     targets = torch.randint(student.num_classes, (config.batch_size,), device=device)
     optimizer = torch.optim.AdamW(student.parameters(), lr=5e-5)
     images = images.contiguous(memory_format=torch.channels_last)
-    forward_student, forward_teacher = (
-        model.to(memory_format=torch.channels_last) for model in (student, teacher))
+    forward_student, forward_teacher = (model.to(memory_format=torch.channels_last) for model in (student, teacher))
     if form.compiled:
         forward_student, forward_teacher = torch.compile(student), torch.compile(teacher)
 

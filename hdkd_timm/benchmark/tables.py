@@ -1,4 +1,5 @@
 """The results of a benchmark as Markdown tables."""
+
 from typing import Any, Dict, List
 
 from ..utils.memory import format_bytes
@@ -15,7 +16,7 @@ HEADINGS = {
     'step': 'A training step, {batch_size} images of {img_size} px (ratio: speed relative to the first row)',
     'inference': 'Inference at {img_size} px (ratio: speed relative to eager)',
     'epoch': 'An epoch of training, steps of {batch_size} images of {img_size} px (ratio: time relative to the first'
-             ' row)',
+    ' row)',
     'growth': 'A training step by size (ratio: time per image and pixel, relative to the median of these)',
 }
 
@@ -39,6 +40,7 @@ def format_rows(rows: List[Row], part: str) -> str:
     columns = COLUMNS[part]
     lines = [
         '| ' + ' | '.join(name.replace('_', ' ') for name in columns) + ' |',
-        '|' + '|'.join('---' if name in ('name', 'form') else '---:' for name in columns) + '|']
+        '|' + '|'.join('---' if name in ('name', 'form') else '---:' for name in columns) + '|',
+    ]
     lines += ['| ' + ' | '.join(_format(c, row.get(c)) for c in columns) + ' |' for row in rows if row['part'] == part]
     return '\n'.join(lines)

@@ -1,4 +1,5 @@
 """Timing of several forms of the same work in turn, so that other load on the machine affects all of them alike."""
+
 import platform
 import statistics
 import time
@@ -32,10 +33,10 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _time_calls(
-        form: Callable[[], Any],
-        device: torch.device,
-        number: int = 1,
-        clock: Callable[[], float] = time.perf_counter,
+    form: Callable[[], Any],
+    device: torch.device,
+    number: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> float:
     """Mean seconds of a call."""
     _synchronize(device)
@@ -47,11 +48,11 @@ def _time_calls(
 
 
 def take_turns(
-        forms: Dict[Any, Callable[[], Any]],
-        rounds: int,
-        device: torch.device,
-        kept: Tuple[str, ...] = (),
-        clock: Callable[[], float] = time.perf_counter,
+    forms: Dict[Any, Callable[[], Any]],
+    rounds: int,
+    device: torch.device,
+    kept: Tuple[str, ...] = (),
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Dict[Any, float]:
     """Median seconds of a call of each form, timed in turn, after two calls for warm-up.
 

@@ -1,4 +1,5 @@
 """`hdkd bench`: the speed of the networks next to alternatives."""
+
 import argparse
 
 from ..benchmark.config import BenchConfig
@@ -12,6 +13,7 @@ def add_arguments(parser: CommandParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from ..benchmark.benchmark import run_benchmark
+
     config = read_settings(BenchConfig, args)
     run_benchmark(config)
     print(f"\nThe results are in '{config.out}'.")

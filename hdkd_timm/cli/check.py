@@ -1,4 +1,5 @@
 """`hdkd check`: what a data set contains, and whether its splits leak into each other."""
+
 import argparse
 import dataclasses
 import time
@@ -15,8 +16,11 @@ def add_arguments(parser: CommandParser) -> None:
     parser.usage = 'hdkd check DATA [OPTION ...]'
     parser.add_argument('data', nargs='?', metavar='DATA', help='data folder or CSV file (--data-dir, --data-csv)')
     parser.add_argument('--out', metavar='DIR', help='folder to write the results to (default: runs/DATE-TIME-check)')
-    parser.add_argument('--write-split', metavar='FILE', help=(
-        'CSV file to write: splits of the same sizes, without a duplicate or a group in two of them'))
+    parser.add_argument(
+        '--write-split',
+        metavar='FILE',
+        help=('CSV file to write: splits of the same sizes, without a duplicate or a group in two of them'),
+    )
     parser.add_argument('--strict', action='store_true', help='exit with code 1 if two splits share images or groups')
     parser.add_settings(data_check.CheckConfig)
 
@@ -35,10 +39,13 @@ def run(args: argparse.Namespace) -> int:
         return folder
 
     out = write(Path(args.out)) if args.out else with_free_name(time.strftime('runs/%Y%m%d-%H%M%S-check'), write)
-    print(f"The results are in '{out}': summary.json, images.csv, duplicates.csv"
-          + (', pairs.png.' if (out / 'pairs.png').exists() else '.'))
+    print(
+        f"The results are in '{out}': summary.json, images.csv, duplicates.csv"
+        + (', pairs.png.' if (out / 'pairs.png').exists() else '.')
+    )
     if args.write_split:
         from ..analysis.clean_split import write_split
+
         counts = write_split(checked, args.write_split, config.seed)
         print(format_split(counts, summary, args.write_split))
     return int(args.strict and data_check.has_leak(summary))
@@ -72,8 +79,11 @@ def format_split(counts: Dict[str, Dict[str, int]], summary: Dict[str, Any], pat
     sizes = ', '.join(f'{split} {sum(of_class.values()):,}' for split, of_class in counts.items())
     lines = [f"'{path}' is a split without leaks ({sizes}), for --data-csv."]
     changed = [
-        f"{split} {label}: {summary['images'][split][label]} -> {number}" for split, of_class in counts.items()
-        for label, number in of_class.items() if number != summary['images'][split][label]]
+        f'{split} {label}: {summary["images"][split][label]} -> {number}'
+        for split, of_class in counts.items()
+        for label, number in of_class.items()
+        if number != summary['images'][split][label]
+    ]
     if changed:
-        lines.append(f"Sizes that changed: {', '.join(changed)}.")
+        lines.append(f'Sizes that changed: {", ".join(changed)}.')
     return '\n'.join(lines)

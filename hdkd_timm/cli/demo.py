@@ -1,4 +1,5 @@
 """`hdkd demo`: a distillation that takes a minute or two on a laptop, on images that it draws itself."""
+
 import argparse
 import contextlib
 import dataclasses
@@ -26,6 +27,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _draw_phantoms(folder: Path) -> Path:
     from ..data.phantoms import write_phantoms
+
     if not folder.exists():
         with contextlib.suppress(FileExistsError):  # another demo drew the same ones in the meantime
             write_phantoms(folder)

@@ -1,4 +1,5 @@
 """`hdkd distill`: train a teacher, and distil it into a student."""
+
 import argparse
 from typing import Any
 
@@ -7,8 +8,14 @@ from .parser import CommandParser, read_settings
 from .training import add_run_arguments, print_results, refuse_unused
 
 TRAINS_A_TEACHER = (  # settings of the teacher's training
-    'teacher_pretrained', 'teacher_kwargs', 'teacher_epochs', 'teacher_opt', 'teacher_lr', 'teacher_weight_decay',
-    'teacher_sched')
+    'teacher_pretrained',
+    'teacher_kwargs',
+    'teacher_epochs',
+    'teacher_opt',
+    'teacher_lr',
+    'teacher_weight_decay',
+    'teacher_sched',
+)
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -32,6 +39,8 @@ def read_distill_settings(args: argparse.Namespace, **defaults: Any) -> DistillC
 def run_distillation(config: DistillConfig, args: argparse.Namespace) -> None:
     """Distil, and print the results."""
     from ..training.distill import distill
+
     metrics = distill(config, args.resume, args.overwrite)
     print_results(
-        metrics, f"Models (student/best, ...), summaries and metrics are in '{metrics['run']}'.", config, args)
+        metrics, f"Models (student/best, ...), summaries and metrics are in '{metrics['run']}'.", config, args
+    )

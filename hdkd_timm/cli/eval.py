@@ -1,4 +1,5 @@
 """`hdkd eval`: the metrics of a trained model on a split."""
+
 import argparse
 from typing import Any, Dict
 
@@ -17,6 +18,7 @@ def add_arguments(parser: CommandParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from ..evaluation.predictions import write_predictions
     from ..utils.files import check_output_folder, new_folder, write_json
+
     if args.out_dir:
         check_output_folder(args.out_dir, '--out-dir')
     report, images = evaluate_model(args.checkpoint, read_settings(EvalConfig, args, takes_run=True))
@@ -25,7 +27,8 @@ def run(args: argparse.Namespace) -> None:
         with new_folder(args.out_dir) as folder:
             write_json(report, folder / 'metrics.json')
             write_predictions(
-                folder / 'predictions.csv', images['names'], images['probs'], report['classes'], images['targets'])
+                folder / 'predictions.csv', images['names'], images['probs'], report['classes'], images['targets']
+            )
         print(f"metrics.json and predictions.csv are in '{args.out_dir}'.")
 
 
@@ -36,11 +39,13 @@ def format_report(report: Dict[str, Any]) -> str:
     for key, value in report.items():
         if isinstance(value, float):
             interval = '   95 % interval {:.4f} to {:.4f}'.format(*intervals[key]) if key in intervals else ''
-            lines.append(f"{key.replace('_', ' '):<20}{value:.4f}{interval}")
-    lines.append(f"{'class':<20}{'precision':>10}{'recall':>10}{'f1':>10}{'support':>10}"
-                 + (f"{'recall, 95 % interval':>24}" if intervals else ''))
+            lines.append(f'{key.replace("_", " "):<20}{value:.4f}{interval}')
+    lines.append(
+        f'{"class":<20}{"precision":>10}{"recall":>10}{"f1":>10}{"support":>10}'
+        + (f'{"recall, 95 % interval":>24}' if intervals else '')
+    )
     for name, scores in report['per_class'].items():
         cells = ''.join(f'{scores[key]:>10.4f}' for key in ('precision', 'recall', 'f1'))
         interval = '{:.4f} to {:.4f}'.format(*scores['recall_95']) if scores.get('recall_95') else ''
-        lines.append(f"{printable(name):<20}{cells}{scores['support']:>10}{interval:>24}".rstrip())
+        lines.append(f'{printable(name):<20}{cells}{scores["support"]:>10}{interval:>24}'.rstrip())
     return '\n'.join(lines)

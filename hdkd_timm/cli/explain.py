@@ -1,4 +1,5 @@
 """`hdkd explain`: heat maps of what predictions rest on."""
+
 import argparse
 
 from ..evaluation.classifier import ModelConfig
@@ -18,6 +19,7 @@ def add_arguments(parser: CommandParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from ..analysis.explain import explain, write_explanations
+
     check_output_folder(args.out, '--out')
     config = read_settings(ModelConfig, args, takes_run=True)
     explanations = explain(args.checkpoint, args.paths, config, args.label, args.layer, args.on_bad_image)

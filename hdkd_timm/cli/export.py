@@ -1,4 +1,5 @@
 """`hdkd export`: a trained model as one ONNX or torch.export file."""
+
 import argparse
 from typing import Any, Dict
 
@@ -9,29 +10,59 @@ def add_arguments(parser: CommandParser) -> None:
     parser.usage = 'hdkd export MODEL --out FILE [OPTION ...]'
     parser.add_argument('checkpoint', metavar='MODEL', help=MODEL)
     parser.add_argument('--out', required=True, metavar='FILE', help='file to write, .onnx or .pt2 (torch-export)')
-    parser.add_argument('--format', default='onnx', choices=('onnx', 'torch-export'),
-                        help='file format (default: %(default)s)')
+    parser.add_argument(
+        '--format', default='onnx', choices=('onnx', 'torch-export'), help='file format (default: %(default)s)'
+    )
     parser.add_argument('--opset', type=int, metavar='N', help="ONNX opset version (default: PyTorch's choice)")
-    parser.add_argument('--images', nargs='+', default=(), metavar='PATH',
-                        help='image files or folders on which to compare the file with the model')
+    parser.add_argument(
+        '--images',
+        nargs='+',
+        default=(),
+        metavar='PATH',
+        help='image files or folders on which to compare the file with the model',
+    )
     parser.add_argument('--int8', action='store_true', help='quantise the ONNX file to int8')
-    parser.add_argument('--calibration', nargs='+', default=(), metavar='PATH',
-                        help='image files or folders for the ranges of --int8: some of the training images')
-    parser.add_argument('--calibration-images', type=int, default=200, metavar='N',
-                        help='maximum number of calibration images, evenly spaced (default: %(default)s)')
+    parser.add_argument(
+        '--calibration',
+        nargs='+',
+        default=(),
+        metavar='PATH',
+        help='image files or folders for the ranges of --int8: some of the training images',
+    )
+    parser.add_argument(
+        '--calibration-images',
+        type=int,
+        default=200,
+        metavar='N',
+        help='maximum number of calibration images, evenly spaced (default: %(default)s)',
+    )
     parser.add_argument('--img-size', type=int, metavar='N', help="height and width in pixels (default: the model's)")
     add_checkpoint_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     from ..sharing.export import export_model
+
     report = export_model(
-        args.checkpoint, args.out, args.format, args.opset, args.images, args.int8, args.calibration,
-        args.calibration_images, args.img_size, args.model, args.model_kwargs, args.use_ema, args.label_names)
-    compared = f"{report['images']} images and random ones" if report['images'] else 'random images'
+        args.checkpoint,
+        args.out,
+        args.format,
+        args.opset,
+        args.images,
+        args.int8,
+        args.calibration,
+        args.calibration_images,
+        args.img_size,
+        args.model,
+        args.model_kwargs,
+        args.use_ema,
+        args.label_names,
+    )
+    compared = f'{report["images"]} images and random ones' if report['images'] else 'random images'
     print(
         f"Largest difference from PyTorch's logits on {compared}: {report['difference']:.2g} (largest logit"
-        f" {report['largest_logit']:.3g})")
+        f' {report["largest_logit"]:.3g})'
+    )
     if args.int8:
         print(format_quantisation(report))
     print(f"{report['bytes'] / 1e6:.1f} MB written to '{args.out}'.")
@@ -40,11 +71,13 @@ def run(args: argparse.Namespace) -> None:
 def format_quantisation(report: Dict[str, Any]) -> str:
     """How int8 compares with float32 on the calibration images."""
     from ..evaluation.metrics import format_metric
-    lines = [f"int8 and float32 on the {report['calibration_images']} calibration images:"]
+
+    lines = [f'int8 and float32 on the {report["calibration_images"]} calibration images:']
     if 'accuracy_int8' in report:
-        lines.append(f"accuracy float32 {report['accuracy_float32']:.4f}, int8 {report['accuracy_int8']:.4f}")
+        lines.append(f'accuracy float32 {report["accuracy_float32"]:.4f}, int8 {report["accuracy_int8"]:.4f}')
     agreement = format_metric('accuracy', report['agreement']).replace(' ', '')
     lines.append(
-        f"same label for {agreement}, largest difference of probabilities {report['prob_difference']:.4f};"
-        f" {report['bytes_float32'] / 1e6:.1f} MB in float32")
+        f'same label for {agreement}, largest difference of probabilities {report["prob_difference"]:.4f};'
+        f' {report["bytes_float32"] / 1e6:.1f} MB in float32'
+    )
     return '\n'.join(lines)

@@ -1,4 +1,5 @@
 """The command `hdkd`, also `python -m hdkd_timm`: finds the command, runs it, and turns errors into one line."""
+
 import argparse
 import contextlib
 import logging
@@ -47,9 +48,12 @@ def create_main_parser() -> argparse.ArgumentParser:
     for heading, commands in COMMANDS.items():
         lines += [f'{heading}:', *(f'  {name:<11}{text}' for name, text in commands.items()), '']
     parser = argparse.ArgumentParser(
-        prog='hdkd', usage='hdkd COMMAND ...', formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog='hdkd',
+        usage='hdkd COMMAND ...',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description='HDKD (arXiv 2407.07516) for timm.',
-        epilog='\n'.join([*lines, "'hdkd COMMAND --help' shows the options of a command."]))
+        epilog='\n'.join([*lines, "'hdkd COMMAND --help' shows the options of a command."]),
+    )
     parser.add_argument('--version', action='version', version=f'hdkd_timm {__version__}')
     parser.add_argument('command', choices=list(HELP), metavar='COMMAND', help=argparse.SUPPRESS)
     return parser
@@ -88,13 +92,16 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _run_command(name: str, args: argparse.Namespace) -> int:
     from ..utils.signals import Interrupted
+
     try:
         return load_command(name).run(args) or 0
     except Interrupted as e:
         command = 'distill' if name == 'demo' else name
         print(
             f'hdkd {name}: {e.signal_name}, the state is saved. Resume with: hdkd {command} --config'
-            f" '{printable(str(e.folder))}/config.yaml' --resume", file=sys.stderr)
+            f" '{printable(str(e.folder))}/config.yaml' --resume",
+            file=sys.stderr,
+        )
         return 128 + e.signum
     except KeyboardInterrupt:
         print(f'hdkd {name}: interrupted.', file=sys.stderr)

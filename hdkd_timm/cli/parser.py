@@ -1,4 +1,5 @@
 """The parser of a command, and the settings that result from its flags, `--config` and `--recipe`."""
+
 import argparse
 import dataclasses
 from typing import Any, Collection, Dict, List, Optional, Sequence, Type, TypeVar
@@ -9,8 +10,17 @@ ConfigT = TypeVar('ConfigT')
 
 MODEL = 'model folder, run, checkpoint file, name of released weights (hdkd_student.brain_mri), hf-hub:ORG/NAME'
 TITLES = (  # order of the groups of options
-    'data', 'model', 'distillation', 'teacher', 'optimisation', 'augmentation', 'class imbalance', 'evaluation',
-    'device and speed', 'run')
+    'data',
+    'model',
+    'distillation',
+    'teacher',
+    'optimisation',
+    'augmentation',
+    'class imbalance',
+    'evaluation',
+    'device and speed',
+    'run',
+)
 
 
 class _HelpAll(argparse.Action):
@@ -66,28 +76,45 @@ class CommandParser(argparse.ArgumentParser):
 def add_image_arguments(parser: CommandParser) -> None:
     """Arguments of commands that read image files."""
     parser.add_argument('paths', nargs='+', metavar='PATH', help='image files, or folders that are searched for them')
-    parser.add_argument('--on-bad-image', default='error', choices=('error', 'skip'),
-                        help='stop at images that cannot be read, or skip them (default: %(default)s)')
+    parser.add_argument(
+        '--on-bad-image',
+        default='error',
+        choices=('error', 'skip'),
+        help='stop at images that cannot be read, or skip them (default: %(default)s)',
+    )
 
 
 def add_checkpoint_arguments(parser: CommandParser) -> None:
     """Arguments of commands that read checkpoint files without a settings dataclass."""
-    parser.add_argument('--model', metavar='NAME',
-                        help='architecture of a checkpoint file, if its keys fit more than one (hdkd_student_s4)')
     parser.add_argument(
-        '--model-kwargs', nargs='*', default={}, action=KeyValues, metavar='NAME=VALUE',
-        help='further model arguments of a checkpoint file, if its keys leave them open (num_heads=8 head_dim=32)')
-    parser.add_argument('--label-names', nargs='+', metavar='NAME',
-                        help='class names by index, of a model without class names')
-    parser.add_argument('--use-ema', default=True, action=argparse.BooleanOptionalAction,
-                        help='prefer the moving average of the weights in a checkpoint file that has both')
+        '--model',
+        metavar='NAME',
+        help='architecture of a checkpoint file, if its keys fit more than one (hdkd_student_s4)',
+    )
+    parser.add_argument(
+        '--model-kwargs',
+        nargs='*',
+        default={},
+        action=KeyValues,
+        metavar='NAME=VALUE',
+        help='further model arguments of a checkpoint file, if its keys leave them open (num_heads=8 head_dim=32)',
+    )
+    parser.add_argument(
+        '--label-names', nargs='+', metavar='NAME', help='class names by index, of a model without class names'
+    )
+    parser.add_argument(
+        '--use-ema',
+        default=True,
+        action=argparse.BooleanOptionalAction,
+        help='prefer the moving average of the weights in a checkpoint file that has both',
+    )
 
 
 def read_settings(
-        config_cls: Type[ConfigT],
-        args: argparse.Namespace,
-        takes_run: bool = False,
-        **defaults: Any,
+    config_cls: Type[ConfigT],
+    args: argparse.Namespace,
+    takes_run: bool = False,
+    **defaults: Any,
 ) -> ConfigT:
     """The settings of a command: flags take precedence over `--config`, that over `--recipe`, that over the defaults.
 
@@ -105,6 +132,7 @@ def _read_files(config_cls: Type[Any], args: argparse.Namespace, takes_run: bool
     if not (recipe or args.config):
         return {}
     from ..training.config import DistillConfig, recipe_settings
+
     values = recipe_settings(recipe, config_cls) if recipe else {}
     if args.config:
         classes = [DistillConfig, config_cls] if takes_run else [config_cls]

@@ -1,4 +1,5 @@
 """`hdkd predict`: the class probabilities of images."""
+
 import argparse
 from pathlib import Path
 
@@ -12,15 +13,21 @@ def add_arguments(parser: CommandParser) -> None:
     parser.usage = 'hdkd predict MODEL PATH [PATH ...] [OPTION ...]'
     parser.add_argument('checkpoint', metavar='MODEL', help=f'{MODEL}, or ONNX file')
     add_image_arguments(parser)
-    parser.add_argument('--out', default='predictions.csv', metavar='FILE',
-                        help='CSV file to write: path, label, probability of each class (default: %(default)s)')
+    parser.add_argument(
+        '--out',
+        default='predictions.csv',
+        metavar='FILE',
+        help='CSV file to write: path, label, probability of each class (default: %(default)s)',
+    )
     parser.add_settings(InferenceConfig)
 
 
 def run(args: argparse.Namespace) -> None:
     from ..evaluation.predictions import write_predictions
+
     check_output_file(args.out, '--out')
     files, probs, classes = predict(
-        args.checkpoint, args.paths, read_settings(InferenceConfig, args, takes_run=True), args.on_bad_image)
+        args.checkpoint, args.paths, read_settings(InferenceConfig, args, takes_run=True), args.on_bad_image
+    )
     write_predictions(Path(args.out), files, probs, classes)
     print(f"{len(files)} images labelled, see '{args.out}'.")

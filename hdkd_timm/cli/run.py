@@ -2,6 +2,7 @@
 
 timm's validate.py, benchmark.py, inference.py and onnx_export.py have no flag to import a plugin; this command is it.
 """
+
 import io
 import os
 import sys
@@ -14,8 +15,9 @@ from .parser import CommandParser
 def add_arguments(parser: CommandParser) -> None:
     parser.usage = 'hdkd run SCRIPT [ARG ...]'
     parser.add_argument('script', metavar='SCRIPT', help='Python file')
-    parser.add_argument('args', nargs='*', default=(), metavar='ARG',
-                        help='arguments of the script: everything after its name')
+    parser.add_argument(
+        'args', nargs='*', default=(), metavar='ARG', help='arguments of the script: everything after its name'
+    )
 
 
 def run(parser: CommandParser, argv: Sequence[str]) -> int:

@@ -1,4 +1,5 @@
 """`hdkd train`: train one network."""
+
 import argparse
 
 from ..training.config import TrainConfig
@@ -14,6 +15,7 @@ def add_arguments(parser: CommandParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from ..training.train import train
+
     config = read_settings(TrainConfig, args)
     if not config.teacher_checkpoint:
         refuse_unused(args, USED_WITH_A_TEACHER, 'is only used with --teacher-checkpoint')

@@ -1,4 +1,5 @@
 """What `train`, `distill` and `demo` share: their options, and what they print after a run."""
+
 import argparse
 import os
 from typing import Any, Collection, Dict, Optional, Type
@@ -13,13 +14,19 @@ CHECKED_IMAGES = 20_000  # most images among which the report at the end of a ru
 def add_run_arguments(parser: CommandParser, config_cls: Type[TrainConfig], **defaults: Any) -> None:
     """Add the options of a training. `defaults` replace those of the settings."""
     parser.usage = f'{parser.prog} --data-dir DIR [OPTION ...]'
-    parser.add_argument('--recipe', metavar='NAME', help=(
-        f"settings of a recipe ({', '.join(recipe_names())}); --config and flags take precedence (default: default)"))
+    parser.add_argument(
+        '--recipe',
+        metavar='NAME',
+        help=(
+            f'settings of a recipe ({", ".join(recipe_names())}); --config and flags take precedence (default: default)'
+        ),
+    )
     group = parser.add_mutually_exclusive_group()
     group.add_argument('--resume', action='store_true', help='resume the run --experiment')
     group.add_argument('--overwrite', action='store_true', help='replace the run --experiment')
-    parser.add_argument('--report', default=True, action=argparse.BooleanOptionalAction,
-                        help='write report.html at the end')
+    parser.add_argument(
+        '--report', default=True, action=argparse.BooleanOptionalAction, help='write report.html at the end'
+    )
     parser.add_settings(config_cls, **defaults)
 
 
@@ -38,6 +45,7 @@ def is_primary() -> bool:
 def print_results(metrics: Dict[str, Any], note: str, config: TrainConfig, args: argparse.Namespace) -> None:
     """Print the table of a finished run and where its files are, and write its report if that is wanted."""
     from ..evaluation.run_results import format_table
+
     if is_primary():
         print(format_table(metrics))
         print(note)
@@ -50,6 +58,7 @@ def _write_report(metrics: Dict[str, Any], device: Optional[str], debug: bool) -
     run = metrics['run']
     try:
         from ..analysis.report import write_report
+
         is_quick = sum(metrics['images'].values()) <= CHECKED_IMAGES
         print(f"The report is '{write_report([run], check=is_quick, device=device)}'.")
     except Exception as e:

@@ -4,6 +4,7 @@ An image is stored before the first random transform, by the first process that 
 images with the same augmentation, with and without a cache. Each image has a checksum, so that a missing or damaged
 one is read again.
 """
+
 import hashlib
 import json
 import logging
@@ -93,8 +94,9 @@ class ImageStore:
             self._bytes = np.frombuffer(self.memory, np.uint8) if self.path is None else np.memmap(self.path, mode='r+')
         start = i * CHECKSUM.itemsize
         return (
-            self._bytes[self.offsets[i]:self.offsets[i + 1]],
-            self._bytes[start:start + CHECKSUM.itemsize].view(CHECKSUM))
+            self._bytes[self.offsets[i] : self.offsets[i + 1]],
+            self._bytes[start : start + CHECKSUM.itemsize].view(CHECKSUM),
+        )
 
     @staticmethod
     def _checksum(pixels: np.ndarray) -> int:
@@ -146,6 +148,7 @@ class CachedDataset(Dataset):
 
 def _find_sizes(dataset: SampleDataset, deterministic_transform: Callable) -> np.ndarray:
     """Width and height of each transformed image, (N, 2), from the headers of the files."""
+
     def transformed_size(size: Tuple[int, int]) -> Tuple[int, int]:
         return deterministic_transform(Image.new(dataset.img_mode, size)).size
 
@@ -169,11 +172,17 @@ def _fingerprint(dataset: SampleDataset, deterministic_transform: Callable, size
     elif isinstance(samples.reader, TarReader):
         files = [os.path.realpath(samples.reader.root)]
     else:
-        raise ValueError(
-            '--cache disk is for image files and tar files, this --dataset has neither: use --cache ram.')
+        raise ValueError('--cache disk is for image files and tar files, this --dataset has neither: use --cache ram.')
     stats = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in ((name, os.stat(name)) for name in files)]
     parts: List[Any] = [
-        stats, names, dataset.img_mode, repr(deterministic_transform), sizes.tolist(), PIL.__version__, __version__]
+        stats,
+        names,
+        dataset.img_mode,
+        repr(deterministic_transform),
+        sizes.tolist(),
+        PIL.__version__,
+        __version__,
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -193,31 +202,38 @@ def check_capacity(kind: str, needed: int, what: str, processes: int, folder: Pa
     remedy = 'cache smaller images with --load-size, or omit --cache'
     if kind == 'disk':
         free = shutil.disk_usage(folder).free
-        return OSError(
-            f"--cache disk: {what} on the disk of '{folder}', which has {format_bytes(free)} free: use another"
-            f' --cache-dir, {remedy}.') if needed > free else None
+        return (
+            OSError(
+                f"--cache disk: {what} on the disk of '{folder}', which has {format_bytes(free)} free: use another"
+                f' --cache-dir, {remedy}.'
+            )
+            if needed > free
+            else None
+        )
     each = f' in each of {processes} processes' if processes > 1 else ''
     available = available_memory()
     if needed * processes > available:
         return MemoryError(
             f'--cache ram: {what} of memory{each}, but {format_bytes(available)} are available: use --cache disk,'
-            f' {remedy}.')
+            f' {remedy}.'
+        )
     if SHARED.exists():
         free = shutil.disk_usage(SHARED).free
         if needed * processes > free:
             return MemoryError(
                 f"--cache ram: {what} of memory{each} in '{SHARED}', through which processes share it and which has"
-                f' {format_bytes(free)} free: enlarge it (docker run --shm-size), use --cache disk, {remedy}.')
+                f' {format_bytes(free)} free: enlarge it (docker run --shm-size), use --cache disk, {remedy}.'
+            )
     return None
 
 
 def cache_images(
-        dataset: SampleDataset,
-        deterministic_transform: transforms.Compose,
-        kind: str,
-        folder: Path,
-        name: str,
-        world: World = World(torch.device('cpu')),
+    dataset: SampleDataset,
+    deterministic_transform: transforms.Compose,
+    kind: str,
+    folder: Path,
+    name: str,
+    world: World = World(torch.device('cpu')),
 ) -> CachedDataset:
     """A dataset that keeps its images once they have been read.
 
@@ -250,7 +266,7 @@ def cache_images(
         raise error
     if world.is_primary:
         where = 'of memory' if path is None else f"on disk, in '{path}'"
-        _logger.info(f"Cache: {what} {where}{' (reused)' if exists else ''}.")
+        _logger.info(f'Cache: {what} {where}{" (reused)" if exists else ""}.')
     if path is not None:
         _allocate(path, needed)
     return CachedDataset(dataset, deterministic_transform, ImageStore(sizes, channels, path))

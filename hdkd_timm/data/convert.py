@@ -3,6 +3,7 @@
 Adds what Pillow's `convert` leaves out: 9 to 16 bits are scaled instead of clipped, transparent colours are compared at
 full depth, and the EXIF orientation is applied. Large images are converted in strips, which bounds the memory.
 """
+
 from functools import lru_cache, partial
 from typing import Callable, Optional, Tuple
 
@@ -51,6 +52,7 @@ def upright_size(image: Image.Image) -> Tuple[int, int]:
 
 # -- loading -----------------------------------------------------------------------------------------------------------
 
+
 def _load_upright(image: Image.Image) -> Image.Image:
     """Decode an opened image and apply its EXIF orientation.
 
@@ -86,6 +88,7 @@ def _tiff_tag(image: Image.Image, tag: int, default: int) -> int:
 
 # -- conversion --------------------------------------------------------------------------------------------------------
 
+
 def _convert_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image], mode: str) -> Image.Image:
     """Convert an image strip by strip: as a whole it would need several copies of itself."""
     strips = split_rows(*image.size)
@@ -107,32 +110,35 @@ def _find_white(image: Image.Image) -> Tuple[int, float]:
         return 8, 255
     bits = _tiff_tag(image, TiffImagePlugin.BITSPERSAMPLE, 32 if image.mode == 'I' else 16)
     if 8 < bits < 16:
-        return bits, 2 ** bits - 1
+        return bits, 2**bits - 1
     is_signed = bits == 16 and _tiff_tag(image, TiffImagePlugin.SAMPLEFORMAT, 1) == 2
-    return bits, 2 ** 15 - 1 if is_signed else 2 ** 16 - 1
+    return bits, 2**15 - 1 if is_signed else 2**16 - 1
 
 
 @lru_cache(16)
 def _scale_table(low: float, high: float) -> np.ndarray:
     """`scale` of every 16-bit value."""
-    return scale(np.arange(2 ** 16), low, high)
+    return scale(np.arange(2**16), low, high)
 
 
 def _convert_deep(
-        image: Image.Image,
-        mode: str,
-        bits: int,
-        white: float,
-        white_is_zero: bool,
+    image: Image.Image,
+    mode: str,
+    bits: int,
+    white: float,
+    white_is_zero: bool,
 ) -> Tuple[Image.Image, StoredValues]:
     """Scale an image of more than 8 bits per channel to 8 bits; also returns its stored values."""
-    extrema = [(pixels.min(), pixels.max()) for pixels in (
-        np.asarray(image.crop((0, top, image.width, bottom))) for top, bottom in split_rows(*image.size))]
+    extrema = [
+        (pixels.min(), pixels.max())
+        for pixels in (np.asarray(image.crop((0, top, image.width, bottom))) for top, bottom in split_rows(*image.size))
+    ]
     low, high = np.min(extrema), np.max(extrema)  # NaN if one is
     if not (low >= 0 and high <= white):
         raise ValueError(
             f"pixel values of mode '{image.mode}' from {low:g} to {high:g}, expected 0 to {white:g}: save it with 8 or"
-            ' 16 bits')
+            ' 16 bits'
+        )
     black, full = (white, 0) if white_is_zero else (0, white)
     key = image.info.get('transparency')  # the transparent grey of a PNG file
 
@@ -145,6 +151,7 @@ def _convert_deep(
 
 
 # -- transparency ------------------------------------------------------------------------------------------------------
+
 
 def _composite_on_black(image: Image.Image) -> Image.Image:
     image = image.convert('RGBA')
@@ -168,7 +175,7 @@ def _prepare_transparent_colour(image: Image.Image) -> Optional[Image.Image]:
     key, raw_mode = image.info.get('transparency'), _find_raw_mode(image)
     if image.mode == 'L' and isinstance(key, int):
         bits = {'L;2': 2, 'L;4': 4}.get(raw_mode, 8)
-        image.info['transparency'] = (key & 2 ** bits - 1) * 255 // (2 ** bits - 1)
+        image.info['transparency'] = (key & 2**bits - 1) * 255 // (2**bits - 1)
     if image.mode != 'RGB' or not isinstance(key, tuple):
         return None
     if raw_mode != 'RGB;16B':

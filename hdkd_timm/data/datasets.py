@@ -3,6 +3,7 @@
 What timm ignores silently is an error here: a class without images, classes that differ between splits, images at
 another folder level, and images that cannot be read (timm would return a neighbour instead).
 """
+
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from .config import DataConfig, SourceConfig
@@ -35,8 +36,7 @@ def read_samples(config: SourceConfig, only: Optional[str] = None) -> Tuple[Dict
     if config.dataset:
         samples, classes = read_timm_dataset(config, only)
     elif config.data_csv:
-        samples, classes = read_csv(
-            config.data_csv, config.data_dir, config.split_column, config.group_column, only)
+        samples, classes = read_csv(config.data_csv, config.data_dir, config.split_column, config.group_column, only)
     elif config.data_dir:
         samples, classes = read_folders(config.data_dir, only)
     else:
@@ -46,9 +46,9 @@ def read_samples(config: SourceConfig, only: Optional[str] = None) -> Tuple[Dict
 
 
 def create_datasets(
-        config: DataConfig,
-        batch_size: int = 1,
-        only: Optional[str] = None,
+    config: DataConfig,
+    batch_size: int = 1,
+    only: Optional[str] = None,
 ) -> Tuple[Dict[str, Any], List[str]]:
     """Create the datasets of the splits that exist, reading all images once (see `check_images`).
 
@@ -80,7 +80,8 @@ def create_datasets(
 def _check_settings(config: DataConfig) -> None:
     if config.in_chans not in IMG_MODES:
         raise ValueError(
-            f'Images can be read with 1 (greyscale) or 3 (RGB) channels, not with in_chans {config.in_chans}.')
+            f'Images can be read with 1 (greyscale) or 3 (RGB) channels, not with in_chans {config.in_chans}.'
+        )
     if config.on_bad_image not in ('error', 'skip'):
         raise ValueError(f"on_bad_image must be 'error' or 'skip', got {config.on_bad_image!r}.")
 
@@ -88,7 +89,8 @@ def _check_settings(config: DataConfig) -> None:
 def _check_num_classes(config: DataConfig, classes: Sequence[str]) -> None:
     if config.num_classes and config.num_classes != len(classes):
         raise ValueError(
-            f"--num-classes is {config.num_classes}, but the data has {len(classes)} classes: {', '.join(classes)}.")
+            f'--num-classes is {config.num_classes}, but the data has {len(classes)} classes: {", ".join(classes)}.'
+        )
 
 
 def _read_splits(config: DataConfig, only: Optional[str]) -> Tuple[Dict[str, Samples], List[str]]:
@@ -120,8 +122,7 @@ def _check_contents(samples: Dict[str, Samples], classes: List[str], config: Dat
     checked: Dict[str, Samples] = {}
     values: List[StoredValues] = []
     for split, part in samples.items():
-        checked[split], found = check_images(
-            part, split, classes, IMG_MODES[config.in_chans], config.on_bad_image)
+        checked[split], found = check_images(part, split, classes, IMG_MODES[config.in_chans], config.on_bad_image)
         values += found
     warn_of_ranges(values, checked.values())
     return checked

@@ -1,4 +1,5 @@
 """DICOM files as viewers show them, read by pydicom, the extra `dicom`."""
+
 import io
 import zlib
 from typing import Any, BinaryIO, Callable, Optional, Tuple
@@ -9,7 +10,7 @@ from PIL import Image
 from .pixels import Reserve, check_size, read_head, scale, split_rows
 from .value_range import StoredValues
 
-DICOM_HEADER = 2 ** 24  # most bytes beside the pixels in a deflated DICOM file
+DICOM_HEADER = 2**24  # most bytes beside the pixels in a deflated DICOM file
 DEFLATED = b'1.2.840.10008.1.2.1.99'  # the DICOM transfer syntax Deflated Explicit VR Little Endian
 INFLATED = b'1.2.840.10008.1.2.1'  # Explicit VR Little Endian
 
@@ -45,7 +46,7 @@ def _inflate_dicom(file: BinaryIO, limit: int, is_whole: bool) -> BinaryIO:
     file.seek(len(meta))
     decompressor, left = zlib.decompressobj(-zlib.MAX_WBITS), limit
     while left and not decompressor.eof:
-        data = decompressor.unconsumed_tail or file.read(2 ** 16)
+        data = decompressor.unconsumed_tail or file.read(2**16)
         if not data:
             break
         left -= inflated.write(decompressor.decompress(data, left))
@@ -88,8 +89,8 @@ def _find_padding(rows: np.ndarray, dataset: Any) -> np.ndarray:
         if value in (None, '', b''):
             return None
         value = int.from_bytes(value, 'little') if isinstance(value, bytes) else int(value)
-        value %= 2 ** bits
-        return value - 2 ** bits if rows.dtype.kind == 'i' and value >= 2 ** (bits - 1) else value
+        value %= 2**bits
+        return value - 2**bits if rows.dtype.kind == 'i' and value >= 2 ** (bits - 1) else value
 
     value = as_pixel(dataset.get('PixelPaddingValue'))
     if value is None:
@@ -102,10 +103,11 @@ def _find_padding(rows: np.ndarray, dataset: Any) -> np.ndarray:
 def _colour_transform(pixels: np.ndarray, interpretation: str, dataset: Any) -> Callable[[np.ndarray], np.ndarray]:
     """The function that converts rows of a colour image to 8-bit RGB."""
     from pydicom.pixels import apply_color_lut, convert_color_space
+
     if interpretation == 'PALETTE COLOR':
         bits = 8 * apply_color_lut(pixels[:1], dataset).dtype.itemsize
-        return lambda rows: scale(apply_color_lut(rows, dataset)[..., :3], 0, 2 ** bits - 1)
-    white = 2 ** dataset.BitsStored - 1
+        return lambda rows: scale(apply_color_lut(rows, dataset)[..., :3], 0, 2**bits - 1)
+    white = 2**dataset.BitsStored - 1
     if interpretation in ('YBR_FULL', 'YBR_FULL_422'):
         return lambda rows: scale(convert_color_space(rows, 'YBR_FULL', 'RGB'), 0, white)
     return lambda rows: scale(rows, 0, white)
@@ -118,6 +120,7 @@ def _grey_transform(pixels: np.ndarray, dataset: Any) -> Callable[[np.ndarray], 
     is mapped to black..white.
     """
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
     is_inverted = dataset.PhotometricInterpretation == 'MONOCHROME1'
     has_window = all(dataset.get(name) not in (None, '') for name in ('WindowWidth', 'WindowCenter'))
     if dataset.get('VOILUTSequence') or has_window:
@@ -131,6 +134,7 @@ def _grey_transform(pixels: np.ndarray, dataset: Any) -> Callable[[np.ndarray], 
             _check_finite(rows)
             shown = scale(apply_voi_lut(apply_modality_lut(rows, dataset), dataset), low, high)
             return 255 - shown if is_inverted else shown
+
         return show
 
     ends = []
@@ -145,6 +149,7 @@ def _grey_transform(pixels: np.ndarray, dataset: Any) -> Callable[[np.ndarray], 
         padding = _find_padding(rows, dataset)
         shown = scale(np.where(padding, low, apply_modality_lut(rows, dataset)), low, high)
         return np.where(padding, 0, 255 - shown if is_inverted else shown).astype(np.uint8)
+
     return stretch
 
 
@@ -191,5 +196,5 @@ def read_dicom(file: BinaryIO, mode: str, reserve: Reserve) -> Tuple[Image.Image
             result.paste(Image.fromarray(show(pixels[first:last])).convert(mode), (0, first))
         bits = dataset.get('BitsStored') or allocated
         if interpretation == 'RGB':
-            return result, StoredValues('DICOM', bits, float(pixels.min()), float(pixels.max()), 2 ** bits - 1)
+            return result, StoredValues('DICOM', bits, float(pixels.min()), float(pixels.max()), 2**bits - 1)
         return result, StoredValues('DICOM', bits, np.nan, np.nan, 255)

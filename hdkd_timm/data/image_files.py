@@ -1,4 +1,5 @@
 """Which files are images: by suffix, or by content for DICOM files, which often have none."""
+
 import io
 import os
 import stat
@@ -12,14 +13,67 @@ ImageFile = Union[str, Path, BinaryIO, bytes]
 
 DICOM_EXTENSIONS = ('.dcm', '.dicom')
 IMG_EXTENSIONS = (
-    '.png', '.apng', '.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.tif', '.tiff', '.webp', '.bmp', '.dib', '.gif',
-    '.jp2', '.j2k', '.jpc', '.jpf', '.jpx', '.j2c', '.avif', '.ppm', '.pgm', '.pbm', '.pnm', '.pfm', '.pcx', '.tga',
-    *DICOM_EXTENSIONS)
+    '.png',
+    '.apng',
+    '.jpg',
+    '.jpeg',
+    '.jpe',
+    '.jfif',
+    '.mpo',
+    '.tif',
+    '.tiff',
+    '.webp',
+    '.bmp',
+    '.dib',
+    '.gif',
+    '.jp2',
+    '.j2k',
+    '.jpc',
+    '.jpf',
+    '.jpx',
+    '.j2c',
+    '.avif',
+    '.ppm',
+    '.pgm',
+    '.pbm',
+    '.pnm',
+    '.pfm',
+    '.pcx',
+    '.tga',
+    *DICOM_EXTENSIONS,
+)
 
 # files that commonly lie beside images, and files and folders of operating systems and programs
 SIDE_EXTENSIONS = (
-    '.csv', '.tsv', '.txt', '.json', '.jsonl', '.xml', '.yaml', '.yml', '.toml', '.md', '.rst', '.html', '.htm', '.pdf',
-    '.xlsx', '.xls', '.ods', '.doc', '.docx', '.db', '.ini', '.log', '.py', '.ipynb', '.sh', '.md5', '.sha256', '.bib')
+    '.csv',
+    '.tsv',
+    '.txt',
+    '.json',
+    '.jsonl',
+    '.xml',
+    '.yaml',
+    '.yml',
+    '.toml',
+    '.md',
+    '.rst',
+    '.html',
+    '.htm',
+    '.pdf',
+    '.xlsx',
+    '.xls',
+    '.ods',
+    '.doc',
+    '.docx',
+    '.db',
+    '.ini',
+    '.log',
+    '.py',
+    '.ipynb',
+    '.sh',
+    '.md5',
+    '.sha256',
+    '.bib',
+)
 SIDE_NAMES = ('thumbs.db', 'desktop.ini', '__macosx', 'license', 'licence', 'readme', 'dicomdir')
 
 
@@ -55,9 +109,19 @@ def open_image_file(path: Union[str, Path]) -> BinaryIO:
     """
     mode = os.stat(path).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # open() has an error for folders
-        kind = next((kind for is_kind, kind in (
-            (stat.S_ISFIFO, 'named pipe'), (stat.S_ISSOCK, 'socket'), (stat.S_ISCHR, 'device'),
-            (stat.S_ISBLK, 'device')) if is_kind(mode)), 'special file')
+        kind = next(
+            (
+                kind
+                for is_kind, kind in (
+                    (stat.S_ISFIFO, 'named pipe'),
+                    (stat.S_ISSOCK, 'socket'),
+                    (stat.S_ISCHR, 'device'),
+                    (stat.S_ISBLK, 'device'),
+                )
+                if is_kind(mode)
+            ),
+            'special file',
+        )
         raise OSError(f"'{path}' is a {kind}, expected an image file")
     return open(path, 'rb')
 

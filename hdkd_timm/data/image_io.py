@@ -7,6 +7,7 @@ of a DICOM file are an error.
 Files are not trusted: formats that Pillow hands to other programs are not read, nor is anything but a regular file. The
 size is compared with Pillow's limit (`PIL.Image.MAX_IMAGE_PIXELS`) before anything is decoded.
 """
+
 import re
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import lru_cache
@@ -57,10 +58,10 @@ def convert_image(image: Image.Image, mode: str = 'RGB') -> Image.Image:
 
 
 def read_with_values(
-        file: Union[ImageFile, Image.Image],
-        mode: str = 'RGB',
-        name: Optional[str] = None,
-        reserve: Reserve = nullcontext,
+    file: Union[ImageFile, Image.Image],
+    mode: str = 'RGB',
+    name: Optional[str] = None,
+    reserve: Reserve = nullcontext,
 ) -> Tuple[Image.Image, StoredValues]:
     """As `read_image`, or `convert_image` for an image that Pillow opened; also returns how its values are stored."""
     if isinstance(file, Image.Image):
@@ -102,7 +103,7 @@ def open_image(file: BinaryIO, reserve: Reserve = nullcontext) -> Iterator[Image
             check_pixels(int(re.search(r'\d+', str(e)).group()))
             raise
         except UnidentifiedImageError as e:
-            reason = _describe_tiff(file) or f"not an image in a supported format ({', '.join(_list_formats())}, DICOM)"
+            reason = _describe_tiff(file) or f'not an image in a supported format ({", ".join(_list_formats())}, DICOM)'
             raise UnidentifiedImageError(reason) from e
         number = check_size(*image.size)
         if not webp_size:
@@ -127,8 +128,8 @@ def _find_webp_size(head: bytes) -> Optional[Tuple[int, int]]:
 
     return {
         b'VP8X': (1 + number(24, 27), 1 + number(27, 30)),
-        b'VP8L': (1 + (number(21, 25) & 0x3fff), 1 + (number(21, 25) >> 14 & 0x3fff)),
-        b'VP8 ': (number(26, 28) & 0x3fff, number(28, 30) & 0x3fff),
+        b'VP8L': (1 + (number(21, 25) & 0x3FFF), 1 + (number(21, 25) >> 14 & 0x3FFF)),
+        b'VP8 ': (number(26, 28) & 0x3FFF, number(28, 30) & 0x3FFF),
     }.get(head[12:16])
 
 
@@ -145,4 +146,5 @@ def _describe_tiff(file: BinaryIO) -> str:
     kind = {1: '', 2: ' signed', 3: ' floating-point'}.get(tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0], '')
     return (
         f'a TIFF file of {bits}{kind} bits per pixel (photometric interpretation'
-        f' {tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION)}) that Pillow cannot read: save it with 8 or 16 bits')
+        f' {tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION)}) that Pillow cannot read: save it with 8 or 16 bits'
+    )

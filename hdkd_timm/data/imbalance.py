@@ -1,4 +1,5 @@
 """Class imbalance: class weights of the loss, sampling weights, and the published SMOTE oversampling."""
+
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -33,7 +34,7 @@ def read_class_file(path: str, classes: Sequence[str], what: str) -> List[float]
         raise FileNotFoundError(f"File of {what} '{path}' does not exist or is not a regular file.")
     numbers = read_json(path)
     if not isinstance(numbers, dict):
-        raise ValueError(f"'{path}' must contain {what} by class name, {{\"{classes[0]}\": number, ...}}.")
+        raise ValueError(f'\'{path}\' must contain {what} by class name, {{"{classes[0]}": number, ...}}.')
     difference = sorted(set(numbers) ^ set(classes))
     if difference:
         where = 'not in the data' if difference[0] in numbers else 'missing'
@@ -61,18 +62,19 @@ def class_weights(kind: str, targets: np.ndarray, classes: Sequence[str]) -> np.
     if kind in ('balanced', 'effective') and not counts.all():
         raise ValueError(
             f"Class '{classes[counts.argmin()]}' has no training images, so --class-weights {kind} cannot compute its"
-            ' weight: use a file of weights.')
+            ' weight: use a file of weights.'
+        )
     if kind == 'balanced':
         return compute_class_weight('balanced', classes=np.arange(len(classes)), y=targets)
     if kind == 'effective':
-        weights = (1 - EFFECTIVE_BETA) / (1 - EFFECTIVE_BETA ** counts)
+        weights = (1 - EFFECTIVE_BETA) / (1 - EFFECTIVE_BETA**counts)
         return weights / weights.mean()
     return np.array(read_class_file(kind, classes, 'class weights'))
 
 
 def sample_weights(kind: Optional[str], targets: np.ndarray) -> Optional[np.ndarray]:
     """Sampling weight of each image, (N,): 'balanced' draws all classes equally often; None for no weights."""
-    return None if kind is None else 1. / np.bincount(targets)[targets]
+    return None if kind is None else 1.0 / np.bincount(targets)[targets]
 
 
 class SmoteDataset(SampleDataset):
@@ -107,7 +109,8 @@ def _read_counts(path: str, targets: np.ndarray, classes: Sequence[str]) -> Dict
         if counts[k] != int(counts[k]) or counts[k] < number:
             raise ValueError(
                 f"'{path}': number of images of class '{name}' must be an integer of at least {number}, its number of"
-                f' real images, got {counts[k]:g}.')
+                f' real images, got {counts[k]:g}.'
+            )
         if counts[k] > number and number < 6:
             raise ValueError(f"SMOTE needs at least 6 images per class, class '{name}' has {number}.")
     return {k: int(number) for k, number in counts.items()}
@@ -120,18 +123,19 @@ def _check_memory(number: int, total: int, values: int, img_size: Tuple[int, int
     available = available_memory()
     if needed > available:
         raise MemoryError(
-            f'SMOTE to {total} images of {img_size[0]} x {img_size[1]} needs about {needed / 2 ** 30:.1f} GiB of'
-            f' memory, {available / 2 ** 30:.1f} GiB are available: lower the counts or --img-size, or use --sampler'
-            ' balanced.')
+            f'SMOTE to {total} images of {img_size[0]} x {img_size[1]} needs about {needed / 2**30:.1f} GiB of'
+            f' memory, {available / 2**30:.1f} GiB are available: lower the counts or --img-size, or use --sampler'
+            ' balanced.'
+        )
 
 
 def smote(
-        dataset: SampleDataset,
-        path: str,
-        classes: Sequence[str],
-        img_size: Tuple[int, int],
-        interpolation: str = 'bilinear',
-        seed: int = 42,
+    dataset: SampleDataset,
+    path: str,
+    classes: Sequence[str],
+    img_size: Tuple[int, int],
+    interpolation: str = 'bilinear',
+    seed: int = 42,
 ) -> SmoteDataset:
     """The published oversampling: SMOTE on the flattened pixels of the resized training images.
 
@@ -163,8 +167,8 @@ def smote(
         image = dataset.read(i).resize(img_size[::-1], str_to_pil_interp(interpolation))
         pixels[i] = np.asarray(image, np.float32).ravel()
     pixels, labels = SMOTE(sampling_strategy=counts, random_state=seed).fit_resample(pixels, targets)
-    synthetic = pixels[len(targets):].round().clip(0, 255).astype(np.uint8).reshape(-1, *shape)
-    return SmoteDataset(dataset, synthetic, labels[len(targets):])
+    synthetic = pixels[len(targets) :].round().clip(0, 255).astype(np.uint8).reshape(-1, *shape)
+    return SmoteDataset(dataset, synthetic, labels[len(targets) :])
 
 
 def count_classes(targets: np.ndarray, classes: Sequence[str]) -> Dict[str, int]:

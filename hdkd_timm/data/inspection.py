@@ -1,4 +1,5 @@
 """Read every image of a data set once before it is used: can it be read, its hash, its range of values."""
+
 import dataclasses
 import hashlib
 import logging
@@ -32,6 +33,7 @@ class ImageRecord(NamedTuple):
         digest: SHA-256 of these bytes in hexadecimal digits, '' for a decoded image.
         values: How its values are stored, None if it cannot be read.
     """
+
     error: str = ''
     size: int = 0
     digest: str = ''
@@ -42,7 +44,7 @@ def hash_file(file: BinaryIO) -> Tuple[int, str]:
     """Number of bytes of an open file, and their SHA-256 in hexadecimal digits. Rewinds the file."""
     file.seek(0)
     digest, size = hashlib.sha256(), 0
-    while block := file.read(2 ** 16):
+    while block := file.read(2**16):
         digest.update(block)
         size += len(block)
     file.seek(0)
@@ -50,10 +52,10 @@ def hash_file(file: BinaryIO) -> Tuple[int, str]:
 
 
 def inspect_image(
-        file: Union[ImageFile, Image.Image],
-        mode: str = 'RGB',
-        name: Optional[str] = None,
-        reserve: Reserve = nullcontext,
+    file: Union[ImageFile, Image.Image],
+    mode: str = 'RGB',
+    name: Optional[str] = None,
+    reserve: Reserve = nullcontext,
 ) -> ImageRecord:
     """Read an image once; never raises for an image that cannot be read.
 
@@ -117,10 +119,12 @@ def inspect_samples(samples: Samples, img_mode: str, max_unreadable: Optional[in
 
 def _inspect_sample(dataset: SampleDataset, index: int) -> ImageRecord:
     """Record of an image in a dataset. An image that comes decoded is hashed by its pixels."""
+
     def inspect_decoded(image: Image.Image) -> ImageRecord:
         head = repr((image.mode, image.size, image.getpalette()))
         return inspect_image(image, dataset.img_mode)._replace(
-            digest=hashlib.sha256(head.encode() + image.tobytes()).hexdigest())
+            digest=hashlib.sha256(head.encode() + image.tobytes()).hexdigest()
+        )
 
     try:
         return dataset.open(index, inspect_decoded, lambda file, name: inspect_image(file, dataset.img_mode, name))
@@ -129,11 +133,11 @@ def _inspect_sample(dataset: SampleDataset, index: int) -> ImageRecord:
 
 
 def check_images(
-        samples: Samples,
-        split: str,
-        classes: Sequence[str],
-        img_mode: str,
-        on_bad_image: str,
+    samples: Samples,
+    split: str,
+    classes: Sequence[str],
+    img_mode: str,
+    on_bad_image: str,
 ) -> Tuple[Samples, List[StoredValues]]:
     """Read the images of a split once.
 
@@ -156,12 +160,14 @@ def check_images(
         more = ' or more' if len(records) < len(samples) else ''
         raise ValueError(
             f"Cannot read image '{samples.filename(unreadable[0])}' ({records[unreadable[0]].error}); {len(unreadable)}"
-            f"{more} unreadable in split '{split}'. Fix or remove it, or skip such images with --on-bad-image skip.")
+            f"{more} unreadable in split '{split}'. Fix or remove it, or skip such images with --on-bad-image skip."
+        )
     for i in unreadable:
         _logger.warning(f"Skipped unreadable image '{samples.filename(i)}' ({records[i].error})")
     if unreadable:
         _logger.warning(
-            f"Skipped {len(unreadable):,} of {len(samples):,} images of split '{split}', which cannot be read.")
+            f"Skipped {len(unreadable):,} of {len(samples):,} images of split '{split}', which cannot be read."
+        )
     kept = np.array([not record.error for record in records], bool)
     missing = set(samples.targets.tolist()) - set(samples.targets[kept].tolist())
     if missing:

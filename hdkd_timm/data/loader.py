@@ -3,6 +3,7 @@
 It does not depend on the number of loader processes, nor on what ran before: a training resumed at any step sees the
 same images with the same augmentation as an uninterrupted one.
 """
+
 import functools
 import random
 from typing import Any, Callable, Dict, Iterator, Optional, Tuple
@@ -99,19 +100,19 @@ class SplitLoader:
     """
 
     def __init__(
-            self,
-            dataset: Any,
-            data_config: Dict[str, Any],
-            batch_size: int,
-            augment: Optional[AugmentConfig] = None,
-            num_workers: int = 2,
-            device: torch.device = torch.device('cpu'),
-            seed: int = 42,
-            weights: Optional[np.ndarray] = None,
-            rank: int = 0,
-            world_size: int = 1,
-            cache: Optional[Callable[[Any, Compose], Dataset]] = None,
-            local_size: int = 1,
+        self,
+        dataset: Any,
+        data_config: Dict[str, Any],
+        batch_size: int,
+        augment: Optional[AugmentConfig] = None,
+        num_workers: int = 2,
+        device: torch.device = torch.device('cpu'),
+        seed: int = 42,
+        weights: Optional[np.ndarray] = None,
+        rank: int = 0,
+        world_size: int = 1,
+        cache: Optional[Callable[[Any, Compose], Dataset]] = None,
+        local_size: int = 1,
     ):
         self.dataset = dataset
         self.batch_size = batch_size
@@ -127,7 +128,8 @@ class SplitLoader:
         if not self.iterable and is_training and len(dataset) < batch_size * world_size:
             raise ValueError(
                 f'{len(dataset)} training images are fewer than a batch of {batch_size * world_size}: lower'
-                ' --batch-size.')
+                ' --batch-size.'
+            )
         if self.iterable:
             self.loader = self._create_iterable_loader(augment, num_workers)
             return
@@ -138,10 +140,12 @@ class SplitLoader:
         if is_training:
             self.sampler = EpochSampler(len(dataset), batch_size, seed, weights, rank, world_size)
             self.loader = self._create_loader(
-                _SeededDataset(dataset, transform, seed), num_workers, batch_sampler=self.sampler)
+                _SeededDataset(dataset, transform, seed), num_workers, batch_sampler=self.sampler
+            )
         else:
             self.loader = self._create_loader(
-                _ShardedDataset(dataset, transform, rank, world_size), num_workers, batch_size=batch_size)
+                _ShardedDataset(dataset, transform, rank, world_size), num_workers, batch_size=batch_size
+            )
 
     def _create_transform(self, augment: Optional[AugmentConfig]) -> Callable:
         if augment is None:
@@ -156,22 +160,38 @@ class SplitLoader:
         """A loader of a dataset with random access, whose processes persist between epochs."""
         num_workers = self._limit_workers(num_workers)  # after the cache, which takes shared memory, too
         loader = SignalSafeLoader(
-            dataset, num_workers=num_workers, collate_fn=fast_collate, pin_memory=self.device.type == 'cuda',
-            worker_init_fn=create_worker_init(), persistent_workers=num_workers > 0,
+            dataset,
+            num_workers=num_workers,
+            collate_fn=fast_collate,
+            pin_memory=self.device.type == 'cuda',
+            worker_init_fn=create_worker_init(),
+            persistent_workers=num_workers > 0,
             prefetch_factor=PREFETCH if num_workers else None,
             timeout=find_timeout(self.batch_size) if num_workers else 0,
             generator=torch.Generator(),  # or each start would draw from the global one
-            **batching)
+            **batching,
+        )
         return PrefetchLoader(
-            loader, mean=self.data_config['mean'], std=self.data_config['std'],
-            channels=self.data_config['input_size'][0], device=self.device)
+            loader,
+            mean=self.data_config['mean'],
+            std=self.data_config['std'],
+            channels=self.data_config['input_size'][0],
+            device=self.device,
+        )
 
     def _create_iterable_loader(self, augment: Optional[AugmentConfig], num_workers: int) -> PrefetchLoader:
         """timm's loader of a dataset without random access, which starts its processes anew, seeded, in each epoch."""
         num_workers = self._limit_workers(num_workers)
         prefetch_loader = create_loader(
-            self.dataset, batch_size=self.batch_size, is_training=augment is not None, num_workers=num_workers,
-            device=self.device, distributed=self.world_size > 1, persistent_workers=False, **self.data_config)
+            self.dataset,
+            batch_size=self.batch_size,
+            is_training=augment is not None,
+            num_workers=num_workers,
+            device=self.device,
+            distributed=self.world_size > 1,
+            persistent_workers=False,
+            **self.data_config,
+        )
         loader = prefetch_loader.loader
         loader.worker_init_fn = create_worker_init()
         loader.timeout = find_timeout(self.batch_size) if num_workers else 0

@@ -2,6 +2,7 @@
 
 Paper: HDKD, https://arxiv.org/abs/2407.07516
 """
+
 from typing import Tuple
 
 import torch
@@ -20,16 +21,18 @@ def paper_transform(img_size: Tuple[int, int], interpolation: str = 'bilinear') 
         img_size: (H, W).
         interpolation: Interpolation of the resizing.
     """
-    return transforms.Compose([
-        transforms.Resize(img_size, str_to_interp_mode(interpolation)),
-        transforms.RandomRotation(180),
-        transforms.RandomHorizontalFlip(0.5),
-        transforms.RandomVerticalFlip(0.5),
-        transforms.ColorJitter(brightness=0.3, contrast=0.3),
-        transforms.RandomAdjustSharpness(2, p=0.5),
-        transforms.GaussianBlur(3, sigma=(0.1, 2.)),
-        MaybePILToTensor(),
-    ])
+    return transforms.Compose(
+        [
+            transforms.Resize(img_size, str_to_interp_mode(interpolation)),
+            transforms.RandomRotation(180),
+            transforms.RandomHorizontalFlip(0.5),
+            transforms.RandomVerticalFlip(0.5),
+            transforms.ColorJitter(brightness=0.3, contrast=0.3),
+            transforms.RandomAdjustSharpness(2, p=0.5),
+            transforms.GaussianBlur(3, sigma=(0.1, 2.0)),
+            MaybePILToTensor(),
+        ]
+    )
 
 
 class PaperAugmentation:
@@ -41,16 +44,17 @@ class PaperAugmentation:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Augment images (B, C, H, W) with values from 0 to 1 on any device; same shape, range and device."""
-        def draw(low: float = 0., high: float = 1.) -> torch.Tensor:
+
+        def draw(low: float = 0.0, high: float = 1.0) -> torch.Tensor:
             return torch.empty(len(x)).uniform_(low, high).to(x.device, x.dtype).view(-1, 1, 1, 1)
 
         x = rotate_and_flip(x, draw(-180, 180), draw() < 0.5, draw() < 0.5)
         brightness, contrast, in_this_order = draw(0.7, 1.3), draw(0.7, 1.3), draw() < 0.5
-        x = (x * brightness.where(in_this_order, 1.)).clamp(0, 1)
+        x = (x * brightness.where(in_this_order, 1.0)).clamp(0, 1)
         x = adjust_contrast(x, contrast)
-        x = (x * brightness.where(~in_this_order, 1.)).clamp(0, 1)
+        x = (x * brightness.where(~in_this_order, 1.0)).clamp(0, 1)
         x = sharpen(x).where(draw() < 0.5, x)
-        return blur(x, draw(0.1, 2.))
+        return blur(x, draw(0.1, 2.0))
 
 
 def rotate_and_flip(x: torch.Tensor, angle: torch.Tensor, hflip: torch.Tensor, vflip: torch.Tensor) -> torch.Tensor:
@@ -67,9 +71,17 @@ def rotate_and_flip(x: torch.Tensor, angle: torch.Tensor, hflip: torch.Tensor, v
     cos, sin = angle.cos(), angle.sin()
     x_sign, y_sign = (1 - 2 * flip.flatten().to(x.dtype) for flip in (hflip, vflip))
     zero = torch.zeros_like(cos)
-    theta = torch.stack([  # from output to input coordinates, in units of half the image
-        x_sign * cos, -y_sign * sin * (height / width), zero,
-        x_sign * sin * (width / height), y_sign * cos, zero], dim=1).view(-1, 2, 3)
+    theta = torch.stack(
+        [  # from output to input coordinates, in units of half the image
+            x_sign * cos,
+            -y_sign * sin * (height / width),
+            zero,
+            x_sign * sin * (width / height),
+            y_sign * cos,
+            zero,
+        ],
+        dim=1,
+    ).view(-1, 2, 3)
     grid = F.affine_grid(theta, x.shape, align_corners=False)
     return F.grid_sample(x, grid, mode='nearest', padding_mode='zeros', align_corners=False)
 
@@ -92,7 +104,7 @@ def sharpen(x: torch.Tensor) -> torch.Tensor:
 
 def blur(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """Blur images (B, C, H, W) with 3 x 3 Gaussian kernels of these sigmas in pixels, (B, 1, 1, 1)."""
-    side = (-0.5 / sigma ** 2).exp()
+    side = (-0.5 / sigma**2).exp()
     side = side / (1 + 2 * side)
     x = F.pad(x, (1, 1, 1, 1), mode='reflect')
     x = (1 - 2 * side) * x[..., 1:-1, :] + side * (x[..., :-2, :] + x[..., 2:, :])

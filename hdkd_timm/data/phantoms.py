@@ -4,6 +4,7 @@ Each image is a noisy elliptic head section of random shape, tilt and brightness
 bright mass, a ring (bright rim, dark core) or several small spots. They are drawn by this module, identically for the
 same seed, and do not represent real anatomy or disease.
 """
+
 from pathlib import Path
 from typing import Union
 
@@ -17,7 +18,7 @@ KINDS = ('clear', 'mass', 'ring', 'spots')
 
 def _ellipse(size: int, cy: float, cx: float, ry: float, rx: float, angle: float) -> np.ndarray:
     """Normalised radius of each pixel, below 1 inside the ellipse. Coordinates and radii in units of half the image."""
-    y, x = np.mgrid[-1:1:size * 1j, -1:1:size * 1j]
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     y, x = y - cy, x - cx
     cos, sin = np.cos(angle), np.sin(angle)
     return np.sqrt(((x * cos + y * sin) / rx) ** 2 + ((y * cos - x * sin) / ry) ** 2)
@@ -49,22 +50,33 @@ def draw_phantom(kind: str, rng: np.random.Generator, size: int = 64) -> np.ndar
     for side in (-1, 1):  # a pair of dark ventricles
         offset = side * rng.uniform(0.1, 0.16)
         ventricle = _ellipse(
-            size, cy + offset * np.sin(angle), cx + offset * np.cos(angle), rng.uniform(0.16, 0.3),
-            rng.uniform(0.04, 0.09), angle)
+            size,
+            cy + offset * np.sin(angle),
+            cx + offset * np.cos(angle),
+            rng.uniform(0.16, 0.3),
+            rng.uniform(0.04, 0.09),
+            angle,
+        )
         image[ventricle < 1] = tissue * 0.45
 
     radii = {'clear': (), 'mass': rng.uniform(0.15, 0.26, 1), 'ring': rng.uniform(0.17, 0.28, 1)}.get(
-        kind, rng.uniform(0.05, 0.09, rng.integers(4, 8)))
+        kind, rng.uniform(0.05, 0.09, rng.integers(4, 8))
+    )
     for radius in radii:
         theta, r = rng.uniform(0, 2 * np.pi), np.sqrt(rng.uniform(0, 1)) * (0.8 - radius)
         lesion = _ellipse(
-            size, cy + r * ry * np.sin(theta), cx + r * rx * np.cos(theta), radius, radius * rng.uniform(0.75, 1.3),
-            rng.uniform(0, np.pi))
+            size,
+            cy + r * ry * np.sin(theta),
+            cx + r * rx * np.cos(theta),
+            radius,
+            radius * rng.uniform(0.75, 1.3),
+            rng.uniform(0, np.pi),
+        )
         image[lesion < 1] = tissue + rng.uniform(0.25, 0.4)
         if kind == 'ring':
             image[lesion < 0.6] = tissue * 0.6
 
-    y, x = np.mgrid[-1:1:size * 1j, -1:1:size * 1j]
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     slope_y, slope_x = rng.uniform(-0.15, 0.15, 2)
     image = image * (1 + slope_y * y + slope_x * x) * rng.uniform(0.8, 1.15)  # uneven field
     image = image + rng.normal(0, rng.uniform(0.04, 0.09), image.shape)
@@ -72,11 +84,11 @@ def draw_phantom(kind: str, rng: np.random.Generator, size: int = 64) -> np.ndar
 
 
 def write_phantoms(
-        folder: Union[str, Path],
-        num_train: int = 80,
-        num_test: int = 50,
-        size: int = 64,
-        seed: int = 0,
+    folder: Union[str, Path],
+    num_train: int = 80,
+    num_test: int = 50,
+    size: int = 64,
+    seed: int = 0,
 ) -> None:
     """Write an image folder of phantoms, `train/<kind>/*.png` and `test/<kind>/*.png`.
 

@@ -1,4 +1,5 @@
 """Size limit, memory budget and 8-bit scaling, the same for all image formats."""
+
 import os
 import threading
 from contextlib import AbstractContextManager, contextmanager
@@ -10,7 +11,7 @@ from PIL import Image
 Reserve = Callable[[int], AbstractContextManager]  # waits until there is memory for that many pixels
 
 MAX_PIXELS = 'HDKD_MAX_IMAGE_PIXELS'  # environment variable that sets Pillow's limit
-STRIP = 2 ** 20  # pixels converted at once
+STRIP = 2**20  # pixels converted at once
 PEAK = 20  # most bytes per pixel while an image is read: WebP, whose decoder holds two images beside ours
 
 
@@ -42,7 +43,8 @@ def check_pixels(number: int, size: str = '') -> int:
     if limit is not None and number > limit:
         raise ValueError(
             f'{size or f"{number:,}"} pixels, more than the limit of {limit:,}: shrink the image, or raise the limit'
-            f' with the environment variable {MAX_PIXELS} (in Python: PIL.Image.MAX_IMAGE_PIXELS)')
+            f' with the environment variable {MAX_PIXELS} (in Python: PIL.Image.MAX_IMAGE_PIXELS)'
+        )
     return number
 
 

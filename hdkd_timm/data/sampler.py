@@ -1,4 +1,5 @@
 """Which images are in which batch: an order that depends only on the seed and the epoch."""
+
 from typing import Iterator, List, Optional, Tuple
 
 import numpy as np
@@ -26,13 +27,13 @@ class EpochSampler(Sampler):
     """
 
     def __init__(
-            self,
-            num_samples: int,
-            batch_size: int,
-            seed: int = 42,
-            weights: Optional[np.ndarray] = None,
-            rank: int = 0,
-            world_size: int = 1,
+        self,
+        num_samples: int,
+        batch_size: int,
+        seed: int = 42,
+        weights: Optional[np.ndarray] = None,
+        rank: int = 0,
+        world_size: int = 1,
     ):
         self.num_samples = num_samples
         self.batch_size = batch_size
@@ -55,8 +56,10 @@ class EpochSampler(Sampler):
         if self.probabilities is None:
             draws = order = rng.permutation(self.num_samples)
         else:  # an image can be drawn again, and is then augmented differently
-            draws, order = np.arange(self.num_samples), rng.choice(
-                self.num_samples, self.num_samples, p=self.probabilities)
-        pairs = np.stack([draws, order], axis=1)[self.rank::self.world_size]
+            draws, order = (
+                np.arange(self.num_samples),
+                rng.choice(self.num_samples, self.num_samples, p=self.probabilities),
+            )
+        pairs = np.stack([draws, order], axis=1)[self.rank :: self.world_size]
         for i in range(self.start, self.start + len(self)):
-            yield [(self.epoch, *pair) for pair in pairs[i * self.batch_size:(i + 1) * self.batch_size].tolist()]
+            yield [(self.epoch, *pair) for pair in pairs[i * self.batch_size : (i + 1) * self.batch_size].tolist()]

@@ -1,4 +1,5 @@
 """Labelled images of a split, without their pixels (`Samples`), and as a dataset (`SampleDataset`)."""
+
 import dataclasses
 import functools
 import logging
@@ -40,6 +41,7 @@ class Samples:
         contents: Size in bytes and SHA-256 of each image when it was read, as text, '' if unknown, (N, 2), or None.
         listed: The same as listed in the CSV table, (N, 2), or None.
     """
+
     reader: Any
     indices: np.ndarray
     targets: np.ndarray
@@ -53,8 +55,9 @@ class Samples:
     def take(self, keep: np.ndarray) -> 'Samples':
         """The samples at these positions, or under this mask."""
         columns = {name: getattr(self, name) for name in ('indices', 'targets', 'groups', 'contents', 'listed')}
-        return Samples(self.reader, **{
-            name: None if column is None else column[keep] for name, column in columns.items()})
+        return Samples(
+            self.reader, **{name: None if column is None else column[keep] for name, column in columns.items()}
+        )
 
     def filenames(self) -> List[str]:
         """Name of each image, see `filename`."""
@@ -119,8 +122,11 @@ class SampleDataset(torch.utils.data.Dataset):
         Raises:
             ValueError: if it cannot be read.
         """
-        return self.open(index, lambda image: convert_image(image, self.img_mode),
-                         lambda file, name: read_image(file, self.img_mode, name=name))
+        return self.open(
+            index,
+            lambda image: convert_image(image, self.img_mode),
+            lambda file, name: read_image(file, self.img_mode, name=name),
+        )
 
     @functools.cached_property
     def image_sizes(self) -> List[Tuple[int, int]]:
@@ -132,10 +138,10 @@ class SampleDataset(torch.utils.data.Dataset):
         return [self.open(i, upright_size, image_size) for i in range(len(self.samples))]
 
     def open(
-            self,
-            index: int,
-            from_image: Callable[[Image.Image], Any],
-            from_file: Callable[[Any, str], Any],
+        self,
+        index: int,
+        from_image: Callable[[Image.Image], Any],
+        from_file: Callable[[Any, str], Any],
     ) -> Any:
         """Apply a function to an image of the reader.
 
@@ -179,11 +185,13 @@ def check_same_classes(classes: Dict[str, Sequence[str]], places: Dict[str, Any]
             present, absent = (first, split) if name in classes[first] else (split, first)
             raise ValueError(
                 f"Class '{name}' is in '{places[present]}' but not in '{places[absent]}': all splits must have the same"
-                f" classes ({len(difference)} differ: {', '.join(difference)}).")
+                f' classes ({len(difference)} differ: {", ".join(difference)}).'
+            )
     return list(classes[first])
 
 
 # -- the list of images of a run ---------------------------------------------------------------------------------------
+
 
 def name_image(samples: Samples, i: int) -> str:
     """Name of an image in the files of a run: its absolute path, or its name in a dataset that is not of files."""
@@ -236,7 +244,8 @@ def warn_of_changes(samples: Samples, split: str) -> None:
     if len(changed):
         _logger.warning(
             f"{len(changed):,} of {len(samples):,} images of split '{split}' have changed since they were listed (size"
-            f" or SHA-256 differs), the first is '{samples.filename(changed[0])}'.")
+            f" or SHA-256 differs), the first is '{samples.filename(changed[0])}'."
+        )
 
 
 def record_sizes(samples: Samples, split: str) -> Samples:

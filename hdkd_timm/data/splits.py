@@ -1,4 +1,5 @@
 """Splits of the training images: a fraction of them, folds, a validation split. Seeded, by class and by group."""
+
 import logging
 import math
 import warnings
@@ -34,7 +35,7 @@ def draw_fraction(targets: np.ndarray, fraction: float, seed: int = 42) -> np.nd
     kept = []
     for target in np.unique(targets):
         positions = np.flatnonzero(targets == target)
-        kept.extend(rng.permutation(positions)[:max(1, round(fraction * len(positions)))])
+        kept.extend(rng.permutation(positions)[: max(1, round(fraction * len(positions)))])
     return np.array(sorted(kept))
 
 
@@ -42,8 +43,10 @@ def _count_units(samples: Samples) -> Dict[int, int]:
     """Class -> number of its images, or of its groups if there are any: the most folds that can all contain it."""
     return {
         int(target): len(np.unique(samples.groups[samples.targets == target]))
-        if samples.groups is not None else int((samples.targets == target).sum())
-        for target in np.unique(samples.targets)}
+        if samples.groups is not None
+        else int((samples.targets == target).sum())
+        for target in np.unique(samples.targets)
+    }
 
 
 def _unit_name(samples: Samples) -> str:
@@ -60,7 +63,8 @@ def assign_folds(samples: Samples, folds: int, seed: int = 42) -> np.ndarray:
     if not 2 <= folds <= smallest:
         raise ValueError(
             f'Cannot split the training images into {folds} folds: expected 2 to {smallest}, the number of'
-            f' {_unit_name(samples)} of the smallest class.')
+            f' {_unit_name(samples)} of the smallest class.'
+        )
     return _stratify(samples, folds, seed)
 
 
@@ -96,7 +100,8 @@ def draw_val(samples: Samples, fraction: float, seed: int = 42) -> np.ndarray:
     most_folds = max(VAL_FOLDS, math.ceil(1 / min(fraction, 1 - fraction)))
     most_folds = min(most_folds, max(units.values())) if min(units.values()) > 1 else 1
     candidates = sorted(
-        (abs(held / folds - fraction), folds, held) for folds in range(2, most_folds + 1) for held in range(1, folds))
+        (abs(held / folds - fraction), folds, held) for folds in range(2, most_folds + 1) for held in range(1, folds)
+    )
     folds_of: Dict[int, np.ndarray] = {}  # number of folds -> fold of each sample
     for _, folds, held in candidates:
         if folds not in folds_of:
@@ -109,15 +114,16 @@ def draw_val(samples: Samples, fraction: float, seed: int = 42) -> np.ndarray:
                 return held_out
     raise ValueError(
         'Cannot draw a val split with images of each class: the smallest class has'
-        f' {min(units.values())} training {_unit_name(samples)}.')
+        f' {min(units.values())} training {_unit_name(samples)}.'
+    )
 
 
 def hold_out(
-        samples: Dict[str, Samples],
-        folds: Optional[int],
-        fold: int,
-        val_fraction: float,
-        seed: int,
+    samples: Dict[str, Samples],
+    folds: Optional[int],
+    fold: int,
+    val_fraction: float,
+    seed: int,
 ) -> Dict[str, Samples]:
     """Hold a fold or a validation split out of the training images.
 
@@ -149,7 +155,8 @@ def hold_out(
     if len(samples) == 1:
         raise ValueError(
             "The data has neither a split 'test' nor 'val': add one, or hold training images out with --folds or"
-            ' --val-fraction.')
+            ' --val-fraction.'
+        )
     return dict(samples, train=train)
 
 
@@ -161,4 +168,5 @@ def warn_of_leaks(samples: Dict[str, Samples]) -> None:
             if shared.any():
                 _logger.warning(
                     f'{shared.sum()} of {len(shared)} {split} images share a group with training images: results on'
-                    ' them are optimistically biased.')
+                    ' them are optimistically biased.'
+                )

@@ -1,4 +1,5 @@
 """The range of values that an image file can store, and the part of it that the image uses."""
+
 import math
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -19,6 +20,7 @@ class StoredValues(NamedTuple):
             of a sample of the pixels if these are not dark).
         white: The value that is displayed as white.
     """
+
     mode: str
     bits: int
     low: float
@@ -79,4 +81,5 @@ def describe_ranges(values: Sequence[Optional[StoredValues]], names: Sequence[st
         f'{len(dark):,} of {len(values):,} images use so little of their value range that they appear nearly black:'
         f' {subset}values {low:g} to {high:g} of 0 to {first.white:g} ({first.mode}, {first.bits} bit), for example'
         f" '{names[dark[0]]}'. If that is not intended, multiply the values of all images by the same factor (at most"
-        f' {first.white / high:.4g}) and save them again.')
+        f' {first.white / high:.4g}) and save them again.'
+    )

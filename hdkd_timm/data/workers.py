@@ -1,4 +1,5 @@
 """Loader processes: how many fit into shared memory, how they react to signals, and what their failures mean."""
+
 import logging
 import multiprocessing
 import os
@@ -21,10 +22,11 @@ _logger = logging.getLogger(__name__)
 
 SHARED = Path('/dev/shm')  # where Linux keeps memory that processes share
 PREFETCH = 2  # batches that each loader process reads ahead, torch's default
-SHARED_RESERVE = 2 ** 20  # bytes of shared memory for the queues and locks of the loader processes
+SHARED_RESERVE = 2**20  # bytes of shared memory for the queues and locks of the loader processes
 
 
 # -- shared memory -----------------------------------------------------------------------------------------------------
+
 
 def fit_workers(num_workers: int, batch_bytes: int, free: int) -> int:
     """Number of loader processes whose batches fit into the free shared memory.
@@ -56,12 +58,14 @@ def limit_workers(num_workers: int, batch_size: int, image_bytes: int, processes
         needed = ((PREFETCH * num_workers + 2) * batch_bytes + SHARED_RESERVE) * processes
         _logger.warning(
             f"{num_workers} loader processes hold up to {format_bytes(needed)} of batches in '{SHARED}', which has"
-            f" {format_bytes(free)} free: using {fitting or 'none'}, which may be slower. Enlarge it (docker run"
-            ' --shm-size=2g), or lower --workers or --batch-size.')
+            f' {format_bytes(free)} free: using {fitting or "none"}, which may be slower. Enlarge it (docker run'
+            ' --shm-size=2g), or lower --workers or --batch-size.'
+        )
     return fitting
 
 
 # -- signals -----------------------------------------------------------------------------------------------------------
+
 
 def create_worker_init() -> Callable[[int], None]:
     """The function that each loader process runs first, for loaders that are started by the current thread."""
@@ -86,6 +90,7 @@ def _init_worker(worker_id: int, ends_with_parent: bool = False) -> None:
 
 def _obey_parent_only(parent: int) -> None:
     """End on a SIGTERM from the main process, which ends stuck loaders that way, but not from any other process."""
+
     def wait() -> None:
         while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
             pass
@@ -119,6 +124,7 @@ class SignalSafeLoader(DataLoader):
 
 # -- failures ----------------------------------------------------------------------------------------------------------
 
+
 def find_timeout(batch_size: int) -> int:
     """Seconds to wait for a batch before giving up; a slow disk can take seconds per image."""
     return max(300, 10 * batch_size)
@@ -133,7 +139,9 @@ def explain_failure(error: RuntimeError) -> Optional[OSError]:
     if 'timed out' in message:
         return TimeoutError(
             f'The loader processes returned no batch ({message}). A disk may hang, or shared memory may be full{free}:'
-            ' use --workers 0 to read in the main process.')
+            ' use --workers 0 to read in the main process.'
+        )
     return ChildProcessError(
         f'A loader process ended ({message}). Memory may be exhausted, or shared memory full{free}: use fewer --workers'
-        ' (0 to read in the main process) or a smaller --batch-size.')
+        ' (0 to read in the main process) or a smaller --batch-size.'
+    )

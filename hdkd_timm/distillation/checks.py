@@ -1,4 +1,5 @@
 """Checks before a training: do a teacher and a student match, and does a network accept the images?"""
+
 from typing import List, Optional, Sequence, Tuple
 
 import torch
@@ -12,11 +13,11 @@ __all__ = ['check_input', 'check_pair']
 
 
 def check_pair(
-        student: nn.Module,
-        teacher: nn.Module,
-        kd_type: str = 'soft',
-        stages: Sequence[int] = (1, 2, 3),
-        input_size: Optional[Tuple[int, int, int]] = None,
+    student: nn.Module,
+    teacher: nn.Module,
+    kd_type: str = 'soft',
+    stages: Sequence[int] = (1, 2, 3),
+    input_size: Optional[Tuple[int, int, int]] = None,
 ) -> None:
     """Check that a teacher can be distilled into a student.
 
@@ -34,7 +35,7 @@ def check_pair(
             the student has no distillation head and `kd_type` is not 'none'.
     """
     if kd_type not in KD_TYPES:
-        raise ValueError(f"Unknown logit distillation {kd_type!r}: choose from {', '.join(KD_TYPES)}.")
+        raise ValueError(f'Unknown logit distillation {kd_type!r}: choose from {", ".join(KD_TYPES)}.')
     if len(set(stages)) < len(stages):
         raise ValueError(f'stages must be unique, got {list(stages)}.')
     if stages:
@@ -45,8 +46,9 @@ def check_pair(
             raise ValueError(f'{name} of student and teacher differ: {of_student} and {of_teacher}.')
     if kd_type != 'none' and not has_distillation_head(student):
         raise ValueError(
-            f"{type(student).__name__} has no distillation head: use a student with one (hdkd_student), or no logit"
-            " distillation ('none').")
+            f'{type(student).__name__} has no distillation head: use a student with one (hdkd_student), or no logit'
+            " distillation ('none')."
+        )
     if input_size is not None:
         student_maps, teacher_maps = (check_input(model, input_size, stages) for model in (student, teacher))
         feature_distillation_losses(student_maps, teacher_maps, stages)
@@ -58,12 +60,14 @@ def _check_stages(student: nn.Module, teacher: nn.Module, stages: Sequence[int])
     for role, model in (('student', student), ('teacher', teacher)):
         if not hasattr(model, 'forward_intermediates'):
             raise ValueError(
-                f'The {role} {type(model).__name__} has no forward_intermediates(), so it has no stages to compare.')
+                f'The {role} {type(model).__name__} has no forward_intermediates(), so it has no stages to compare.'
+            )
         infos.append(FeatureInfo(model.feature_info, tuple(range(len(model.feature_info)))))
         if not stages or min(stages) < 1 or max(stages) > len(model.feature_info):
             raise ValueError(
                 f'stages must be among 1 to {len(model.feature_info)}, the stages of the {role}'
-                f' {type(model).__name__}, got {list(stages)}.')
+                f' {type(model).__name__}, got {list(stages)}.'
+            )
     for stage in stages:
         shapes = []
         for info in infos:

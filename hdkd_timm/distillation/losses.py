@@ -3,6 +3,7 @@
 Source: arXiv 2407.07516 and the published code (github omarsherif200/HDKD at f7c7dae). Shapes: B images, K classes,
 maps (B, C, H, W). The teacher's tensors are constants: compute them without gradient.
 """
+
 from typing import Dict, Optional, Sequence
 
 import torch
@@ -16,15 +17,16 @@ def stage_mismatch(stage: int, student_shape: object, teacher_shape: object) -> 
     """The error for a stage whose two maps cannot be compared."""
     return ValueError(
         f"Stage {stage}: the student's map is {student_shape}, the teacher's {teacher_shape}; feature distillation"
-        ' needs equal shapes, choose other stages or another teacher.')
+        ' needs equal shapes, choose other stages or another teacher.'
+    )
 
 
 def logit_distillation_loss(
-        student_logits: torch.Tensor,
-        teacher_logits: torch.Tensor,
-        kd_type: str = 'soft',
-        tau: float = 1.,
-        reduction: str = 'mean',
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    kd_type: str = 'soft',
+    tau: float = 1.0,
+    reduction: str = 'mean',
 ) -> torch.Tensor:
     """Distance between the student's distillation logits and the teacher's logits.
 
@@ -48,7 +50,8 @@ def logit_distillation_loss(
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(
             f'Student and teacher logits differ in shape: {tuple(student_logits.shape)} and'
-            f' {tuple(teacher_logits.shape)}.')
+            f' {tuple(teacher_logits.shape)}.'
+        )
     if kd_type == 'hard':
         return F.cross_entropy(student_logits, teacher_logits.argmax(dim=-1))
     if kd_type != 'soft':
@@ -60,13 +63,13 @@ def logit_distillation_loss(
     log_p_s = F.log_softmax(student_logits / tau, dim=-1)
     log_p_t = F.log_softmax(teacher_logits / tau, dim=-1)
     kl_sum = F.kl_div(log_p_s, log_p_t, reduction='sum', log_target=True)
-    return tau ** 2 * kl_sum / (student_logits.numel() if reduction == 'mean' else len(student_logits))
+    return tau**2 * kl_sum / (student_logits.numel() if reduction == 'mean' else len(student_logits))
 
 
 def feature_distillation_losses(
-        student_maps: Sequence[torch.Tensor],
-        teacher_maps: Sequence[torch.Tensor],
-        stages: Optional[Sequence[int]] = None,
+    student_maps: Sequence[torch.Tensor],
+    teacher_maps: Sequence[torch.Tensor],
+    stages: Optional[Sequence[int]] = None,
 ) -> Dict[int, torch.Tensor]:
     """Mean squared difference between the maps of each stage, unweighted, in float32 or higher precision.
 
@@ -84,7 +87,8 @@ def feature_distillation_losses(
     stages = list(range(1, len(student_maps) + 1)) if stages is None else list(stages)
     if not len(stages) == len(student_maps) == len(teacher_maps):
         raise ValueError(
-            f'{len(stages)} stages, {len(student_maps)} student maps and {len(teacher_maps)} teacher maps.')
+            f'{len(stages)} stages, {len(student_maps)} student maps and {len(teacher_maps)} teacher maps.'
+        )
     losses = {}
     for stage, s, t in zip(stages, student_maps, teacher_maps):
         if s.shape != t.shape:
@@ -102,13 +106,13 @@ def _mean_squared_difference(s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 
 
 def _sum_stages(losses: Dict[int, torch.Tensor], stage_exponent: float) -> torch.Tensor:
-    return sum(i ** stage_exponent * loss for i, loss in enumerate(losses.values(), start=1))
+    return sum(i**stage_exponent * loss for i, loss in enumerate(losses.values(), start=1))
 
 
 def feature_distillation_loss(
-        student_maps: Sequence[torch.Tensor],
-        teacher_maps: Sequence[torch.Tensor],
-        stage_exponent: float = 1.,
+    student_maps: Sequence[torch.Tensor],
+    teacher_maps: Sequence[torch.Tensor],
+    stage_exponent: float = 1.0,
 ) -> torch.Tensor:
     """Sum over the chosen stages of i^stage_exponent * MSE, i = 1, 2, ... in the order listed.
 
@@ -129,22 +133,22 @@ def feature_distillation_loss(
 
 
 def hdkd_loss(
-        cls_logits: torch.Tensor,
-        dist_logits: Optional[torch.Tensor],
-        teacher_logits: Optional[torch.Tensor],
-        target: torch.Tensor,
-        student_maps: Sequence[torch.Tensor] = (),
-        teacher_maps: Sequence[torch.Tensor] = (),
-        *,
-        kind: str = 'soft',
-        alpha: float = 0.5,
-        tau: float = 1.,
-        feature_weight: float = 10.,
-        stages: Optional[Sequence[int]] = None,
-        stage_exponent: float = 1.,
-        reduction: str = 'mean',
-        class_weight: Optional[torch.Tensor] = None,
-        label_smoothing: float = 0.,
+    cls_logits: torch.Tensor,
+    dist_logits: Optional[torch.Tensor],
+    teacher_logits: Optional[torch.Tensor],
+    target: torch.Tensor,
+    student_maps: Sequence[torch.Tensor] = (),
+    teacher_maps: Sequence[torch.Tensor] = (),
+    *,
+    kind: str = 'soft',
+    alpha: float = 0.5,
+    tau: float = 1.0,
+    feature_weight: float = 10.0,
+    stages: Optional[Sequence[int]] = None,
+    stage_exponent: float = 1.0,
+    reduction: str = 'mean',
+    class_weight: Optional[torch.Tensor] = None,
+    label_smoothing: float = 0.0,
 ) -> Dict[str, torch.Tensor]:
     """The loss of HDKD and its components.
 

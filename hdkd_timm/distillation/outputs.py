@@ -1,4 +1,5 @@
 """What a distillation method sees of a timm network: logits, maps of its stages, distillation head, normalisation."""
+
 from typing import Any, List, Sequence, Tuple
 
 import torch
@@ -39,5 +40,6 @@ def get_channel_stats(model: nn.Module) -> Tuple[torch.Tensor, torch.Tensor]:
     in_chans = getattr(model, 'in_chans', 3)
     mean, std = (
         torch.tensor(adapt_to_chs(cfg.get(key) or default, in_chans), dtype=torch.float64).view(1, -1, 1, 1)
-        for key, default in (('mean', IMAGENET_DEFAULT_MEAN), ('std', IMAGENET_DEFAULT_STD)))
+        for key, default in (('mean', IMAGENET_DEFAULT_MEAN), ('std', IMAGENET_DEFAULT_STD))
+    )
     return mean, std

@@ -1,4 +1,5 @@
 """HDKDTask: the distillation of a frozen teacher into a student as a `timm.task.TrainingTask`."""
+
 import copy
 import logging
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -33,12 +34,12 @@ class StudentModule(nn.Module):
         self.loss_args = loss_args
 
     def forward(
-            self,
-            x: torch.Tensor,
-            target: torch.Tensor,
-            teacher_logits: torch.Tensor,
-            teacher_maps: Sequence[torch.Tensor],
-            class_weight: Optional[torch.Tensor],
+        self,
+        x: torch.Tensor,
+        target: torch.Tensor,
+        teacher_logits: torch.Tensor,
+        teacher_maps: Sequence[torch.Tensor],
+        class_weight: Optional[torch.Tensor],
     ) -> Dict[str, torch.Tensor]:
         """Loss of a batch.
 
@@ -56,8 +57,16 @@ class StudentModule(nn.Module):
         cls_logits, dist_logits = logits if isinstance(logits, tuple) else (logits, None)
         output = cls_logits if dist_logits is None else (cls_logits + dist_logits) / 2
         losses = hdkd_loss(
-            cls_logits, dist_logits, teacher_logits, target, maps, teacher_maps, stages=self.stages,
-            class_weight=class_weight, **self.loss_args)
+            cls_logits,
+            dist_logits,
+            teacher_logits,
+            target,
+            maps,
+            teacher_maps,
+            stages=self.stages,
+            class_weight=class_weight,
+            **self.loss_args,
+        )
         return {'output': output.detach(), **losses}
 
 
@@ -91,21 +100,21 @@ class HDKDTask(TrainingTask):
     """
 
     def __init__(
-            self,
-            student_model: nn.Module,
-            teacher_model: nn.Module,
-            kind: str = 'soft',
-            alpha: float = 0.5,
-            tau: float = 1.,
-            feature_weight: float = 10.,
-            stages: Sequence[int] = (1, 2, 3),
-            stage_exponent: float = 1.,
-            reduction: str = 'mean',
-            class_weight: Optional[torch.Tensor] = None,
-            label_smoothing: float = 0.,
-            device: Optional[torch.device] = None,
-            dtype: Optional[torch.dtype] = None,
-            verbose: bool = True,
+        self,
+        student_model: nn.Module,
+        teacher_model: nn.Module,
+        kind: str = 'soft',
+        alpha: float = 0.5,
+        tau: float = 1.0,
+        feature_weight: float = 10.0,
+        stages: Sequence[int] = (1, 2, 3),
+        stage_exponent: float = 1.0,
+        reduction: str = 'mean',
+        class_weight: Optional[torch.Tensor] = None,
+        label_smoothing: float = 0.0,
+        device: Optional[torch.device] = None,
+        dtype: Optional[torch.dtype] = None,
+        verbose: bool = True,
     ):
         super().__init__(device=device, dtype=dtype, verbose=verbose)
         student, teacher = unwrap_model(student_model), unwrap_model(teacher_model)
@@ -115,11 +124,18 @@ class HDKDTask(TrainingTask):
         if kind == 'none' and self.distilled:
             _logger.warning(
                 "kind='none' leaves the distillation head untrained, and inference averages it in: use a student"
-                ' without one (hdkd_student_plain).')
+                ' without one (hdkd_student_plain).'
+            )
 
         self.loss_args = dict(
-            kind=kind, alpha=alpha, tau=tau, feature_weight=feature_weight, stage_exponent=stage_exponent,
-            reduction=reduction, label_smoothing=label_smoothing)
+            kind=kind,
+            alpha=alpha,
+            tau=tau,
+            feature_weight=feature_weight,
+            stage_exponent=stage_exponent,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
         self.trainable_module = StudentModule(student_model, self.stages, **self.loss_args)
         self.teacher = reparameterize_model(copy.deepcopy(teacher).eval(), inplace=True)
         param = next(teacher.parameters())  # timm fuses some layers into new ones on the CPU, in float32
@@ -146,7 +162,8 @@ class HDKDTask(TrainingTask):
         if self.loss_args['kind'] == 'none' and self.distilled:
             ddp_kwargs.setdefault('find_unused_parameters', True)
         self.trainable_module = nn.parallel.DistributedDataParallel(
-            self.trainable_module, device_ids=device_ids, **ddp_kwargs)
+            self.trainable_module, device_ids=device_ids, **ddp_kwargs
+        )
         return self
 
     def compile(self, backend: str = 'inductor', mode: Optional[str] = None, **compile_kwargs: Any) -> nn.Module:
@@ -192,7 +209,8 @@ class HDKDTask(TrainingTask):
         with torch.no_grad():
             teacher_input = input * self.teacher_scale + self.teacher_shift if self.renormalize else input
             teacher_logits, teacher_maps = self._teacher_forward(
-                teacher_input.contiguous(memory_format=torch.channels_last))
+                teacher_input.contiguous(memory_format=torch.channels_last)
+            )
         if self.distilled:
             student.set_distilled_training(True)
         try:

@@ -3,6 +3,7 @@
 Shapes: N images, K classes, B resamples; probabilities (N, K), targets (N,). Images of one group (patient, lesion) are
 not independent: with groups (N,), whole groups are drawn.
 """
+
 import sys
 from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
@@ -21,15 +22,15 @@ from .intervals import (
 )
 from .metrics import METRIC_RANGES, METRICS, WeightedImages
 
-CHUNK_SIZE = 2 ** 18  # weights per chunk of resamples: 2 MiB, which fit the cache of a processor
+CHUNK_SIZE = 2**18  # weights per chunk of resamples: 2 MiB, which fit the cache of a processor
 
 
 def _draw_weights(
-        num_images: int,
-        groups: Optional[np.ndarray],
-        resamples: int,
-        seed: int,
-        chunk: int,
+    num_images: int,
+    groups: Optional[np.ndarray],
+    resamples: int,
+    seed: int,
+    chunk: int,
 ) -> Iterator[np.ndarray]:
     """Number of times that each image is in each resample, (N, B) per chunk of at most `chunk` resamples.
 
@@ -46,12 +47,12 @@ def _draw_weights(
 
 
 def bootstrap(
-        networks: Sequence[WeightedImages],
-        groups: Optional[np.ndarray] = None,
-        resamples: int = 1000,
-        seed: int = 42,
-        stop_if_asked: Optional[Callable[[], None]] = None,
-        progress: bool = True,
+    networks: Sequence[WeightedImages],
+    groups: Optional[np.ndarray] = None,
+    resamples: int = 1000,
+    seed: int = 42,
+    stop_if_asked: Optional[Callable[[], None]] = None,
+    progress: bool = True,
 ) -> List[Dict[str, np.ndarray]]:
     """`METRICS` of each network, (resamples,) each, over the same resamples of images or groups.
 
@@ -66,8 +67,16 @@ def bootstrap(
     num_images = networks[0].num_images
     chunk = max(16, CHUNK_SIZE // num_images)
     found: List[Dict[str, List[np.ndarray]]] = [{name: [] for name in METRICS} for _ in networks]
-    with tqdm(desc='bootstrap', total=resamples, unit='resample', leave=False, file=sys.stderr, delay=1,
-              disable=None if progress else True, dynamic_ncols=True) as bar:
+    with tqdm(
+        desc='bootstrap',
+        total=resamples,
+        unit='resample',
+        leave=False,
+        file=sys.stderr,
+        delay=1,
+        disable=None if progress else True,
+        dynamic_ncols=True,
+    ) as bar:
         for weights in _draw_weights(num_images, groups, resamples, seed, chunk):
             for network, values_of in zip(networks, found):
                 for name, values in network.metrics(weights).items():
@@ -79,11 +88,11 @@ def bootstrap(
 
 
 def class_intervals(
-        correct: np.ndarray,
-        class_of: np.ndarray,
-        num_classes: int,
-        groups: Optional[np.ndarray] = None,
-        confidence: float = 0.95,
+    correct: np.ndarray,
+    class_of: np.ndarray,
+    num_classes: int,
+    groups: Optional[np.ndarray] = None,
+    confidence: float = 0.95,
 ) -> Tuple[np.ndarray, np.ndarray]:
     """Share of correct images per class, (K,), and its `proportion_interval`, (K, 2); NaN for classes without images.
 
@@ -106,11 +115,11 @@ def class_intervals(
 
 
 def accuracy_intervals(
-        correct: np.ndarray,
-        targets: np.ndarray,
-        num_classes: int,
-        groups: Optional[np.ndarray] = None,
-        confidence: float = 0.95,
+    correct: np.ndarray,
+    targets: np.ndarray,
+    num_classes: int,
+    groups: Optional[np.ndarray] = None,
+    confidence: float = 0.95,
 ) -> Dict[str, List[float]]:
     """`proportion_interval` of 'accuracy' and 'balanced_accuracy'.
 
@@ -129,18 +138,21 @@ def accuracy_intervals(
     balanced = float(np.nanmean(recalls))
     accuracy, balanced_accuracy = (
         list(proportion_interval(mean, effective_sample_size(correct, groups, strata, confidence), confidence))
-        for mean, strata in ((float(correct.mean()), None), (balanced, targets)))
+        for mean, strata in ((float(correct.mean()), None), (balanced, targets))
+    )
     return {
         'accuracy': accuracy,
         'balanced_accuracy': extend_interval(
-            balanced_accuracy, balanced, single_class_margins(recalls, limits), (0., 1.))}
+            balanced_accuracy, balanced, single_class_margins(recalls, limits), (0.0, 1.0)
+        ),
+    }
 
 
 def minimum_margins(
-        networks: Sequence[WeightedImages],
-        changed: np.ndarray,
-        accuracy: Interval,
-        balanced: Interval,
+    networks: Sequence[WeightedImages],
+    changed: np.ndarray,
+    accuracy: Interval,
+    balanced: Interval,
 ) -> Dict[str, Interval]:
     """Smallest margins below and above the other metrics, given those of the accuracies: effect of unobserved mistakes.
 
@@ -189,13 +201,13 @@ def interval_margins(interval: Sequence[float], estimate: float) -> Interval:
 
 
 def margins_of_metrics(
-        networks: Sequence[WeightedImages],
-        changed: np.ndarray,
-        losses: np.ndarray,
-        estimates: Dict[str, float],
-        intervals: Dict[str, List[float]],
-        groups: Optional[np.ndarray] = None,
-        confidence: float = 0.95,
+    networks: Sequence[WeightedImages],
+    changed: np.ndarray,
+    losses: np.ndarray,
+    estimates: Dict[str, float],
+    intervals: Dict[str, List[float]],
+    groups: Optional[np.ndarray] = None,
+    confidence: float = 0.95,
 ) -> Dict[str, Interval]:
     """`minimum_margins`, that of the log loss extended by the `skewed_mean_interval` of the losses.
 
@@ -207,24 +219,27 @@ def margins_of_metrics(
         groups: Group of each image, (N,).
         confidence: Confidence level.
     """
-    margins = minimum_margins(networks, changed, *(
-        interval_margins(intervals[name], estimates[name]) for name in ('accuracy', 'balanced_accuracy')))
+    margins = minimum_margins(
+        networks,
+        changed,
+        *(interval_margins(intervals[name], estimates[name]) for name in ('accuracy', 'balanced_accuracy')),
+    )
     skewed = interval_margins(skewed_mean_interval(losses, groups, confidence), estimates['log_loss'])
     low, high = np.fmax(margins['log_loss'], skewed)  # ignores the NaN of a single image or group
     return {**margins, 'log_loss': (float(low), float(high))}
 
 
 def metric_intervals(
-        images: WeightedImages,
-        resampled: Dict[str, np.ndarray],
-        groups: Optional[np.ndarray] = None,
-        confidence: float = 0.95,
+    images: WeightedImages,
+    resampled: Dict[str, np.ndarray],
+    groups: Optional[np.ndarray] = None,
+    confidence: float = 0.95,
 ) -> Dict[str, List[float]]:
     """The intervals described in `bootstrap_intervals`, given the metrics of the resamples."""
     estimates = {name: float(value[0]) for name, value in images.metrics(np.ones((images.num_images, 1))).items()}
     intervals = {name: percentile_interval(values, confidence) for name, values in resampled.items()}
     # few images bias the calibration error upwards, and their resamples by as much again
-    intervals['ece'] = [max(2 * estimates['ece'] - value, 0.) for value in reversed(intervals['ece'])]  # NaN stays
+    intervals['ece'] = [max(2 * estimates['ece'] - value, 0.0) for value in reversed(intervals['ece'])]  # NaN stays
 
     intervals.update(accuracy_intervals(images.correct, images.targets, images.num_classes, groups, confidence))
     rarer = ~images.correct if estimates['accuracy'] >= 0.5 else images.correct
@@ -232,21 +247,22 @@ def metric_intervals(
     low, high = intervals['accuracy']
     mean = float(images.confidence.mean())  # its distance from the accuracy is a lower bound of the calibration error
     margins['ece'] = interval_margins(
-        (max(mean - high, low - mean, 0.), max(abs(mean - low), abs(mean - high))), estimates['ece'])
+        (max(mean - high, low - mean, 0.0), max(abs(mean - low), abs(mean - high))), estimates['ece']
+    )
     for name in margins:
         intervals[name] = extend_interval(intervals[name], estimates[name], margins[name], METRIC_RANGES[name])
     return intervals
 
 
 def bootstrap_intervals(
-        probs: np.ndarray,
-        targets: np.ndarray,
-        groups: Optional[np.ndarray] = None,
-        resamples: int = 1000,
-        confidence: float = 0.95,
-        seed: int = 42,
-        stop_if_asked: Optional[Callable[[], None]] = None,
-        progress: bool = True,
+    probs: np.ndarray,
+    targets: np.ndarray,
+    groups: Optional[np.ndarray] = None,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 42,
+    stop_if_asked: Optional[Callable[[], None]] = None,
+    progress: bool = True,
 ) -> Dict[str, List[float]]:
     """Confidence intervals of `classification_metrics` over images, or over whole groups of them.
 
@@ -274,5 +290,5 @@ def bootstrap_intervals(
         Metric -> [low, high], ignoring resamples in which it is undefined; NaN if it is undefined in all.
     """
     images = WeightedImages(probs, targets)
-    resampled, = bootstrap([images], groups, resamples, seed, stop_if_asked, progress)
+    (resampled,) = bootstrap([images], groups, resamples, seed, stop_if_asked, progress)
     return metric_intervals(images, resampled, groups, confidence)

@@ -1,4 +1,5 @@
 """Calibration of a saved model by temperature scaling on its validation images."""
+
 import dataclasses
 import logging
 from typing import Any, Dict
@@ -16,12 +17,12 @@ _logger = logging.getLogger(__name__)
 
 def _evaluate_split(name: PathLike, config: EvalConfig, split: str) -> Dict[str, Any]:
     """Uncalibrated probabilities and targets of a split, as from `evaluate_model`."""
-    report, images = evaluate_model(
-        str(name), dataclasses.replace(config, split=split, calibrated=False, bootstrap=0))
+    report, images = evaluate_model(str(name), dataclasses.replace(config, split=split, calibrated=False, bootstrap=0))
     if report.get('classes_guessed'):
         raise ValueError(
             f"Model '{name}' has no class names, and with a guessed class order it cannot be calibrated: name the"
-            ' classes in index order, --label-names NAME ...')
+            ' classes in index order, --label-names NAME ...'
+        )
     return images
 
 
@@ -45,7 +46,8 @@ def calibrate_model(name: PathLike, config: EvalConfig) -> Dict[str, Any]:
     except SplitNotFoundError as e:
         raise SplitNotFoundError(
             f'{e} The temperature is fitted on images that the network was not trained on: train with --val-fraction,'
-            ' or specify such images with --data-dir or --data-csv (and --split).') from e
+            ' or specify such images with --data-dir or --data-csv (and --split).'
+        ) from e
     temperature = fit_temperature(images['probs'], images['targets'])
     results = {config.split: summarize_calibration(images['probs'], images['targets'], temperature)}
     low, high = temperature_interval(images['probs'], images['targets'], temperature, images['groups'])
@@ -54,7 +56,8 @@ def calibrate_model(name: PathLike, config: EvalConfig) -> Dict[str, Any]:
         _logger.warning(
             f"With the {len(images['targets'])} images of split '{config.split}' the temperature does not differ"
             f' significantly from 1, which has no effect (95 % interval {low:.2f} to {high:.2f}): use more images, or'
-            ' omit --calibrated.')
+            ' omit --calibrated.'
+        )
     if config.split != 'test':
         results.update(_check_on_test(name, config, images, temperature))
     write_temperature(folder, temperature, results)
@@ -62,10 +65,10 @@ def calibrate_model(name: PathLike, config: EvalConfig) -> Dict[str, Any]:
 
 
 def _check_on_test(
-        name: PathLike,
-        config: EvalConfig,
-        fitted: Dict[str, Any],
-        temperature: float,
+    name: PathLike,
+    config: EvalConfig,
+    fitted: Dict[str, Any],
+    temperature: float,
 ) -> Dict[str, Dict[str, Any]]:
     """'test' -> `summarize_calibration`; empty if there are no test images other than those of the fit."""
     try:
@@ -79,5 +82,6 @@ def _check_on_test(
     if after > before:
         _logger.warning(
             f'The log loss of the test images increases from {before:.4f} to {after:.4f}: split'
-            f" '{config.split}' has too few images ({len(fitted['targets'])}), or they are of a different kind.")
+            f" '{config.split}' has too few images ({len(fitted['targets'])}), or they are of a different kind."
+        )
     return {'test': summary}

@@ -1,4 +1,5 @@
 """Trained classifiers ready for inference: `load_classifier` reads a saved model, in PyTorch or as an ONNX file."""
+
 import dataclasses
 import os
 from pathlib import Path
@@ -24,33 +25,45 @@ from .temperature import CALIBRATION_FILE, read_temperature
 @dataclasses.dataclass
 class ModelConfig:
     """Settings for loading a saved model."""
+
     model: Optional[str] = setting(
-        None, 'architecture of a checkpoint file, if its keys fit more than one (hdkd_student_s4)', group='model')
+        None, 'architecture of a checkpoint file, if its keys fit more than one (hdkd_student_s4)', group='model'
+    )
     model_kwargs: Dict[str, Any] = setting(
-        {}, 'further model arguments of a checkpoint file, if its keys leave them open', nargs='*', action=KeyValues,
-        metavar='NAME=VALUE')
+        {},
+        'further model arguments of a checkpoint file, if its keys leave them open',
+        nargs='*',
+        action=KeyValues,
+        metavar='NAME=VALUE',
+    )
     img_size: Optional[int] = setting(
-        None, "height and width in pixels to which images are resized (default: the model's)", at_least=1, common=True)
+        None, "height and width in pixels to which images are resized (default: the model's)", at_least=1, common=True
+    )
     use_ema: bool = setting(True, 'prefer the moving average of the weights in a checkpoint file that has both')
     label_names: Optional[Tuple[str, ...]] = setting(
-        None, 'class names by index, of a model without class names', common=True)
+        None, 'class names by index, of a model without class names', common=True
+    )
     device: Optional[str] = setting(
-        None, 'cpu, cuda, mps, ... (default: the best available)', group='device and speed', common=True)
+        None, 'cpu, cuda, mps, ... (default: the best available)', group='device and speed', common=True
+    )
     calibrated: bool = setting(
-        False, 'scale the probabilities with the temperature of `hdkd calibrate`', group='model', common=True)
+        False, 'scale the probabilities with the temperature of `hdkd calibrate`', group='model', common=True
+    )
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value out of range, naming the flag, the value and the range."""
         check_values(self)
         if self.img_size is not None and 'img_size' in self.model_kwargs:
             raise ValueError(
-                f"--img-size {self.img_size} and --model-kwargs img_size={self.model_kwargs['img_size']}: give only"
-                ' one of them.')
+                f'--img-size {self.img_size} and --model-kwargs img_size={self.model_kwargs["img_size"]}: give only'
+                ' one of them.'
+            )
 
 
 @dataclasses.dataclass
 class InferenceConfig(ModelConfig):
     """Settings for running a saved model on images."""
+
     batch_size: int = setting(64, 'batch size', flags=('-b',), at_least=1, group='device and speed', common=True)
     amp: bool = setting(False, 'mixed precision')
     amp_dtype: str = setting('float16', 'autocast dtype', choices=('float16', 'bfloat16'))
@@ -69,6 +82,7 @@ class Classifier:
         device: Device of the model.
         temperature: Temperature to scale the logits by; None if they are not calibrated.
     """
+
     model: nn.Module
     classes: Optional[List[str]]
     data_config: Dict[str, Any]
@@ -114,14 +128,16 @@ class OnnxModel(nn.Module):
         except (KeyError, TypeError, ValueError) as e:
             raise ValueError(
                 f"'{path}' does not specify its classes and preprocessing (metadata 'hdkd_timm'): export the model with"
-                ' `hdkd export`.') from e
+                ' `hdkd export`.'
+            ) from e
         check_preprocessing(self.metadata['data_config'], f"ONNX file '{path}'")
         actual = [list(value.shape[1:]) for value in (*self.session.get_inputs(), *self.session.get_outputs())]
         stated = [list(self.metadata['data_config']['input_size']), [self.num_classes]]
         if stated != actual:
             raise ValueError(
                 f"ONNX file '{path}': its metadata state images {stated[0]} and {self.num_classes} classes, but its"
-                f' input and output are {actual}: export the model again.')
+                f' input and output are {actual}: export the model again.'
+            )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(self.session.run(['logits'], {'input': x.float().cpu().numpy()})[0]).to(x.device)
@@ -144,7 +160,8 @@ def _open_session(path: PathLike, device: torch.device) -> Any:
     if not _supports_device(ort, device):
         raise ValueError(
             f"onnxruntime does not support device '{device}' here: use --device cpu, or install onnxruntime-gpu for"
-            ' CUDA.')
+            ' CUDA.'
+        )
     providers: List[Any] = ['CPUExecutionProvider']
     if device.type == 'cuda':
         providers.insert(0, ('CUDAExecutionProvider', {'device_id': device.index or 0, 'use_tf32': 0}))
@@ -156,7 +173,8 @@ def _open_session(path: PathLike, device: torch.device) -> Any:
     except Exception as e:  # the exceptions of onnxruntime have no common base class
         raise ValueError(
             f"'{path}' is not an ONNX file that onnxruntime {ort.__version__} can run, or it is damaged"
-            f' ({str(e).splitlines()[0]}).') from e
+            f' ({str(e).splitlines()[0]}).'
+        ) from e
 
 
 def _download_temperature(name: str) -> Optional[Path]:
@@ -195,9 +213,11 @@ def _load_onnx(name: str, config: InferenceConfig) -> Classifier:
     if config.img_size is not None and (height, width) != (config.img_size, config.img_size):
         raise ValueError(
             f"'{name}' expects images of {height} x {width} pixels, not --img-size {config.img_size}: omit it, or"
-            f' export the model with --img-size {config.img_size}.')
+            f' export the model with --img-size {config.img_size}.'
+        )
     return Classifier(
-        model.eval(), match_label_names(model, config.label_names, f"ONNX file '{name}'"), data_config, device)
+        model.eval(), match_label_names(model, config.label_names, f"ONNX file '{name}'"), data_config, device
+    )
 
 
 def load_classifier(name: PathLike, config: Optional[ModelConfig] = None) -> Classifier:
@@ -221,16 +241,18 @@ def load_classifier(name: PathLike, config: Optional[ModelConfig] = None) -> Cla
     if name.endswith('.pt2') and os.path.isfile(name):
         raise ValueError(
             f"'{name}' is a torch.export program, and loading it can execute code that it contains: use an ONNX file,"
-            ' or the model that it was exported from.')
+            ' or the model that it was exported from.'
+        )
     device = pick_device(config.device)
-    model, _ = load_model(
-        name, config.model, config.img_size, use_ema=config.use_ema, model_kwargs=config.model_kwargs)
-    args = {} if config.img_size is None else dict(
-        input_size=(model.in_chans, config.img_size, config.img_size))
+    model, _ = load_model(name, config.model, config.img_size, use_ema=config.use_ema, model_kwargs=config.model_kwargs)
+    args = {} if config.img_size is None else dict(input_size=(model.in_chans, config.img_size, config.img_size))
     data_config = timm.data.resolve_data_config(args, model=model)
     labels = match_label_names(model, config.label_names, f"Model '{name}'")
     layout = torch.channels_last if config.channels_last else torch.preserve_format
     return Classifier(
-        model.eval().to(device=device, memory_format=layout), labels,
-        dict(data_config, input_size=(model.in_chans, *data_config['input_size'][-2:])), device,
-        _load_temperature(name) if config.calibrated else None)
+        model.eval().to(device=device, memory_format=layout),
+        labels,
+        dict(data_config, input_size=(model.in_chans, *data_config['input_size'][-2:])),
+        device,
+        _load_temperature(name) if config.calibrated else None,
+    )

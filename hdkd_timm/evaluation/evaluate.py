@@ -1,4 +1,5 @@
 """Testing a classifier on a split: `evaluate` runs a network, `evaluate_model` tests a saved model."""
+
 import dataclasses
 import logging
 import math
@@ -30,22 +31,26 @@ _logger = logging.getLogger(__name__)
 @dataclasses.dataclass
 class EvalConfig(InferenceConfig, DataConfig):
     """Settings of `evaluate_model`."""
+
     in_chans: Optional[int] = setting(  # type: ignore[assignment]  # the model's own by default
-        None, "image channels, 3 (RGB) or 1 (greyscale) (default: the model's)", group='data')
+        None, "image channels, 3 (RGB) or 1 (greyscale) (default: the model's)", group='data'
+    )
     split: str = setting(
-        'test', 'split to evaluate on', choices=('train', 'val', 'test'), group='evaluation', common=True)
+        'test', 'split to evaluate on', choices=('train', 'val', 'test'), group='evaluation', common=True
+    )
     bootstrap: int = setting(
-        1000, 'bootstrap resamples for the 95 %% intervals, 0 for no intervals', at_least=0, common=True)
+        1000, 'bootstrap resamples for the 95 %% intervals, 0 for no intervals', at_least=0, common=True
+    )
 
 
 @torch.inference_mode()
 def evaluate(
-        model: nn.Module,
-        loader: SplitLoader,
-        world: World,
-        amp_dtype: Optional[torch.dtype] = None,
-        channels_last: bool = False,
-        signals: Optional[Signals] = None,
+    model: nn.Module,
+    loader: SplitLoader,
+    world: World,
+    amp_dtype: Optional[torch.dtype] = None,
+    channels_last: bool = False,
+    signals: Optional[Signals] = None,
 ) -> Optional[Tuple[np.ndarray, np.ndarray]]:
     """Run a network on a split: probabilities (N, K) and class indices (N,) of its images, in order.
 
@@ -87,8 +92,8 @@ def evaluate(
 
 
 def _merge_shares(
-        shares: Sequence[Tuple[torch.Tensor, torch.Tensor]],
-        is_iterable: bool,
+    shares: Sequence[Tuple[torch.Tensor, torch.Tensor]],
+    is_iterable: bool,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Probabilities and targets of all processes in the order of the images."""
     if is_iterable:
@@ -97,30 +102,35 @@ def _merge_shares(
     total = sum(len(targets) for _, targets in shares)
     all_probs, all_targets = shares[0][0].new_empty(total, shares[0][0].shape[1]), shares[0][1].new_empty(total)
     for rank, (probs, targets) in enumerate(shares):  # image i was assigned to process i % size
-        all_probs[rank::len(shares)], all_targets[rank::len(shares)] = probs, targets
+        all_probs[rank :: len(shares)], all_targets[rank :: len(shares)] = probs, targets
     return all_probs, all_targets
 
 
 def classify(classifier: Classifier, dataset: Any, config: InferenceConfig) -> Tuple[np.ndarray, np.ndarray]:
     """Probabilities (N, K) and class indices (N,) of a dataset by a loaded model, calibrated if it is."""
     loader = SplitLoader(
-        dataset, classifier.data_config, config.batch_size, num_workers=config.workers, device=classifier.device)
+        dataset, classifier.data_config, config.batch_size, num_workers=config.workers, device=classifier.device
+    )
     with kept_memory(classifier.device):
         probs, targets = evaluate(
-            classifier.model, loader, World(classifier.device),
-            getattr(torch, config.amp_dtype) if config.amp else None, config.channels_last)
+            classifier.model,
+            loader,
+            World(classifier.device),
+            getattr(torch, config.amp_dtype) if config.amp else None,
+            config.channels_last,
+        )
     return probs if classifier.temperature is None else apply_temperature(probs, classifier.temperature), targets
 
 
 def full_report(
-        probs: np.ndarray,
-        targets: np.ndarray,
-        classes: Sequence[str],
-        groups: Optional[np.ndarray] = None,
-        resamples: int = 1000,
-        seed: int = 42,
-        stop_if_asked: Optional[Callable[[], None]] = None,
-        progress: bool = True,
+    probs: np.ndarray,
+    targets: np.ndarray,
+    classes: Sequence[str],
+    groups: Optional[np.ndarray] = None,
+    resamples: int = 1000,
+    seed: int = 42,
+    stop_if_asked: Optional[Callable[[], None]] = None,
+    progress: bool = True,
 ) -> Dict[str, Any]:
     """All results of a split, as written into metrics.json.
 
@@ -140,7 +150,8 @@ def full_report(
     predicted = probs.argmax(axis=1)
     if resamples:
         report['intervals_95'] = bootstrap_intervals(
-            probs, targets, groups, resamples, seed=seed, stop_if_asked=stop_if_asked, progress=progress)
+            probs, targets, groups, resamples, seed=seed, stop_if_asked=stop_if_asked, progress=progress
+        )
         for name, class_of in (('precision_95', predicted), ('recall_95', targets)):
             _, limits = class_intervals(predicted == targets, class_of, len(classes), groups)
             for scores, interval in zip(per_class.values(), limits.tolist()):
@@ -160,7 +171,8 @@ def _order_classes(classifier: Classifier, classes: List[str], name: str) -> Lis
         return classifier.classes
     if len(classes) != classifier.model.num_classes:
         raise ValueError(
-            f"Model '{name}' has {classifier.model.num_classes} classes without names, the data has {len(classes)}.")
+            f"Model '{name}' has {classifier.model.num_classes} classes without names, the data has {len(classes)}."
+        )
     # trainers that store no class names usually sort them as text; an order given by the data set is kept
     return sorted(classes) if classes == sorted(classes, key=natural_order) else classes
 
@@ -174,11 +186,11 @@ def _match_classes(names: List[str], classes: List[str], model: str) -> List[int
 
 
 def _warn_of_order(
-        model: str,
-        assumed: List[str],
-        classes: List[str],
-        predicted: np.ndarray,
-        targets: np.ndarray,
+    model: str,
+    assumed: List[str],
+    classes: List[str],
+    predicted: np.ndarray,
+    targets: np.ndarray,
 ) -> None:
     """Report the order assumed for the classes of a model without names, and the accuracy with the other one.
 
@@ -191,11 +203,13 @@ def _warn_of_order(
     """
     orders = {'sorted as text like torchvision.ImageFolder': sorted(classes), 'of the data': classes}
     (first, accuracy), (second, other) = (
-        (f"{order} ({', '.join(names)})", np.mean(np.array(names)[predicted] == np.array(classes)[targets]))
-        for order, names in sorted(orders.items(), key=lambda item: item[1] != assumed))
+        (f'{order} ({", ".join(names)})', np.mean(np.array(names)[predicted] == np.array(classes)[targets]))
+        for order, names in sorted(orders.items(), key=lambda item: item[1] != assumed)
+    )
     _logger.warning(
         f"Model '{model}' has no class names, their order is a guess. Assumed order: {first}, accuracy {accuracy:.1%}."
-        f' Other order: {second}, accuracy {other:.1%}. Give the class names in index order: --label-names NAME ...')
+        f' Other order: {second}, accuracy {other:.1%}. Give the class names in index order: --label-names NAME ...'
+    )
 
 
 def evaluate_model(name: str, config: EvalConfig) -> Tuple[Dict[str, Any], Dict[str, Any]]:
@@ -232,5 +246,7 @@ def evaluate_model(name: str, config: EvalConfig) -> Tuple[Dict[str, Any], Dict[
     names = dataset.samples.filenames() if has_samples else [str(i) for i in range(len(targets))]
     report = full_report(probs, targets, classes, groups, config.bootstrap, config.seed)
     guessed = dict(classes_guessed=True) if is_guess else {}
-    return (dict(model=name, split=config.split, classes=classes, **guessed, **report),
-            dict(names=names, probs=probs, targets=targets, groups=groups))
+    return (
+        dict(model=name, split=config.split, classes=classes, **guessed, **report),
+        dict(names=names, probs=probs, targets=targets, groups=groups),
+    )

@@ -4,6 +4,7 @@ A bootstrap resamples what was observed: if all images are classified correctly,
 has zero width. The intervals here follow from distributions instead. Shapes: N images; G groups (patients, lesions),
 whose images are not independent.
 """
+
 import math
 from typing import Callable, List, Optional, Tuple, overload
 
@@ -55,10 +56,10 @@ def _jackknife_scale(group_of: np.ndarray, strata: np.ndarray) -> Tuple[np.ndarr
 
 
 def effective_sample_size(
-        values: np.ndarray,
-        groups: Optional[np.ndarray] = None,
-        strata: Optional[np.ndarray] = None,
-        confidence: float = 0.95,
+    values: np.ndarray,
+    groups: Optional[np.ndarray] = None,
+    strata: Optional[np.ndarray] = None,
+    confidence: float = 0.95,
 ) -> float:
     """Number of independent images with as much information about the mean as these grouped or stratified images.
 
@@ -115,10 +116,10 @@ def percentile_interval(values: np.ndarray, confidence: float = 0.95) -> List[fl
 
 
 def extend_interval(
-        interval: List[float],
-        estimate: float,
-        margins: Interval,
-        limits: Interval,
+    interval: List[float],
+    estimate: float,
+    margins: Interval,
+    limits: Interval,
 ) -> List[float]:
     """Extend an interval to at least the given margins around the estimate, and clip it to limits.
 
@@ -148,8 +149,9 @@ def proportion_interval(share: float, number: float, confidence: float = 0.95) -
         return math.nan, math.nan
     tail, hits, misses = (1 - confidence) / 2, share * number, (1 - share) * number
     return (
-        float(betaincinv(hits, misses + 1, tail)) if share > 0 else 0.,
-        float(betaincinv(hits + 1, misses, 1 - tail)) if share < 1 else 1.)
+        float(betaincinv(hits, misses + 1, tail)) if share > 0 else 0.0,
+        float(betaincinv(hits + 1, misses, 1 - tail)) if share < 1 else 1.0,
+    )
 
 
 def skewed_mean_interval(values: np.ndarray, groups: Optional[np.ndarray] = None, confidence: float = 0.95) -> Interval:
@@ -170,9 +172,9 @@ def skewed_mean_interval(values: np.ndarray, groups: Optional[np.ndarray] = None
     if number < 2:
         return math.nan, math.nan
     error = np.sqrt(squares * number / (number - 1)) / len(values)
-    skewness = float((residuals ** 3).sum()) / squares ** 1.5 if squares else 0.  # divided by sqrt(number)
+    skewness = float((residuals**3).sum()) / squares**1.5 if squares else 0.0  # divided by sqrt(number)
     quantile = stdtrit(number - 1, (1 + confidence) / 2)
-    shift = skewness / 6 * (1 + 2 * quantile ** 2)
+    shift = skewness / 6 * (1 + 2 * quantile**2)
     return mean + error * (shift - quantile), mean + error * (shift + quantile)
 
 
@@ -220,8 +222,8 @@ def paired_interval(only_first: float, only_second: float, number: float, confid
         """Squared deviation of the observed difference from this one, minus the largest accepted."""
         b = -only_second - only_first + (2 * number - only_second + only_first) * difference
         c = -only_first * difference * (1 - difference)
-        only_first_share = (np.sqrt(max(b * b - 8 * number * c, 0.)) - b) / (4 * number)
-        variance = max(2 * only_first_share + difference * (1 - difference), 0.) / number
-        return (found - difference) ** 2 - z ** 2 * variance
+        only_first_share = (np.sqrt(max(b * b - 8 * number * c, 0.0)) - b) / (4 * number)
+        variance = max(2 * only_first_share + difference * (1 - difference), 0.0) / number
+        return (found - difference) ** 2 - z**2 * variance
 
-    return _solve(distance, found, -1.), _solve(distance, found, 1.)
+    return _solve(distance, found, -1.0), _solve(distance, found, 1.0)

@@ -3,6 +3,7 @@
 Shapes: N images, K classes; probabilities (N, K), targets (N,) from 0 to K - 1. A metric that is undefined for the
 given images (AUROC with a single class) is NaN.
 """
+
 import functools
 import math
 from typing import Dict, List, Optional, Sequence, Tuple
@@ -15,11 +16,22 @@ BINS = 15  # confidence bins of the calibration error
 LOWER_IS_BETTER = ('log_loss', 'ece')
 METRICS = ('accuracy', 'balanced_accuracy', 'macro_f1', 'macro_auroc', 'kappa', 'log_loss', 'ece')
 METRIC_NAMES = {
-    'accuracy': 'accuracy', 'balanced_accuracy': 'balanced accuracy', 'macro_f1': 'macro F1',
-    'macro_auroc': 'macro AUROC', 'kappa': "Cohen's kappa", 'log_loss': 'log loss', 'ece': 'calibration error (ECE)'}
+    'accuracy': 'accuracy',
+    'balanced_accuracy': 'balanced accuracy',
+    'macro_f1': 'macro F1',
+    'macro_auroc': 'macro AUROC',
+    'kappa': "Cohen's kappa",
+    'log_loss': 'log loss',
+    'ece': 'calibration error (ECE)',
+}
 IN_PER_CENT = ('accuracy', 'balanced_accuracy')  # displayed as percentages
 METRIC_RANGES = {
-    'macro_f1': (0., 1.), 'macro_auroc': (0., 1.), 'kappa': (-1., 1.), 'log_loss': (0., math.inf), 'ece': (0., 1.)}
+    'macro_f1': (0.0, 1.0),
+    'macro_auroc': (0.0, 1.0),
+    'kappa': (-1.0, 1.0),
+    'log_loss': (0.0, math.inf),
+    'ece': (0.0, 1.0),
+}
 
 
 def format_metric(name: str, value: Optional[float]) -> str:
@@ -62,7 +74,8 @@ def reliability(probs: np.ndarray, targets: np.ndarray, bins: int = BINS) -> Dic
     return {
         'images': np.bincount(bin_of, minlength=bins),
         'confidence': np.bincount(bin_of, probs.max(axis=1), minlength=bins),
-        'correct': np.bincount(bin_of, probs.argmax(axis=1) == targets, minlength=bins)}
+        'correct': np.bincount(bin_of, probs.argmax(axis=1) == targets, minlength=bins),
+    }
 
 
 def expected_calibration_error(probs: np.ndarray, targets: np.ndarray, bins: int = BINS) -> float:
@@ -121,7 +134,8 @@ class WeightedImages:
         if not finite.all():
             raise ValueError(
                 f'{np.sum(~finite)} of {len(targets)} images have non-finite probabilities, the first is image'
-                f' {np.argmin(finite)}.')
+                f' {np.argmin(finite)}.'
+            )
         self.num_images, self.num_classes = probs.shape
         self.probs, self.targets = probs, targets
         self.predicted = probs.argmax(axis=1)
@@ -155,10 +169,17 @@ class WeightedImages:
             step_of = np.searchsorted(edges, scores, 'left') + np.searchsorted(edges, scores, 'right')
             starts = np.concatenate([[0], np.bincount(step_of, minlength=2 * len(edges) + 1).cumsum()])
             order = np.argsort(step_of, kind='stable')
-            steps.append((
-                csr_array((ones, order.astype(np.int32), starts.astype(np.int32)),
-                          shape=(len(starts) - 1, self.num_images)),
-                csr_array((ones[:len(positives)], (at.reshape(-1), positives)), shape=(len(edges), self.num_images))))
+            steps.append(
+                (
+                    csr_array(
+                        (ones, order.astype(np.int32), starts.astype(np.int32)),
+                        shape=(len(starts) - 1, self.num_images),
+                    ),
+                    csr_array(
+                        (ones[: len(positives)], (at.reshape(-1), positives)), shape=(len(edges), self.num_images)
+                    ),
+                )
+            )
         return steps
 
     def _order(self, k: int, weights: np.ndarray) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -198,21 +219,20 @@ class WeightedImages:
     def chance_agreement(self) -> float:
         """Agreement of predictions and targets expected by chance, as in Cohen's kappa."""
         of_class, predicted = (np.bincount(x, minlength=self.num_classes) for x in (self.targets, self.predicted))
-        return float(of_class @ predicted) / self.num_images ** 2
+        return float(of_class @ predicted) / self.num_images**2
 
     def metrics(self, weights: np.ndarray) -> Dict[str, np.ndarray]:
         """`METRICS`, (B,) each, for weights (N, B) of type float64."""
         number = weights.sum(axis=0)
         of_class, predicted, hits = self._of_class @ weights, self._predicted @ weights, self._hits @ weights
-        chance_agreement = (of_class * predicted).sum(axis=0) / number ** 2
+        chance_agreement = (of_class * predicted).sum(axis=0) / number**2
         accuracy = hits.sum(axis=0) / number
         return {
             'accuracy': accuracy,
             'balanced_accuracy': _mean_of_defined(_divide(hits, of_class)),
             'macro_f1': _mean_of_defined(_divide(2 * hits, of_class + predicted)),
             'macro_auroc': _mean_of_defined(self.class_auroc(weights)),
-            'kappa': _divide(
-                accuracy - chance_agreement, np.where(chance_agreement < 1, 1 - chance_agreement, 0)),
+            'kappa': _divide(accuracy - chance_agreement, np.where(chance_agreement < 1, 1 - chance_agreement, 0)),
             'log_loss': self.losses @ weights / number,
             'ece': np.abs(self._gaps @ weights).sum(axis=0) / number,
         }
@@ -238,7 +258,9 @@ def classification_metrics(probs: np.ndarray, targets: np.ndarray) -> Dict[str, 
 def per_class_metrics(probs: np.ndarray, targets: np.ndarray, classes: Sequence[str]) -> Dict[str, Dict[str, float]]:
     """Class name -> precision, recall, f1 and support (number of images)."""
     precision, recall, f1, support = precision_recall_fscore_support(
-        targets, probs.argmax(axis=1), labels=np.arange(len(classes)), zero_division=0)
+        targets, probs.argmax(axis=1), labels=np.arange(len(classes)), zero_division=0
+    )
     return {
         name: {'precision': float(p), 'recall': float(r), 'f1': float(f), 'support': int(s)}
-        for name, p, r, f, s in zip(classes, precision, recall, f1, support)}
+        for name, p, r, f, s in zip(classes, precision, recall, f1, support)
+    }

@@ -1,4 +1,5 @@
 """Comparison of two classifiers on the same images: McNemar's test, and intervals of metric differences."""
+
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import numpy as np
@@ -33,14 +34,14 @@ def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> Dict[str, Any]:
     if correct_a.shape != correct_b.shape:
         raise ValueError(f'Both classifiers need the same images, got {correct_a.shape} and {correct_b.shape}.')
     only_a, only_b = int((correct_a & ~correct_b).sum()), int((correct_b & ~correct_a).sum())
-    p_value = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.
+    p_value = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
     return dict(only_first=only_a, only_second=only_b, p_value=float(p_value))
 
 
 def _accuracy_intervals(
-        networks: Sequence[WeightedImages],
-        groups: Optional[np.ndarray],
-        confidence: float,
+    networks: Sequence[WeightedImages],
+    groups: Optional[np.ndarray],
+    confidence: float,
 ) -> Dict[str, List[float]]:
     """Intervals of the differences of accuracy and balanced accuracy, second minus first."""
     first, second = networks
@@ -63,19 +64,21 @@ def _accuracy_intervals(
     return {
         'accuracy': interval_of(everything),
         'balanced_accuracy': extend_interval(
-            interval_of(everything, first.targets), float(differences.mean()), margins, (-1., 1.))}
+            interval_of(everything, first.targets), float(differences.mean()), margins, (-1.0, 1.0)
+        ),
+    }
 
 
 def paired_bootstrap(
-        probs_a: np.ndarray,
-        probs_b: np.ndarray,
-        targets: np.ndarray,
-        groups: Optional[np.ndarray] = None,
-        resamples: int = 1000,
-        confidence: float = 0.95,
-        seed: int = 42,
-        stop_if_asked: Optional[Callable[[], None]] = None,
-        progress: bool = True,
+    probs_a: np.ndarray,
+    probs_b: np.ndarray,
+    targets: np.ndarray,
+    groups: Optional[np.ndarray] = None,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 42,
+    stop_if_asked: Optional[Callable[[], None]] = None,
+    progress: bool = True,
 ) -> Dict[str, Dict[str, Any]]:
     """Differences of all metrics, second minus first, with intervals over the same images.
 
@@ -114,7 +117,8 @@ def paired_bootstrap(
     intervals.update(_accuracy_intervals(networks, groups, confidence))
     discordant = networks[0].correct != networks[1].correct
     margins = margins_of_metrics(
-        networks, discordant, networks[1].losses - networks[0].losses, difference, intervals, groups, confidence)
+        networks, discordant, networks[1].losses - networks[0].losses, difference, intervals, groups, confidence
+    )
     for name in margins:
         largest = METRIC_RANGES[name][1] - METRIC_RANGES[name][0]
         intervals[name] = extend_interval(intervals[name], difference[name], margins[name], (-largest, largest))

@@ -1,4 +1,5 @@
 """Plots of results with matplotlib (extra `plots`)."""
+
 import math
 import warnings
 from pathlib import Path
@@ -13,8 +14,18 @@ from .metrics import class_auroc, expected_calibration_error, reliability
 # the colour-blind-safe palette of Okabe and Ito; beyond eight, lines differ by their dashes
 COLOURS = ('#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9', '#000000', '#B8A800')
 OTHER_FONTS = (
-    'Noto Sans CJK SC', 'Noto Sans CJK JP', 'Noto Sans CJK KR', 'WenQuanYi Zen Hei', 'Microsoft YaHei', 'PingFang SC',
-    'Hiragino Sans', 'Malgun Gothic', 'Arial Unicode MS', 'Noto Sans Devanagari', 'Noto Sans Arabic')
+    'Noto Sans CJK SC',
+    'Noto Sans CJK JP',
+    'Noto Sans CJK KR',
+    'WenQuanYi Zen Hei',
+    'Microsoft YaHei',
+    'PingFang SC',
+    'Hiragino Sans',
+    'Malgun Gothic',
+    'Arial Unicode MS',
+    'Noto Sans Devanagari',
+    'Noto Sans Arabic',
+)
 MAX_CELLS = 25  # largest number of classes for which a confusion matrix shows counts
 MAX_NAMES = 60  # ... for which it shows class names
 MAX_CURVES = 10  # ... for which every class has a curve in colour; beyond it, only the lowest and the highest do
@@ -44,7 +55,7 @@ def shorten_name(name: str, length: int = 24) -> str:
     """A class name of limited length: long names keep their start and end, which distinguish them."""
     name = printable(name)
     end = length // 3
-    return name if len(name) <= length else f'{name[:length - 1 - end]}…{name[-end:]}'
+    return name if len(name) <= length else f'{name[: length - 1 - end]}…{name[-end:]}'
 
 
 def format_percent(share: float) -> str:
@@ -56,7 +67,7 @@ def format_percent(share: float) -> str:
 
 def _add_legend(axes: Any, labels: Sequence[str], **kwargs: Any) -> None:
     """A legend of the first lines of the axes, without math mode and including labels that start with an underscore."""
-    legend = axes.legend(axes.get_lines()[:len(labels)], labels, **{'fontsize': 8, **kwargs})
+    legend = axes.legend(axes.get_lines()[: len(labels)], labels, **{'fontsize': 8, **kwargs})
     for text in legend.get_texts():
         text.set_parse_math(False)
 
@@ -113,15 +124,21 @@ def _write_counts(axes: Any, counts: np.ndarray, shares: np.ndarray) -> None:
         for j, count in enumerate(row):
             if count or len(counts) <= MAX_CURVES:
                 axes.text(
-                    j, i, f'{count}\n{format_percent(shares[i, j])}', ha='center', va='center', fontsize=8,
-                    color='white' if shares[i, j] > 0.5 else 'black')
+                    j,
+                    i,
+                    f'{count}\n{format_percent(shares[i, j])}',
+                    ha='center',
+                    va='center',
+                    fontsize=8,
+                    color='white' if shares[i, j] > 0.5 else 'black',
+                )
 
 
 def plot_confusion_matrix(
-        matrix: Sequence[Sequence[int]],
-        classes: Sequence[str],
-        path: PathLike,
-        shown: Optional[Sequence[int]] = None,
+    matrix: Sequence[Sequence[int]],
+    classes: Sequence[str],
+    path: PathLike,
+    shown: Optional[Sequence[int]] = None,
 ) -> None:
     """Write a PNG of a confusion matrix: counts, and percentages of each true class.
 
@@ -157,15 +174,15 @@ def plot_confusion_matrix(
 
 def shorten(text: str, length: int = 30) -> str:
     """The end of a long text, the part of a path that identifies a file."""
-    return text if len(text) <= length else f'…{text[1 - length:]}'
+    return text if len(text) <= length else f'…{text[1 - length :]}'
 
 
 def plot_pairs(
-        images: Sequence[Tuple[Any, Any]],
-        captions: Sequence[Tuple[str, str]],
-        titles: Sequence[str],
-        path: PathLike,
-        columns: int = 3,
+    images: Sequence[Tuple[Any, Any]],
+    captions: Sequence[Tuple[str, str]],
+    titles: Sequence[str],
+    path: PathLike,
+    columns: int = 3,
 ) -> None:
     """Write a PNG sheet of pairs of images side by side.
 
@@ -217,10 +234,10 @@ def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.6) -> np.nd
 
 
 def plot_images(
-        rows: Sequence[Sequence[np.ndarray]],
-        titles: Sequence[str],
-        labels: Sequence[str],
-        path: PathLike,
+    rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str],
+    labels: Sequence[str],
+    path: PathLike,
 ) -> None:
     """Write a PNG sheet of images, with a label for each row and a title for each column.
 
@@ -252,16 +269,23 @@ def plot_curves(rows: Sequence[Mapping[str, float]], best_epoch: Optional[int], 
     """
     epochs = [int(row['epoch']) + 1 for row in rows]
     parts = [key for key in rows[0] if key.startswith('train_') and 'loss' in key and key != 'train_log_loss']
-    pairs = [(f'{split}_{key}', {'train': 'training', 'val': 'validation'}[split]) for key in (
-        'log_loss', 'balanced_accuracy') for split in ('train', 'val')]
+    pairs = [
+        (f'{split}_{key}', {'train': 'training', 'val': 'validation'}[split])
+        for key in ('log_loss', 'balanced_accuracy')
+        for split in ('train', 'val')
+    ]
     marker = dict(marker='.', markersize=5)
     figure = new_figure(12.6, 3.9)
     panels = figure.subplots(1, 3)
     for axes, title, lines in (
-            (panels[0], 'log loss', pairs[:2]),
-            (panels[1], 'balanced accuracy', pairs[2:]),
-            (panels[2], 'training loss and components',
-             [(key, key.removeprefix('train_').replace('_', ' ')) for key in parts])):
+        (panels[0], 'log loss', pairs[:2]),
+        (panels[1], 'balanced accuracy', pairs[2:]),
+        (
+            panels[2],
+            'training loss and components',
+            [(key, key.removeprefix('train_').replace('_', ' ')) for key in parts],
+        ),
+    ):
         lines = [(key, label) for key, label in lines if key in rows[0]]
         for i, (key, _) in enumerate(lines):
             axes.plot(epochs, [row[key] for row in rows], **_style(i), **marker)
@@ -278,8 +302,9 @@ def plot_curves(rows: Sequence[Mapping[str, float]], best_epoch: Optional[int], 
     _save(figure, path, 110)
 
 
-def _plot_classes(axes: Any, curves: Mapping[int, Tuple[Any, Any]], areas: np.ndarray, classes: Sequence[str],
-                  **kwargs: Any) -> None:
+def _plot_classes(
+    axes: Any, curves: Mapping[int, Tuple[Any, Any]], areas: np.ndarray, classes: Sequence[str], **kwargs: Any
+) -> None:
     """One curve per class, with the areas in a legend below the axes; of many classes, only the worst and the best are
     in colour and in the legend, and the others in grey."""
     order = sorted(curves, key=lambda k: areas[k])
@@ -293,8 +318,9 @@ def _plot_classes(axes: Any, curves: Mapping[int, Tuple[Any, Any]], areas: np.nd
     labels = [f'{shorten_name(classes[k])}  {areas[k]:.3f}' for k in named]
     title = None if is_few else f'lowest {LOWEST} and highest {HIGHEST} of {len(curves)} classes, others in grey'
     if labels:
-        _add_legend(axes, labels, loc='upper center', bbox_to_anchor=(0.5, -0.12), ncols=2, title=title,
-                    title_fontsize=8)
+        _add_legend(
+            axes, labels, loc='upper center', bbox_to_anchor=(0.5, -0.12), ncols=2, title=title, title_fontsize=8
+        )
 
 
 def plot_roc_pr(probs: np.ndarray, targets: np.ndarray, classes: Sequence[str], path: PathLike) -> None:
@@ -357,12 +383,22 @@ def plot_reliability(probs: np.ndarray, targets: np.ndarray, path: PathLike) -> 
     accuracy, confidence = (found[key][used] / images[used] for key in ('correct', 'confidence'))
     upper.bar(centres[used], accuracy, 0.92 / bins, color=COLOURS[0], label='accuracy')
     upper.bar(
-        centres[used], confidence - accuracy, 0.92 / bins, accuracy, color='none', edgecolor=COLOURS[3], hatch='///',
-        linewidth=1, label='gap to confidence')
+        centres[used],
+        confidence - accuracy,
+        0.92 / bins,
+        accuracy,
+        color='none',
+        edgecolor=COLOURS[3],
+        hatch='///',
+        linewidth=1,
+        label='gap to confidence',
+    )
     upper.plot([0, 1], [0, 1], color='0.4', linewidth=0.8)
     upper.set(
-        ylabel='accuracy', ylim=(0, 1),
-        title=f'expected calibration error {expected_calibration_error(probs, targets):.3f}')
+        ylabel='accuracy',
+        ylim=(0, 1),
+        title=f'expected calibration error {expected_calibration_error(probs, targets):.3f}',
+    )
     upper.legend(loc='upper left', fontsize=8)
     lower.bar(centres, images, 0.92 / bins, color='0.5')
     lower.set(xlabel='confidence', ylabel='images', xlim=(0, 1))

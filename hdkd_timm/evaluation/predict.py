@@ -1,4 +1,5 @@
 """Labelling image files by a saved model."""
+
 import functools
 import logging
 import os
@@ -49,8 +50,10 @@ def find_images(paths: Sequence[str], on_bad_image: str = 'error') -> List[str]:
 def _check_file(path: str) -> str:
     if not os.path.exists(path):
         raise FileNotFoundError(
-            f"'{path}' is a link to '{os.readlink(path)}', which does not exist." if os.path.islink(path)
-            else f"'{path}' does not exist.")
+            f"'{path}' is a link to '{os.readlink(path)}', which does not exist."
+            if os.path.islink(path)
+            else f"'{path}' does not exist."
+        )
     if not os.path.isfile(path):
         raise ValueError(f"'{path}' is neither a regular file nor a directory.")
     return path
@@ -90,11 +93,11 @@ def drop_bad_images(files: Sequence[str], img_mode: str, on_bad_image: str = 'er
         more = ' or more' if len(records) < len(files) else ''
         raise ValueError(
             f"Cannot read image '{path}' ({error}); {len(bad)}{more} unreadable in total. Skip such images with"
-            ' --on-bad-image skip.')
+            ' --on-bad-image skip.'
+        )
     good = [path for path in files if path not in bad]
     if not good:
-        raise ValueError(
-            f"None of the {len(files):,} images can be read, the first is '{files[0]}' ({bad[files[0]]}).")
+        raise ValueError(f"None of the {len(files):,} images can be read, the first is '{files[0]}' ({bad[files[0]]}).")
     for path, error in bad.items():
         _logger.warning(f"Skipped image '{path}', which cannot be read ({error})")
     warn_of_ranges([record.values for record in records], [samples])
@@ -104,10 +107,10 @@ def drop_bad_images(files: Sequence[str], img_mode: str, on_bad_image: str = 'er
 
 
 def predict(
-        name: str,
-        paths: Sequence[str],
-        config: Optional[InferenceConfig] = None,
-        on_bad_image: str = 'error',
+    name: str,
+    paths: Sequence[str],
+    config: Optional[InferenceConfig] = None,
+    on_bad_image: str = 'error',
 ) -> Tuple[List[str], np.ndarray, List[str]]:
     """Label images by a saved model.
 

@@ -1,4 +1,5 @@
 """predictions.csv: the probabilities of images, one row per image."""
+
 from pathlib import Path
 from typing import List, Optional, Sequence, Tuple
 
@@ -8,11 +9,11 @@ from ..utils.csv_files import iterate_rows, write_table
 
 
 def write_predictions(
-        path: Path,
-        names: Sequence[str],
-        probs: np.ndarray,
-        classes: Sequence[str],
-        targets: Optional[np.ndarray] = None,
+    path: Path,
+    names: Sequence[str],
+    probs: np.ndarray,
+    classes: Sequence[str],
+    targets: Optional[np.ndarray] = None,
 ) -> None:
     """Write a CSV file with the columns path, target (if known), label (most probable class) and prob_<class>.
 
@@ -26,6 +27,7 @@ def write_predictions(
         classes: Names of the K classes.
         targets: Class indices (N,).
     """
+
     def cells(i: int) -> List[str]:
         target = [] if targets is None else [classes[targets[i]]]
         return [names[i], *target, classes[int(probs[i].argmax())], *map(repr, probs[i].astype(float).tolist())]

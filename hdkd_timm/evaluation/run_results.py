@@ -1,4 +1,5 @@
 """Reading the results of finished runs: networks, metrics, predictions and images."""
+
 import dataclasses
 import os
 from collections import Counter
@@ -36,6 +37,7 @@ class NetworkResults(NamedTuple):
         groups: Groups of these images, (N,), if any.
         model: Its config.json.
     """
+
     label: str
     run: Path
     folder: Path
@@ -97,7 +99,9 @@ def count_images(path: Path) -> Dict[str, Dict[str, int]]:
     labels = sorted({label for _, label in counts}, key=lambda label: (natural_key(label), label))
     return {
         split: {label: counts[split, label] for label in labels if (split, label) in counts}
-        for split in ('train', 'val', 'test') if any(split == other for other, _ in counts)}
+        for split in ('train', 'val', 'test')
+        if any(split == other for other, _ in counts)
+    }
 
 
 def _check_metrics(metrics: Dict[str, Any], split: str) -> None:
@@ -139,14 +143,17 @@ def _check_predictions(path: Path, metrics: Dict[str, Any], split: str, targets:
     if not np.array_equal(matrix, metrics[split]['confusion_matrix']):
         raise ValueError(
             f"'{path}' and the {METRICS_FILE} next to it do not match: its {len(targets):,} rows have a different"
-            f" confusion matrix than the {metrics[split]['images']:,} {split} images. Restore the files, or repeat the"
-            ' test with `hdkd eval`.')
+            f' confusion matrix than the {metrics[split]["images"]:,} {split} images. Restore the files, or repeat the'
+            ' test with `hdkd eval`.'
+        )
 
 
 def _read_epochs(path: Path) -> List[Dict[str, float]]:
     try:
-        return [{key: float(value) for key, value in row.items() if key != 'model' and value}
-                for row in (read_rows(path) if path.is_file() else [])]
+        return [
+            {key: float(value) for key, value in row.items() if key != 'model' and value}
+            for row in (read_rows(path) if path.is_file() else [])
+        ]
     except ValueError as e:
         raise ValueError(str(e) if str(path) in str(e) else f"'{path}' is damaged ({e}).") from e
 
@@ -167,8 +174,18 @@ def _read_network(folder: Path, run: Path, label: str) -> NetworkResults:
             names = [row['path'] for row in listed]
             groups = np.array([row['group'] for row in listed]) if all(row.get('group') for row in listed) else None
     return NetworkResults(
-        label, run, folder, metrics, split, _read_epochs(folder / SUMMARY_FILE), names, targets, probs, groups,
-        read_json_file(folder / 'best' / 'config.json'))
+        label,
+        run,
+        folder,
+        metrics,
+        split,
+        _read_epochs(folder / SUMMARY_FILE),
+        names,
+        targets,
+        probs,
+        groups,
+        read_json_file(folder / 'best' / 'config.json'),
+    )
 
 
 def _find_networks(path: Path) -> List[Tuple[Path, Path]]:
@@ -182,9 +199,9 @@ def _find_networks(path: Path) -> List[Tuple[Path, Path]]:
     if not folders:
         raise FileNotFoundError(
             f"'{path}' has no finished network (none of {METRICS_FILE}, {'/, '.join(ROLES)}/{METRICS_FILE} with its"
-            " model in 'best'): give a finished run.")
-    return [
-        (folder if (folder / CONFIG_FILE).is_file() else folder.resolve().parent, folder) for folder in folders]
+            " model in 'best'): give a finished run."
+        )
+    return [(folder if (folder / CONFIG_FILE).is_file() else folder.resolve().parent, folder) for folder in folders]
 
 
 def _label_networks(places: Sequence[Tuple[Path, Path]]) -> List[str]:
@@ -219,8 +236,11 @@ def list_unfinished(runs: Sequence[PathLike]) -> List[str]:
     found = []
     for run in map(Path, runs):
         settings = read_settings(run)
-        expected = [role for role in ROLES if 'teacher' in settings and (
-            role != 'student_alone' or settings.get('student_alone'))]
+        expected = [
+            role
+            for role in ROLES
+            if 'teacher' in settings and (role != 'student_alone' or settings.get('student_alone'))
+        ]
         found += [f'{run.resolve().name}/{role}' for role in expected if not (run / role / METRICS_FILE).is_file()]
     return found
 
@@ -228,13 +248,18 @@ def list_unfinished(runs: Sequence[PathLike]) -> List[str]:
 def list_missing_files(network: NetworkResults) -> List[str]:
     """Files that a run writes and that no longer exist, each with what cannot be shown without it."""
     files = {
-        network.run / CONFIG_FILE: 'settings', network.run / IMAGES_FILE: 'images by split, class and group',
+        network.run / CONFIG_FILE: 'settings',
+        network.run / IMAGES_FILE: 'images by split, class and group',
         network.folder / PREDICTIONS_FILE: 'ROC, precision-recall and reliability curves, comparisons, mistakes',
-        network.folder / 'best' / 'config.json': 'architecture, image size and Grad-CAM of mistakes'}
+        network.folder / 'best' / 'config.json': 'architecture, image size and Grad-CAM of mistakes',
+    }
     if 'epoch' in network.metrics:
         files[network.folder / SUMMARY_FILE] = 'learning curves'
-    return [f'{file.relative_to(network.run) if file.is_relative_to(network.run) else file} ({contents})'
-            for file, contents in files.items() if not file.is_file()]
+    return [
+        f'{file.relative_to(network.run) if file.is_relative_to(network.run) else file} ({contents})'
+        for file, contents in files.items()
+        if not file.is_file()
+    ]
 
 
 def find_run_data(name: PathLike) -> Dict[str, Any]:
@@ -249,7 +274,8 @@ def find_run_data(name: PathLike) -> Dict[str, Any]:
     if run is None:
         raise FileNotFoundError(
             f"'{name}' does not belong to a run (folder with {CONFIG_FILE} and {IMAGES_FILE}): specify the images with"
-            ' --data-dir or --data-csv.')
+            ' --data-dir or --data-csv.'
+        )
     settings = read_yaml(run / CONFIG_FILE)
     return dict(read_source(run, settings, DataConfig), in_chans=settings.get('in_chans'))
 
@@ -276,10 +302,10 @@ def format_table(metrics: Dict[str, Any]) -> str:
         cells = []
         for key in IN_PER_CENT:
             interval = format_interval(key, report.get('intervals_95', {}).get(key))
-            shown = f" ({interval.replace(' %', '').replace(' to ', '-')})" if interval else ''
+            shown = f' ({interval.replace(" %", "").replace(" to ", "-")})' if interval else ''
             cells.append(format_metric(key, report[key]).replace(' ', '') + shown)
         cells.append(format_metric('macro_auroc', report['macro_auroc']).replace('–', '-'))
-        seconds = f"{result['train_seconds']:.0f} s" if 'train_seconds' in result else 'given'
-        rows.append([name, f"{result['parameters']:,}", *cells, seconds])
+        seconds = f'{result["train_seconds"]:.0f} s' if 'train_seconds' in result else 'given'
+        rows.append([name, f'{result["parameters"]:,}', *cells, seconds])
     widths = [max(least, *map(len, column)) for least, column in zip((13, 9, 20, 20, 11, 8), zip(*rows))]
     return '\n'.join('  '.join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]) for name, *cells in rows)

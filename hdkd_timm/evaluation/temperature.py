@@ -1,4 +1,5 @@
 """Temperature scaling of probabilities that are over- or underconfident (Guo et al. 2017, arXiv 1706.04599)."""
+
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -12,7 +13,7 @@ from .intervals import effective_sample_size
 from .metrics import expected_calibration_error
 
 CALIBRATION_FILE = 'calibration.json'  # next to the config.json of a model
-TEMPERATURE_RANGE = (0.05, 20.)  # search range
+TEMPERATURE_RANGE = (0.05, 20.0)  # search range
 
 
 def apply_temperature(probs: np.ndarray, temperature: float) -> np.ndarray:
@@ -50,24 +51,28 @@ def fit_temperature(probs: np.ndarray, targets: np.ndarray) -> float:
     if probs.ndim != 2 or targets.shape != probs.shape[:1] or not len(targets):
         raise ValueError(f'Expected (N, K) probabilities and (N,) targets, got {probs.shape} and {targets.shape}.')
     found = minimize_scalar(
-        lambda log_t: _log_loss(apply_temperature(probs, np.exp(log_t)), targets), bounds=np.log(TEMPERATURE_RANGE),
-        method='bounded', options=dict(xatol=1e-6))
+        lambda log_t: _log_loss(apply_temperature(probs, np.exp(log_t)), targets),
+        bounds=np.log(TEMPERATURE_RANGE),
+        method='bounded',
+        options=dict(xatol=1e-6),
+    )
     if found.fun > min(_log_loss(apply_temperature(probs, end), targets) for end in TEMPERATURE_RANGE) - 1e-9:
         accuracy = float((probs.argmax(axis=1) == targets).mean())
         low, high = TEMPERATURE_RANGE
         raise ValueError(
             f'Cannot fit a temperature to these {len(targets)} images, {accuracy:.1%} of which are classified'
             f' correctly: the log loss is smallest at the end of the search range, {low} to {high}. Use more images,'
-            ' including misclassified ones.')
+            ' including misclassified ones.'
+        )
     return float(np.exp(found.x))
 
 
 def temperature_interval(
-        probs: np.ndarray,
-        targets: np.ndarray,
-        temperature: float,
-        groups: Optional[np.ndarray] = None,
-        confidence: float = 0.95,
+    probs: np.ndarray,
+    targets: np.ndarray,
+    temperature: float,
+    groups: Optional[np.ndarray] = None,
+    confidence: float = 0.95,
 ) -> List[float]:
     """Likelihood-ratio confidence interval of the temperature, [low, high].
 
@@ -81,6 +86,7 @@ def temperature_interval(
         groups: Group of each image, (N,).
         confidence: Confidence level.
     """
+
     def losses(log_t: float) -> np.ndarray:
         return _log_losses(apply_temperature(probs, np.exp(log_t)), targets)
 
@@ -102,8 +108,11 @@ def summarize_calibration(probs: np.ndarray, targets: np.ndarray, temperature: f
     return {
         'images': len(targets),
         'log_loss': {'before': _log_loss(probs, targets), 'after': _log_loss(scaled, targets)},
-        'ece': {'before': expected_calibration_error(probs, targets),
-                'after': expected_calibration_error(scaled, targets)}}
+        'ece': {
+            'before': expected_calibration_error(probs, targets),
+            'after': expected_calibration_error(scaled, targets),
+        },
+    }
 
 
 def write_temperature(folder: PathLike, temperature: float, results: Dict[str, Dict[str, Any]]) -> None:
@@ -127,5 +136,6 @@ def read_temperature(folder: PathLike) -> Optional[float]:
             raise ValueError(temperature)
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(
-            f"'{path}' has no valid temperature ({type(e).__name__}: {e}): run `hdkd calibrate` again.") from e
+            f"'{path}' has no valid temperature ({type(e).__name__}: {e}): run `hdkd calibrate` again."
+        ) from e
     return temperature

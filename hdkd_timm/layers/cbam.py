@@ -1,7 +1,8 @@
-""" CBAM, convolutional block attention, in the form of the published code.
+"""CBAM, convolutional block attention, in the form of the published code.
 
 Paper: `CBAM: Convolutional Block Attention Module` - https://arxiv.org/abs/1807.06521
 """
+
 import torch
 import torch.fx
 from torch import nn
@@ -14,7 +15,7 @@ torch.fx.wrap('mean_max')
 
 
 class ChannelAttention(nn.Module):
-    """ Channel gate: mean and maximum of each channel through one shared MLP.  (B, C, H, W) -> (B, C, 1, 1)"""
+    """Channel gate: mean and maximum of each channel through one shared MLP.  (B, C, H, W) -> (B, C, 1, 1)"""
 
     def __init__(self, chs: int, rd_ratio: int = 16, device=None, dtype=None):
         dd = {'device': device, 'dtype': dtype}
@@ -30,12 +31,11 @@ class ChannelAttention(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """ Spatial gate: a convolution over the mean and the maximum of all channels.  (B, C, H, W) -> (B, 1, H, W)"""
+    """Spatial gate: a convolution over the mean and the maximum of all channels.  (B, C, H, W) -> (B, 1, H, W)"""
 
     def __init__(self, kernel_size: int = 7, device=None, dtype=None):
         super().__init__()
-        self.conv = nn.Conv2d(
-            2, 1, kernel_size, padding=kernel_size // 2, bias=False, device=device, dtype=dtype)
+        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = torch.cat(mean_max(x, [1]), dim=1)  # (B, 2, H, W)
@@ -43,7 +43,7 @@ class SpatialAttention(nn.Module):
 
 
 class Cbam(nn.Module):
-    """ CBAM with a residual connection around it, as published: x + y * spatial(y), where y = x * channel(x).
+    """CBAM with a residual connection around it, as published: x + y * spatial(y), where y = x * channel(x).
 
     Raises:
         ValueError: if there are fewer than 16 channels, the reduction of the channel gate.

@@ -1,4 +1,5 @@
-""" MBCSA, the convolutional block that HDKD's teacher and student share."""
+"""MBCSA, the convolutional block that HDKD's teacher and student share."""
+
 import torch
 from timm.layers import DropPath, SEModule
 from torch import nn
@@ -10,7 +11,7 @@ __all__ = ['Downsample', 'MbcsaBlock']
 
 
 class Downsample(nn.Module):
-    """ Shortcut of the first block of a stage: max pooling to half the size, then a 1x1 projection.
+    """Shortcut of the first block of a stage: max pooling to half the size, then a 1x1 projection.
 
     (B, in_chs, H, W) -> (B, out_chs, ceil(H / 2), ceil(W / 2))
     """
@@ -25,7 +26,7 @@ class Downsample(nn.Module):
 
 
 class MbcsaBlock(ReparamLayer):
-    """ MBCSA, mobile channel-spatial attention: an inverted residual with CBAM before its last convolution.
+    """MBCSA, mobile channel-spatial attention: an inverted residual with CBAM before its last convolution.
 
     BN -> 1x1 (stride) -> BN -> GELU -> depthwise 3x3 -> BN -> GELU -> attention -> 1x1 -> BN, plus the shortcut.
     With `attn='se'` it is the MBConv of the paper's ablation, with squeeze-and-excitation instead of CBAM.
@@ -44,14 +45,14 @@ class MbcsaBlock(ReparamLayer):
     """
 
     def __init__(
-            self,
-            in_chs: int,
-            out_chs: int,
-            stride: int = 1,
-            attn: str = 'cbam',
-            drop_path: float = 0.,
-            device=None,
-            dtype=None,
+        self,
+        in_chs: int,
+        out_chs: int,
+        stride: int = 1,
+        attn: str = 'cbam',
+        drop_path: float = 0.0,
+        device=None,
+        dtype=None,
     ):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
@@ -71,7 +72,7 @@ class MbcsaBlock(ReparamLayer):
             raise ValueError(f"attn must be 'cbam' or 'se', got {attn!r}.")
         self.conv_pwl = nn.Conv2d(mid_chs, out_chs, 1, bias=False, **dd)
         self.bn3 = nn.BatchNorm2d(out_chs, **dd)
-        self.drop_path = DropPath(drop_path) if drop_path > 0. else nn.Identity()
+        self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
         self.shortcut = Downsample(in_chs, out_chs, **dd) if stride == 2 else nn.Identity()
 
     @torch.jit.ignore

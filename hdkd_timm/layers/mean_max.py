@@ -1,4 +1,5 @@
-""" Mean and maximum of the same dimensions in one pass, with a backward pass that writes one gradient."""
+"""Mean and maximum of the same dimensions in one pass, with a backward pass that writes one gradient."""
+
 import math
 from typing import List, Tuple
 
@@ -9,10 +10,11 @@ __all__ = ['mean_max']
 
 
 class _MeanMax(torch.autograd.Function):
-    """ Mean and maximum whose backward pass writes one gradient, instead of one for each and their intermediates.
+    """Mean and maximum whose backward pass writes one gradient, instead of one for each and their intermediates.
 
     Equal maxima share the gradient, as in `amax`.
     """
+
     generate_vmap_rule = True
 
     @staticmethod
@@ -33,7 +35,7 @@ class _MeanMax(torch.autograd.Function):
 
 
 class _MeanMaxIndex(torch.autograd.Function):
-    """ The same for a compiler, which recomputes x for the backward pass and may not get the same bits: no x may equal
+    """The same for a compiler, which recomputes x for the backward pass and may not get the same bits: no x may equal
     the maximum then (NaN under autocast). Hence the index of the (first) maximum is saved.
     """
 
@@ -48,7 +50,7 @@ class _MeanMaxIndex(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_mean: torch.Tensor, grad_max: torch.Tensor) -> Tuple[torch.Tensor, None]:
-        index, = ctx.saved_tensors
+        (index,) = ctx.saved_tensors
         number = math.prod(ctx.shape)
         is_max = index == torch.arange(number, device=index.device).view(ctx.shape)
         return grad_mean / number + torch.where(is_max, grad_max, 0), None
@@ -56,7 +58,7 @@ class _MeanMaxIndex(torch.autograd.Function):
 
 @torch.fx.wrap
 def mean_max(x: torch.Tensor, dims: List[int]) -> Tuple[torch.Tensor, torch.Tensor]:
-    """ Mean and maximum over consecutive dimensions, which are kept with size 1.
+    """Mean and maximum over consecutive dimensions, which are kept with size 1.
 
     A module that calls it needs `torch.fx.wrap('mean_max')` for symbolic tracing, which cannot follow its branches.
     """

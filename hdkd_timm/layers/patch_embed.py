@@ -1,4 +1,5 @@
-""" Patches of a feature map to tokens, without a convolution."""
+"""Patches of a feature map to tokens, without a convolution."""
+
 import math
 from typing import Sequence, Tuple
 
@@ -10,7 +11,7 @@ __all__ = ['PatchEmbed']
 
 
 class PatchEmbed(nn.Module):
-    """ Patches of a feature map to tokens: LayerNorm -> linear -> LayerNorm.
+    """Patches of a feature map to tokens: LayerNorm -> linear -> LayerNorm.
 
     The vector of a patch lists its positions row by row, with all channels of a position together.
 
@@ -24,19 +25,20 @@ class PatchEmbed(nn.Module):
         dynamic_size: Accept maps of any size, not just the nominal one.
         pad: Pad a map with zeros to a whole number of patches; otherwise crop it.
     """
+
     dynamic_size: torch.jit.Final[bool]
     pad: torch.jit.Final[bool]
 
     def __init__(
-            self,
-            in_chs: int,
-            embed_dim: int,
-            patch_size: Tuple[int, int],
-            feat_size: Tuple[int, int],
-            dynamic_size: bool = False,
-            pad: bool = True,
-            device=None,
-            dtype=None,
+        self,
+        in_chs: int,
+        embed_dim: int,
+        patch_size: Tuple[int, int],
+        feat_size: Tuple[int, int],
+        dynamic_size: bool = False,
+        pad: bool = True,
+        device=None,
+        dtype=None,
     ):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
@@ -50,13 +52,13 @@ class PatchEmbed(nn.Module):
         self.norm2 = nn.LayerNorm(embed_dim, **dd)
 
     def set_feat_size(self, feat_size: Tuple[int, int]) -> None:
-        """ Set the nominal size of the map."""
+        """Set the nominal size of the map."""
         self.grid_size = self.get_grid_size(feat_size)
         # rows and columns to add to a map of the nominal size (negative: to crop from it)
         self.edge = tuple(g * p - s for g, p, s in zip(self.grid_size, self.patch_size, feat_size))
 
     def get_grid_size(self, feat_size: Sequence[int]) -> Tuple[int, int]:
-        """ Number of patches along height and width of a map of `feat_size` positions."""
+        """Number of patches along height and width of a map of `feat_size` positions."""
         round_fn = math.ceil if self.pad else math.floor
         height, width = (round_fn(s / p) for s, p in zip(feat_size, self.patch_size))
         return height, width

@@ -1,4 +1,5 @@
 """Which HDKD network a state dict belongs to: its model name and arguments, from keys and shapes."""
+
 import inspect
 import math
 from typing import Any, Dict, Iterable, Optional, Tuple, Type
@@ -16,10 +17,10 @@ StateDict = Dict[str, torch.Tensor]
 
 
 def infer_architecture(
-        state_dict: StateDict,
-        model_name: Optional[str] = None,
-        metadata: Optional[CheckpointMetadata] = None,
-        model_kwargs: Optional[Dict[str, Any]] = None,
+    state_dict: StateDict,
+    model_name: Optional[str] = None,
+    metadata: Optional[CheckpointMetadata] = None,
+    model_kwargs: Optional[Dict[str, Any]] = None,
 ) -> Tuple[str, Dict[str, Any]]:
     """Model name and arguments of the HDKD network that a state dict (with our names) belongs to.
 
@@ -60,14 +61,15 @@ def _check_complete(state_dict: StateDict) -> None:
     missing = [name for name in ('stages.0.0.conv.weight', 'head.weight') if name not in state_dict]
     if missing:
         raise ValueError(
-            f"Not a complete checkpoint of an HDKD network, it has no {' and no '.join(missing)} (its first keys:"
-            f" {', '.join(list(state_dict)[:4])}).")
+            f'Not a complete checkpoint of an HDKD network, it has no {" and no ".join(missing)} (its first keys:'
+            f' {", ".join(list(state_dict)[:4])}).'
+        )
 
 
 def _choose_model(
-        state_dict: StateDict,
-        model_name: Optional[str],
-        metadata: CheckpointMetadata,
+    state_dict: StateDict,
+    model_name: Optional[str],
+    metadata: CheckpointMetadata,
 ) -> Tuple[str, Type[nn.Module]]:
     """Name and class of the named model, or of the one that has the same tokens as the state dict.
 
@@ -85,7 +87,7 @@ def _choose_model(
         raise ValueError(f"Unknown model '{model_name}', choose from {', '.join(timm.list_models('hdkd_*'))}.{hint}")
     model = timm.create_model(model_name, device='meta')
     if isinstance(model, HDKDStudent) != is_student or (is_student and model.distilled != distilled):
-        kind = f"student {'with' if distilled else 'without'} distillation token" if is_student else 'teacher'
+        kind = f'student {"with" if distilled else "without"} distillation token' if is_student else 'teacher'
         raise ValueError(f"The checkpoint holds a {kind}, not '{model_name}'.{hint}")
     return model_name, type(model)
 
@@ -96,7 +98,7 @@ def _get_stem_stride(model_name: str, given: Dict[str, Any]) -> int:
 
 def _count_layers(names: Iterable[str], prefix: str) -> int:
     """Number of numbered layers below `prefix`."""
-    return len({name[len(prefix):].split('.')[0] for name in names if name.startswith(prefix)})
+    return len({name[len(prefix) :].split('.')[0] for name in names if name.startswith(prefix)})
 
 
 def _infer_stage_args(state_dict: StateDict) -> Dict[str, Any]:
@@ -112,10 +114,10 @@ def _infer_stage_args(state_dict: StateDict) -> Dict[str, Any]:
 
 
 def _infer_transformer_args(
-        state_dict: StateDict,
-        stage_args: Dict[str, Any],
-        given: Dict[str, Any],
-        stem_stride: int,
+    state_dict: StateDict,
+    stage_args: Dict[str, Any],
+    given: Dict[str, Any],
+    stem_stride: int,
 ) -> Dict[str, Any]:
     """Arguments of a student beside those of its stages.
 
@@ -132,12 +134,14 @@ def _infer_transformer_args(
     if attn_dim % head_dim:
         raise ValueError(
             f'The attention is {attn_dim} wide, not a whole number of heads of {head_dim}: specify their width,'
-            ' --model-kwargs head_dim=WIDTH.')
+            ' --model-kwargs head_dim=WIDTH.'
+        )
     side = math.isqrt(num_patches)
-    if side ** 2 != num_patches and 'img_size' not in given:
+    if side**2 != num_patches and 'img_size' not in given:
         raise ValueError(
             f'The position embedding has {num_patches} patches, which do not form a square: specify the image size,'
-            " --model-kwargs 'img_size=(HEIGHT, WIDTH)'.")
+            " --model-kwargs 'img_size=(HEIGHT, WIDTH)'."
+        )
     return dict(
         depths=(*stage_args['depths'], _count_layers(state_dict, 'blocks.')),
         embed_dim=embed_dim,
@@ -151,10 +155,10 @@ def _infer_transformer_args(
 
 
 def _check_recorded(
-        recorded: Dict[str, Any],
-        inferred: Dict[str, Any],
-        model_kwargs: Dict[str, Any],
-        source: str,
+    recorded: Dict[str, Any],
+    inferred: Dict[str, Any],
+    model_kwargs: Dict[str, Any],
+    source: str,
 ) -> None:
     """Raises ValueError where recorded arguments contradict inferred ones that the user did not override.
 
@@ -164,7 +168,8 @@ def _check_recorded(
         if key in inferred and key not in (*model_kwargs, 'img_size') and not is_same_argument(value, inferred[key]):
             raise ValueError(
                 f'The file records {key}={value} ({source}), its tensors have {inferred[key]}: specify the right one,'
-                f' --model-kwargs {key}=VALUE.')
+                f' --model-kwargs {key}=VALUE.'
+            )
 
 
 def is_same_argument(a: Any, b: Any) -> bool:

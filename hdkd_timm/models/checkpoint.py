@@ -3,6 +3,7 @@
 A model folder is what `timm.create_model('local-dir:FOLDER', pretrained=True)` and the Hugging Face Hub accept. It is
 written completely or not at all.
 """
+
 import copy
 import json
 import logging
@@ -30,8 +31,14 @@ from .labels import match_label_names
 from .preprocessing import adapt_stats, check_preprocessing
 
 __all__ = [
-    'SOURCE_PREFIXES', 'convert_checkpoint', 'download', 'find_model_folder', 'load_model', 'read_model_config',
-    'save_model']
+    'SOURCE_PREFIXES',
+    'convert_checkpoint',
+    'download',
+    'find_model_folder',
+    'load_model',
+    'read_model_config',
+    'save_model',
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -39,19 +46,31 @@ SOURCE_PREFIXES = ('local-dir:', 'hf-hub:', 'hf_hub:')  # of names of models tha
 
 # arguments of timm's factory, not of a network: in a config.json they would change how its weights are loaded
 _FACTORY_ARGS = (
-    'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'pretrained_filter_fn', 'checkpoint_path', 'cache_dir',
-    'features_only', 'model_cfg', 'feature_cfg', 'kwargs_filter', 'device', 'dtype')
+    'pretrained',
+    'pretrained_cfg',
+    'pretrained_cfg_overlay',
+    'pretrained_filter_fn',
+    'checkpoint_path',
+    'cache_dir',
+    'features_only',
+    'model_cfg',
+    'feature_cfg',
+    'kwargs_filter',
+    'device',
+    'dtype',
+)
 
 
 # -- model folders -----------------------------------------------------------------------------------------------------
 
+
 def save_model(
-        model: nn.Module,
-        folder: PathLike,
-        label_names: Optional[Sequence[str]] = None,
-        model_args: Optional[Dict[str, Any]] = None,
-        input_size: Optional[Tuple[int, int, int]] = None,
-        replace: bool = False,
+    model: nn.Module,
+    folder: PathLike,
+    label_names: Optional[Sequence[str]] = None,
+    model_args: Optional[Dict[str, Any]] = None,
+    input_size: Optional[Tuple[int, int, int]] = None,
+    replace: bool = False,
 ) -> None:
     """Write a model folder that `timm.create_model('local-dir:FOLDER', pretrained=True)` loads.
 
@@ -71,7 +90,8 @@ def save_model(
     if is_fused(model):
         raise ValueError(
             f'This {type(unwrap_model(model)).__name__} is fused for inference (timm.utils.reparameterize_model): save'
-            ' the model that it was made from.')
+            ' the model that it was made from.'
+        )
     model = copy.deepcopy(unwrap_model(model)).cpu().to(memory_format=torch.contiguous_format)
     if replace and (Path(folder) / 'model.safetensors').exists():
         with atomic_write(Path(folder) / 'model.safetensors', 'wb', summed=True) as file:
@@ -83,8 +103,12 @@ def save_model(
     model_config = {'label_names': list(label_names)} if label_names else {}
     with new_folder(folder) as temporary:
         save_for_hf(
-            model, temporary, model_config=model_config, model_args=complete_model_args(model, model_args),
-            safe_serialization=True)
+            model,
+            temporary,
+            model_config=model_config,
+            model_args=complete_model_args(model, model_args),
+            safe_serialization=True,
+        )
         _complete_config(temporary / 'config.json', model, input_size)
         if replace:  # a run's, which is read again
             add_sums(temporary, 'config.json', 'model.safetensors')
@@ -97,7 +121,8 @@ def _complete_config(path: Path, model: nn.Module, input_size: Optional[Tuple[in
     img_size = input_size[-2:] if input_size else getattr(model, 'img_size', None) or cfg['input_size'][-2:]
     cfg.update(
         input_size=[model.in_chans, *(img_size if isinstance(img_size, (list, tuple)) else [img_size] * 2)],
-        num_classes=model.num_classes)
+        num_classes=model.num_classes,
+    )
     for key in ('test_input_size', 'test_crop_pct'):
         cfg.pop(key, None)
     config.get('model_args', {}).pop('num_classes', None)  # transformers refuses a second one beside the top level's
@@ -106,7 +131,8 @@ def _complete_config(path: Path, model: nn.Module, input_size: Optional[Tuple[in
 
 def _drop_label_names(model: nn.Module) -> None:
     model.pretrained_cfg = {
-        k: v for k, v in model.pretrained_cfg.items() if k not in ('label_names', 'label_descriptions')}
+        k: v for k, v in model.pretrained_cfg.items() if k not in ('label_names', 'label_descriptions')
+    }
 
 
 def read_model_config(folder: PathLike) -> Dict[str, Any]:
@@ -133,7 +159,8 @@ def find_model_folder(path: PathLike) -> Path:
     if not folder.is_dir():
         reason = 'is not a directory' if folder.exists() else 'does not exist'
         raise FileNotFoundError(
-            f"Model '{path}' {reason}: specify a model folder, such as a run's 'best', or a network's folder in a run.")
+            f"Model '{path}' {reason}: specify a model folder, such as a run's 'best', or a network's folder in a run."
+        )
     if (folder / 'best' / 'config.json').is_file():
         return folder / 'best'
     several = [str(config.parent.parent) for config in sorted(folder.glob('*/best/config.json'))]
@@ -150,13 +177,14 @@ def download(name: str, file: str) -> Path:
 
 # -- loading -----------------------------------------------------------------------------------------------------------
 
+
 def load_model(
-        name: PathLike,
-        model_name: Optional[str] = None,
-        img_size: Optional[int] = None,
-        num_classes: Optional[int] = None,
-        use_ema: bool = True,
-        model_kwargs: Optional[Dict[str, Any]] = None,
+    name: PathLike,
+    model_name: Optional[str] = None,
+    img_size: Optional[int] = None,
+    num_classes: Optional[int] = None,
+    use_ema: bool = True,
+    model_kwargs: Optional[Dict[str, Any]] = None,
 ) -> Tuple[nn.Module, Dict[str, Any]]:
     """A trained network, in whatever form it was saved, and the arguments that rebuild it.
 
@@ -189,7 +217,8 @@ def load_model(
         elif not name.startswith(SOURCE_PREFIXES) and not is_model_pretrained(name):
             raise FileNotFoundError(
                 f"Model '{name}' does not exist: specify a model folder, such as a run's 'best', a checkpoint file,"
-                ' hf-hub:NAME, or the name of a pretrained timm model, such as hdkd_student.')
+                ' hf-hub:NAME, or the name of a pretrained timm model, such as hdkd_student.'
+            )
         model, args = _load_pretrained(name, img_size, model_kwargs or {})
     if num_classes is None:
         return model, args
@@ -200,9 +229,9 @@ def load_model(
 
 
 def _load_pretrained(
-        name: str,
-        img_size: Optional[int],
-        model_kwargs: Dict[str, Any],
+    name: str,
+    img_size: Optional[int],
+    model_kwargs: Dict[str, Any],
 ) -> Tuple[nn.Module, Dict[str, Any]]:
     """A pretrained timm model, by the name that `timm.create_model` takes, and the arguments that rebuild it."""
     if 'num_classes' in model_kwargs:  # timm would draw a new head
@@ -247,9 +276,10 @@ def _read_source_args(name: str, folder: Optional[Path]) -> Dict[str, Any]:
     if forbidden:
         raise ValueError(f"its model_args hold '{forbidden[0]}', which is not an argument of a network")
     numbers = {
-        place: values['num_classes'] for place, values in (
-            ('the top level', config), ('model_args', args), ('pretrained_cfg', cfg))
-        if values.get('num_classes') is not None}
+        place: values['num_classes']
+        for place, values in (('the top level', config), ('model_args', args), ('pretrained_cfg', cfg))
+        if values.get('num_classes') is not None
+    }
     if len(set(map(str, numbers.values()))) > 1:
         found = ', '.join(f'{number} in {place}' for place, number in numbers.items())
         raise ValueError(f'its num_classes contradict each other, {found}')
@@ -260,12 +290,13 @@ def _read_source_args(name: str, folder: Optional[Path]) -> Dict[str, Any]:
 
 # -- checkpoint files --------------------------------------------------------------------------------------------------
 
+
 def _load_checkpoint_file(
-        path: Path,
-        model_name: Optional[str],
-        img_size: Optional[int],
-        use_ema: bool,
-        model_kwargs: Dict[str, Any],
+    path: Path,
+    model_name: Optional[str],
+    img_size: Optional[int],
+    use_ema: bool,
+    model_kwargs: Dict[str, Any],
 ) -> Tuple[nn.Module, Dict[str, Any]]:
     """The HDKD network of a checkpoint file, the published code's, ours or another trainer's, and the arguments that
     rebuild it.
@@ -293,7 +324,8 @@ def _load_checkpoint_file(
         raise ValueError(f"'{path}' is not a complete checkpoint of an HDKD network, {e} is missing.") from e
     except (IndexError, TypeError, ZeroDivisionError) as e:
         raise ValueError(
-            f"'{path}' is not a checkpoint of an HDKD network, its tensors have other shapes ({e}).") from e
+            f"'{path}' is not a checkpoint of an HDKD network, its tensors have other shapes ({e})."
+        ) from e
     except ValueError as e:
         if not is_training_state:
             raise
@@ -303,9 +335,14 @@ def _load_checkpoint_file(
     except (TypeError, ValueError) as e:
         raise ValueError(f"Cannot build the {name} of '{path}' with {model_args}: {e}") from e
     recorded_size = metadata.model_args.get('img_size') if 'img_size' not in model_kwargs else None
-    hint = '' if recorded_size is None else (
-        f' {metadata.source} records an image size of {recorded_size} pixels: specify another one, --model-kwargs'
-        ' img_size=SIZE.')
+    hint = (
+        ''
+        if recorded_size is None
+        else (
+            f' {metadata.source} records an image size of {recorded_size} pixels: specify another one, --model-kwargs'
+            ' img_size=SIZE.'
+        )
+    )
     _load_state_dict(path, model, network.state_dict, hint)
     known_args = {**metadata.model_args, **model_kwargs}
     if img_size and isinstance(model, HDKDTeacher):  # it takes any size, and its shapes show none
@@ -329,13 +366,22 @@ def _load_state_dict(path: Path, model: nn.Module, state_dict: Dict[str, Any], h
     common = sorted(set(expected) & set(shapes))
     problems = []
     for problem, keys in (
-            ('missing', sorted(set(expected) - set(state_dict))),
-            ('unexpected', sorted(set(state_dict) - set(expected))),
-            ('of another shape', [
-                f'{k} {shapes[k]} instead of {tuple(expected[k].shape)}' for k in common
-                if shapes[k] != tuple(expected[k].shape)]),
-            ('not floating-point', [  # quantised values would be copied without their scale
-                k for k in common if expected[k].is_floating_point() and not _is_floating_point(state_dict[k])]),
+        ('missing', sorted(set(expected) - set(state_dict))),
+        ('unexpected', sorted(set(state_dict) - set(expected))),
+        (
+            'of another shape',
+            [
+                f'{k} {shapes[k]} instead of {tuple(expected[k].shape)}'
+                for k in common
+                if shapes[k] != tuple(expected[k].shape)
+            ],
+        ),
+        (
+            'not floating-point',
+            [  # quantised values would be copied without their scale
+                k for k in common if expected[k].is_floating_point() and not _is_floating_point(state_dict[k])
+            ],
+        ),
     ):
         if keys:
             problems.append(f'{len(keys)} {problem}: {abbreviate(keys, 5)}')
@@ -347,8 +393,12 @@ def _load_state_dict(path: Path, model: nn.Module, state_dict: Dict[str, Any], h
 
 def _is_floating_point(value: Any) -> bool:
     """Whether it is a tensor of real numbers that can be copied directly."""
-    return (isinstance(value, torch.Tensor) and value.is_floating_point() and value.layout is torch.strided
-            and not value.is_meta)
+    return (
+        isinstance(value, torch.Tensor)
+        and value.is_floating_point()
+        and value.layout is torch.strided
+        and not value.is_meta
+    )
 
 
 def _warn_of_defaults(path: Path, model: nn.Module, is_named: bool, known_args: Dict[str, Any]) -> None:
@@ -369,18 +419,19 @@ def _warn_of_defaults(path: Path, model: nn.Module, is_named: bool, known_args: 
 def _set_pretrained_cfg(model: nn.Module, metadata: CheckpointMetadata) -> None:
     """Record preprocessing, input size and class names of a checkpoint file in the model."""
     model.pretrained_cfg = dict(
-        model.pretrained_cfg, **metadata.preprocessing, input_size=(model.in_chans, *model.img_size))
+        model.pretrained_cfg, **metadata.preprocessing, input_size=(model.in_chans, *model.img_size)
+    )
     if metadata.label_names:
         model.pretrained_cfg['label_names'] = tuple(metadata.label_names)
 
 
 def convert_checkpoint(
-        path: PathLike,
-        folder: PathLike,
-        model_name: Optional[str] = None,
-        label_names: Optional[Sequence[str]] = None,
-        use_ema: bool = True,
-        **model_kwargs: Any,
+    path: PathLike,
+    folder: PathLike,
+    model_name: Optional[str] = None,
+    label_names: Optional[Sequence[str]] = None,
+    use_ema: bool = True,
+    **model_kwargs: Any,
 ) -> Tuple[str, Dict[str, Any]]:
     """Convert a checkpoint file of an HDKD network to a model folder.
 

@@ -1,4 +1,5 @@
 """Reading checkpoint files, as trainers write them, without running any code that they hold."""
+
 import argparse
 import pickle
 import re
@@ -45,8 +46,11 @@ _SAFE_GLOBALS: List[Tuple[Callable, str]] = [
     (argparse.Namespace, 'argparse.Namespace'),
     (_NumpyDtype, 'numpy.dtype'),
     *((_numpy_scalar, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')),
-    *((_path, f'{module}.{kind}Path') for module in ('pathlib', 'pathlib._local')
-      for kind in ('Posix', 'Windows', 'PurePosix', 'PureWindows')),
+    *(
+        (_path, f'{module}.{kind}Path')
+        for module in ('pathlib', 'pathlib._local')
+        for kind in ('Posix', 'Windows', 'PurePosix', 'PureWindows')
+    ),
 ]
 
 
@@ -104,10 +108,12 @@ def _explain_unpickling_error(path: Path, error: pickle.UnpicklingError) -> Valu
         reason = re.split('Check the documentation|Please use', reason)[0]
         return ValueError(
             f"'{path}' is damaged, or holds what cannot be read safely ({' '.join(reason.split())}). Use another copy,"
-            ' or write it again with torch.save(model.state_dict(), FILE).')
+            ' or write it again with torch.save(model.state_dict(), FILE).'
+        )
     return ValueError(
         f"Refused '{path}': loading it would execute code, it holds {abbreviate(names)}. If you trust it, load it once"
-        ' with the code that wrote it and save its state dict, torch.save(model.state_dict(), FILE).')
+        ' with the code that wrote it and save its state dict, torch.save(model.state_dict(), FILE).'
+    )
 
 
 def _find_unsafe_names(path: Path, error: Exception) -> List[str]:

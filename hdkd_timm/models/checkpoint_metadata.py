@@ -1,4 +1,5 @@
 """What trainers record in a checkpoint file, beside the weights, about the network: name, arguments, classes."""
+
 import argparse
 import logging
 from pathlib import Path
@@ -17,8 +18,13 @@ _logger = logging.getLogger(__name__)
 # where trainers keep their settings, and their names for what a network is built by
 _SETTINGS = ('model_args', 'args', 'config', 'cfg', 'hyper_parameters', 'hparams')
 _MODEL_NAMES = ('arch', 'architecture', 'model_name', 'model')
-_ARGUMENTS = {'num_classes': 'num_classes', 'nb_classes': 'num_classes', 'in_chans': 'in_chans', 'img_size': 'img_size',
-              'gp': 'global_pool'}
+_ARGUMENTS = {
+    'num_classes': 'num_classes',
+    'nb_classes': 'num_classes',
+    'in_chans': 'in_chans',
+    'img_size': 'img_size',
+    'gp': 'global_pool',
+}
 _LABEL_NAMES = ('label_names', 'class_names', 'classes', 'class_to_idx', 'idx_to_class', 'id2label')
 # how images are prepared, in a `pretrained_cfg`
 _PREPROCESSING = ('mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')
@@ -34,6 +40,7 @@ class CheckpointMetadata(NamedTuple):
         preprocessing: How images are prepared, keys of a `pretrained_cfg`.
         source: Where the name and the arguments were found, for messages.
     """
+
     model_name: Optional[str] = None
     model_args: Dict[str, Any] = {}
     label_names: Optional[List[str]] = None
@@ -52,8 +59,10 @@ def read_metadata(checkpoint: Dict[str, Any]) -> CheckpointMetadata:
         if name or args:
             source = f"its '{key}'" if key else "its 'arch'"
             metadata = metadata._replace(
-                model_name=metadata.model_name or name, model_args={**args, **metadata.model_args},
-                source=f'{metadata.source} and {source}' if metadata.source else source)
+                model_name=metadata.model_name or name,
+                model_args={**args, **metadata.model_args},
+                source=f'{metadata.source} and {source}' if metadata.source else source,
+            )
         metadata = metadata._replace(label_names=metadata.label_names or _read_label_names(values))
     return metadata
 
@@ -111,8 +120,7 @@ def _read_model_config(path: Path) -> CheckpointMetadata:
     if isinstance(size, list) and len(size) == 3:
         args.setdefault('img_size', tuple(size[1:]))
     preprocessing = {key: _as_tuple(cfg[key]) for key in _PREPROCESSING if key in cfg}
-    return CheckpointMetadata(
-        config.get('architecture'), args, _read_label_names(config), preprocessing, f"'{path}'")
+    return CheckpointMetadata(config.get('architecture'), args, _read_label_names(config), preprocessing, f"'{path}'")
 
 
 def _read_run_config(path: Path, is_teacher: bool) -> CheckpointMetadata:

@@ -1,4 +1,4 @@
-""" HDKD: a CNN teacher and a hybrid convolution + transformer student that share their convolutional stages.
+"""HDKD: a CNN teacher and a hybrid convolution + transformer student that share their convolutional stages.
 
 Paper: `HDKD: Hybrid Data-Efficient Knowledge Distillation Network for Medical Image Classification`
     - https://arxiv.org/abs/2407.07516
@@ -21,6 +21,7 @@ rows. Where the student's stage 3 map is not a whole number of patches (H or W b
 padded with zeros at the bottom and at the right; with `dynamic_img_pad=False` the last row or column gets no token
 instead.
 """
+
 from functools import partial
 import math
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Type, Union
@@ -29,8 +30,17 @@ import torch
 from torch import nn
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import Attention, DropPath, Mlp, SelectAdaptivePool2d, calculate_drop_path_rates, \
-    get_device_dtype, global_pool_nlc, resample_abs_pos_embed, to_2tuple
+from timm.layers import (
+    Attention,
+    DropPath,
+    Mlp,
+    SelectAdaptivePool2d,
+    calculate_drop_path_rates,
+    get_device_dtype,
+    global_pool_nlc,
+    resample_abs_pos_embed,
+    to_2tuple,
+)
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from .._compat import ADAPTS_FIRST_CONV, adapt_first_conv, record_model_args, update_model_input_size
 from ..layers.mbcsa import MbcsaBlock
@@ -46,7 +56,7 @@ MIN_IMG_SIZE = 28
 
 
 class StemLayer(ReparamLayer):
-    """ Conv 3x3 -> BatchNorm -> GELU.  (B, in_chs, H, W) -> (B, out_chs, ceil(H / stride), ceil(W / stride))"""
+    """Conv 3x3 -> BatchNorm -> GELU.  (B, in_chs, H, W) -> (B, out_chs, ceil(H / stride), ceil(W / stride))"""
 
     def __init__(self, in_chs: int, out_chs: int, stride: int = 1, device=None, dtype=None):
         dd = {'device': device, 'dtype': dtype}
@@ -66,27 +76,28 @@ class StemLayer(ReparamLayer):
 
 
 class Block(nn.Module):
-    """ Transformer block, as published: the MLP has no norm before it.  (B, N, dim) -> (B, N, dim)"""
+    """Transformer block, as published: the MLP has no norm before it.  (B, N, dim) -> (B, N, dim)"""
 
     def __init__(
-            self,
-            dim: int,
-            num_heads: int,
-            head_dim: int,
-            mlp_ratio: float = 4.,
-            proj_drop: float = 0.,
-            attn_drop: float = 0.,
-            drop_path: float = 0.,
-            device=None,
-            dtype=None,
+        self,
+        dim: int,
+        num_heads: int,
+        head_dim: int,
+        mlp_ratio: float = 4.0,
+        proj_drop: float = 0.0,
+        attn_drop: float = 0.0,
+        drop_path: float = 0.0,
+        device=None,
+        dtype=None,
     ):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         self.norm = nn.LayerNorm(dim, **dd)
         self.attn = Attention(
-            dim, num_heads=num_heads, attn_head_dim=head_dim, attn_drop=attn_drop, proj_drop=proj_drop, **dd)
+            dim, num_heads=num_heads, attn_head_dim=head_dim, attn_drop=attn_drop, proj_drop=proj_drop, **dd
+        )
         self.mlp = Mlp(dim, hidden_features=int(dim * mlp_ratio), drop=proj_drop, **dd)
-        self.drop_path = DropPath(drop_path) if drop_path > 0. else nn.Identity()
+        self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.drop_path(self.attn(self.norm(x)))
@@ -95,34 +106,42 @@ class Block(nn.Module):
 
 
 def _build_stages(
-        in_chans: int,
-        depths: Sequence[int],
-        dims: Sequence[int],
-        stem_stride: int,
-        attn: str,
-        drop_path_rates: Sequence[float],
-        device=None,
-        dtype=None,
+    in_chans: int,
+    depths: Sequence[int],
+    dims: Sequence[int],
+    stem_stride: int,
+    attn: str,
+    drop_path_rates: Sequence[float],
+    device=None,
+    dtype=None,
 ) -> Tuple[nn.Sequential, List[Dict[str, Any]]]:
-    """ The three convolutional stages of both networks, and their feature_info."""
+    """The three convolutional stages of both networks, and their feature_info."""
     dd = {'device': device, 'dtype': dtype}
     if len(dims) != 3 or any(d < 1 for d in depths[:3]):
         raise ValueError(f'The networks have three stages of at least one layer, got depths {depths} and dims {dims}.')
     if stem_stride not in (2, 4):
         raise ValueError(f'stem_stride must be 2 or 4, got {stem_stride}.')
-    stages = [nn.Sequential(*[
-        StemLayer(dims[0] if i else in_chans, dims[0], stride=1 if i else stem_stride, **dd)
-        for i in range(depths[0])
-    ])]
+    stages = [
+        nn.Sequential(
+            *[
+                StemLayer(dims[0] if i else in_chans, dims[0], stride=1 if i else stem_stride, **dd)
+                for i in range(depths[0])
+            ]
+        )
+    ]
     rates = iter(drop_path_rates)
     for in_chs, out_chs, depth in zip(dims[:-1], dims[1:], depths[1:]):
-        stages.append(nn.Sequential(*[
-            MbcsaBlock(
-                out_chs if i else in_chs, out_chs, stride=1 if i else 2, attn=attn, drop_path=next(rates), **dd)
-            for i in range(depth)
-        ]))
-    feature_info = [
-        dict(num_chs=dim, reduction=stem_stride * 2 ** i, module=f'stages.{i}') for i, dim in enumerate(dims)]
+        stages.append(
+            nn.Sequential(
+                *[
+                    MbcsaBlock(
+                        out_chs if i else in_chs, out_chs, stride=1 if i else 2, attn=attn, drop_path=next(rates), **dd
+                    )
+                    for i in range(depth)
+                ]
+            )
+        )
+    feature_info = [dict(num_chs=dim, reduction=stem_stride * 2**i, module=f'stages.{i}') for i, dim in enumerate(dims)]
     return nn.Sequential(*stages), feature_info
 
 
@@ -134,7 +153,7 @@ def _check_img_size(img_size: Union[int, Tuple[int, int]]) -> Tuple[int, int]:
 
 
 def _take_indices(num_features: int, indices: Optional[Union[int, Sequence[int]]]) -> List[int]:
-    """ Absolute indices of the features to take: all for None, the last n for an int, else those of a sequence."""
+    """Absolute indices of the features to take: all for None, the last n for an int, else those of a sequence."""
     if indices is None:
         indices = num_features
     if isinstance(indices, int):
@@ -148,7 +167,7 @@ def _take_indices(num_features: int, indices: Optional[Union[int, Sequence[int]]
 
 
 def _reset_parameters(module: nn.Module) -> None:
-    """ PyTorch's default initialisation of every layer, as published."""
+    """PyTorch's default initialisation of every layer, as published."""
     for m in module.modules():
         if hasattr(m, 'reset_parameters'):
             m.reset_parameters()
@@ -159,7 +178,7 @@ def _format_map(x: torch.Tensor, output_fmt: str) -> torch.Tensor:
 
 
 class HDKDTeacher(nn.Module):
-    """ HDKD teacher: three convolutional stages, average pooling, two linear layers without a nonlinearity between.
+    """HDKD teacher: three convolutional stages, average pooling, two linear layers without a nonlinearity between.
 
     Args:
         img_size: Nominal image size, recorded for timm's data config; the network accepts any size.
@@ -179,20 +198,20 @@ class HDKDTeacher(nn.Module):
     """
 
     def __init__(
-            self,
-            img_size: Union[int, Tuple[int, int]] = 224,
-            in_chans: int = 3,
-            num_classes: int = 7,
-            global_pool: str = 'avg',
-            depths: Sequence[int] = (6, 6, 9),
-            dims: Sequence[int] = (64, 96, 192),
-            hidden_size: int = 128,
-            stem_stride: int = 2,
-            attn: str = 'cbam',
-            drop_rate: float = 0.,
-            drop_path_rate: float = 0.,
-            device=None,
-            dtype=None,
+        self,
+        img_size: Union[int, Tuple[int, int]] = 224,
+        in_chans: int = 3,
+        num_classes: int = 7,
+        global_pool: str = 'avg',
+        depths: Sequence[int] = (6, 6, 9),
+        dims: Sequence[int] = (64, 96, 192),
+        hidden_size: int = 128,
+        stem_stride: int = 2,
+        attn: str = 'cbam',
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device=None,
+        dtype=None,
     ):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
@@ -205,7 +224,8 @@ class HDKDTeacher(nn.Module):
         self.grad_checkpointing = False
 
         self.stages, self.feature_info = _build_stages(
-            in_chans, depths, dims, stem_stride, attn, calculate_drop_path_rates(drop_path_rate, sum(depths[1:])), **dd)
+            in_chans, depths, dims, stem_stride, attn, calculate_drop_path_rates(drop_path_rate, sum(depths[1:])), **dd
+        )
         self.num_features = dims[-1]
         self.head_hidden_size = hidden_size
         self._set_global_pool(global_pool)
@@ -214,7 +234,7 @@ class HDKDTeacher(nn.Module):
         self.head = nn.Linear(hidden_size, num_classes, **dd) if num_classes > 0 else nn.Identity()
 
     def init_weights(self) -> None:
-        """ Initialise all weights as published, for example after `to_empty` of a model built on the meta device."""
+        """Initialise all weights as published, for example after `to_empty` of a model built on the meta device."""
         _reset_parameters(self)
 
     def _set_global_pool(self, global_pool: str) -> None:
@@ -240,7 +260,7 @@ class HDKDTeacher(nn.Module):
 
     @torch.jit.ignore
     def set_input_size(self, img_size: Union[int, Tuple[int, int]]) -> None:
-        """ Record another nominal image size; the network itself accepts any."""
+        """Record another nominal image size; the network itself accepts any."""
         self.img_size = _check_img_size(img_size)
         update_model_input_size(self, self.img_size)
 
@@ -249,7 +269,7 @@ class HDKDTeacher(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
-        """ Replace the classifier; device, dtype and mode stay the same."""
+        """Replace the classifier; device, dtype and mode stay the same."""
         dd = get_device_dtype(self)
         if global_pool is not None:
             self._set_global_pool(global_pool)
@@ -259,17 +279,17 @@ class HDKDTeacher(nn.Module):
         self.head.train(self.training)
 
     def forward_intermediates(
-            self,
-            x: torch.Tensor,
-            indices: Optional[Union[int, List[int]]] = None,
-            return_prefix_tokens: bool = False,
-            norm: bool = False,
-            stop_early: bool = False,
-            output_fmt: str = 'NCHW',
-            intermediates_only: bool = False,
-            output_dict: bool = False,
+        self,
+        x: torch.Tensor,
+        indices: Optional[Union[int, List[int]]] = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = 'NCHW',
+        intermediates_only: bool = False,
+        output_dict: bool = False,
     ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]], Dict[str, Any]]:
-        """ Stage maps, and the features of `forward_features`, from one pass.
+        """Stage maps, and the features of `forward_features`, from one pass.
 
         Args:
             x: Images (B, in_chans, H, W).
@@ -284,7 +304,7 @@ class HDKDTeacher(nn.Module):
         if output_fmt not in ('NCHW', 'NLC'):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}.")
         take_indices = _take_indices(len(self.stages), indices)
-        stages = self.stages[:max(take_indices) + 1] if stop_early else self.stages
+        stages = self.stages[: max(take_indices) + 1] if stop_early else self.stages
         intermediates = []
         for i, stage in enumerate(stages):
             x = checkpoint_blocks(stage, x) if self.grad_checkpointing else stage(x)
@@ -297,23 +317,23 @@ class HDKDTeacher(nn.Module):
         return intermediates if intermediates_only else (x, intermediates)
 
     def prune_intermediate_layers(
-            self,
-            indices: Union[int, List[int]] = 1,
-            prune_norm: bool = False,
-            prune_head: bool = True,
+        self,
+        indices: Union[int, List[int]] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
     ) -> List[int]:
-        """ Remove everything that the given intermediates do not depend on. Returns their absolute indices."""
+        """Remove everything that the given intermediates do not depend on. Returns their absolute indices."""
         take_indices = _take_indices(len(self.stages), indices)
         max_index = max(take_indices)
         if prune_head or max_index < len(self.stages) - 1:
             self.num_features = self.head_hidden_size = self.feature_info[max_index]['num_chs']
             self.head_hidden = nn.Identity()
             self.reset_classifier(0, '')
-        self.stages = self.stages[:max_index + 1]
+        self.stages = self.stages[: max_index + 1]
         return take_indices
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """ (B, in_chans, H, W) -> (B, 192, ceil(H / 8), ceil(W / 8)), the map of the last stage."""
+        """(B, in_chans, H, W) -> (B, 192, ceil(H / 8), ceil(W / 8)), the map of the last stage."""
         if self.grad_checkpointing and not torch.jit.is_scripting():
             for stage in self.stages:
                 x = checkpoint_blocks(stage, x)
@@ -322,7 +342,7 @@ class HDKDTeacher(nn.Module):
         return x
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """ (B, 192, H, W) -> (B, classes), or (B, 128) before the classifier. Without pooling, (B, ..., H, W)."""
+        """(B, 192, H, W) -> (B, classes), or (B, 128) before the classifier. Without pooling, (B, ..., H, W)."""
         x = self.global_pool(x)
         if self.unpooled:
             x = x.permute(0, 2, 3, 1)
@@ -340,7 +360,7 @@ class HDKDTeacher(nn.Module):
 
 
 class HDKDStudent(nn.Module):
-    """ HDKD student: three convolutional stages, then a transformer on patches of the third stage's map (DFLT).
+    """HDKD student: three convolutional stages, then a transformer on patches of the third stage's map (DFLT).
 
     Args:
         img_size: Image size in pixels, at least 28, (H, W) or one number.
@@ -370,33 +390,34 @@ class HDKDStudent(nn.Module):
     Raises:
         ValueError: if an argument is not among the values above.
     """
+
     dynamic_img_size: torch.jit.Final[bool]
 
     def __init__(
-            self,
-            img_size: Union[int, Tuple[int, int]] = 224,
-            in_chans: int = 3,
-            num_classes: int = 7,
-            global_pool: str = 'token',
-            depths: Sequence[int] = (2, 2, 3, 3),
-            dims: Sequence[int] = (64, 96, 192),
-            embed_dim: int = 256,
-            patch_size: Union[int, Tuple[int, int]] = 2,
-            num_heads: int = 8,
-            head_dim: int = 32,
-            mlp_ratio: float = 4.,
-            stem_stride: int = 2,
-            attn: str = 'cbam',
-            distilled: bool = True,
-            drop_rate: float = 0.,
-            pos_drop_rate: float = 0.,
-            proj_drop_rate: float = 0.,
-            attn_drop_rate: float = 0.,
-            drop_path_rate: float = 0.,
-            dynamic_img_size: bool = False,
-            dynamic_img_pad: bool = True,
-            device=None,
-            dtype=None,
+        self,
+        img_size: Union[int, Tuple[int, int]] = 224,
+        in_chans: int = 3,
+        num_classes: int = 7,
+        global_pool: str = 'token',
+        depths: Sequence[int] = (2, 2, 3, 3),
+        dims: Sequence[int] = (64, 96, 192),
+        embed_dim: int = 256,
+        patch_size: Union[int, Tuple[int, int]] = 2,
+        num_heads: int = 8,
+        head_dim: int = 32,
+        mlp_ratio: float = 4.0,
+        stem_stride: int = 2,
+        attn: str = 'cbam',
+        distilled: bool = True,
+        drop_rate: float = 0.0,
+        pos_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        dynamic_img_size: bool = False,
+        dynamic_img_pad: bool = True,
+        device=None,
+        dtype=None,
     ):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
@@ -416,27 +437,41 @@ class HDKDStudent(nn.Module):
         self._set_global_pool(global_pool)
 
         drop_path_rates = calculate_drop_path_rates(drop_path_rate, sum(depths[1:]))
-        self.stages, self.feature_info = _build_stages(
-            in_chans, depths, dims, stem_stride, attn, drop_path_rates, **dd)
+        self.stages, self.feature_info = _build_stages(in_chans, depths, dims, stem_stride, attn, drop_path_rates, **dd)
         reduction = self.feature_info[-1]['reduction']
         patch_size = to_2tuple(patch_size)
         self.feature_info.append(dict(num_chs=embed_dim, reduction=reduction * max(patch_size), module='blocks'))
 
         self.patch_embed = PatchEmbed(
-            dims[-1], embed_dim, patch_size, self._get_feat_size(self.img_size),
-            dynamic_size=dynamic_img_size, pad=dynamic_img_pad, **dd)
+            dims[-1],
+            embed_dim,
+            patch_size,
+            self._get_feat_size(self.img_size),
+            dynamic_size=dynamic_img_size,
+            pad=dynamic_img_pad,
+            **dd,
+        )
         grid_size = self._get_grid_size(self.img_size)
         num_tokens = self.num_prefix_tokens + grid_size[0] * grid_size[1]
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd))
         self.dist_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd)) if distilled else None
         self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, embed_dim, **dd))
         self.pos_drop = nn.Dropout(pos_drop_rate)
-        self.blocks = nn.Sequential(*[
-            Block(
-                embed_dim, num_heads, head_dim, mlp_ratio,
-                proj_drop=proj_drop_rate, attn_drop=attn_drop_rate, drop_path=rate, **dd)
-            for rate in drop_path_rates[sum(depths[1:3]):]
-        ])
+        self.blocks = nn.Sequential(
+            *[
+                Block(
+                    embed_dim,
+                    num_heads,
+                    head_dim,
+                    mlp_ratio,
+                    proj_drop=proj_drop_rate,
+                    attn_drop=attn_drop_rate,
+                    drop_path=rate,
+                    **dd,
+                )
+                for rate in drop_path_rates[sum(depths[1:3]) :]
+            ]
+        )
         self.norm = nn.LayerNorm(embed_dim, **dd)
 
         self.head_drop = nn.Dropout(drop_rate)
@@ -454,27 +489,29 @@ class HDKDStudent(nn.Module):
                 nn.init.normal_(token)
 
     def init_weights(self) -> None:
-        """ Initialise all weights as published, for example after `to_empty` of a model built on the meta device."""
+        """Initialise all weights as published, for example after `to_empty` of a model built on the meta device."""
         _reset_parameters(self)
         self._init_tokens()
 
     def _get_feat_size(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """ Size of the stage 3 map."""
+        """Size of the stage 3 map."""
         height, width = (math.ceil(s / self.feature_info[2]['reduction']) for s in img_size)
         return height, width
 
     def _get_grid_size(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
-        """ Number of patches along height and width."""
+        """Number of patches along height and width."""
         grid_size = self.patch_embed.get_grid_size(self._get_feat_size(img_size))
         if min(grid_size) < 1:
             raise ValueError(
-                f'An image of {img_size} pixels is smaller than one patch of {self.patch_embed.patch_size} positions.')
+                f'An image of {img_size} pixels is smaller than one patch of {self.patch_embed.patch_size} positions.'
+            )
         return grid_size
 
     def _set_global_pool(self, global_pool: str) -> None:
         if global_pool not in ('', 'token', 'avg', 'max', 'avgmax'):
             raise ValueError(
-                f"global_pool of a student must be 'token', 'avg', 'max', 'avgmax' or '', got {global_pool!r}.")
+                f"global_pool of a student must be 'token', 'avg', 'max', 'avgmax' or '', got {global_pool!r}."
+            )
         if global_pool == 'token' and self.num_prefix_tokens == 0:
             raise ValueError("The student is pruned to its stages, it has no class token for global_pool 'token'.")
         self.global_pool = global_pool
@@ -498,7 +535,7 @@ class HDKDStudent(nn.Module):
 
     @torch.jit.ignore
     def set_distilled_training(self, enable: bool = True) -> None:
-        """ Return the pair (class logits, distillation logits) in training mode, for a distillation loss.
+        """Return the pair (class logits, distillation logits) in training mode, for a distillation loss.
 
         Raises:
             ValueError: if the network has no distillation token.
@@ -509,7 +546,7 @@ class HDKDStudent(nn.Module):
 
     @torch.jit.ignore
     def set_input_size(self, img_size: Union[int, Tuple[int, int]]) -> None:
-        """ Change the image size, resampling the position embedding of the patches.
+        """Change the image size, resampling the position embedding of the patches.
 
         Raises:
             ValueError: if the image size is below 28 pixels.
@@ -534,7 +571,7 @@ class HDKDStudent(nn.Module):
         return (self.head, self.head_dist) if self.distilled else self.head
 
     def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
-        """ Replace the classifier (both heads); device, dtype and mode stay the same."""
+        """Replace the classifier (both heads); device, dtype and mode stay the same."""
         dd = get_device_dtype(self)
         if global_pool is not None:
             self._set_global_pool(global_pool)
@@ -546,7 +583,7 @@ class HDKDStudent(nn.Module):
             self.head_dist.train(self.training)
 
     def _pos_embed(self, x: torch.Tensor) -> torch.Tensor:
-        """ (B, h, w, D) -> (B, 2 + h * w, D), with prefix tokens and position embedding."""
+        """(B, h, w, D) -> (B, 2 + h * w, D), with prefix tokens and position embedding."""
         B, h, w, D = x.shape
         pos_embed = self.pos_embed
         if self.dynamic_img_size:
@@ -573,23 +610,25 @@ class HDKDStudent(nn.Module):
             height, width = self.img_size
             torch._assert(
                 H == height,
-                f"Image height ({H}) doesn't match the model's ({height}), see set_input_size() and dynamic_img_size.")
+                f"Image height ({H}) doesn't match the model's ({height}), see set_input_size() and dynamic_img_size.",
+            )
             torch._assert(
                 W == width,
-                f"Image width ({W}) doesn't match the model's ({width}), see set_input_size() and dynamic_img_size.")
+                f"Image width ({W}) doesn't match the model's ({width}), see set_input_size() and dynamic_img_size.",
+            )
 
     def forward_intermediates(
-            self,
-            x: torch.Tensor,
-            indices: Optional[Union[int, List[int]]] = None,
-            return_prefix_tokens: bool = False,
-            norm: bool = False,
-            stop_early: bool = False,
-            output_fmt: str = 'NCHW',
-            intermediates_only: bool = False,
-            output_dict: bool = False,
+        self,
+        x: torch.Tensor,
+        indices: Optional[Union[int, List[int]]] = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = 'NCHW',
+        intermediates_only: bool = False,
+        output_dict: bool = False,
     ) -> Union[List[Any], Tuple[torch.Tensor, List[Any]], Dict[str, Any]]:
-        """ Maps of the three stages and of the patch tokens, and the features of `forward_features`, from one pass.
+        """Maps of the three stages and of the patch tokens, and the features of `forward_features`, from one pass.
 
         Args:
             x: Images (B, in_chans, H, W).
@@ -609,7 +648,7 @@ class HDKDStudent(nn.Module):
         last_index = max(take_indices) if stop_early else 3
         self._check_input(x)
         intermediates, prefix_tokens = [], []
-        for i, stage in enumerate(self.stages[:last_index + 1]):
+        for i, stage in enumerate(self.stages[: last_index + 1]):
             x = checkpoint_blocks(stage, x) if self.grad_checkpointing else stage(x)
             if i in take_indices:
                 intermediates.append(_format_map(x, output_fmt))
@@ -623,10 +662,9 @@ class HDKDStudent(nn.Module):
             x_norm = self.norm(x)
             if 3 in take_indices:
                 tokens = x_norm if norm else x
-                prefix_tokens.append(tokens[:, :self.num_prefix_tokens])
-                tokens = tokens[:, self.num_prefix_tokens:]
-                intermediates.append(
-                    tokens if output_fmt == 'NLC' else tokens.transpose(1, 2).reshape(B, D, h, w))
+                prefix_tokens.append(tokens[:, : self.num_prefix_tokens])
+                tokens = tokens[:, self.num_prefix_tokens :]
+                intermediates.append(tokens if output_fmt == 'NLC' else tokens.transpose(1, 2).reshape(B, D, h, w))
             x = x_norm
 
         if output_dict:
@@ -639,17 +677,17 @@ class HDKDStudent(nn.Module):
         return intermediates if intermediates_only else (x, intermediates)
 
     def prune_intermediate_layers(
-            self,
-            indices: Union[int, List[int]] = 1,
-            prune_norm: bool = False,
-            prune_head: bool = True,
+        self,
+        indices: Union[int, List[int]] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
     ) -> List[int]:
-        """ Remove everything that the given intermediates do not depend on. Returns their absolute indices."""
+        """Remove everything that the given intermediates do not depend on. Returns their absolute indices."""
         take_indices = _take_indices(len(self.stages) + (self.patch_embed is not None), indices)
         max_index = max(take_indices)
         prune_transformer = max_index < 3
         if prune_transformer:
-            self.stages = self.stages[:max_index + 1]
+            self.stages = self.stages[: max_index + 1]
             self.patch_embed = self.cls_token = self.dist_token = self.pos_embed = self.head_dist = None
             self.blocks = nn.Sequential()
             self.distilled = self.distilled_training = False
@@ -662,7 +700,7 @@ class HDKDStudent(nn.Module):
         return take_indices
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """ (B, in_chans, H, W) -> (B, 2 + N, 256): class, distillation and N patch tokens after the final norm.
+        """(B, in_chans, H, W) -> (B, 2 + N, 256): class, distillation and N patch tokens after the final norm.
 
         Without a distillation token (B, 1 + N, 256).
         """
@@ -683,7 +721,7 @@ class HDKDStudent(nn.Module):
         return self.norm(x)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """ (B, 2 + N, 256) -> (B, classes), the mean of both heads' logits, or (B, 256) before the classifiers.
+        """(B, 2 + N, 256) -> (B, classes), the mean of both heads' logits, or (B, 256) before the classifiers.
 
         In training mode after `set_distilled_training()` a pair of (B, classes). A student pruned to its stages takes
         maps and, without pooling, returns maps (B, ..., H, W).
@@ -722,7 +760,7 @@ class HDKDStudent(nn.Module):
 
 
 def _resample_pos_embed(state_dict: Dict[str, torch.Tensor], model: HDKDStudent) -> torch.Tensor:
-    """ The state dict's position embedding, resampled to the model's grid of patches.
+    """The state dict's position embedding, resampled to the model's grid of patches.
 
     Raises:
         ValueError: if only one of the two has a distillation token, or if the grid of the training is unknown.
@@ -732,31 +770,38 @@ def _resample_pos_embed(state_dict: Dict[str, torch.Tensor], model: HDKDStudent)
     if distilled != model.distilled:
         has, setting = ('a', 'distilled=False') if distilled else ('no', 'distilled=True')
         raise ValueError(
-            f"The checkpoint has {has} distillation token, the model is built with {setting}: use"
-            f" {'hdkd_student' if distilled else 'hdkd_student_plain'} for this checkpoint.")
+            f'The checkpoint has {has} distillation token, the model is built with {setting}: use'
+            f' {"hdkd_student" if distilled else "hdkd_student_plain"} for this checkpoint.'
+        )
     num_patches = pos_embed.shape[1] - model.num_prefix_tokens
     side = math.isqrt(num_patches)
     # the grid of the checkpoint's image size or, where that was not recorded, the model's own grid or a square
     candidates = (
-        model._get_grid_size(tuple(model.pretrained_cfg['input_size'][-2:])), model.patch_embed.grid_size, (side, side))
+        model._get_grid_size(tuple(model.pretrained_cfg['input_size'][-2:])),
+        model.patch_embed.grid_size,
+        (side, side),
+    )
     old_size = next((grid for grid in candidates if grid[0] * grid[1] == num_patches), None)
     if old_size is None:
         raise ValueError(
             f'The checkpoint has {num_patches} patch positions, which do not form a square: specify the image size of'
-            ' its training, pretrained_cfg_overlay=dict(input_size=(channels, height, width)).')
+            ' its training, pretrained_cfg_overlay=dict(input_size=(channels, height, width)).'
+        )
     return resample_abs_pos_embed(
-        pos_embed, new_size=model.patch_embed.grid_size, old_size=old_size, num_prefix_tokens=model.num_prefix_tokens)
+        pos_embed, new_size=model.patch_embed.grid_size, old_size=old_size, num_prefix_tokens=model.num_prefix_tokens
+    )
 
 
 _FIRST_CONV = 'stages.0.0.conv'
 
 
 def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> Dict[str, torch.Tensor]:
-    """ Adapt a checkpoint, ours or the published code's, to a model: keys, position embedding, first convolution."""
+    """Adapt a checkpoint, ours or the published code's, to a model: keys, position embedding, first convolution."""
     state_dict = convert_state_dict(state_dict)
     # released weights are in half precision, what is derived from them is not
     state_dict = {
-        k: v.float() if isinstance(v, torch.Tensor) and v.dtype == torch.float16 else v for k, v in state_dict.items()}
+        k: v.float() if isinstance(v, torch.Tensor) and v.dtype == torch.float16 else v for k, v in state_dict.items()
+    }
     if 'pos_embed' in state_dict and isinstance(model, HDKDStudent):
         state_dict = dict(state_dict, pos_embed=_resample_pos_embed(state_dict, model))
     if not ADAPTS_FIRST_CONV and f'{_FIRST_CONV}.weight' in state_dict:
@@ -767,14 +812,22 @@ def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> Dict[s
 
 def _cfg(url: str = '', **kwargs: Any) -> Dict[str, Any]:
     return {
-        'url': url, 'num_classes': 7, 'input_size': (3, 224, 224), 'min_input_size': (3, MIN_IMG_SIZE, MIN_IMG_SIZE),
-        'pool_size': (28, 28), 'crop_pct': 1.0, 'crop_mode': 'squash', 'interpolation': 'bilinear',
-        'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
-        'first_conv': _FIRST_CONV, 'classifier': 'head',
+        'url': url,
+        'num_classes': 7,
+        'input_size': (3, 224, 224),
+        'min_input_size': (3, MIN_IMG_SIZE, MIN_IMG_SIZE),
+        'pool_size': (28, 28),
+        'crop_pct': 1.0,
+        'crop_mode': 'squash',
+        'interpolation': 'bilinear',
+        'mean': IMAGENET_DEFAULT_MEAN,
+        'std': IMAGENET_DEFAULT_STD,
+        'first_conv': _FIRST_CONV,
+        'classifier': 'head',
         'paper_ids': 'arXiv:2407.07516',
         'paper_name': 'HDKD: Hybrid Data-Efficient Knowledge Distillation Network for Medical Image Classification',
         'origin_url': 'https://github.com/omarsherif200/HDKD',
-        **kwargs
+        **kwargs,
     }
 
 
@@ -782,31 +835,33 @@ def _cfg(url: str = '', **kwargs: Any) -> Dict[str, Any]:
 _student_cfg = partial(_cfg, pool_size=None, fixed_input_size=True)
 
 # data sets of the released weights
-_brain_mri = dict(
-    num_classes=4, label_names=('glioma', 'meningioma', 'notumor', 'pituitary'), license='cc0-1.0')
-_ham10k = dict(
-    num_classes=7, label_names=('akiec', 'bcc', 'bkl', 'df', 'mel', 'nv', 'vasc'), license='cc-by-nc-4.0')
+_brain_mri = dict(num_classes=4, label_names=('glioma', 'meningioma', 'notumor', 'pituitary'), license='cc0-1.0')
+_ham10k = dict(num_classes=7, label_names=('akiec', 'bcc', 'bkl', 'df', 'mel', 'nv', 'vasc'), license='cc-by-nc-4.0')
 
 
-default_cfgs = generate_default_cfgs({
-    'hdkd_teacher.brain_mri': _cfg(hf_hub_id=hub_id('hdkd_teacher.brain_mri'), **_brain_mri),
-    'hdkd_teacher.ham10k': _cfg(hf_hub_id=hub_id('hdkd_teacher.ham10k'), **_ham10k),
-    'hdkd_student.brain_mri': _student_cfg(
-        hf_hub_id=hub_id('hdkd_student.brain_mri'), classifier=('head', 'head_dist'), **_brain_mri),
-    'hdkd_student.ham10k': _student_cfg(
-        hf_hub_id=hub_id('hdkd_student.ham10k'), classifier=('head', 'head_dist'), **_ham10k),
-    'hdkd_student_plain.untrained': _student_cfg(),
-    'hdkd_teacher_s4.untrained': _cfg(pool_size=(14, 14)),
-    'hdkd_student_s4.untrained': _student_cfg(classifier=('head', 'head_dist')),
-})
+default_cfgs = generate_default_cfgs(
+    {
+        'hdkd_teacher.brain_mri': _cfg(hf_hub_id=hub_id('hdkd_teacher.brain_mri'), **_brain_mri),
+        'hdkd_teacher.ham10k': _cfg(hf_hub_id=hub_id('hdkd_teacher.ham10k'), **_ham10k),
+        'hdkd_student.brain_mri': _student_cfg(
+            hf_hub_id=hub_id('hdkd_student.brain_mri'), classifier=('head', 'head_dist'), **_brain_mri
+        ),
+        'hdkd_student.ham10k': _student_cfg(
+            hf_hub_id=hub_id('hdkd_student.ham10k'), classifier=('head', 'head_dist'), **_ham10k
+        ),
+        'hdkd_student_plain.untrained': _student_cfg(),
+        'hdkd_teacher_s4.untrained': _cfg(pool_size=(14, 14)),
+        'hdkd_student_s4.untrained': _student_cfg(classifier=('head', 'head_dist')),
+    }
+)
 
 
 def _create_hdkd(
-        model_cls: Type[nn.Module],
-        variant: str,
-        pretrained: bool = False,
-        pretrained_cfg_overlay: Optional[Dict[str, Any]] = None,
-        **kwargs: Any,
+    model_cls: Type[nn.Module],
+    variant: str,
+    pretrained: bool = False,
+    pretrained_cfg_overlay: Optional[Dict[str, Any]] = None,
+    **kwargs: Any,
 ) -> nn.Module:
     pretrained_cfg_overlay = dict(pretrained_cfg_overlay or {})
     if model_cls is HDKDStudent:
@@ -818,7 +873,9 @@ def _create_hdkd(
     if not ADAPTS_FIRST_CONV:
         pretrained_cfg_overlay['first_conv'] = None  # checkpoint_filter_fn adapts it instead of timm
     model = build_model_with_cfg(
-        model_cls, variant, pretrained,
+        model_cls,
+        variant,
+        pretrained,
         pretrained_cfg_overlay=pretrained_cfg_overlay,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg=dict(
@@ -835,32 +892,32 @@ def _create_hdkd(
 
 @register_model
 def hdkd_teacher(pretrained: bool = False, **kwargs: Any) -> HDKDTeacher:
-    """ HDKD teacher: a CNN, 3.9 M parameters."""
+    """HDKD teacher: a CNN, 3.9 M parameters."""
     return _create_hdkd(HDKDTeacher, 'hdkd_teacher', pretrained=pretrained, **kwargs)
 
 
 @register_model
 def hdkd_student(pretrained: bool = False, **kwargs: Any) -> HDKDStudent:
-    """ HDKD student with class and distillation tokens (the paper's HDKD), 3.7 M parameters."""
+    """HDKD student with class and distillation tokens (the paper's HDKD), 3.7 M parameters."""
     return _create_hdkd(HDKDStudent, 'hdkd_student', pretrained=pretrained, **kwargs)
 
 
 @register_model
 def hdkd_student_plain(pretrained: bool = False, **kwargs: Any) -> HDKDStudent:
-    """ HDKD student without a distillation token (the paper's baseline student)."""
+    """HDKD student without a distillation token (the paper's baseline student)."""
     model_args = dict(distilled=False)
     return _create_hdkd(HDKDStudent, 'hdkd_student_plain', pretrained=pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def hdkd_teacher_s4(pretrained: bool = False, **kwargs: Any) -> HDKDTeacher:
-    """ HDKD teacher with stride 4 in the first stem layer, about a quarter of the compute."""
+    """HDKD teacher with stride 4 in the first stem layer, about a quarter of the compute."""
     model_args = dict(stem_stride=4)
     return _create_hdkd(HDKDTeacher, 'hdkd_teacher_s4', pretrained=pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def hdkd_student_s4(pretrained: bool = False, **kwargs: Any) -> HDKDStudent:
-    """ HDKD student with stride 4 in the first stem layer, about a quarter of the compute."""
+    """HDKD student with stride 4 in the first stem layer, about a quarter of the compute."""
     model_args = dict(stem_stride=4)
     return _create_hdkd(HDKDStudent, 'hdkd_student_s4', pretrained=pretrained, **dict(model_args, **kwargs))

@@ -1,4 +1,5 @@
 """Class names of a network by index: which it has, whether they fit the data's, and a head in the data's order."""
+
 import logging
 from typing import Any, List, Optional, Sequence
 
@@ -35,8 +36,9 @@ def match_label_names(model: nn.Module, given: Optional[Sequence[str]], what: st
             return given
     if given and own and given != own:
         raise ValueError(
-            f"{what} has its own class names, {', '.join(own)}, which differ from the given ones, {', '.join(given)}:"
-            ' omit these.')
+            f'{what} has its own class names, {", ".join(own)}, which differ from the given ones, {", ".join(given)}:'
+            ' omit these.'
+        )
     return own or given or None
 
 
@@ -61,10 +63,10 @@ def _check_label_names(names: Any, num_classes: int, what: str) -> List[str]:
 
 
 def match_classes(
-        model: nn.Module,
-        classes: Sequence[str],
-        label_names: Optional[Sequence[str]] = None,
-        what: str = 'Teacher',
+    model: nn.Module,
+    classes: Sequence[str],
+    label_names: Optional[Sequence[str]] = None,
+    what: str = 'Teacher',
 ) -> None:
     """Check that a teacher has the classes of the data, and bring its head, in place, into their order.
 
@@ -87,17 +89,22 @@ def match_classes(
     if names and names != classes:
         different = [name for name in names if name not in classes] or [name for name in classes if name not in names]
         if different or not label_names:
-            reason = f"class '{different[0]}' is not in both" if different else (
-                'the order differs (repeat its names with --teacher-label-names to reorder its head)')
+            reason = (
+                f"class '{different[0]}' is not in both"
+                if different
+                else ('the order differs (repeat its names with --teacher-label-names to reorder its head)')
+            )
             raise ValueError(
-                f"{what}: its classes ({', '.join(names)}) are not those of the data ({', '.join(classes)}): {reason}.")
+                f'{what}: its classes ({", ".join(names)}) are not those of the data ({", ".join(classes)}): {reason}.'
+            )
         _reorder_classes(model, [names.index(name) for name in classes], what)
     if model.num_classes != len(classes):
         raise ValueError(f'{what} has {model.num_classes} classes, the data {len(classes)}.')
     if not names and has_ambiguous_order(classes):
         raise ValueError(
             f'{what} has no class names, and their order is ambiguous: {describe_orders(classes)}. Specify them by'
-            ' index, --teacher-label-names NAME ...')
+            ' index, --teacher-label-names NAME ...'
+        )
     if label_names:
         model.pretrained_cfg = dict(model.pretrained_cfg, label_names=tuple(classes))
 
@@ -112,7 +119,8 @@ def _reorder_classes(model: nn.Module, order: Sequence[int], what: str) -> None:
     heads = heads if isinstance(heads, (tuple, list)) else [heads]
     if not all(isinstance(head, nn.Linear) and head.out_features == len(order) for head in heads):
         raise ValueError(
-            f'{what} has a head whose classes cannot be reordered: use a model with the class order of the data.')
+            f'{what} has a head whose classes cannot be reordered: use a model with the class order of the data.'
+        )
     with torch.no_grad():
         for head in heads:
             for parameter in head.parameters():
@@ -128,4 +136,5 @@ def describe_orders(classes: Sequence[str]) -> str:
     """Both possible orders of class names, for a message."""
     return (
         f"the data has {', '.join(classes)}; a trainer that uses torchvision's ImageFolder, such as the published code,"
-        f" has {', '.join(sorted(classes))}")
+        f' has {", ".join(sorted(classes))}'
+    )

@@ -1,4 +1,5 @@
 """How a network's images are prepared, as its `pretrained_cfg` or timm's data config says: checks and channels."""
+
 import math
 from typing import Any, Dict
 
@@ -27,21 +28,28 @@ def check_preprocessing(cfg: Dict[str, Any], what: str) -> None:
         ValueError: if a size, mean, std, crop or interpolation is invalid; names it and its value.
     """
     size = cfg.get('input_size')
-    if not (isinstance(size, (list, tuple)) and len(size) == 3
-            and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in size)):
+    if not (
+        isinstance(size, (list, tuple))
+        and len(size) == 3
+        and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in size)
+    ):
         raise ValueError(f'{what}: input_size must be (channels, height, width), got {size}.')
     for key, lowest in (('mean', -math.inf), ('std', 0)):
         stats = cfg.get(key)
-        if not (isinstance(stats, (list, tuple)) and len(stats) in (1, 3, size[0])
-                and all(_is_number(value) and value > lowest for value in stats)):
+        if not (
+            isinstance(stats, (list, tuple))
+            and len(stats) in (1, 3, size[0])
+            and all(_is_number(value) and value > lowest for value in stats)
+        ):
             raise ValueError(
-                f"{what}: {key} must be {size[0]} numbers{' above 0' if key == 'std' else ''}, one per channel, got"
-                f' {stats}.')
+                f'{what}: {key} must be {size[0]} numbers{" above 0" if key == "std" else ""}, one per channel, got'
+                f' {stats}.'
+            )
     if not (_is_number(cfg.get('crop_pct')) and cfg['crop_pct'] > 0):
-        raise ValueError(f"{what}: crop_pct must be a number above 0, got {cfg.get('crop_pct')}.")
+        raise ValueError(f'{what}: crop_pct must be a number above 0, got {cfg.get("crop_pct")}.')
     for key, choices in _CHOICES.items():
         if cfg.get(key) not in choices:
-            raise ValueError(f"{what}: {key} must be one of {', '.join(choices)}, got {cfg.get(key)!r}.")
+            raise ValueError(f'{what}: {key} must be one of {", ".join(choices)}, got {cfg.get(key)!r}.')
 
 
 def _is_number(value: Any) -> bool:

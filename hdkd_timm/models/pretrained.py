@@ -2,6 +2,7 @@
 
 Only model.safetensors is downloaded from the Hub, and a file is loaded only if its sha256 is the released one.
 """
+
 import hashlib
 import os
 import warnings
@@ -20,6 +21,7 @@ FOLDERS = (_PACKAGE / 'weights', _PACKAGE.parent / 'weights')
 
 class Release(NamedTuple):
     """Facts about released weights that are not in their `pretrained_cfg`."""
+
     sha256: str
     data: str  # training data, with the attribution that its licence requires
 
@@ -27,7 +29,8 @@ class Release(NamedTuple):
 _BRAIN_MRI = 'the Brain Tumor MRI Dataset (Msoud Nickparvar, Kaggle 2021, doi 10.34740/KAGGLE/DSV/2645886)'
 _HAM10K = (
     'HAM10000 (Tschandl et al., Sci. Data 5, 180161, 2018, doi 10.7910/DVN/DBW86T; ViDIR Group, Department of'
-    ' Dermatology, Medical University of Vienna)')
+    ' Dermatology, Medical University of Vienna)'
+)
 _warned: Set[str] = set()
 RELEASES: Dict[str, Release] = {
     'hdkd_teacher.brain_mri': Release('92a08816c81e91feaa9a41c4179be925369a516b82154ef13a3682ee2e6e8eb1', _BRAIN_MRI),
@@ -69,28 +72,33 @@ def _download(name: str, cache_dir: Optional[Union[str, Path]], is_cached: bool)
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
     )
+
     what = f"'{name}' did not come with this installation, and " + (
-        "the file in the Hub's cache is damaged or of another version" if is_cached else "is not in the Hub's cache")
+        "the file in the Hub's cache is damaged or of another version" if is_cached else "is not in the Hub's cache"
+    )
     where = f"'{hub_id(name)}' on {constants.ENDPOINT}"
     ways = (
         f'install hdkd_timm with its weights, set HDKD_HUB_ORG to an organisation that has them, or put {WEIGHTS} into'
-        f" '{FOLDERS[0] / name}'.")
+        f" '{FOLDERS[0] / name}'."
+    )
     try:
         return hf_hub_download(hub_id(name), WEIGHTS, cache_dir=cache_dir, force_download=is_cached)
     except Exception as e:  # errors of the client, or of the HTTP library that it uses
         cause = e.__cause__ or e if isinstance(e, LocalEntryNotFoundError) else e
-        reason = f"({type(cause).__name__}: {' '.join(str(cause).split())})"
+        reason = f'({type(cause).__name__}: {" ".join(str(cause).split())})'
         if constants.HF_HUB_OFFLINE:
             raise ConnectionError(f'{what}; HF_HUB_OFFLINE is set: unset it once to download it, {ways}') from e
         if isinstance(cause, (RepositoryNotFoundError, EntryNotFoundError)):
             raise FileNotFoundError(
-                f'{what}; there is no {WEIGHTS} at {where}, or your token may not see it: {ways}') from e
+                f'{what}; there is no {WEIGHTS} at {where}, or your token may not see it: {ways}'
+            ) from e
         if isinstance(cause, HfHubHTTPError) and cause.response is not None:
             status = cause.response.status_code
             raise OSError(f'{what}; {where} answered {status} {reason}: try again later, or {ways}') from e
         if isinstance(e, LocalEntryNotFoundError):
             raise ConnectionError(
-                f'{what}; cannot reach {where} {reason}: check the network and the proxy, or {ways}') from e
+                f'{what}; cannot reach {where} {reason}: check the network and the proxy, or {ways}'
+            ) from e
         raise OSError(f'{what}; downloading {where} failed {reason}: try again, or {ways}') from e
 
 
@@ -112,10 +120,12 @@ def find_weights(name: str, cache_dir: Optional[Union[str, Path]] = None) -> str
         if not _is_released(folder / WEIGHTS, name):
             raise ValueError(
                 f"'{folder / WEIGHTS}' is damaged, or not of this version of hdkd_timm: its sha256 is not"
-                f' {RELEASES[name].sha256}. Reinstall hdkd_timm.')
+                f' {RELEASES[name].sha256}. Reinstall hdkd_timm.'
+            )
         return str(folder / WEIGHTS)
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
+
     try:
         path = try_to_load_from_cache(hub_id(name), WEIGHTS, cache_dir=cache_dir)
     except HFValidationError as e:
@@ -126,14 +136,15 @@ def find_weights(name: str, cache_dir: Optional[Union[str, Path]] = None) -> str
         if not _is_released(path, name):
             raise ValueError(
                 f"Refused '{path}', downloaded from '{hub_id(name)}': its sha256 is not {RELEASES[name].sha256}, so it"
-                ' belongs to another version of hdkd_timm or is not ours. Upgrade hdkd_timm, or check HDKD_HUB_ORG.')
+                ' belongs to another version of hdkd_timm or is not ours. Upgrade hdkd_timm, or check HDKD_HUB_ORG.'
+            )
     return path
 
 
 def release_overlay(
-        cfg: PretrainedCfg,
-        pretrained: bool,
-        cache_dir: Optional[Union[str, Path]] = None,
+    cfg: PretrainedCfg,
+    pretrained: bool,
+    cache_dir: Optional[Union[str, Path]] = None,
 ) -> Dict[str, Any]:
     """Overlay for a `pretrained_cfg`: the file of released weights or, for random weights, no label names and no
     licence. Empty for other weights.
@@ -154,5 +165,6 @@ def release_overlay(
         _warned.add(what)
         data = f' They were trained on {RELEASES[name].data}.' if is_release else ''
         warnings.warn(  # at the call of create_model
-            f"The weights '{what}' are for non-commercial use only, {cfg.license}.{data}", stacklevel=5)
+            f"The weights '{what}' are for non-commercial use only, {cfg.license}.{data}", stacklevel=5
+        )
     return overlay

@@ -1,4 +1,5 @@
 """Checkpoints of the published code (github omarsherif200/HDKD at f7c7dae): its keys and ours."""
+
 import re
 from typing import Any, Dict
 

@@ -3,6 +3,7 @@
 The file maps normalised float32 images (B, C, H, W) of one size, in batches of any size, to logits (B, K). Its metadata
 'hdkd_timm', as JSON, specify the preprocessing and the class names.
 """
+
 import json
 import logging
 import os
@@ -50,18 +51,17 @@ def import_packages(format: str) -> None:
             import_module(package)
     except ImportError as e:
         *others, last = PACKAGES[format]
-        raise ImportError(
-            f"ONNX export needs {', '.join(others)} and {last}: pip install 'hdkd-timm[onnx]'.") from e
+        raise ImportError(f"ONNX export needs {', '.join(others)} and {last}: pip install 'hdkd-timm[onnx]'.") from e
 
 
 def _check_arguments(
-        name: str,
-        out: Path,
-        format: str,
-        opset: Optional[int],
-        int8: bool,
-        calibration: Sequence[str],
-        calibration_images: int,
+    name: str,
+    out: Path,
+    format: str,
+    opset: Optional[int],
+    int8: bool,
+    calibration: Sequence[str],
+    calibration_images: int,
 ) -> None:
     """Raises the errors of `export_model` that don't depend on the model or the images."""
     if format not in FORMATS:
@@ -69,7 +69,7 @@ def _check_arguments(
     if out.suffix != FORMATS[format]:
         raise ValueError(f"--out of --format {format} must end in {FORMATS[format]}, got '{out}'.")
     if format != 'onnx' and (int8 or opset is not None):
-        raise ValueError(f"{'--int8' if int8 else '--opset'} is for --format onnx, not {format}.")
+        raise ValueError(f'{"--int8" if int8 else "--opset"} is for --format onnx, not {format}.')
     if opset is not None and opset < MIN_OPSET:
         raise ValueError(f'--opset must be {MIN_OPSET} or more, got {opset}.')
     if int8 and not calibration:
@@ -103,17 +103,23 @@ def _check_images(files: Sequence[str], img_mode: str) -> None:
 
 def _format_metadata(classifier: Classifier, precision: str) -> str:
     cfg = classifier.model.pretrained_cfg
-    return json.dumps(dict(
-        architecture=cfg.get('architecture'), num_classes=classifier.model.num_classes,
-        label_names=classifier.classes, data_config=classifier.data_config, precision=precision,
-        license=cfg.get('license'),
-        versions=dict(hdkd_timm=__version__, timm=timm.__version__, torch=torch.__version__)))
+    return json.dumps(
+        dict(
+            architecture=cfg.get('architecture'),
+            num_classes=classifier.model.num_classes,
+            label_names=classifier.classes,
+            data_config=classifier.data_config,
+            precision=precision,
+            license=cfg.get('license'),
+            versions=dict(hdkd_timm=__version__, timm=timm.__version__, torch=torch.__version__),
+        )
+    )
 
 
 def _create_loader(
-        classifier: Classifier,
-        files: Sequence[str],
-        targets: Optional[Sequence[int]] = None,
+    classifier: Classifier,
+    files: Sequence[str],
+    targets: Optional[Sequence[int]] = None,
 ) -> SplitLoader:
     dataset = SampleDataset(file_samples(files, targets), classifier.img_mode)
     return SplitLoader(dataset, classifier.data_config, BATCH_SIZE, num_workers=0)
@@ -148,12 +154,12 @@ def _read_back(path: PathLike, format: str) -> Function:
 
 def _compare(classifier: Classifier, exported: Function, files: Sequence[str], name: str) -> Dict[str, Any]:
     """Compare an exported model with the original. Raises ValueError if they differ."""
-    difference, largest = _max_logit_difference(
-        classifier.model, exported, _comparison_batches(classifier, files))
+    difference, largest = _max_logit_difference(classifier.model, exported, _comparison_batches(classifier, files))
     if not difference <= TOLERANCE * largest:
         raise ValueError(
             f"The logits of the exported model differ from those of '{name}' by up to {difference:.2g} (the largest"
-            f' logit is {largest:.3g}), nothing is written. Try another --format or --opset.')
+            f' logit is {largest:.3g}), nothing is written. Try another --format or --opset.'
+        )
     return dict(difference=difference, largest_logit=largest, images=len(files))
 
 
@@ -167,12 +173,12 @@ def _serialize(classifier: Classifier, format: str, opset: Optional[int], name: 
 
 
 def _write_float32(
-        file: Any,
-        content: bytes,
-        classifier: Classifier,
-        format: str,
-        files: Sequence[str],
-        name: str,
+    file: Any,
+    content: bytes,
+    classifier: Classifier,
+    format: str,
+    files: Sequence[str],
+    name: str,
 ) -> Dict[str, Any]:
     """Write the float32 file, and compare it with the model."""
     file.write(content)
@@ -181,13 +187,13 @@ def _write_float32(
 
 
 def _write_int8(
-        file: Any,
-        content: bytes,
-        classifier: Classifier,
-        files: Sequence[str],
-        folders: Sequence[str],
-        calibration_files: Sequence[str],
-        name: str,
+    file: Any,
+    content: bytes,
+    classifier: Classifier,
+    files: Sequence[str],
+    folders: Sequence[str],
+    calibration_files: Sequence[str],
+    name: str,
 ) -> Dict[str, Any]:
     """Quantise a float32 ONNX file, and compare it with the model, and the int8 file with it."""
     with tempfile.TemporaryDirectory() as folder:
@@ -202,24 +208,27 @@ def _write_int8(
     targets = find_targets(folders, calibration_files, classifier.classes)
     loader = _create_loader(classifier, calibration_files, targets)
     return dict(
-        report, bytes_float32=len(content), calibration_images=len(calibration_files),
-        **compare_precisions(float32, OnnxModel(file.name), loader, targets is not None))
+        report,
+        bytes_float32=len(content),
+        calibration_images=len(calibration_files),
+        **compare_precisions(float32, OnnxModel(file.name), loader, targets is not None),
+    )
 
 
 def export_model(
-        name: str,
-        out: PathLike,
-        format: str = 'onnx',
-        opset: Optional[int] = None,
-        images: Sequence[str] = (),
-        int8: bool = False,
-        calibration: Sequence[str] = (),
-        calibration_images: int = 200,
-        img_size: Optional[int] = None,
-        model_name: Optional[str] = None,
-        model_kwargs: Optional[Dict[str, Any]] = None,
-        use_ema: bool = True,
-        label_names: Optional[Sequence[str]] = None,
+    name: str,
+    out: PathLike,
+    format: str = 'onnx',
+    opset: Optional[int] = None,
+    images: Sequence[str] = (),
+    int8: bool = False,
+    calibration: Sequence[str] = (),
+    calibration_images: int = 200,
+    img_size: Optional[int] = None,
+    model_name: Optional[str] = None,
+    model_kwargs: Optional[Dict[str, Any]] = None,
+    use_ema: bool = True,
+    label_names: Optional[Sequence[str]] = None,
 ) -> Dict[str, Any]:
     """Export a saved model to one file, read it back and compare it with the model.
 
@@ -260,8 +269,12 @@ def export_model(
     _check_arguments(name, out, format, opset, int8, calibration, calibration_images)
     import_packages(format)
     files, calibration_files = find_images(images), _pick_evenly(find_images(calibration), calibration_images)
-    classifier = load_classifier(name, InferenceConfig(
-        model_name, model_kwargs or {}, img_size, use_ema, tuple(label_names) if label_names else None, device='cpu'))
+    classifier = load_classifier(
+        name,
+        InferenceConfig(
+            model_name, model_kwargs or {}, img_size, use_ema, tuple(label_names) if label_names else None, device='cpu'
+        ),
+    )
     _check_images([*files, *calibration_files], classifier.img_mode)
     adapt_stats(classifier.model)
     cfg = classifier.model.pretrained_cfg

@@ -1,4 +1,5 @@
 """`hdkd push`: a trained model on the Hugging Face Hub, with a model card made from its run."""
+
 import re
 import shutil
 import tempfile
@@ -29,8 +30,18 @@ from .model_card import CONFUSION_PICTURE, write_card
 CARD = 'README.md'
 # settings that are specific to the machine of the run
 MACHINE_SETTINGS = (
-    'data_dir', 'data_csv', 'class_map', 'smote', 'cache', 'cache_dir', 'workers', 'device', 'log', 'output',
-    'experiment')
+    'data_dir',
+    'data_csv',
+    'class_map',
+    'smote',
+    'cache',
+    'cache_dir',
+    'workers',
+    'device',
+    'log',
+    'output',
+    'experiment',
+)
 
 
 class _TrainedModel(NamedTuple):
@@ -43,6 +54,7 @@ class _TrainedModel(NamedTuple):
         settings: Settings of the run.
         counts: Split -> class -> number of images.
     """
+
     folder: Path
     config: Dict[str, Any]
     metrics: Dict[str, Any]
@@ -85,8 +97,12 @@ def _read_model(folder: Path) -> _TrainedModel:
     if 'num_classes' in config:  # transformers rejects a second one, which older runs have
         (config.get('model_args') or {}).pop('num_classes', None)
     return _TrainedModel(
-        folder, config, metrics, {} if run is None else read_settings(run),
-        {} if run is None else count_images(run / IMAGES_FILE))
+        folder,
+        config,
+        metrics,
+        {} if run is None else read_settings(run),
+        {} if run is None else count_images(run / IMAGES_FILE),
+    )
 
 
 def _remove_paths(settings: Dict[str, Any]) -> Dict[str, Any]:
@@ -96,7 +112,7 @@ def _remove_paths(settings: Dict[str, Any]) -> Dict[str, Any]:
         name = settings.get(key)
         if name and not name.startswith(('hf-hub:', 'hf_hub:')) and not timm.is_model(name.split('.')[0]):
             path = Path(name.removeprefix('local-dir:'))
-            settings[key] = f"a locally trained model ({path.parent.name if path.name == 'best' else path.name})"
+            settings[key] = f'a locally trained model ({path.parent.name if path.name == "best" else path.name})'
     if settings.get('class_weights'):
         settings['class_weights'] = Path(settings['class_weights']).name
     source, _, place = (settings.get('dataset') or '').partition('/')
@@ -143,19 +159,17 @@ def _write_model(model: _TrainedModel, out: PathLike, name: str, license: Option
         split = result_split(metrics)
         if split:
             write_json(metrics, folder / METRICS_FILE)
-            plot_confusion_matrix(
-                metrics[split]['confusion_matrix'], metrics['classes'], folder / CONFUSION_PICTURE)
-        card = write_card(
-            name, model.config, metrics, settings, model.counts, license, data, origins=list(licences))
+            plot_confusion_matrix(metrics[split]['confusion_matrix'], metrics['classes'], folder / CONFUSION_PICTURE)
+        card = write_card(name, model.config, metrics, settings, model.counts, license, data, origins=list(licences))
         (folder / CARD).write_text(card, encoding='utf-8')
 
 
 def write_hub_folder(
-        model: PathLike,
-        out: PathLike,
-        name: str,
-        license: Optional[str] = None,
-        data: Optional[str] = None,
+    model: PathLike,
+    out: PathLike,
+    name: str,
+    license: Optional[str] = None,
+    data: Optional[str] = None,
 ) -> None:
     """Write the files of a model for the Hub.
 
@@ -183,7 +197,8 @@ def write_hub_folder(
         _write_model(_read_model(folder), out, name, license, data)
     elif license or data:
         raise ValueError(
-            f"'{folder}' already has a model card, README.md, with data and licence: omit --license and --data-card.")
+            f"'{folder}' already has a model card, README.md, with data and licence: omit --license and --data-card."
+        )
     else:
         _copy_described(folder, out)
 
@@ -199,10 +214,12 @@ def _describe_error(error: Exception, repo_id: str) -> Exception:
     if isinstance(error, LocalTokenNotFoundError) or status == 401:
         return PermissionError(
             f'Cannot push to {where}: you are not logged in. Log in with `hf auth login`, or set HF_TOKEN to a token'
-            ' with write access.')
+            ' with write access.'
+        )
     if status == 403:
         return PermissionError(
-            f'Cannot push to {where}: your token has no write access there. Use one that has, or another ORG.')
+            f'Cannot push to {where}: your token has no write access there. Use one that has, or another ORG.'
+        )
     if isinstance(error, RepositoryNotFoundError):
         return FileNotFoundError(f'{where} does not exist, or your token has no access to it.')
     if isinstance(error, UnicodeEncodeError):  # of the header with the token
@@ -212,7 +229,8 @@ def _describe_error(error: Exception, repo_id: str) -> Exception:
     if isinstance(error, HfHubHTTPError) and status is not None:
         return OSError(f'Cannot push to {where}: the Hub answered {status} ({error.server_message or error}).')
     return ConnectionError(
-        f'Cannot reach {where} ({type(error).__name__}: {error}): check the network connection and proxy.')
+        f'Cannot reach {where} ({type(error).__name__}: {error}): check the network connection and proxy.'
+    )
 
 
 def push_folder(folder: PathLike, repo_id: str, private: bool = False) -> str:
@@ -234,9 +252,11 @@ def push_folder(folder: PathLike, repo_id: str, private: bool = False) -> str:
         if private and not api.model_info(url.repo_id).private:
             raise PermissionError(
                 f"'{url.repo_id}' already exists and is public: make it private on the Hub first, or push without"
-                ' --private.')
+                ' --private.'
+            )
         api.upload_folder(
-            repo_id=url.repo_id, folder_path=str(folder), commit_message=f'Model by hdkd_timm {__version__}')
+            repo_id=url.repo_id, folder_path=str(folder), commit_message=f'Model by hdkd_timm {__version__}'
+        )
     except PermissionError:
         raise
     except Exception as e:  # of the client, and of the HTTP library that it uses
@@ -245,11 +265,11 @@ def push_folder(folder: PathLike, repo_id: str, private: bool = False) -> str:
 
 
 def push(
-        model: PathLike,
-        repo_id: str,
-        private: bool = False,
-        license: Optional[str] = None,
-        data: Optional[str] = None,
+    model: PathLike,
+    repo_id: str,
+    private: bool = False,
+    license: Optional[str] = None,
+    data: Optional[str] = None,
 ) -> str:
     """Upload a trained model with a model card made from its run. Returns its URL.
 

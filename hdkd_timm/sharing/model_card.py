@@ -1,4 +1,5 @@
 """Model cards, the README.md of a model on the Hugging Face Hub, made from the files of a run."""
+
 import re
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
@@ -13,16 +14,33 @@ CONFUSION_PICTURE = 'confusion.png'
 MAX_COLUMNS = 12  # largest number of classes that are columns of a table
 # the settings of a training that readers look for first
 SHOWN_SETTINGS = (
-    'model', 'img_size', 'in_chans', 'epochs', 'batch_size', 'opt', 'lr', 'weight_decay', 'sched', 'aug',
-    'class_weights', 'sampler', 'amp', 'seed')
+    'model',
+    'img_size',
+    'in_chans',
+    'epochs',
+    'batch_size',
+    'opt',
+    'lr',
+    'weight_decay',
+    'sched',
+    'aug',
+    'class_weights',
+    'sampler',
+    'amp',
+    'seed',
+)
 SHOWN_OF_STUDENTS = ('teacher', 'teacher_checkpoint', 'kd_type', 'alpha', 'tau', 'feature_weight')
 
 
 def escape(text: Any) -> str:
     """Text for a cell of a Markdown table, without the effect of markup, links, mentions, formulas or emoji."""
     text = printable(' '.join(str(text).split()))
-    return re.sub(r'[\\`*_{}\[\]#]|[<>|&~@:$]|^[-+=]|(?<=www)\.', lambda found: (
-        f'\\{found[0]}' if found[0] in '\\`*_{}[]#' else f'&#{ord(found[0])};'), text, flags=re.IGNORECASE)
+    return re.sub(
+        r'[\\`*_{}\[\]#]|[<>|&~@:$]|^[-+=]|(?<=www)\.',
+        lambda found: f'\\{found[0]}' if found[0] in '\\`*_{}[]#' else f'&#{ord(found[0])};',
+        text,
+        flags=re.IGNORECASE,
+    )
 
 
 def _format_name(name: Any) -> str:
@@ -37,24 +55,41 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def _metrics_table(result: Dict[str, Any]) -> str:
     intervals = result.get('intervals_95', {})
-    return _table(['metric', 'value', '95 % interval'], [
-        [words, format_metric(name, result[name]), format_interval(name, intervals.get(name)) or '–']
-        for name, words in METRIC_NAMES.items()])
+    return _table(
+        ['metric', 'value', '95 % interval'],
+        [
+            [words, format_metric(name, result[name]), format_interval(name, intervals.get(name)) or '–']
+            for name, words in METRIC_NAMES.items()
+        ],
+    )
 
 
 def _class_table(result: Dict[str, Any]) -> str:
-    return _table(['class', 'precision', 'recall', '95 % interval', 'F1', 'images'], [
-        [escape(label), *(format_metric('', scores[key]) for key in ('precision', 'recall')),
-         format_interval('', scores.get('recall_95')) or '–', format_metric('', scores['f1']), scores['support']]
-        for label, scores in result['per_class'].items()])
+    return _table(
+        ['class', 'precision', 'recall', '95 % interval', 'F1', 'images'],
+        [
+            [
+                escape(label),
+                *(format_metric('', scores[key]) for key in ('precision', 'recall')),
+                format_interval('', scores.get('recall_95')) or '–',
+                format_metric('', scores['f1']),
+                scores['support'],
+            ]
+            for label, scores in result['per_class'].items()
+        ],
+    )
 
 
 def _counts_table(counts: Dict[str, Dict[str, int]]) -> str:
     """Number of images per split and class: one row per split or, with many classes, per class."""
     labels = list(dict.fromkeys(label for of_class in counts.values() for label in of_class))
-    lines = [['split', *map(escape, labels), 'all'], *(
-        [split, *(f'{of_class.get(label, 0):,}' for label in labels), f'{sum(of_class.values()):,}']
-        for split, of_class in counts.items())]
+    lines = [
+        ['split', *map(escape, labels), 'all'],
+        *(
+            [split, *(f'{of_class.get(label, 0):,}' for label in labels), f'{sum(of_class.values()):,}']
+            for split, of_class in counts.items()
+        ),
+    ]
     if len(labels) > MAX_COLUMNS:
         lines[0][0] = 'class'
         lines = [list(column) for column in zip(*lines)]
@@ -79,32 +114,50 @@ def _settings_table(network: Optional[str], settings: Dict[str, Any]) -> str:
 
 
 def _card_data(
-        name: str,
-        license: Optional[str],
-        result: Optional[Dict[str, Any]],
-        split: Optional[str],
+    name: str,
+    license: Optional[str],
+    result: Optional[Dict[str, Any]],
+    split: Optional[str],
 ) -> ModelCardData:
     """The YAML metadata of a card."""
-    results: Optional[List[EvalResult]] = [EvalResult(
-        task_type='image-classification', dataset_type='images', dataset_name='see below', dataset_split=split,
-        metric_type=key, metric_name=words, metric_value=round(result[key], 4))
-        for key, words in METRIC_NAMES.items() if result[key] is not None] if result else None
+    results: Optional[List[EvalResult]] = (
+        [
+            EvalResult(
+                task_type='image-classification',
+                dataset_type='images',
+                dataset_name='see below',
+                dataset_split=split,
+                metric_type=key,
+                metric_name=words,
+                metric_value=round(result[key], 4),
+            )
+            for key, words in METRIC_NAMES.items()
+            if result[key] is not None
+        ]
+        if result
+        else None
+    )
     return ModelCardData(
-        library_name='timm', pipeline_tag='image-classification', license=license, model_name=name.split('/')[-1],
-        tags=['image-classification', 'timm', 'hdkd', 'medical', 'knowledge-distillation'], eval_results=results)
+        library_name='timm',
+        pipeline_tag='image-classification',
+        license=license,
+        model_name=name.split('/')[-1],
+        tags=['image-classification', 'timm', 'hdkd', 'medical', 'knowledge-distillation'],
+        eval_results=results,
+    )
 
 
 def write_card(
-        name: str,
-        config: Dict[str, Any],
-        metrics: Optional[Dict[str, Any]] = None,
-        settings: Optional[Dict[str, Any]] = None,
-        counts: Optional[Dict[str, Dict[str, int]]] = None,
-        license: Optional[str] = None,
-        data: Optional[str] = None,
-        load: Optional[str] = None,
-        more: Optional[Dict[str, str]] = None,
-        origins: Sequence[str] = (),
+    name: str,
+    config: Dict[str, Any],
+    metrics: Optional[Dict[str, Any]] = None,
+    settings: Optional[Dict[str, Any]] = None,
+    counts: Optional[Dict[str, Dict[str, int]]] = None,
+    license: Optional[str] = None,
+    data: Optional[str] = None,
+    load: Optional[str] = None,
+    more: Optional[Dict[str, str]] = None,
+    origins: Sequence[str] = (),
 ) -> str:
     """A model card as Markdown with YAML metadata.
 
@@ -125,13 +178,24 @@ def write_card(
     result = metrics[split] if split else None
     card = ModelCard.from_template(
         _card_data(name, license, result, split),
-        template_path=str(Path(__file__).parent / 'templates' / 'model_card.md'), name=name,
-        architecture=_format_name(config['architecture']), num_classes=config['num_classes'],
+        template_path=str(Path(__file__).parent / 'templates' / 'model_card.md'),
+        name=name,
+        architecture=_format_name(config['architecture']),
+        num_classes=config['num_classes'],
         class_names=', '.join(map(escape, config.get('label_names') or [])),
-        input_size=config['pretrained_cfg']['input_size'], source=load or f'hf-hub:{name}', result=result, split=split,
-        metrics=metrics, metrics_table=_metrics_table(result) if result else '',
-        class_table=_class_table(result) if result else '', confusion_picture=CONFUSION_PICTURE,
-        data=(data or '').strip(), counts_table=_counts_table(counts) if counts else '',
-        settings_table=_settings_table(metrics.get('name'), settings or {}), more=more or {}, license=license,
-        origins=origins)
+        input_size=config['pretrained_cfg']['input_size'],
+        source=load or f'hf-hub:{name}',
+        result=result,
+        split=split,
+        metrics=metrics,
+        metrics_table=_metrics_table(result) if result else '',
+        class_table=_class_table(result) if result else '',
+        confusion_picture=CONFUSION_PICTURE,
+        data=(data or '').strip(),
+        counts_table=_counts_table(counts) if counts else '',
+        settings_table=_settings_table(metrics.get('name'), settings or {}),
+        more=more or {},
+        license=license,
+        origins=origins,
+    )
     return f'{card}\n'

@@ -1,4 +1,5 @@
 """A program of torch.export as an ONNX file."""
+
 from typing import Any, Optional
 
 import torch
@@ -40,8 +41,8 @@ def convert_to_onnx(program: torch.export.ExportedProgram, opset: Optional[int],
     try:
         with silenced():
             proto = torch.onnx.export(
-                program, dynamo=True, verbose=False, input_names=['input'], output_names=['logits'],
-                opset_version=opset).model_proto
+                program, dynamo=True, verbose=False, input_names=['input'], output_names=['logits'], opset_version=opset
+            ).model_proto
     except Exception as e:  # exporters raise errors of many types
         raise ValueError(f"Cannot export '{name}' to ONNX ({type(e).__name__}: {first_line(e)}).") from e
     version = next(o.version for o in proto.opset_import if o.domain in ('', 'ai.onnx'))

@@ -1,4 +1,5 @@
 """Static int8 quantisation of an ONNX file by onnxruntime."""
+
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -44,16 +45,22 @@ def quantize(path: Path, loader: SplitLoader) -> Any:
     import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
+
     prepared, quantized = (path.with_name(f'{name}.onnx') for name in ('prepared', 'int8'))
     with silenced():
         quant_pre_process(path, prepared, skip_symbolic_shape=True)  # symbolic shape inference fails on attention
         quantization.quantize_static(
-            prepared, quantized, _CalibrationReader(loader),
+            prepared,
+            quantized,
+            _CalibrationReader(loader),
             op_types_to_quantize=['Conv', 'MatMul'],  # linear layers on (B, C), such as heads, are Gemm
             nodes_to_exclude=[node.name for node in onnx.load(prepared).graph.node if 'input' in node.input],
-            per_channel=True, activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
             calibrate_method=quantization.CalibrationMethod.Percentile,
-            extra_options={'CalibPercentile': 99.995, 'CalibStridedMinMax': 1})  # one batch at a time
+            extra_options={'CalibPercentile': 99.995, 'CalibStridedMinMax': 1},
+        )  # one batch at a time
     return onnx.load(quantized)
 
 
@@ -67,19 +74,21 @@ def find_targets(folders: Sequence[str], files: Sequence[str], classes: Optional
 
 
 def compare_precisions(
-        float32: nn.Module,
-        int8: nn.Module,
-        loader: SplitLoader,
-        has_targets: bool,
+    float32: nn.Module,
+    int8: nn.Module,
+    loader: SplitLoader,
+    has_targets: bool,
 ) -> Dict[str, float]:
     """'agreement' of the labels, largest 'prob_difference' and, with targets, both accuracies."""
     world = World(torch.device('cpu'))
     (before, targets), (after, _) = evaluate(float32, loader, world), evaluate(int8, loader, world)
     figures = dict(
         agreement=float((before.argmax(axis=1) == after.argmax(axis=1)).mean()),
-        prob_difference=float(np.abs(before - after).max()))
+        prob_difference=float(np.abs(before - after).max()),
+    )
     if has_targets:
         figures.update(
             accuracy_float32=float((before.argmax(axis=1) == targets).mean()),
-            accuracy_int8=float((after.argmax(axis=1) == targets).mean()))
+            accuracy_int8=float((after.argmax(axis=1) == targets).mean()),
+        )
     return figures

@@ -1,4 +1,5 @@
 """A network as a program of torch.export, the first step of every export."""
+
 import io
 import logging
 import warnings
@@ -48,7 +49,8 @@ def export_program(model: nn.Module, input_size: Sequence[int], name: str) -> to
     try:
         with silenced():
             program = torch.export.export(
-                reparameterize_model(model).eval(), (x,), dynamic_shapes=({0: torch.export.Dim('batch')},))
+                reparameterize_model(model).eval(), (x,), dynamic_shapes=({0: torch.export.Dim('batch')},)
+            )
     except Exception as e:  # exporters raise errors of many types
         raise ValueError(f"torch.export cannot export '{name}' ({type(e).__name__}: {first_line(e)}).") from e
     for module in program.graph_module.modules():

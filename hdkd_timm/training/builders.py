@@ -1,4 +1,5 @@
 """Network, task, optimiser and schedule of a training, built from its settings by timm's factories."""
+
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -19,11 +20,11 @@ from .config import DistillConfig, TrainConfig
 
 
 def create_network(
-        name: str,
-        config: TrainConfig,
-        num_classes: int,
-        /,
-        **kwargs: Any,
+    name: str,
+    config: TrainConfig,
+    num_classes: int,
+    /,
+    **kwargs: Any,
 ) -> Tuple[nn.Module, Dict[str, Any]]:
     """A timm model for the data, and its arguments. The image size goes to those that take one.
 
@@ -39,7 +40,8 @@ def create_network(
     for key in ('num_classes', 'in_chans', 'img_size', 'pretrained'):
         if key in kwargs:
             raise ValueError(
-                f"'{key}' of '{name}' cannot be set by --model-kwargs: it follows from the data and the other flags.")
+                f"'{key}' of '{name}' cannot be set by --model-kwargs: it follows from the data and the other flags."
+            )
     kwargs.update(in_chans=config.in_chans)
     rates = dict(drop_rate=config.drop, drop_path_rate=config.drop_path)
     kwargs.update({key: value for key, value in rates.items() if value is not None})
@@ -66,10 +68,10 @@ def create_network(
 
 
 def create_teacher(
-        name: str,
-        config: TrainConfig,
-        classes: List[str],
-        model_name: Optional[str] = None,
+    name: str,
+    config: TrainConfig,
+    classes: List[str],
+    model_name: Optional[str] = None,
 ) -> Tuple[nn.Module, Dict[str, Any]]:
     """A trained teacher, with the classes of the data in their order, and its arguments.
 
@@ -89,7 +91,8 @@ def create_teacher(
             raise
         raise ValueError(
             f'{e} For a teacher, convert it with these settings, `hdkd convert {name} FOLDER`, and use FOLDER as the'
-            ' teacher.') from e
+            ' teacher.'
+        ) from e
     match_classes(model, classes, config.teacher_label_names, f"Teacher '{name}'")
     if model.in_chans != config.in_chans:
         raise ValueError(f"Teacher '{name}' takes {model.in_chans} channels, the student {config.in_chans}.")
@@ -114,10 +117,10 @@ def _shrink_new_head(model: nn.Module) -> None:
 
 
 def create_task(
-        model: nn.Module,
-        config: TrainConfig,
-        class_weight: Optional[torch.Tensor] = None,
-        teacher: Optional[nn.Module] = None,
+    model: nn.Module,
+    config: TrainConfig,
+    class_weight: Optional[torch.Tensor] = None,
+    teacher: Optional[nn.Module] = None,
 ) -> TrainingTask:
     """What computes the loss of a network: cross entropy, with a teacher also its soft labels, or with the settings of
     `distill` the loss of HDKD.
@@ -130,15 +133,30 @@ def create_task(
     """
     if teacher is not None and isinstance(config, DistillConfig):
         return HDKDTask(
-            model, teacher, kind=config.kd_type, alpha=config.alpha, tau=config.tau,
-            feature_weight=config.feature_weight, stages=config.stages, stage_exponent=config.stage_exponent,
-            reduction=config.reduction, class_weight=class_weight, label_smoothing=config.loss_smoothing, verbose=False)
+            model,
+            teacher,
+            kind=config.kd_type,
+            alpha=config.alpha,
+            tau=config.tau,
+            feature_weight=config.feature_weight,
+            stages=config.stages,
+            stage_exponent=config.stage_exponent,
+            reduction=config.reduction,
+            class_weight=class_weight,
+            label_smoothing=config.loss_smoothing,
+            verbose=False,
+        )
     criterion = nn.CrossEntropyLoss(class_weight, label_smoothing=config.loss_smoothing)
     if teacher is None:
         return ClassificationTask(model, criterion, verbose=False)
     return LogitDistillationTask(
-        model, teacher.requires_grad_(False), criterion, task_loss_weight=1 - config.alpha, temperature=config.tau,
-        verbose=False)
+        model,
+        teacher.requires_grad_(False),
+        criterion,
+        task_loss_weight=1 - config.alpha,
+        temperature=config.tau,
+        verbose=False,
+    )
 
 
 def freeze_stages(model: nn.Module, number: int) -> List[nn.Module]:
@@ -151,8 +169,8 @@ def freeze_stages(model: nn.Module, number: int) -> List[nn.Module]:
     stages = [info['module'] for info in getattr(model, 'feature_info', [])]
     if not 0 <= number <= len(stages):
         raise ValueError(
-            f'--freeze-stages must be 0 to {len(stages)}, the number of stages of {type(model).__name__}, got'
-            f' {number}.')
+            f'--freeze-stages must be 0 to {len(stages)}, the number of stages of {type(model).__name__}, got {number}.'
+        )
     if not number:
         return []
     last = stages[number - 1]
@@ -196,7 +214,7 @@ def create_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optim
         raise ValueError(f"Optimiser '{config.opt}' cannot be used here: {e}.") from e
     if config.sched == 'none':  # otherwise the schedule applies the layers' scales
         for group in optimizer.param_groups:
-            group['lr'] *= group.get('lr_scale', 1.)
+            group['lr'] *= group.get('lr_scale', 1.0)
     return optimizer
 
 
@@ -213,11 +231,21 @@ def create_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, updat
     warmup_epochs = min(5, config.epochs // 5) if config.warmup_epochs is None else config.warmup_epochs
     try:
         return create_scheduler(
-            optimizer, sched=config.sched, num_epochs=config.epochs, warmup_epochs=warmup_epochs,
-            warmup_lr=config.warmup_lr, min_lr=config.min_lr, step_on_epochs=not config.sched_on_updates,
-            decay_epochs=config.decay_epochs or third, decay_milestones=list(milestones), decay_rate=config.decay_rate,
-            patience_epochs=config.patience_epochs, updates_per_epoch=updates_per_epoch,
-            plateau_mode='min' if config.select_metric in LOWER_IS_BETTER else 'max')
+            optimizer,
+            sched=config.sched,
+            num_epochs=config.epochs,
+            warmup_epochs=warmup_epochs,
+            warmup_lr=config.warmup_lr,
+            min_lr=config.min_lr,
+            step_on_epochs=not config.sched_on_updates,
+            decay_epochs=config.decay_epochs or third,
+            decay_milestones=list(milestones),
+            decay_rate=config.decay_rate,
+            patience_epochs=config.patience_epochs,
+            updates_per_epoch=updates_per_epoch,
+            plateau_mode='min' if config.select_metric in LOWER_IS_BETTER else 'max',
+        )
     except ValueError as e:
         raise ValueError(
-            f"Unknown schedule '{config.sched}': choose one of timm's (cosine, step, plateau, ...) or none.") from e
+            f"Unknown schedule '{config.sched}': choose one of timm's (cosine, step, plateau, ...) or none."
+        ) from e

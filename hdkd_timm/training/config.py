@@ -1,4 +1,5 @@
 """The settings of `train` and `distill`."""
+
 import dataclasses
 import importlib.resources
 import math
@@ -19,27 +20,38 @@ ConfigT = TypeVar('ConfigT')
 @dataclasses.dataclass
 class TrainConfig(DataConfig, AugmentConfig):
     """Settings of `train`, named as in timm's train.py. The defaults are the recipe 'default'."""
+
     model: str = setting(
-        'hdkd_student', "network to train, any of timm's (also local-dir:FOLDER, hf-hub:ORG/NAME)", group='model',
-        common=True)
+        'hdkd_student',
+        "network to train, any of timm's (also local-dir:FOLDER, hf-hub:ORG/NAME)",
+        group='model',
+        common=True,
+    )
     pretrained: bool = setting(False, 'start from pretrained weights', common=True)
     model_kwargs: Dict[str, Any] = setting(
-        {}, 'further arguments of the network', nargs='*', action=KeyValues, metavar='NAME=VALUE')
+        {}, 'further arguments of the network', nargs='*', action=KeyValues, metavar='NAME=VALUE'
+    )
     teacher_checkpoint: Optional[str] = setting(
-        None, 'trained teacher: a model folder, or a checkpoint file of an HDKD network', group='distillation',
-        metavar='PATH', common=True)
+        None,
+        'trained teacher: a model folder, or a checkpoint file of an HDKD network',
+        group='distillation',
+        metavar='PATH',
+        common=True,
+    )
     teacher_label_names: Optional[Tuple[str, ...]] = setting(
-        None, 'class names of --teacher-checkpoint by index, if it has none or a different order than the data')
+        None, 'class names of --teacher-checkpoint by index, if it has none or a different order than the data'
+    )
     img_size: int = setting(
-        224, 'height and width in pixels to which images are resized', at_least=MIN_IMG_SIZE, group='model',
-        common=True)
+        224, 'height and width in pixels to which images are resized', at_least=MIN_IMG_SIZE, group='model', common=True
+    )
     drop: Optional[float] = setting(None, 'dropout rate', at_least=0, below=1)
     drop_path: Optional[float] = setting(None, 'stochastic depth rate', at_least=0, below=1)
     freeze_stages: int = setting(0, 'number of first stages to freeze, with all that precedes them', at_least=0)
 
     alpha: float = setting(
-        0.5, "weight of the teacher's soft labels in the logit loss", at_least=0, at_most=1, group='distillation')
-    tau: float = setting(1., 'temperature of the soft labels', above=0)
+        0.5, "weight of the teacher's soft labels in the logit loss", at_least=0, at_most=1, group='distillation'
+    )
+    tau: float = setting(1.0, 'temperature of the soft labels', above=0)
 
     epochs: int = setting(100, 'number of training epochs', at_least=1, group='optimisation', common=True)
     batch_size: int = setting(16, 'batch size per process', flags=('-b',), at_least=1, common=True)
@@ -48,22 +60,28 @@ class TrainConfig(DataConfig, AugmentConfig):
     lr: float = setting(1e-3, 'learning rate', above=0, common=True)
     weight_decay: float = setting(0.05, 'weight decay, except of one-dimensional parameters', at_least=0)
     decay_tokens: bool = setting(
-        False, 'apply weight decay to tokens and position embedding too, like the published code')
+        False, 'apply weight decay to tokens and position embedding too, like the published code'
+    )
     layer_decay: Optional[float] = setting(
-        None, 'layer-wise learning rate decay: factor from each layer to the one before it', above=0, at_most=1)
-    sched: str = setting(
-        'cosine', "learning rate schedule, one of timm's, or 'none' for a constant learning rate")
+        None, 'layer-wise learning rate decay: factor from each layer to the one before it', above=0, at_most=1
+    )
+    sched: str = setting('cosine', "learning rate schedule, one of timm's, or 'none' for a constant learning rate")
     sched_on_updates: bool = setting(False, 'step the schedule per optimiser step instead of per epoch')
     decay_epochs: Optional[int] = setting(
-        None, "epochs between two decays of the schedule 'step' (default: a third of the epochs)", at_least=1)
+        None, "epochs between two decays of the schedule 'step' (default: a third of the epochs)", at_least=1
+    )
     decay_milestones: Tuple[int, ...] = setting(
-        (), "epochs of the decays of the schedule 'multistep' (default: at one and two thirds)", at_least=1)
+        (), "epochs of the decays of the schedule 'multistep' (default: at one and two thirds)", at_least=1
+    )
     decay_rate: float = setting(
-        0.1, "factor of each decay of the schedules 'step', 'multistep' and 'plateau'", above=0, at_most=1)
+        0.1, "factor of each decay of the schedules 'step', 'multistep' and 'plateau'", above=0, at_most=1
+    )
     patience_epochs: int = setting(
-        10, "epochs without improvement before the schedule 'plateau' decays the learning rate", at_least=0)
+        10, "epochs without improvement before the schedule 'plateau' decays the learning rate", at_least=0
+    )
     warmup_epochs: Optional[int] = setting(
-        None, 'warm-up epochs (default: 5, but at most a fifth of the epochs)', at_least=0)
+        None, 'warm-up epochs (default: 5, but at most a fifth of the epochs)', at_least=0
+    )
     warmup_lr: float = setting(1e-5, 'initial learning rate of the warm-up', at_least=0)
     min_lr: float = setting(1e-5, 'minimum learning rate of the schedule', at_least=0)
     clip_grad: Optional[float] = setting(None, 'gradient clipping threshold (default: no clipping)', above=0)
@@ -71,39 +89,53 @@ class TrainConfig(DataConfig, AugmentConfig):
     model_ema: bool = setting(False, 'evaluate and save an exponential moving average of the weights')
     model_ema_decay: float = setting(0.998, 'maximum decay of the moving average', at_least=0, below=1)
     model_ema_warmup: bool = setting(
-        True, 'let the decay grow with the number of updates, so that the initial weights are forgotten')
+        True, 'let the decay grow with the number of updates, so that the initial weights are forgotten'
+    )
     class_weights: Optional[str] = setting(
-        None, "class weights of the cross entropy: 'balanced', 'effective' (number of samples) or a JSON file",
-        metavar='balanced|effective|FILE', group='class imbalance')
+        None,
+        "class weights of the cross entropy: 'balanced', 'effective' (number of samples) or a JSON file",
+        metavar='balanced|effective|FILE',
+        group='class imbalance',
+    )
     sampler: Optional[str] = setting(None, 'draw images of all classes equally often', choices=('balanced',))
     smote: Optional[str] = setting(
-        None, 'oversample with SMOTE to the number of images per class in this JSON file, like the published code',
-        metavar='FILE')
+        None,
+        'oversample with SMOTE to the number of images per class in this JSON file, like the published code',
+        metavar='FILE',
+    )
 
     select_metric: str = setting(
-        'balanced_accuracy', 'validation metric that selects the best epoch', choices=METRICS, group='evaluation')
-    early_stopping: Optional[int] = setting(
-        None, 'stop after this many epochs without improvement on val', at_least=1)
+        'balanced_accuracy', 'validation metric that selects the best epoch', choices=METRICS, group='evaluation'
+    )
+    early_stopping: Optional[int] = setting(None, 'stop after this many epochs without improvement on val', at_least=1)
     bootstrap: int = setting(
-        1000, 'bootstrap resamples for the 95 %% intervals of the test metrics, 0 for no intervals', at_least=0)
+        1000, 'bootstrap resamples for the 95 %% intervals of the test metrics, 0 for no intervals', at_least=0
+    )
 
     amp: bool = setting(False, 'mixed precision', group='device and speed', common=True)
     amp_dtype: str = setting('float16', 'autocast dtype', choices=('float16', 'bfloat16'))
     channels_last: bool = setting(False, 'channels-last memory layout')
     torchcompile: Optional[str] = setting(
-        None, 'compile the networks with this backend (inductor if none is named)', nargs='?', const='inductor',
-        metavar='BACKEND')
+        None,
+        'compile the networks with this backend (inductor if none is named)',
+        nargs='?',
+        const='inductor',
+        metavar='BACKEND',
+    )
     cache: Optional[str] = setting(
-        None, 'cache decoded images (resized, if that comes first) in memory or in a file', choices=CACHES)
+        None, 'cache decoded images (resized, if that comes first) in memory or in a file', choices=CACHES
+    )
     cache_dir: Optional[str] = setting(
-        None, 'folder for the files of --cache disk (default: .cache in --output)', metavar='DIR')
+        None, 'folder for the files of --cache disk (default: .cache in --output)', metavar='DIR'
+    )
     workers: int = setting(2, 'loader processes', flags=('-j',), at_least=0, common=True)
     device: Optional[str] = setting(None, 'cpu, cuda, mps, ... (default: the best available)', common=True)
 
     output: str = setting('runs', 'folder for runs', metavar='DIR', group='run')
     experiment: Optional[str] = setting(None, 'name of the run (default: date, time and model)', common=True)
     recovery_interval: Optional[int] = setting(
-        None, 'save the training state every N optimiser steps, not only after each epoch', at_least=1)
+        None, 'save the training state every N optimiser steps, not only after each epoch', at_least=1
+    )
     log: Tuple[str, ...] = setting((), 'additional loggers', choices=LOGS)
 
     def __post_init__(self) -> None:
@@ -136,30 +168,35 @@ class TrainConfig(DataConfig, AugmentConfig):
 @dataclasses.dataclass
 class DistillConfig(TrainConfig):
     """Settings of `distill`: those of the student, and of the teacher before it."""
-    model: str = setting(
-        'hdkd_student', 'student, a timm model with a distillation head', group='model', common=True)
+
+    model: str = setting('hdkd_student', 'student, a timm model with a distillation head', group='model', common=True)
     teacher: str = setting(
-        'hdkd_teacher', 'teacher to train, a timm model; or the architecture of a checkpoint file', group='teacher',
-        common=True)
+        'hdkd_teacher',
+        'teacher to train, a timm model; or the architecture of a checkpoint file',
+        group='teacher',
+        common=True,
+    )
     student_alone: bool = setting(
-        False, 'also train the student without distillation, for comparison', group='distillation', common=True)
+        False, 'also train the student without distillation, for comparison', group='distillation', common=True
+    )
 
     kd_type: str = setting('soft', 'distillation of the logits', choices=KD_TYPES, common=True)
-    alpha: float = setting(
-        0.5, 'weight of the distillation in the logit loss', at_least=0, at_most=1, common=True)
-    tau: float = setting(1., 'temperature of the soft distillation', above=0, common=True)
+    alpha: float = setting(0.5, 'weight of the distillation in the logit loss', at_least=0, at_most=1, common=True)
+    tau: float = setting(1.0, 'temperature of the soft distillation', above=0, common=True)
     reduction: str = setting(
-        'mean', 'soft distillation: average over images and classes, like the published code, or over images',
-        choices=REDUCTIONS)
-    feature_weight: float = setting(10., 'weight of the feature loss (lambda)', at_least=0, common=True)
+        'mean',
+        'soft distillation: average over images and classes, like the published code, or over images',
+        choices=REDUCTIONS,
+    )
+    feature_weight: float = setting(10.0, 'weight of the feature loss (lambda)', at_least=0, common=True)
     stages: Tuple[int, ...] = setting((1, 2, 3), 'stages whose feature maps are distilled')
-    stage_exponent: float = setting(1., 'weight of the i-th of these stages: i^X (gamma)', at_least=0)
+    stage_exponent: float = setting(1.0, 'weight of the i-th of these stages: i^X (gamma)', at_least=0)
 
     teacher_pretrained: bool = setting(False, 'start the teacher from pretrained weights', group='teacher')
     teacher_kwargs: Dict[str, Any] = setting(
-        {}, 'further arguments of the teacher', nargs='*', action=KeyValues, metavar='NAME=VALUE')
-    teacher_epochs: Optional[int] = setting(
-        None, "training epochs of the teacher (default: the student's)", at_least=1)
+        {}, 'further arguments of the teacher', nargs='*', action=KeyValues, metavar='NAME=VALUE'
+    )
+    teacher_epochs: Optional[int] = setting(None, "training epochs of the teacher (default: the student's)", at_least=1)
     teacher_opt: str = setting('adamw', 'optimiser of the teacher')
     teacher_lr: float = setting(1e-3, 'learning rate of the teacher', above=0)
     teacher_weight_decay: float = setting(0.05, 'weight decay of the teacher', at_least=0)

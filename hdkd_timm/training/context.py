@@ -1,4 +1,5 @@
 """What the networks of a run share: its settings, images, processes, folder and signals."""
+
 import contextlib
 import dataclasses
 import functools
@@ -47,6 +48,7 @@ class RunContext:
         signals: Notes the signals that ask the run to stop.
         caches: Split -> description of the transform and the cached dataset.
     """
+
     config: TrainConfig
     world: World
     datasets: Dict[str, Any]
@@ -70,8 +72,7 @@ class RunContext:
 
     def create_loaders(self, model: nn.Module, only: Optional[str] = None) -> Dict[str, SplitLoader]:
         """Loaders of all splits, or only of one, normalised for the model; cached once the run's folder is open."""
-        return {
-            split: self._create_loader(split, model) for split in self.datasets if only in (None, split)}
+        return {split: self._create_loader(split, model) for split in self.datasets if only in (None, split)}
 
     def _create_loader(self, split: str, model: nn.Module) -> SplitLoader:
         config, world = self.config, self.world
@@ -80,11 +81,18 @@ class RunContext:
             weights = sample_weights(config.sampler, self.train_targets) if config.sampler else None
             training_args = dict(augment=config, weights=weights)
         return SplitLoader(
-            self.datasets[split], timm.data.resolve_data_config(dict(input_size=self.input_size), model=model),
-            config.batch_size, num_workers=config.workers, device=world.device, seed=config.seed, rank=world.rank,
-            world_size=world.size, local_size=world.local_size,
+            self.datasets[split],
+            timm.data.resolve_data_config(dict(input_size=self.input_size), model=model),
+            config.batch_size,
+            num_workers=config.workers,
+            device=world.device,
+            seed=config.seed,
+            rank=world.rank,
+            world_size=world.size,
+            local_size=world.local_size,
             cache=functools.partial(self._cache, split, config.cache) if config.cache and self.folder.name else None,
-            **training_args)
+            **training_args,
+        )
 
     def _cache(self, split: str, kind: str, dataset: Any, transform: transforms.Compose) -> CachedDataset:
         """The cache of a split, shared by consecutive networks that use the same deterministic transform."""
@@ -93,15 +101,17 @@ class RunContext:
             del self.caches[split]  # the previous network is trained: free its memory first
         if split not in self.caches:
             folder = Path(self.config.cache_dir or Path(self.config.output) / '.cache')
-            self.caches[split] = wanted, cache_images(
-                dataset, transform, kind, folder, f"split '{split}'", self.world)
+            self.caches[split] = wanted, cache_images(dataset, transform, kind, folder, f"split '{split}'", self.world)
         return self.caches[split][1]
 
     def class_weights(self) -> Optional[torch.Tensor]:
         """Weights of the classes in the cross entropy, (K,); None for equal weights."""
         kind = self.config.class_weights
-        return None if kind is None else torch.tensor(
-            class_weights(kind, self.train_targets, self.classes), dtype=torch.float32)
+        return (
+            None
+            if kind is None
+            else torch.tensor(class_weights(kind, self.train_targets, self.classes), dtype=torch.float32)
+        )
 
     def stop_if_asked(self, save: Optional[Callable[[], None]] = None) -> None:
         """Stop if a signal asked any of the processes to; `save` is called first.
@@ -128,8 +138,11 @@ class RunContext:
         """What results may depend on beside the settings."""
         return {
             'versions': {
-                'hdkd_timm': __version__, 'timm': timm.__version__, 'torch': torch.__version__,
-                'python': sys.version.split()[0]},
+                'hdkd_timm': __version__,
+                'timm': timm.__version__,
+                'torch': torch.__version__,
+                'python': sys.version.split()[0],
+            },
             'device': describe_device(self.world.device),
             'processes': self.world.size,
         }
@@ -143,13 +156,15 @@ def prepare_run(config: TrainConfig, world: World, resume: bool) -> RunContext:
     """
     if resume and config.experiment is None:
         raise ValueError(
-            '--resume needs to know the run: --config runs/NAME/config.yaml, or its settings and --experiment NAME.')
+            '--resume needs to know the run: --config runs/NAME/config.yaml, or its settings and --experiment NAME.'
+        )
     check_logs(config.log)
     if config.torchcompile:
         backends = torch.compiler.list_backends(exclude_tags=())
         if config.torchcompile not in backends:
             raise ValueError(
-                f"--torchcompile '{config.torchcompile}' is not a backend: choose from {', '.join(backends)}.")
+                f"--torchcompile '{config.torchcompile}' is not a backend: choose from {', '.join(backends)}."
+            )
     datasets, classes = create_datasets(config, config.batch_size)
     if config.early_stopping and 'val' not in datasets:
         raise ValueError('--early-stopping needs a val split: add one, or use --val-fraction or --folds.')
@@ -157,18 +172,21 @@ def prepare_run(config: TrainConfig, world: World, resume: bool) -> RunContext:
         _check_without_random_access(config)
     if config.smote:
         datasets['train'] = smote(
-            datasets['train'], config.smote, classes, (config.img_size, config.img_size), seed=config.seed)
+            datasets['train'], config.smote, classes, (config.img_size, config.img_size), seed=config.seed
+        )
     return RunContext(config, world, datasets, classes)
 
 
 def _check_without_random_access(config: TrainConfig) -> None:
     """Raise ValueError for settings that a streamed dataset, without targets known beforehand, cannot have."""
     needs_targets = [
-        name for name in ('class_weights', 'sampler', 'smote') if getattr(config, name) in ('balanced', 'effective')]
+        name for name in ('class_weights', 'sampler', 'smote') if getattr(config, name) in ('balanced', 'effective')
+    ]
     needs_targets += [name for name in ('cache', 'smote') if getattr(config, name)]
     if needs_targets:
         raise ValueError(
-            f"{flag(needs_targets[0])} needs a dataset with random access, which '{config.dataset}' does not have.")
+            f"{flag(needs_targets[0])} needs a dataset with random access, which '{config.dataset}' does not have."
+        )
 
 
 @contextlib.contextmanager
@@ -204,24 +222,32 @@ def open_run(context: RunContext, resume: bool, overwrite: bool, networks: Dict[
 
 
 def _open_folder(
-        context: RunContext,
-        stack: contextlib.ExitStack,
-        resume: bool,
-        overwrite: bool,
-        networks: Dict[str, TrainConfig],
+    context: RunContext,
+    stack: contextlib.ExitStack,
+    resume: bool,
+    overwrite: bool,
+    networks: Dict[str, TrainConfig],
 ) -> Tuple[TrainConfig, Path]:
     """Open the folder of a run until `stack` is closed. Returns the settings with the run's name, and the folder."""
     config = context.config
 
     def open_as(experiment: str, overwrite: bool) -> Tuple[TrainConfig, Path]:
         named = dataclasses.replace(config, experiment=experiment)
-        return named, stack.enter_context(run_folder(
-            named.output, experiment, to_yaml(named), resume, overwrite, free_settings(config),
-            functools.partial(check_run, networks)))
+        return named, stack.enter_context(
+            run_folder(
+                named.output,
+                experiment,
+                to_yaml(named),
+                resume,
+                overwrite,
+                free_settings(config),
+                functools.partial(check_run, networks),
+            )
+        )
 
     if config.experiment:
         return open_as(config.experiment, overwrite)
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.model.split('/')[-1]}"
+    name = f'{time.strftime("%Y%m%d-%H%M%S")}-{config.model.split("/")[-1]}'
     return with_free_name(Path(config.output, name), lambda path: open_as(path.name, overwrite=False))
 
 
@@ -230,7 +256,7 @@ def _log_images(context: RunContext) -> None:
     counts = ''
     if hasattr(datasets['train'], 'targets'):
         numbers = count_classes(context.train_targets, context.classes)
-        counts = f" (training: {', '.join(f'{name} {number}' for name, number in numbers.items())})"
+        counts = f' (training: {", ".join(f"{name} {number}" for name, number in numbers.items())})'
     images = ', '.join(f'{split} {len(dataset)}' for split, dataset in datasets.items())
     processes = f', {world.size} processes' if world.is_distributed else ''
     _logger.info(f'{len(context.classes)} classes{counts}, images: {images}; device {world.device}{processes}')
@@ -238,4 +264,5 @@ def _log_images(context: RunContext) -> None:
         _logger.info('No val split: the last epoch is kept.')
     if 'test' not in datasets:
         _logger.warning(
-            'No test split: the results are those of the best epoch on val, which are optimistically biased.')
+            'No test split: the results are those of the best epoch on val, which are optimistically biased.'
+        )

@@ -1,4 +1,5 @@
 """Distillation: a teacher is trained or given, then a student learns from it, each as in `train`."""
+
 import dataclasses
 from typing import Any, Dict, NamedTuple, Optional
 
@@ -24,6 +25,7 @@ from .trainer import Trainer
 
 class Network(NamedTuple):
     """A network of a run, the arguments that it was built with, and the settings of its training."""
+
     model: nn.Module
     model_args: Dict[str, Any]
     config: TrainConfig
@@ -77,7 +79,8 @@ def _create_networks(context: RunContext, config: DistillConfig) -> Dict[str, Ne
         random_seed(config.seed)
         kwargs = dict(config.model_kwargs)
         if isinstance(student.model, HDKDStudent) and not (
-                config.pretrained or config.model.startswith(SOURCE_PREFIXES)):
+            config.pretrained or config.model.startswith(SOURCE_PREFIXES)
+        ):
             kwargs.update(distilled=False)  # from given weights it starts like the distilled one
         networks['student_alone'] = Network(*create_network(config.model, config, num_classes, **kwargs), config)
     return dict(networks, student=student)
@@ -87,9 +90,16 @@ def _prepare_teacher(context: RunContext, config: DistillConfig) -> Network:
     """The teacher to train, with settings of its own, or the one that is given."""
     classes = context.classes
     settings = dataclasses.replace(
-        config, model=config.teacher, opt=config.teacher_opt, lr=config.teacher_lr,
-        weight_decay=config.teacher_weight_decay, sched=config.teacher_sched, freeze_stages=0,
-        pretrained=config.teacher_pretrained, epochs=config.teacher_epochs or config.epochs)
+        config,
+        model=config.teacher,
+        opt=config.teacher_opt,
+        lr=config.teacher_lr,
+        weight_decay=config.teacher_weight_decay,
+        sched=config.teacher_sched,
+        freeze_stages=0,
+        pretrained=config.teacher_pretrained,
+        epochs=config.teacher_epochs or config.epochs,
+    )
     random_seed(config.seed)
     if not config.teacher_checkpoint:
         return Network(*create_network(config.teacher, settings, len(classes), **config.teacher_kwargs), settings)
@@ -102,8 +112,8 @@ def _check_networks(context: RunContext, config: DistillConfig, networks: Dict[s
     """Raise ValueError if teacher and student do not match, or for a wrong setting of either."""
     teacher, student = networks['teacher'], networks['student']
     check_pair(
-        student.model, teacher.model, config.kd_type, config.stages if config.feature_weight else (),
-        context.input_size)
+        student.model, teacher.model, config.kd_type, config.stages if config.feature_weight else (), context.input_size
+    )
     for network in (teacher, student):
         check_settings(context, network.model, network.config)
 
@@ -117,8 +127,7 @@ def _test_given_teacher(context: RunContext, network: Network) -> Dict[str, Any]
     layout = torch.channels_last if config.channels_last else torch.preserve_format
     teacher.to(device=world.device, memory_format=layout)
     loader = context.create_loaders(teacher, context.test_split)[context.test_split]
-    predicted = evaluate(
-        teacher, loader, world, channels_last=config.channels_last, signals=context.signals)
+    predicted = evaluate(teacher, loader, world, channels_last=config.channels_last, signals=context.signals)
     context.stop_if_asked()
     result = create_result(context, 'teacher', teacher, predicted, checkpoint=config.teacher_checkpoint)
     if world.is_primary:

@@ -1,4 +1,5 @@
 """Logs of a training: summary.csv, TensorBoard, Weights & Biases, and a progress bar."""
+
 import math
 import sys
 import uuid
@@ -42,17 +43,24 @@ class EpochLog:
         self.tensorboard = self.wandb = None
         if 'tensorboard' in logs:
             from torch.utils.tensorboard import SummaryWriter
+
             self.tensorboard = SummaryWriter(str(folder / 'tensorboard'))
         if 'wandb' in logs:
             import wandb
+
             config = next(path for path in (folder / 'config.yaml', folder.parent / 'config.yaml') if path.exists())
             id_file = folder / 'wandb_id.txt'  # stays with the folder: a resumed run is the same one, another is not
             if not id_file.exists():
                 with atomic_write(id_file) as file:
                     file.write(uuid.uuid4().hex)
             self.wandb = wandb.init(
-                project='hdkd_timm', name=name, id=id_file.read_text(), resume='allow', dir=str(folder),
-                config=read_yaml(config))
+                project='hdkd_timm',
+                name=name,
+                id=id_file.read_text(),
+                resume='allow',
+                dir=str(folder),
+                config=read_yaml(config),
+            )
 
     def write(self, rows: List[Dict[str, Any]]) -> None:
         """Write all rows so far; the last one is new."""
@@ -79,8 +87,15 @@ class Progress:
 
     def __init__(self, title: str, images: Optional[int], done: int = 0, show: bool = True):
         self.bar = tqdm(
-            desc=title, total=images or None, initial=done, unit='img', leave=False, file=sys.stderr,
-            disable=None if show else True, dynamic_ncols=True)
+            desc=title,
+            total=images or None,
+            initial=done,
+            unit='img',
+            leave=False,
+            file=sys.stderr,
+            disable=None if show else True,
+            dynamic_ncols=True,
+        )
 
     def update(self, images: int, parts: Optional[Dict[str, float]] = None) -> None:
         """Advance by a number of images, and show values of the loss."""

@@ -1,4 +1,5 @@
 """The test results of a network of a run."""
+
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -14,11 +15,11 @@ from .context import RunContext
 
 
 def create_result(
-        context: RunContext,
-        name: str,
-        network: nn.Module,
-        predicted: Tuple[np.ndarray, np.ndarray],
-        **facts: Any,
+    context: RunContext,
+    name: str,
+    network: nn.Module,
+    predicted: Tuple[np.ndarray, np.ndarray],
+    **facts: Any,
 ) -> Dict[str, Any]:
     """What metrics.json of a network holds: its metrics on the test split, and what they may depend on.
 
@@ -40,16 +41,22 @@ def create_result(
         'parameters': sum(p.numel() for p in network.parameters()),
         **context.describe_environment(),
         split: full_report(
-            *predicted, context.classes, _image_groups(context.datasets[split]), config.bootstrap, config.seed,
-            stop_if_asked=context.stop_if_asked, progress=context.world.is_primary),
+            *predicted,
+            context.classes,
+            _image_groups(context.datasets[split]),
+            config.bootstrap,
+            config.seed,
+            stop_if_asked=context.stop_if_asked,
+            progress=context.world.is_primary,
+        ),
     }
 
 
 def write_result(
-        context: RunContext,
-        folder: Path,
-        result: Dict[str, Any],
-        predicted: Tuple[np.ndarray, np.ndarray],
+    context: RunContext,
+    folder: Path,
+    result: Dict[str, Any],
+    predicted: Tuple[np.ndarray, np.ndarray],
 ) -> None:
     """Write predictions.csv and metrics.json to the folder of a network; `result` and `predicted` as `create_result`
     returns and takes them."""

@@ -1,4 +1,5 @@
 """Can a run be resumed? All that its networks need is checked before anything is trained or written."""
+
 import dataclasses
 import logging
 from pathlib import Path
@@ -21,8 +22,19 @@ _logger = logging.getLogger(__name__)
 # settings that do not change what a run computes, so that it may be resumed with others (its images are compared
 # separately, and `_check_epochs` looks at the epochs)
 FREE_ON_RESUME = (
-    'output', 'experiment', 'data_dir', 'data_csv', 'cache', 'cache_dir', 'workers', 'device', 'log',
-    'recovery_interval', 'epochs', 'teacher_epochs')
+    'output',
+    'experiment',
+    'data_dir',
+    'data_csv',
+    'cache',
+    'cache_dir',
+    'workers',
+    'device',
+    'log',
+    'recovery_interval',
+    'epochs',
+    'teacher_epochs',
+)
 
 
 def free_settings(config: TrainConfig) -> Tuple[str, ...]:
@@ -50,7 +62,8 @@ def read_result(folder: Path, config: TrainConfig) -> Optional[Dict[str, Any]]:
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(
             f"'{path}' is damaged ({type(e).__name__}: {e}): restore it, or delete it, and --resume tests the network"
-            ' again.') from e
+            ' again.'
+        ) from e
     return result if is_finished else None
 
 
@@ -72,11 +85,16 @@ def check_run(networks: Dict[str, TrainConfig], folder: Path) -> None:
         before[name] = dataclasses.replace(config, epochs=epochs)
         done[name] = _check_network(folder / name, name or config.model, before[name], config)
     teacher = before.get('teacher')
-    if teacher is not None and not teacher.teacher_checkpoint and done['student'] \
-            and teacher.epochs != networks['teacher'].epochs:
+    if (
+        teacher is not None
+        and not teacher.teacher_checkpoint
+        and done['student']
+        and teacher.epochs != networks['teacher'].epochs
+    ):
         raise ValueError(
             f"Run '{folder}' was started with {teacher.epochs} epochs of the teacher, from which its student already"
-            f' learns: resume it with --teacher-epochs {teacher.epochs}.')
+            f' learns: resume it with --teacher-epochs {teacher.epochs}.'
+        )
 
 
 def _check_network(folder: Path, name: str, before: TrainConfig, config: TrainConfig) -> int:
@@ -96,7 +114,8 @@ def _check_network(folder: Path, name: str, before: TrainConfig, config: TrainCo
     elif result is not None:
         raise ValueError(
             f"'{folder / STATE_FILE}' is missing, from which {name} would continue to {config.epochs} epochs: restore"
-            f' it, or keep {before.epochs} epochs.')
+            f' it, or keep {before.epochs} epochs.'
+        )
     if needs_best:
         _check_best(folder / 'best', name)
     _check_epochs(folder, name, done, before, config)
@@ -109,7 +128,8 @@ def _check_best(folder: Path, name: str) -> None:
         if not (folder / file).is_file():
             raise ValueError(
                 f"'{folder / file}' is missing, a part of the best {name} so far: restore it, or start the run again"
-                ' with --overwrite.')
+                ' with --overwrite.'
+            )
     check_sums(folder)
     read_checkpoint(folder / 'model.safetensors')
 
@@ -135,12 +155,14 @@ def _check_epochs(folder: Path, name: str, done: int, before: TrainConfig, confi
     elif _learning_rates(before, done) != _learning_rates(config, done):
         reason = (
             f"the schedule '{config.sched}' (with its warm-up) has other learning rates in the epochs that are done, so"
-            ' the result would belong to neither setting')
+            ' the result would belong to neither setting'
+        )
     if reason:
         raise ValueError(
             f"{name} of run '{folder}' was started with {before.epochs} epochs and cannot continue with"
             f' {config.epochs}: {reason}. Resume it with {before.epochs}, or fine-tune its weights in a new run:'
-            f" --model local-dir:{folder / 'best'}.")
+            f' --model local-dir:{folder / "best"}.'
+        )
     _logger.info(f'{name}  will have {config.epochs} epochs, it was started with {before.epochs}.')
 
 
@@ -154,6 +176,6 @@ def _learning_rates(config: TrainConfig, epochs: int) -> List[float]:
     for update in range(10 * epochs):
         schedule.step_update(update + 1)
         if update % 10 == 9:
-            schedule.step(update // 10 + 1, 0.)
+            schedule.step(update // 10 + 1, 0.0)
         rates.append(optimizer.param_groups[0]['lr'])
     return rates

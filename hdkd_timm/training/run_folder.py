@@ -3,6 +3,7 @@
 Every file is written whole or not at all. A folder is locked while a run writes to it; the lock is released with the
 process, however that ends.
 """
+
 import logging
 import os
 import shutil
@@ -79,15 +80,14 @@ def load_state(path: Union[str, Path]) -> Dict[str, Any]:
 def _check_same_settings(folder: Path, settings: Dict[str, Any], free: Sequence[str]) -> None:
     """A run must be resumed with the settings that it was started with, or its result would belong to neither."""
     before = read_yaml(folder / CONFIG_FILE)
-    different = [
-        name for name in {**before, **settings}
-        if name not in free and before.get(name) != settings.get(name)]
+    different = [name for name in {**before, **settings} if name not in free and before.get(name) != settings.get(name)]
     if different:
         name = different[0]
         raise ValueError(
             f"Run '{folder}' was started with {name} {before.get(name)!r}, not {settings.get(name)!r}"
-            f" ({len(different)} settings differ: {', '.join(different)}): resume it with --config"
-            f' {folder / CONFIG_FILE} --resume, or choose another --experiment.')
+            f' ({len(different)} settings differ: {", ".join(different)}): resume it with --config'
+            f' {folder / CONFIG_FILE} --resume, or choose another --experiment.'
+        )
 
 
 def _within(rows: Rows) -> Rows:
@@ -97,7 +97,8 @@ def _within(rows: Rows) -> Rows:
     base = os.path.commonpath(paths) if paths and all(map(os.path.isabs, paths)) else ''
     return [
         {**{key: value for key, value in row.items() if key not in CONTENTS}, 'path': row['path'].removeprefix(base)}
-        for row in rows]
+        for row in rows
+    ]
 
 
 def _missing_in(others: Rows, rows: Rows) -> Rows:
@@ -133,14 +134,16 @@ def keep_images(rows: Rows, folder: Path) -> None:
     if not before:
         raise FileNotFoundError(
             f"'{path}', the list of the run's images, is {'empty or damaged' if path.exists() else 'missing'}: without"
-            ' it, held-out images could be trained on unnoticed. Restore it, or start another run.')
+            ' it, held-out images could be trained on unnoticed. Restore it, or start another run.'
+        )
     inside, now = _within(before), _within(rows)
     if inside != now:
         different = _missing_in(now, inside) or _missing_in(inside, now) or inside
         raise ValueError(
             f"The images are not those that run '{folder}' was started with ({len(before)} in '{path}', now {len(now)};"
             f" '{different[0]['path']}' of split {different[0]['split']} is not in both): restore them, or start"
-            ' another run.')
+            ' another run.'
+        )
     _compare_contents(before, rows, folder)
 
 
@@ -168,15 +171,19 @@ def _compare_contents(before: Rows, now: Rows, folder: Path) -> None:
         raise ValueError(
             f"Image '{first['path']}' of split {first['split']} has changed since run '{folder}' was started"
             f' ({len(changed):,} of {len(now):,} images differ in size or SHA-256): restore the images, or'
-            ' start another run.')
+            ' start another run.'
+        )
     size_known, digest_known = ((old != '') & (new != '')).any(axis=0)
     if not digest_known:
         why = (
-            '--no-check-images does not read them' if (old[:, 1] != '').any()
-            else f"'{folder / IMAGES_FILE}' has no SHA-256, as of an earlier version or --no-check-images")
+            '--no-check-images does not read them'
+            if (old[:, 1] != '').any()
+            else f"'{folder / IMAGES_FILE}' has no SHA-256, as of an earlier version or --no-check-images"
+        )
         _logger.warning(
             f"The contents of the images were not compared with those that run '{folder}' was started with: {why}."
-            f" Names{', splits and sizes' if size_known else ' and splits'} are the same.")
+            f' Names{", splits and sizes" if size_known else " and splits"} are the same.'
+        )
 
 
 def _remove(path: Path) -> None:
@@ -195,20 +202,24 @@ def _has_results(folder: Path) -> bool:
     """Was a training state saved, or a result?"""
     return any(
         not {_BEFORE, _MOVING} & set(path.relative_to(folder).parts)
-        for name in (STATE_FILE, METRICS_FILE) for path in folder.rglob(name))
+        for name in (STATE_FILE, METRICS_FILE)
+        for path in folder.rglob(name)
+    )
 
 
 def _content(folder: Path) -> List[Path]:
     """The contents of a run's folder, config.yaml last, without this module's own files."""
     return sorted(
         (path for path in folder.iterdir() if path.name not in (_LOCK, _BEFORE, _MOVING)),
-        key=lambda path: (path.name == CONFIG_FILE, path.name))
+        key=lambda path: (path.name == CONFIG_FILE, path.name),
+    )
 
 
 def _is_started(folder: Path) -> bool:
     """Does the folder hold more than a process leaves that was killed before it started?"""
-    return folder.exists() and not (folder.is_dir() and all(
-        path.name.startswith('.') and path.name.endswith('.tmp') for path in _content(folder)))
+    return folder.exists() and not (
+        folder.is_dir() and all(path.name.startswith('.') and path.name.endswith('.tmp') for path in _content(folder))
+    )
 
 
 def _move_aside(folder: Path) -> None:
@@ -255,11 +266,13 @@ def _check_start(folder: Path, resume: bool, overwrite: bool) -> None:
     is_run = (folder / CONFIG_FILE).is_file()
     if resume and not is_run:
         raise FileNotFoundError(
-            f"There is no run '{folder}' to resume, it has no {CONFIG_FILE}: start it without --resume.")
+            f"There is no run '{folder}' to resume, it has no {CONFIG_FILE}: start it without --resume."
+        )
     if _is_started(folder) and not (resume or overwrite):
         raise FileExistsError(
             f"Run '{folder}' already exists: --resume continues it, --overwrite replaces it, or choose another"
-            ' --experiment.')
+            ' --experiment.'
+        )
     if _is_started(folder) and overwrite and not is_run:
         raise FileExistsError(f"'{folder}' is not a run, it has no {CONFIG_FILE}: it is not overwritten.")
 
@@ -281,13 +294,13 @@ def _make_ready(folder: Path, resume: bool, overwrite: bool, check: Callable[[Pa
 
 @contextmanager
 def run_folder(
-        output: str,
-        experiment: str,
-        settings: str,
-        resume: bool = False,
-        overwrite: bool = False,
-        free: Sequence[str] = (),
-        check: Callable[[Path], None] = lambda folder: None,
+    output: str,
+    experiment: str,
+    settings: str,
+    resume: bool = False,
+    overwrite: bool = False,
+    free: Sequence[str] = (),
+    check: Callable[[Path], None] = lambda folder: None,
 ) -> Iterator[Path]:
     """The folder of a run, locked for this process while it is open.
 

@@ -9,6 +9,7 @@ The epoch that is kept is the best on `val` where the data has that split, else 
 part in any choice. All random numbers follow from the seed, the epoch and the step, so a run that was interrupted
 anywhere and resumed ends with the weights of one that was not (bit by bit on the CPU).
 """
+
 from typing import Any, Dict
 
 from timm.utils import random_seed

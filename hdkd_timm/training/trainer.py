@@ -1,4 +1,5 @@
 """The training of one network: `Trainer.run` is the loop, its steps are the methods below it in the order of use."""
+
 import contextlib
 import dataclasses
 import logging
@@ -51,6 +52,7 @@ class TrainState:
         lr: Largest learning rate at the start of the current epoch.
         seconds: Time spent in training steps.
     """
+
     epoch: int = 0
     step: int = 0
     updates: int = 0
@@ -60,8 +62,8 @@ class TrainState:
     rows: List[Dict[str, Any]] = dataclasses.field(default_factory=list)
     best_epoch: Optional[int] = None
     best_metric: Optional[float] = None
-    lr: float = 0.
-    seconds: float = 0.
+    lr: float = 0.0
+    seconds: float = 0.0
 
 
 class Trainer:
@@ -78,14 +80,14 @@ class Trainer:
     """
 
     def __init__(
-            self,
-            name: str,
-            task: TrainingTask,
-            model: nn.Module,
-            model_args: Dict[str, Any],
-            config: TrainConfig,
-            folder: Path,
-            context: RunContext,
+        self,
+        name: str,
+        task: TrainingTask,
+        model: nn.Module,
+        model_args: Dict[str, Any],
+        config: TrainConfig,
+        folder: Path,
+        context: RunContext,
     ):
         self.name = name
         self.task = task
@@ -157,10 +159,14 @@ class Trainer:
         self.scaler = NativeScaler(device=device.type) if self.amp_dtype == torch.float16 else None
         self.autocast = torch.autocast(device.type, self.amp_dtype, enabled=config.amp)
         self.augment_batch = BatchAugmentation(
-            config, len(self.context.classes), device, self.loaders['train'].mean, self.loaders['train'].std)
+            config, len(self.context.classes), device, self.loaders['train'].mean, self.loaders['train'].std
+        )
         self.set_up_task(updates_per_epoch)
-        self.log = EpochLog(
-            self.folder, f'{self.context.config.experiment}/{self.name}', config.log) if self.world.is_primary else None
+        self.log = (
+            EpochLog(self.folder, f'{self.context.config.experiment}/{self.name}', config.log)
+            if self.world.is_primary
+            else None
+        )
 
     def set_up_task(self, updates_per_epoch: int) -> None:
         """Moving average of the weights, compiler and distributed training."""
@@ -168,8 +174,7 @@ class Trainer:
         if config.model_ema:
             task.setup_ema(decay=config.model_ema_decay, use_warmup=config.model_ema_warmup)
             if self.world.is_primary:
-                describe_average(
-                    self.name, task.get_trainable_module(ema=True), config.epochs * updates_per_epoch)
+                describe_average(self.name, task.get_trainable_module(ema=True), config.epochs * updates_per_epoch)
         if config.torchcompile:
             task.compile(backend=config.torchcompile)
             task.compile_ema(backend=config.torchcompile)
@@ -190,7 +195,8 @@ class Trainer:
         if len(saved['progress']) != self.world.size:
             raise ValueError(
                 f"'{path}' was saved by {len(saved['progress'])} processes: resume it with as many, not"
-                f' {self.world.size}.')
+                f' {self.world.size}.'
+            )
         self.state = TrainState(**saved['progress'][self.world.rank])
         self.task.load_checkpoint_state(saved['state_dict'])
         if self.config.model_ema:
@@ -221,8 +227,11 @@ class Trainer:
         self.optimizer.zero_grad()
         images = self.config.batch_size * self.world.size
         self.progress = Progress(
-            f'{self.name} {state.epoch + 1}/{self.config.epochs}', self.num_batches * images, state.step * images,
-            self.world.is_primary)
+            f'{self.name} {state.epoch + 1}/{self.config.epochs}',
+            self.num_batches * images,
+            state.step * images,
+            self.world.is_primary,
+        )
         self.clock = time.perf_counter()
 
     def read_batches(self) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
@@ -274,8 +283,14 @@ class Trainer:
         parameters = self.task.get_clip_parameters(exclude_head=config.clip_mode == 'agc') if config.clip_grad else None
         if self.scaler is not None:
             self.scaler(
-                loss, self.optimizer, clip_grad=config.clip_grad, clip_mode=config.clip_mode, parameters=parameters,
-                create_graph=second_order, need_update=is_update)
+                loss,
+                self.optimizer,
+                clip_grad=config.clip_grad,
+                clip_mode=config.clip_mode,
+                parameters=parameters,
+                create_graph=second_order,
+                need_update=is_update,
+            )
             return
         loss.backward(create_graph=second_order)
         if is_update:
@@ -313,7 +328,7 @@ class Trainer:
             if not math.isfinite(numbers['loss']):
                 raise self.diverged('loss', self.state.epoch, step, numbers)
             for key, value in numbers.items():
-                self.state.sums[key] = self.state.sums.get(key, 0.) + value * images
+                self.state.sums[key] = self.state.sums.get(key, 0.0) + value * images
         self.unread.clear()
         return numbers
 
@@ -321,10 +336,11 @@ class Trainer:
         """The error of a training that cannot continue: names the step, the losses and the last good state."""
         path = self.folder / STATE_FILE
         kept = f"the last good state is '{path}'" if path.exists() else 'no state was saved yet'
-        shown = f" ({', '.join(f'{key} {value:g}' for key, value in losses.items())})" if losses else ''
+        shown = f' ({", ".join(f"{key} {value:g}" for key, value in losses.items())})' if losses else ''
         return FloatingPointError(
             f'{self.name}: the {what} became non-finite in epoch {epoch + 1}, step {step + 1}{shown}: try a lower'
-            f' learning rate or --clip-grad 1; {kept}.')
+            f' learning rate or --clip-grad 1; {kept}.'
+        )
 
     def finish_update(self) -> None:
         """What follows an update of the weights: schedule, moving average, and saving where it is due."""
@@ -348,8 +364,9 @@ class Trainer:
             distribute_bn(self.model, self.world.size, reduce=True)
             if self.config.model_ema:
                 distribute_bn(self.task.get_eval_model(ema=True), self.world.size, reduce=True)
-        shares = self.world.gather((
-            state.sums, torch.cat(state.outputs).softmax(dim=1).cpu().numpy(), torch.cat(state.targets).cpu().numpy()))
+        shares = self.world.gather(
+            (state.sums, torch.cat(state.outputs).softmax(dim=1).cpu().numpy(), torch.cat(state.targets).cpu().numpy())
+        )
         probs, targets = (np.concatenate([share[i] for share in shares]) for i in (1, 2))
         losses = {key: sum(sums[key] for sums, *_ in shares) / len(targets) for key in state.sums}
         metrics = {**losses, **classification_metrics(probs, targets)}
@@ -383,7 +400,8 @@ class Trainer:
         if isinstance(network, nn.parallel.DistributedDataParallel):  # it would wait for processes without an image
             network = network.module
         predicted = evaluate(
-            network, self.loaders[split], self.world, self.amp_dtype, self.config.channels_last, self.context.signals)
+            network, self.loaders[split], self.world, self.amp_dtype, self.config.channels_last, self.context.signals
+        )
         self.stop_if_asked(saves)
         return predicted
 
@@ -402,15 +420,15 @@ class Trainer:
             shown = '  '.join(f'{key} {value:.4f}' for key, value in metrics.items() if key in names)
             _logger.info(
                 f'{self.name}  epoch {state.epoch}/{config.epochs}  {shown}  {state.seconds / state.epoch:.1f} s/epoch'
-                f"{'  *' if is_best else ''}")
+                f'{"  *" if is_best else ""}'
+            )
 
     # -- saving and stopping -------------------------------------------------------------------------------------------
 
     def can_save(self) -> bool:
         """Can all be saved now? Not the gradient of an incomplete update; and processes wait for each other."""
         step = self.state.step
-        return not self.world.is_distributed and (
-            step % self.config.grad_accum_steps == 0 or step == self.num_batches)
+        return not self.world.is_distributed and (step % self.config.grad_accum_steps == 0 or step == self.num_batches)
 
     def save(self) -> None:
         """Write last.pth, from which `resume` continues.
@@ -423,8 +441,9 @@ class Trainer:
         if not all(torch.isfinite(p).all() for p in self.model.parameters()):
             ended = (state.epoch, state.step - 1) if state.step else (state.epoch - 1, self.num_batches - 1)
             raise self.diverged('weight', *ended, {})
-        progress = self.world.gather(dict(
-            vars(state), outputs=[o.cpu() for o in state.outputs], targets=[t.cpu() for t in state.targets]))
+        progress = self.world.gather(
+            dict(vars(state), outputs=[o.cpu() for o in state.outputs], targets=[t.cpu() for t in state.targets])
+        )
         if self.world.is_primary:
             save_state(self.collect_state(progress), self.folder / STATE_FILE)
 
@@ -450,8 +469,13 @@ class Trainer:
         if self.world.is_primary:
             network = unwrap_model(self.task.get_eval_model(ema=self.config.model_ema))
             save_model(
-                network, self.folder / 'best', self.context.classes, self.model_args, self.context.input_size,
-                replace=True)
+                network,
+                self.folder / 'best',
+                self.context.classes,
+                self.model_args,
+                self.context.input_size,
+                replace=True,
+            )
         self.world.barrier()
 
     def stop_if_asked(self, saves: bool = True) -> None:
@@ -465,7 +489,8 @@ class Trainer:
         if self.world.is_primary and state.best_epoch is not None and state.epoch < self.config.epochs:
             _logger.info(
                 f'{self.name}  ended early: no better epoch on val than {state.best_epoch + 1} in'
-                f' {self.config.early_stopping}.')
+                f' {self.config.early_stopping}.'
+            )
         if 'val' not in self.loaders:
             self.save_best()
         network = unwrap_model(self.task.get_eval_model(ema=self.config.model_ema))
@@ -473,9 +498,14 @@ class Trainer:
         # from here on a signal must not save: the weights are no longer those of the last step
         predicted = self.evaluate(self.context.test_split, saves=False)
         result = create_result(
-            self.context, self.name, network, predicted,
-            epoch=state.epoch - 1 if state.best_epoch is None else state.best_epoch, epochs=state.epoch,
-            train_seconds=round(state.seconds, 1))
+            self.context,
+            self.name,
+            network,
+            predicted,
+            epoch=state.epoch - 1 if state.best_epoch is None else state.best_epoch,
+            epochs=state.epoch,
+            train_seconds=round(state.seconds, 1),
+        )
         if self.log is not None:
             self.log.close()
         write_result(self.context, self.folder, result, predicted)
@@ -485,19 +515,21 @@ class Trainer:
 
 def describe_average(name: str, average: ModelEmaV3, updates: int) -> None:
     """Log how far a moving average follows the weights over so many updates; warn where it hardly does."""
-    share = 1.  # of the first weights
+    share = 1.0  # of the first weights
     for step in range(2, updates + 1):  # the first update copies them
         share *= average.get_decay(step)
         if share < 1e-4:
             break
-    decay = f"decay {'growing to ' if average.use_warmup else ''}{average.decay:g}"
+    decay = f'decay {"growing to " if average.use_warmup else ""}{average.decay:g}'
     message = (
-        f'{name}  moving average of the weights: {decay}, {updates} updates; {share:.1%} of it are the first weights.')
+        f'{name}  moving average of the weights: {decay}, {updates} updates; {share:.1%} of it are the first weights.'
+    )
     if share <= MAX_INITIAL_SHARE:
         _logger.info(message)
         return
     fitting = math.floor(1000 * 0.01 ** (1 / updates)) / 1000
     _logger.warning(
         f'{message} The network that is kept is hardly trained: train for more updates (--epochs, or a smaller'
-        f" --batch-size), {'drop --no-model-ema-warmup, ' if not average.use_warmup else ''}lower --model-ema-decay (to"
-        f' {fitting:g}), or drop --model-ema.')
+        f' --batch-size), {"drop --no-model-ema-warmup, " if not average.use_warmup else ""}lower --model-ema-decay (to'
+        f' {fitting:g}), or drop --model-ema.'
+    )

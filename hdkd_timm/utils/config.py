@@ -3,6 +3,7 @@
 A field becomes a flag of the same name with dashes. Its metadata holds keywords for argparse (help, choices, metavar),
 bounds of its value, and where the help lists it.
 """
+
 import argparse
 import ast
 import dataclasses
@@ -19,8 +20,11 @@ from .parsing import to_yaml as values_to_yaml
 ConfigT = TypeVar('ConfigT')
 
 BOUNDS = {  # keyword of `setting` -> comparison and its description
-    'above': (operator.gt, 'above {}'), 'at_least': (operator.ge, '{} or more'),
-    'below': (operator.lt, 'below {}'), 'at_most': (operator.le, 'at most {}')}
+    'above': (operator.gt, 'above {}'),
+    'at_least': (operator.ge, '{} or more'),
+    'below': (operator.lt, 'below {}'),
+    'at_most': (operator.le, 'at most {}'),
+}
 METAVARS = {int: 'N', float: 'X', str: 'NAME'}
 
 
@@ -106,11 +110,11 @@ def _argument_options(field: dataclasses.Field, hint: Any, default: Any) -> Dict
 
 
 def add_arguments(
-        parser: argparse.ArgumentParser,
-        config_cls: Type[Any],
-        exclude: Collection[str] = (),
-        titles: Sequence[str] = (),
-        **defaults: Any,
+    parser: argparse.ArgumentParser,
+    config_cls: Type[Any],
+    exclude: Collection[str] = (),
+    titles: Sequence[str] = (),
+    **defaults: Any,
 ) -> Dict[str, argparse.Action]:
     """Add a flag for each field of a settings dataclass, in groups. Parsing leaves out the flags that are not given.
 
@@ -135,15 +139,16 @@ def add_arguments(
             groups[title] = parser.add_argument_group(title)
         default = defaults.get(field.name, _default(field))
         arguments[field.name] = groups[title].add_argument(
-            *field.metadata.get('flags', ()), flag(field.name),
-            **_argument_options(field, hints[field.name], default))
+            *field.metadata.get('flags', ()), flag(field.name), **_argument_options(field, hints[field.name], default)
+        )
     return arguments
 
 
 def given_settings(config_cls: Type[Any], args: argparse.Namespace) -> Dict[str, Any]:
     """The settings whose flags were given."""
-    found = {field.name: getattr(args, field.name) for field in dataclasses.fields(config_cls)
-             if hasattr(args, field.name)}
+    found = {
+        field.name: getattr(args, field.name) for field in dataclasses.fields(config_cls) if hasattr(args, field.name)
+    }
     return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
 
 
@@ -183,7 +188,7 @@ def _check_value(value: Any, metadata: Mapping[str, Any], name: str) -> None:
         if v is None:
             continue
         if choices and v not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {v!r}.")
+            raise ValueError(f'{name} must be one of {", ".join(map(str, choices))}, got {v!r}.')
         if bounds and not (math.isfinite(v) and all(BOUNDS[bound][0](v, limit) for bound, limit in bounds)):
             expected = ' and '.join(BOUNDS[bound][1].format(limit) for bound, limit in bounds)
             raise ValueError(f'{name} must be {expected}, got {v}.')
@@ -223,7 +228,8 @@ def check_settings(values: Dict[str, Any], config_classes: Iterable[Type[Any]], 
             hint = ': put it in quotes' + ' (unquoted yes, no, on and off are booleans)' * isinstance(value, bool)
             shown = repr(value) if len(repr(value)) <= 100 else f'{repr(value)[:99]}…'
             raise ValueError(
-                f"Setting '{name}' in {source} must be {expected}, got {shown}{hint * is_unquoted}.") from None
+                f"Setting '{name}' in {source} must be {expected}, got {shown}{hint * is_unquoted}."
+            ) from None
         _check_value(checked[name], metadata[name], f"Setting '{name}' in {source}")
     return checked
 

@@ -1,4 +1,5 @@
 """CSV files that spreadsheets can open safely, and that come back exactly as they were written."""
+
 import csv
 import re
 from typing import Any, Dict, Iterable, Iterator, List, Sequence
@@ -77,10 +78,10 @@ def write_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], path: Pat
 
 
 def write_rows(
-        rows: List[Dict[str, Any]],
-        path: PathLike,
-        columns: Sequence[str] = (),
-        summed: bool = False,
+    rows: List[Dict[str, Any]],
+    path: PathLike,
+    columns: Sequence[str] = (),
+    summed: bool = False,
 ) -> None:
     """Write a CSV file of these columns, followed by any others that the rows have; see `write_table`."""
     columns = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))

@@ -1,4 +1,5 @@
 """The processes of a run (torchrun, SLURM, or a single one), their devices and messages, based on timm's helpers."""
+
 import ctypes
 import dataclasses
 import os
@@ -22,6 +23,7 @@ class World:
         control: Process group of CPU messages, so that exchanging them does not wait for a GPU.
         joined: Whether `init_world` created the process group.
     """
+
     device: torch.device
     rank: int = 0
     size: int = 1
@@ -114,8 +116,12 @@ def init_world(device: Optional[str] = None) -> World:
         end_with_parent(signal.SIGTERM, os.getppid())
     info = init_distributed_device_so(device=str(picked))
     return World(
-        torch.device(info['device']), info['global_rank'], info['world_size'],
-        dist.new_group(backend='gloo'), joined=True)
+        torch.device(info['device']),
+        info['global_rank'],
+        info['world_size'],
+        dist.new_group(backend='gloo'),
+        joined=True,
+    )
 
 
 def leave_world(world: World) -> None:

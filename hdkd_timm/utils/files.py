@@ -3,6 +3,7 @@
 `SHA256SUMS` beside the files can be checked with `sha256sum -c SHA256SUMS`. While a file is being replaced it lists the
 digests of both the old and the new one, so a process killed at any moment leaves a file that matches its checksum.
 """
+
 import errno
 import hashlib
 import itertools
@@ -29,6 +30,7 @@ Sums = Dict[str, List[str]]  # file name -> digests that it may have
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
+
 
 @contextmanager
 def atomic_write(path: PathLike, mode: str = 'w', summed: bool = False) -> Iterator[Any]:
@@ -60,6 +62,7 @@ def atomic_write(path: PathLike, mode: str = 'w', summed: bool = False) -> Itera
 
 def write_json(values: Dict[str, Any], path: PathLike, summed: bool = False) -> None:
     """Write a JSON file, see `atomic_write`. Numbers that are not finite become null: JSON has no NaN."""
+
     def clean(value: Any) -> Any:
         if isinstance(value, dict):
             return {k: clean(v) for k, v in value.items()}
@@ -72,6 +75,7 @@ def write_json(values: Dict[str, Any], path: PathLike, summed: bool = False) -> 
 
 
 # -- directories -------------------------------------------------------------------------------------------------------
+
 
 def _sync_folder(folder: Path) -> None:
     """Flush the entries of a directory to disk, in case of a power failure."""
@@ -158,6 +162,7 @@ def with_free_name(path: PathLike, create: Callable[[Path], T]) -> T:
 
 # -- checksums ---------------------------------------------------------------------------------------------------------
 
+
 def add_sums(folder: PathLike, *names: str) -> None:
     """Add the current digests of files to the SHA256SUMS of their directory; files that do not exist are omitted."""
     folder = Path(folder)
@@ -187,14 +192,15 @@ def check_sums(folder: PathLike, *names: str) -> List[str]:
         if _digest(path) not in sums[name]:
             raise ValueError(
                 f"'{path}' is damaged, or was edited: its SHA-256 is not the one in '{folder / SUMS}'. Restore it from"
-                ' a copy; if you edited it on purpose, delete its line there.')
+                ' a copy; if you edited it on purpose, delete its line there.'
+            )
     return checked
 
 
 def _digest(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, 'rb') as file:
-        while block := file.read(2 ** 20):
+        while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
 

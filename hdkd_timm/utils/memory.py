@@ -1,4 +1,5 @@
 """How much memory is available, and keeping freed memory in the process."""
+
 import ctypes
 import os
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ def _container_memory() -> float:
         return least
     inner = next((line[4:] for line in lines if line.startswith('0::/')), '')
     inside = [root / inner, *(root / inner).parents]
-    for folder in inside[:inside.index(root) + 1]:  # the limits of enclosing groups apply, too
+    for folder in inside[: inside.index(root) + 1]:  # the limits of enclosing groups apply, too
         try:
             limit, used = ((folder / name).read_text() for name in ('memory.max', 'memory.current'))
             stat = dict(line.split() for line in (folder / 'memory.stat').read_text().splitlines())
@@ -78,7 +79,7 @@ def keep_freed_memory(keep: bool = True) -> bool:
     except (OSError, AttributeError, TypeError):  # not glibc
         return False
     # M_MMAP_MAX, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD; to restore, the values at which glibc's own adaptation settles
-    settings = {-4: 0, -1: -1} if keep else {-4: 65536, -1: 2 ** 26, -3: 2 ** 25}
+    settings = {-4: 0, -1: -1} if keep else {-4: 65536, -1: 2**26, -3: 2**25}
     done = [mallopt(option, value) == 1 for option, value in settings.items()]
     if not keep:
         ctypes.CDLL(None).malloc_trim(0)

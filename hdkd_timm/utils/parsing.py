@@ -3,6 +3,7 @@
 What the parsers accept silently is an error here: duplicate keys (the last one would win), numbers that no setting
 needs, and text that is small on disk but large in memory. NaN and Infinity are not JSON.
 """
+
 import json
 import math
 import re
@@ -17,7 +18,8 @@ MAX_DEPTH = 32
 MAX_DIGITS = 20  # of an integer, enough for 64 bits
 
 STR, INT, FLOAT, BOOL, NULL, MERGE = (
-    f'tag:yaml.org,2002:{name}' for name in ('str', 'int', 'float', 'bool', 'null', 'merge'))
+    f'tag:yaml.org,2002:{name}' for name in ('str', 'int', 'float', 'bool', 'null', 'merge')
+)
 EXPONENT = re.compile(r'[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+')  # 1e-3, which is text in YAML 1.1
 
 
@@ -37,6 +39,7 @@ class _Refused(ValueError):
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with a depth limit, and without YAML 1.1's surprising conversions: 12:30 (750), 010 (8) and
     2026-01-31 (a date) stay text."""
+
     yaml_implicit_resolvers: Dict[str, List[Tuple[str, Any]]] = {}
     depth = 0
 
@@ -50,12 +53,17 @@ class _Loader(yaml.SafeLoader):
 
 
 for _tag, _pattern, _first in (
-        (BOOL, 'yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF', 'yYnNtTfFoO'),
-        (FLOAT, r'[-+]?\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|[-+]?\.\d[\d_]*([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)'
-                r'|\.(nan|NaN|NAN)', '-+0123456789.'),
-        (INT, r'[-+]?(0|[1-9][\d_]*|0x[\da-fA-F]+)', '-+0123456789'),
-        (NULL, '~|null|Null|NULL|', ['~', 'n', 'N', '']),
-        (MERGE, '<<', '<')):
+    (BOOL, 'yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF', 'yYnNtTfFoO'),
+    (
+        FLOAT,
+        r'[-+]?\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|[-+]?\.\d[\d_]*([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)'
+        r'|\.(nan|NaN|NAN)',
+        '-+0123456789.',
+    ),
+    (INT, r'[-+]?(0|[1-9][\d_]*|0x[\da-fA-F]+)', '-+0123456789'),
+    (NULL, '~|null|Null|NULL|', ['~', 'n', 'N', '']),
+    (MERGE, '<<', '<'),
+):
     _Loader.add_implicit_resolver(_tag, re.compile(f'({_pattern})$', re.ASCII), list(_first))
 
 
@@ -103,14 +111,16 @@ def _check_node(node: yaml.Node, sizes: Dict[int, Optional[int]], depth: int = 0
                 if (key.tag, name) in lines:
                     raise _Refused(
                         f"duplicate key '{name}', first in line {lines[key.tag, name]}: keep one of them",
-                        key.start_mark)
+                        key.start_mark,
+                    )
                 lines[key.tag, name] = key.start_mark.line + 1
     else:
         size += sum(_check_node(value, sizes, depth + 1) for value in node.value)
     if size > MAX_YAML:
         raise _Refused(
             f'more than {MAX_YAML:,} characters with its aliases (*NAME) expanded: write it without them',
-            node.start_mark)
+            node.start_mark,
+        )
     sizes[id(node)] = size
     return size
 
@@ -138,7 +148,7 @@ def parse_yaml(text: str, source: str) -> Any:
     except _Refused as e:
         raise ValueError(f'{source}{e.place}: {e}.') from None
     except (yaml.YAMLError, ValueError, TypeError) as e:  # the last two are raised by its constructors
-        raise ValueError(f"{source} is not a YAML file ({' '.join(str(e).split())}).") from e
+        raise ValueError(f'{source} is not a YAML file ({" ".join(str(e).split())}).') from e
 
 
 def _check_keys(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
@@ -179,14 +189,18 @@ def parse_json(text: Union[str, bytes], source: str) -> Any:
             raise _Refused(f'more than {MAX_JSON:,} bytes')
         text = text.decode('utf-8-sig') if isinstance(text, bytes) else text
         return json.loads(
-            text, object_pairs_hook=_check_keys, parse_int=_parse_int, parse_float=_parse_float,
-            parse_constant=_parse_float)
+            text,
+            object_pairs_hook=_check_keys,
+            parse_int=_parse_int,
+            parse_float=_parse_float,
+            parse_constant=_parse_float,
+        )
     except _Refused as e:
         raise ValueError(f'{source}: {e}.') from None
     except RecursionError:
         raise ValueError(f'{source}: nested too deeply.') from None
     except ValueError as e:
-        raise ValueError(f"{source} is not a JSON file ({' '.join(str(e).split())}).") from e
+        raise ValueError(f'{source} is not a JSON file ({" ".join(str(e).split())}).') from e
 
 
 def read_json(path: Union[str, Path]) -> Any:

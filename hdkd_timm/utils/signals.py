@@ -1,4 +1,5 @@
 """Signals that ask a run to stop are recorded, so that it can save its state first."""
+
 import signal
 import threading
 from pathlib import Path
@@ -8,7 +9,8 @@ T = TypeVar('T')
 
 # SLURM can send SIGUSR1 before the time limit. Windows does not have all of them
 STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1') if hasattr(signal, name))
+    getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1') if hasattr(signal, name)
+)
 
 
 class Interrupted(Exception):
@@ -77,8 +79,10 @@ class Signals:
     def __enter__(self) -> 'Signals':
         if threading.current_thread() is threading.main_thread():
             self._before = {
-                signum: signal.signal(signum, self._record) for signum in STOP_SIGNALS
-                if signum in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(signum) == signal.SIG_DFL}
+                signum: signal.signal(signum, self._record)
+                for signum in STOP_SIGNALS
+                if signum in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(signum) == signal.SIG_DFL
+            }
         return self
 
     def __exit__(self, *args: Any) -> None:

@@ -1,4 +1,5 @@
 """Text of others, such as names of classes and files, displayed safely: control characters are shown, not executed."""
+
 import logging
 import re
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 # invisible (Unicode TR 36, 2.4), other line separators, and surrogates, which stand for bytes that are not UTF-8
 _UNSAFE = re.compile(
     '[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff'
-    '\U000e0000-\U000e007f]')
+    '\U000e0000-\U000e007f]'
+)
 
 
 def printable(text: str, lines: bool = False) -> str:

@@ -1,4 +1,5 @@
 """Splits without leaks, of data sets whose leaks are known."""
+
 import csv
 
 import numpy as np
@@ -21,7 +22,9 @@ def test_groups(tmp_path):
     check = check_data(CheckConfig(data_csv=str(tmp_path / 'images.csv')))
     summary = summarize(check)
     assert {where: leak['groups'] for where, leak in summary['leaks'].items()} == {
-        'train in test': 4, 'test in train': 4}
+        'train in test': 4,
+        'test in train': 4,
+    }
     assert has_leak(summary)
     split, units = draw_split(check)
     for unit in set(units.tolist()):

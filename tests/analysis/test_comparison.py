@@ -1,4 +1,5 @@
 """Which networks can be compared, and how differences are shown."""
+
 import math
 
 import pytest
@@ -15,9 +16,18 @@ from hdkd_timm.analysis.comparison import (
 from hdkd_timm.evaluation.run_results import read_networks
 
 
-@pytest.mark.parametrize(('p', 'shown'), [
-    (0.0496, 'p = 0.0496'), (0.04999, 'p = 0.04999'), (0.0504, 'p = 0.05'), (0.05, 'p = 0.05'), (0.012, 'p = 0.012'),
-    (5e-5, 'p < 0.0001'), (1, 'p = 1')])
+@pytest.mark.parametrize(
+    ('p', 'shown'),
+    [
+        (0.0496, 'p = 0.0496'),
+        (0.04999, 'p = 0.04999'),
+        (0.0504, 'p = 0.05'),
+        (0.05, 'p = 0.05'),
+        (0.012, 'p = 0.012'),
+        (5e-5, 'p < 0.0001'),
+        (1, 'p = 1'),
+    ],
+)
 def test_p_values_stay_on_their_side(p, shown):
     assert format_p(p) == shown
 
@@ -25,7 +35,7 @@ def test_p_values_stay_on_their_side(p, shown):
 def test_differences_have_signs_and_units():
     assert format_differences('accuracy', 0.0123) == '+1.23 points'
     assert format_differences('log_loss', -0.5, 0.25) == '−0.5000 to +0.2500'
-    assert format_differences('macro_auroc', math.nan, 1.) == '–'
+    assert format_differences('macro_auroc', math.nan, 1.0) == '–'
 
 
 def test_better_is_by_the_sign_and_the_metric(tmp_path):
@@ -33,7 +43,7 @@ def test_better_is_by_the_sign_and_the_metric(tmp_path):
     for name, right in (('bad', 0), ('good', 1)):
         write_run(tmp_path / name, ['a', 'b', 'c'], right=right, number=10)
     for runs, better in ((('bad', 'good'), 'second'), (('good', 'bad'), 'first')):
-        pair, = choose_comparisons(read_networks([tmp_path / name for name in runs]))
+        (pair,) = choose_comparisons(read_networks([tmp_path / name for name in runs]))
         found = compare(*pair, resamples=50, seed=0)
         assert {row['better'] for row in found['rows'] if row['name'] in ('accuracy', 'log loss')} == {better}
         assert (found['first'], found['second'], found['images'], found['groups']) == (*runs, 30, 0)
@@ -62,8 +72,10 @@ def test_images_in_another_order_and_folder_are_matched(tmp_path):
     for name in ('one', 'two'):
         write_run(tmp_path / name, ['a', 'b', 'c'])
     (tmp_path / 'two' / 'images.csv').unlink()  # the names are those of predictions.csv
-    edit(tmp_path / 'two' / 'predictions.csv', lambda text: '\n'.join(
-        [text.splitlines()[0], *text.replace('/data/', '/moved/').splitlines()[:0:-1]]) + '\n')
+    edit(
+        tmp_path / 'two' / 'predictions.csv',
+        lambda text: '\n'.join([text.splitlines()[0], *text.replace('/data/', '/moved/').splitlines()[:0:-1]]) + '\n',
+    )
     first, second = read_networks([tmp_path / 'one', tmp_path / 'two'])
     match = match_images(first, second)
     assert match.problem is None
@@ -91,9 +103,15 @@ def no_paths(run):
     edit(run / 'config.yaml', lambda text: f'{text}dataset: torch/other\n')
 
 
-@pytest.mark.parametrize(('change', 'problem'), [
-    (other_split, 'different images'), (another_image, 'different images'), (no_predictions, 'are missing'),
-    (no_paths, 'have no paths')])
+@pytest.mark.parametrize(
+    ('change', 'problem'),
+    [
+        (other_split, 'different images'),
+        (another_image, 'different images'),
+        (no_predictions, 'are missing'),
+        (no_paths, 'have no paths'),
+    ],
+)
 def test_networks_that_cannot_be_compared(change, problem, tmp_path):
     for name in ('one', 'two'):
         write_run(tmp_path / name, ['a', 'b', 'c'])
@@ -101,7 +119,7 @@ def test_networks_that_cannot_be_compared(change, problem, tmp_path):
     networks = read_networks([tmp_path / 'one', tmp_path / 'two'])
     found = compare(*networks, resamples=10, seed=0)
     assert problem in found['problem']
-    assert list_mismatches(networks) == [f"one and two: {found['problem']}"]
+    assert list_mismatches(networks) == [f'one and two: {found["problem"]}']
 
 
 def test_networks_with_other_classes_cannot_be_compared(tmp_path):

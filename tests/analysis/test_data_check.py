@@ -1,4 +1,5 @@
 """What `hdkd check` finds in data sets whose faults are known."""
+
 import csv
 import json
 import shutil
@@ -54,7 +55,8 @@ def test_finds_what_is_wrong(leaky):
     assert summary['labels_differ'] == 1
     assert summary['leaks'] == {
         'train in test': dict(images=18, pixels=2, near=3, groups=0),
-        'test in train': dict(images=9, pixels=2, near=3, groups=0)}
+        'test in train': dict(images=9, pixels=2, near=3, groups=0),
+    }
     rows, indices = list_pairs(check)
     assert [check.name[i] for i in indices[:, 1]] == [row['second_path'] for row in rows]
     assert [row['kind'] for row in rows] == ['near', 'file', 'pixels', 'file']
@@ -70,7 +72,11 @@ def test_command(leaky, tmp_path, capsys, monkeypatch):
     assert 'LEAK: of 9 test images, 2 with equal pixels in train, 3 with a duplicate or near-duplicate (33.3%)' in out
     assert 'broken.png' in out
     assert {path.name for path in (tmp_path / 'out').iterdir()} == {
-        'summary.json', 'images.csv', 'duplicates.csv', 'pairs.png'}
+        'summary.json',
+        'images.csv',
+        'duplicates.csv',
+        'pairs.png',
+    }
     assert json.loads((tmp_path / 'out' / 'summary.json').read_text())['labels_differ'] == 1
     with Image.open(tmp_path / 'out' / 'pairs.png') as picture:
         assert picture.width > 1000
@@ -100,12 +106,12 @@ def test_tells_of_images_that_are_read_nearly_black(tmp_path, capsys):
     (tmp_path / 'data' / 'test' / 'a' / '0.png').unlink()
     Image.fromarray(grey.astype(np.int32)).save(tmp_path / 'data' / 'test' / 'a' / '0.tif')
     assert main(['check', str(tmp_path / 'data'), '--out', str(tmp_path / 'out')]) == 0
-    told, = [line for line in capsys.readouterr().out.splitlines() if 'nearly black' in line]
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if 'nearly black' in line]
     assert told.startswith('WARNING: 10 of 10 images use so little of their value range')
     assert '9 of them have values' in told
     assert 'of 0 to 65535 (I;16, 16 bit)' in told
     summary = json.loads((tmp_path / 'out' / 'summary.json').read_text())
-    assert told == f"WARNING: {summary['dark']}"
+    assert told == f'WARNING: {summary["dark"]}'
     assert summary['modes']['test'] == {'I, 32 bit': 1, 'I;16, 16 bit': 3}
 
 
@@ -162,8 +168,10 @@ def test_threads_read_a_tar_file(leaky):
     with tarfile.open(leaky / 'val.tar', 'w') as tar:
         tar.add(leaky / 'train', '.')
     check = check_data(CheckConfig(data_dir=str(leaky)))
-    train, val = ([summary for summary, s in zip(check.summaries, check.split) if check.splits[s] == split]
-                  for split in ('train', 'val'))
+    train, val = (
+        [summary for summary, s in zip(check.summaries, check.split) if check.splits[s] == split]
+        for split in ('train', 'val')
+    )
     assert [image.file_hash for image in val] == [image.file_hash for image in train]
 
 
@@ -185,8 +193,10 @@ def test_names_may_hold_anything(tmp_path):
             (tmp_path / 'data' / split / label).mkdir(parents=True)
             smooth_image([1, split == 'test']).save(tmp_path / 'data' / split / label / '$\\alpha$.png')
     process = subprocess.run(
-        [sys.executable, '-m', 'hdkd_timm', 'check', tmp_path / 'data', '--out', tmp_path / 'out'], capture_output=True,
-        text=True)
+        [sys.executable, '-m', 'hdkd_timm', 'check', tmp_path / 'data', '--out', tmp_path / 'out'],
+        capture_output=True,
+        text=True,
+    )
     assert process.returncode == 0, process.stderr
     with (tmp_path / 'out' / 'duplicates.csv').open(newline='') as file:
         rows = list(csv.DictReader(file))

@@ -1,4 +1,5 @@
 """Near-duplicates against a brute-force comparison."""
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -29,11 +30,11 @@ def test_pairs_are_those_of_brute_force(block, monkeypatch):
 
 
 def test_flat_images_and_limits():
-    flat = np.full((3, 4, 4), 7., np.float32)
+    flat = np.full((3, 4, 4), 7.0, np.float32)
     assert len(find_near_pairs(flat).first) == 0
     assert len(find_near_pairs(np.zeros((0, 4, 4), np.float32)).first) == 0
-    same = np.tile(np.arange(16., dtype=np.float32).reshape(1, 4, 4), (5, 1, 1))
-    assert len(find_near_pairs(same, 1.).first) == 10
+    same = np.tile(np.arange(16.0, dtype=np.float32).reshape(1, 4, 4), (5, 1, 1))
+    assert len(find_near_pairs(same, 1.0).first) == 10
     with pytest.raises(ValueError, match='More than 9 pairs'):
         find_near_pairs(same, max_pairs=9)
     with pytest.raises(ValueError, match='got 1.5'):

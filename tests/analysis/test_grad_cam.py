@@ -1,4 +1,5 @@
 """Grad-CAM of networks whose answer is known, and of ours."""
+
 import numpy as np
 import pytest
 import timm
@@ -12,6 +13,7 @@ from hdkd_timm.analysis.grad_cam import grad_cam
 
 class Brightness(nn.Module):
     """Class 0 is the brightness of the left half of the maps' channel 0, class 1 that of channel 1."""
+
     feature_info = [dict(module='stage')]
 
     def __init__(self):
@@ -40,8 +42,9 @@ def test_grad_cam_of_a_known_network():
     assert other.abs().max() == 0
 
 
-@pytest.mark.parametrize('name', [
-    'hdkd_teacher', 'hdkd_student', 'hdkd_student_plain', 'resnet18', 'swin_tiny_patch4_window7_224'])
+@pytest.mark.parametrize(
+    'name', ['hdkd_teacher', 'hdkd_student', 'hdkd_student_plain', 'resnet18', 'swin_tiny_patch4_window7_224']
+)
 def test_grad_cam_of_networks(name):
     size = 224 if 'swin' in name else 61
     kwargs = dict(TINY_TEACHER if 'teacher' in name else TINY_STUDENT, img_size=size) if 'hdkd' in name else {}
@@ -60,8 +63,10 @@ def test_grad_cam_of_networks(name):
 def test_grad_cam_depends_on_the_weights():
     torch.manual_seed(1)
     images = torch.randn(1, 3, 64, 64)
-    maps = [grad_cam(timm.create_model('hdkd_student', **{**TINY_STUDENT, 'img_size': 64}).eval(), images)[0].flatten()
-            for _ in range(2)]
+    maps = [
+        grad_cam(timm.create_model('hdkd_student', **{**TINY_STUDENT, 'img_size': 64}).eval(), images)[0].flatten()
+        for _ in range(2)
+    ]
     assert np.corrcoef(*maps)[0, 1] < 0.9
 
 
@@ -78,6 +83,7 @@ def test_layers():
 
 class ChannelsLast(nn.Module):
     """A stage with channels last, which only their number in feature_info reveals."""
+
     feature_info = [dict(module='stage', num_chs=2)]
 
     def __init__(self):

@@ -1,4 +1,5 @@
 """Reports show what the run wrote, whatever its names contain, in a page without requests and scripts."""
+
 import html
 import json
 import re
@@ -23,7 +24,13 @@ from hdkd_timm.utils.files import SUMS
 NASTY = ['<img src=x onerror=alert(1)>', '"&{{ 7 * 7 }}', "b' <script>alert(2)</script>"]
 SETTINGS = dict(
     model_kwargs=dict(dims=(8, 16, 24), depths=(1, 2, 2, 2), embed_dim=32, num_heads=2, head_dim=8),
-    img_size=32, batch_size=8, epochs=2, workers=0, bootstrap=50, device='cpu')
+    img_size=32,
+    batch_size=8,
+    epochs=2,
+    workers=0,
+    bootstrap=50,
+    device='cpu',
+)
 
 
 @pytest.fixture(scope='module')
@@ -37,12 +44,16 @@ def runs(tmp_path_factory):
         for name, label in zip('abc', NASTY):
             rows += [
                 dict(path=str(folder / name / f'{i}.png'), label=label, split=split, group=f'{split}{name}{i // 2}')
-                for i in range(number)]
+                for i in range(number)
+            ]
     shutil.copy(rows[0]['path'], rows[-1]['path'])  # a leak, with another label
     write_rows(rows, root / 'images.csv')
     common = dict(SETTINGS, data_csv=str(root / 'images.csv'), output=str(root / 'runs'))
-    distill(DistillConfig(
-        **common, experiment='<i>one', teacher_kwargs=dict(dims=(8, 16, 24), depths=(1, 1, 1)), student_alone=True))
+    distill(
+        DistillConfig(
+            **common, experiment='<i>one', teacher_kwargs=dict(dims=(8, 16, 24), depths=(1, 1, 1)), student_alone=True
+        )
+    )
     train(TrainConfig(**common, model='hdkd_student', experiment='two'))
     return root / 'runs'
 
@@ -84,15 +95,24 @@ def test_page_tells_the_results(runs, report):
         metrics = json.loads((runs / '<i>one' / name / 'metrics.json').read_text())
         result = metrics['test']
         low, high = result['intervals_95']['balanced_accuracy']
-        assert (f"On 18 test images, its balanced accuracy is {100 * result['balanced_accuracy']:.1f} %"
-                f' (95 % interval {100 * low:.1f} to {100 * high:.1f})') in page.text
-        assert f"{result['log_loss']:.3f}" in page.text
-        assert f"epoch {metrics['epoch'] + 1} was kept" in page.text
+        assert (
+            f'On 18 test images, its balanced accuracy is {100 * result["balanced_accuracy"]:.1f} %'
+            f' (95 % interval {100 * low:.1f} to {100 * high:.1f})'
+        ) in page.text
+        assert f'{result["log_loss"]:.3f}' in page.text
+        assert f'epoch {metrics["epoch"] + 1} was kept' in page.text
     assert 'student vs teacher' in page.text
     assert 'student vs student_alone' in page.text
-    for words in ('2 epochs on 24 images of 3 classes at 32 x 32 pixels', 'Most confident mistakes', 'batch_size 8',
-                  'Pairs of duplicates: 1 equal files, 0 equal pixels', 'with different labels: 1.',
-                  'Of 18 test images, 1 with equal pixels in train', 'hdkd_timm 0.', 'CPU, 1 threads'):
+    for words in (
+        '2 epochs on 24 images of 3 classes at 32 x 32 pixels',
+        'Most confident mistakes',
+        'batch_size 8',
+        'Pairs of duplicates: 1 equal files, 0 equal pixels',
+        'with different labels: 1.',
+        'Of 18 test images, 1 with equal pixels in train',
+        'hdkd_timm 0.',
+        'CPU, 1 threads',
+    ):
         assert words in page.text, words
 
 
@@ -118,8 +138,11 @@ def test_page_asks_for_nothing_and_runs_nothing(report):
 
 def test_pictures_are_files_too(report):
     names = {path.name for path in (report.parent / 'report').iterdir()}
-    assert {f'{i}-{network}-{plot}.png' for i, network in enumerate(('teacher', 'student_alone', 'student'), 1)
-            for plot in ('curves', 'confusion', 'roc-pr', 'reliability')} <= names
+    assert {
+        f'{i}-{network}-{plot}.png'
+        for i, network in enumerate(('teacher', 'student_alone', 'student'), 1)
+        for plot in ('curves', 'confusion', 'roc-pr', 'reliability')
+    } <= names
     assert 'classes.png' in names
     for name in names:
         with Image.open(report.parent / 'report' / name) as image:
@@ -134,7 +157,7 @@ def test_several_runs(runs, tmp_path):
     assert (first.label, second.label) == ('<i>one/student', 'two')
     assert f'{second.label} vs {first.label}' in page.text
     test = mcnemar(first.probs.argmax(1) == first.targets, second.probs.argmax(1) == first.targets)
-    assert f"Of 18 images, only {second.label} classifies {test['only_second']} correctly" in page.text
+    assert f'Of 18 images, only {second.label} classifies {test["only_second"]} correctly' in page.text
     losses = [json.loads((folder / 'metrics.json').read_text())['test']['log_loss'] for folder in folders]
     assert f'{losses[1] - losses[0]:+.4f}'.replace('-', '−') in page.text
     assert 'two minus <i>one/student, on the same images in 9 groups' in page.text
@@ -158,7 +181,7 @@ def test_networks_of_a_run_one_by_one(runs, tmp_path):
 
 def test_one_broken_image(runs, tmp_path):
     run = copy_to_edit(runs / 'two', tmp_path / 'run')
-    network, = read_networks([run])
+    (network,) = read_networks([run])
     first = network.names[find_mistakes(network.probs, network.targets)[0]]
     broken = tmp_path / 'broken.png'
     broken.write_bytes(b'broken')
@@ -170,7 +193,7 @@ def test_one_broken_image(runs, tmp_path):
 
 def test_equal_images_are_one_mistake(runs, tmp_path):
     run = copy_to_edit(runs / 'two', tmp_path / 'run')
-    network, = read_networks([run])
+    (network,) = read_networks([run])
     wrong = find_mistakes(network.probs, network.targets)
     labels = set(network.targets[wrong])
     text = (run / 'images.csv').read_text()
@@ -203,8 +226,10 @@ def test_report_replaces_its_own(runs, tmp_path, capsys):
     assert main(['report', str(run), '--no-check', '--mistakes', '0']) == 0
     assert len(list((run / 'report').iterdir())) < number
     # what is no report's stays
-    for file, words in (('report/mine.png', "mine.png' is not a picture of a report"),
-                        ('report.html', "report.html' was not written by hdkd_timm")):
+    for file, words in (
+        ('report/mine.png', "mine.png' is not a picture of a report"),
+        ('report.html', "report.html' was not written by hdkd_timm"),
+    ):
         (run / file).write_text('mine')
         assert main(['report', str(run), '--no-check', '--mistakes', '0']) == 1
         assert words in capsys.readouterr().err
@@ -217,10 +242,11 @@ def test_report_replaces_its_own(runs, tmp_path, capsys):
 def test_bad_input(runs, tmp_path, capsys):
     (tmp_path / 'empty').mkdir()
     for args, words in (
-            ([str(tmp_path / 'none')], "none' does not exist, or is not a directory"),
-            ([str(tmp_path / 'empty')], 'has no finished network'),
-            ([str(runs / 'two'), str(runs / '<i>one')], 'needs a directory: choose one with --out'),
-            ([str(runs / 'two'), f'{runs}/./two', '--out', str(tmp_path / 'out')], 'was given twice')):
+        ([str(tmp_path / 'none')], "none' does not exist, or is not a directory"),
+        ([str(tmp_path / 'empty')], 'has no finished network'),
+        ([str(runs / 'two'), str(runs / '<i>one')], 'needs a directory: choose one with --out'),
+        ([str(runs / 'two'), f'{runs}/./two', '--out', str(tmp_path / 'out')], 'was given twice'),
+    ):
         assert main(['report', *args]) == 1
         error = capsys.readouterr().err
         assert words in error
@@ -235,8 +261,27 @@ def test_bad_input(runs, tmp_path, capsys):
 
 
 def test_run_ends_with_its_report(image_folder, tmp_path, capsys, monkeypatch):
-    args = ['train', '--data-dir', str(image_folder), '--output', str(tmp_path / 'runs'), '--model', 'resnet10t',
-            '--img-size', '32', '--epochs', '1', '-j', '0', '-b', '8', '--bootstrap', '10', '--device', 'cpu']
+    args = [
+        'train',
+        '--data-dir',
+        str(image_folder),
+        '--output',
+        str(tmp_path / 'runs'),
+        '--model',
+        'resnet10t',
+        '--img-size',
+        '32',
+        '--epochs',
+        '1',
+        '-j',
+        '0',
+        '-b',
+        '8',
+        '--bootstrap',
+        '10',
+        '--device',
+        'cpu',
+    ]
     assert main([*args, '--experiment', 'a']) == 0
     assert (tmp_path / 'runs' / 'a' / 'report.html').stat().st_size > 1e5
     assert main([*args, '--experiment', 'b', '--no-report']) == 0
@@ -282,8 +327,9 @@ def test_networks_that_are_no_rivals(tmp_path):
         write_run(tmp_path / name, ['a', 'b', 'c'])
     path = tmp_path / 'other' / 'metrics.json'
     path.write_text(path.read_text().replace('"test"', '"val"'))
-    page = Page(write_report(
-        [tmp_path / 'one', tmp_path / 'other'], tmp_path / 'out', 0, False, resamples=10).read_text())
+    page = Page(
+        write_report([tmp_path / 'one', tmp_path / 'other'], tmp_path / 'out', 0, False, resamples=10).read_text()
+    )
     assert 'The best value is not marked' in page.text
     assert 'one and other: They were tested on different images, which cannot be matched.' in page.text
     assert '★' not in page.text
@@ -327,14 +373,17 @@ def test_in_a_browser(report, tmp_path):
         page.on('dialog', lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
         page.goto(path.as_uri())
         return dict(
-            asked=[url for url in asked if not url.startswith('data:image/png')], dialogs=dialogs,
+            asked=[url for url in asked if not url.startswith('data:image/png')],
+            dialogs=dialogs,
             images=page.evaluate('[...document.images].map(image => image.naturalWidth)'),
             is_wide=page.evaluate('document.documentElement.scrollWidth > innerWidth'),
-            ground=page.evaluate('getComputedStyle(document.body).backgroundColor'))
+            ground=page.evaluate('getComputedStyle(document.body).backgroundColor'),
+        )
 
     bad = tmp_path / 'bad.html'  # what is seen of a page that is not so
     bad.write_text(
-        '<!DOCTYPE html><img src="http://127.0.0.1:9/x.png"><img src=x onerror=alert(1)><p style="width:2000px">wide')
+        '<!DOCTYPE html><img src="http://127.0.0.1:9/x.png"><img src=x onerror=alert(1)><p style="width:2000px">wide'
+    )
     with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=BROWSER, args=['--no-sandbox'])
         desktop, phone = look(browser, report, 1280, 'light'), look(browser, report, 390, 'dark')

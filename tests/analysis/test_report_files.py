@@ -1,4 +1,5 @@
 """A report is replaced as a whole, and nothing else is."""
+
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ def test_interrupted_at_any_step(error, number, tmp_path, monkeypatch):
             if len(calls) == number + 1:
                 raise error('stop')
             return function(*args)
+
         return wrapped
 
     with monkeypatch.context() as patch:
@@ -56,9 +58,15 @@ def test_an_error_before_the_page_is_complete(tmp_path):
     assert not (tmp_path / 'a').exists()
 
 
-@pytest.mark.parametrize(('file', 'message'), [
-    ('out', "out' is not a directory"), ('out/report.html', "report.html' was not written by hdkd_timm"),
-    ('out/report', "report' is not a picture of a report"), ('out/report/mine.png', "mine.png' is not a picture of a")])
+@pytest.mark.parametrize(
+    ('file', 'message'),
+    [
+        ('out', "out' is not a directory"),
+        ('out/report.html', "report.html' was not written by hdkd_timm"),
+        ('out/report', "report' is not a picture of a report"),
+        ('out/report/mine.png', "mine.png' is not a picture of a"),
+    ],
+)
 def test_other_files_are_not_replaced(file, message, tmp_path):
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).write_text('mine')

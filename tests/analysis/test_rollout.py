@@ -1,4 +1,5 @@
 """Attention rollout of known attention, and of image sizes that are not multiples of the patch size."""
+
 import pytest
 import timm
 import torch

@@ -1,4 +1,5 @@
 """The benchmark measures what it says; how long that takes does not matter here."""
+
 import pytest
 
 from hdkd_timm.benchmark.benchmark import run_benchmark
@@ -10,26 +11,67 @@ from hdkd_timm.utils.csv_files import read_rows
 def test_command(tmp_path, capsys):
     out = tmp_path / 'bench.csv'
     args = [
-        'bench', '--img-size', '32', '-b', '4', '--rounds', '1', '--models', 'hdkd_student_s4', 'resnet10t', '--forms',
-        'eager', 'fused', '--inference-batches', '1', '2', '--growth-sizes', '32', '64', '--growth-batches', '2', '4',
-        '--epoch-images', '16', '--no-compiled', '--no-memory', '--device', 'cpu', '-j', '0', '--out', str(out)]
+        'bench',
+        '--img-size',
+        '32',
+        '-b',
+        '4',
+        '--rounds',
+        '1',
+        '--models',
+        'hdkd_student_s4',
+        'resnet10t',
+        '--forms',
+        'eager',
+        'fused',
+        '--inference-batches',
+        '1',
+        '2',
+        '--growth-sizes',
+        '32',
+        '64',
+        '--growth-batches',
+        '2',
+        '4',
+        '--epoch-images',
+        '16',
+        '--no-compiled',
+        '--no-memory',
+        '--device',
+        'cpu',
+        '-j',
+        '0',
+        '--out',
+        str(out),
+    ]
     assert main(args) == 0
     shown = capsys.readouterr().out
     rows = read_rows(out)
     found = {(row['part'], row['name'], row['form'], row['img_size'], row['batch_size']) for row in rows}
     assert len(found) == len(rows)
-    steps = ['stages again', 'one pass', '+ channels-last', '+ fused teacher', '+ kept memory', 'student alone',
-             'teacher alone']
+    steps = [
+        'stages again',
+        'one pass',
+        '+ channels-last',
+        '+ fused teacher',
+        '+ kept memory',
+        'student alone',
+        'teacher alone',
+    ]
     assert [row['name'] for row in rows if row['part'] == 'step'] == steps
-    assert {('inference', name, form, '32', batch) for name in ('hdkd_student_s4', 'resnet10t')
-            for form in ('eager', 'fused', 'fused, bfloat16') for batch in '12'} < found
+    assert {
+        ('inference', name, form, '32', batch)
+        for name in ('hdkd_student_s4', 'resnet10t')
+        for form in ('eager', 'fused', 'fused, bfloat16')
+        for batch in '12'
+    } < found
     assert [row['name'] for row in rows if row['part'] == 'epoch'] == ['one batch', 'files', 'files, cached']
     assert {('growth', 'image size', '', size, '4') for size in ('32', '64')} < found
     assert {('growth', 'batch size', '', '32', batch) for batch in '24'} < found
     assert all(float(row['ms']) > 0 and float(row['ratio']) > 0 for row in rows)
     for row in rows:
         assert row['machine'] in shown
-        assert f"| {row['name']} |" in shown
+        assert f'| {row["name"]} |' in shown
     # the ratios follow from the times
     steps = {row['name']: row for row in rows if row['part'] == 'step'}
     for row in steps.values():
@@ -38,10 +80,13 @@ def test_command(tmp_path, capsys):
     assert 'already exists: choose another --out' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(('args', 'match'), [
-    (dict(models=('nothing',)), "Unknown model 'nothing' in --models"),
-    (dict(out='no/where.csv'), "Directory 'no' of --out does not exist"),
-])
+@pytest.mark.parametrize(
+    ('args', 'match'),
+    [
+        (dict(models=('nothing',)), "Unknown model 'nothing' in --models"),
+        (dict(out='no/where.csv'), "Directory 'no' of --out does not exist"),
+    ],
+)
 def test_bad_input(args, match, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((ValueError, FileNotFoundError), match=match):

@@ -8,7 +8,8 @@ CPU = torch.device('cpu')
 
 class Clock:
     """A clock that forms advance by the seconds that they take."""
-    now = 0.
+
+    now = 0.0
 
     def __call__(self):
         return self.now
@@ -20,6 +21,7 @@ class Clock:
         def call():
             calls.append(name)
             self.now += left.pop(0) if len(left) > 1 else left[0]
+
         return call
 
 
@@ -40,5 +42,5 @@ def test_forms_that_keep_memory_come_last(monkeypatch):
 
 def test_quick_forms_are_called_several_times():
     clock, calls = Clock(), []
-    assert take_turns({'quick': clock.form(calls, 'q', 2 ** -5)}, 2, CPU, clock=clock) == {'quick': 2 ** -5}
+    assert take_turns({'quick': clock.form(calls, 'q', 2**-5)}, 2, CPU, clock=clock) == {'quick': 2**-5}
     assert len(calls) == 2 + 2 * 9  # to 0.3 seconds

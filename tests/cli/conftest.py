@@ -1,4 +1,5 @@
 """Fixtures of the commands' tests."""
+
 import pytest
 import timm
 from helpers import TINY_STUDENT
@@ -23,7 +24,7 @@ def run_of_a_student(tmp_path, image_folder):
 def trained(monkeypatch):
     """The settings that `train` and `distill` are called with, which do not train here."""
     seen = []
-    result = dict(parameters=1, test=dict(accuracy=1., balanced_accuracy=1., macro_auroc=1.))
+    result = dict(parameters=1, test=dict(accuracy=1.0, balanced_accuracy=1.0, macro_auroc=1.0))
 
     def record(config, *args):
         seen.append(config)

@@ -6,7 +6,9 @@ def test_settings_of_the_demo_can_be_changed(tmp_path, trained):
     assert main(['demo', '--data-dir', 'd']) == 0
     assert main(['demo', '--data-dir', 'd', '--no-student-alone', '--config', str(tmp_path / 'c.yaml')]) == 0
     assert [(c.student_alone, c.channels_last, c.img_size, c.epochs) for c in trained] == [
-        (True, True, 64, 6), (False, True, 64, 2)]
+        (True, True, 64, 6),
+        (False, True, 64, 2),
+    ]
 
 
 def test_nothing_is_drawn_before_the_flags_are_checked(tmp_path, trained, capsys):

@@ -7,20 +7,59 @@ from hdkd_timm.cli import main
 
 
 def test_distill_command(image_folder, tmp_path):
-    result = subprocess.run([
-        sys.executable, '-m', 'hdkd_timm', 'distill', '--data-dir', image_folder, '--img-size', '28', '--epochs', '1',
-        '-b', '8', '--train-fraction', '0.99', '--output', tmp_path / 'runs', '--experiment', 'e', '--stages', '2', '3',
-        '-j', '0', '--bootstrap', '5'], capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'hdkd_timm',
+            'distill',
+            '--data-dir',
+            image_folder,
+            '--img-size',
+            '28',
+            '--epochs',
+            '1',
+            '-b',
+            '8',
+            '--train-fraction',
+            '0.99',
+            '--output',
+            tmp_path / 'runs',
+            '--experiment',
+            'e',
+            '--stages',
+            '2',
+            '3',
+            '-j',
+            '0',
+            '--bootstrap',
+            '5',
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert result.returncode == 0, result.stderr
     assert 'student  epoch 1/1' in result.stderr
     assert '\r' not in result.stderr  # no bar where there is no terminal
     assert result.stdout.splitlines()[0].split() == [
-        'network', 'parameters', 'test', 'accuracy', 'balanced', 'accuracy', 'macro', 'AUROC', 'training']
+        'network',
+        'parameters',
+        'test',
+        'accuracy',
+        'balanced',
+        'accuracy',
+        'macro',
+        'AUROC',
+        'training',
+    ]
     assert (tmp_path / 'runs' / 'e' / 'student' / 'best' / 'model.safetensors').is_file()
 
 
-@pytest.mark.parametrize('args', [
-    ['--teacher-epochs', '3'], ['--teacher-opt', 'sgd'], ['--no-teacher-pretrained'], ['--teacher-kwargs', 'a=1']])
+@pytest.mark.parametrize(
+    'args',
+    [['--teacher-epochs', '3'], ['--teacher-opt', 'sgd'], ['--no-teacher-pretrained'], ['--teacher-kwargs', 'a=1']],
+)
 def test_settings_of_a_training_that_does_not_happen_are_refused(args, trained, capsys):
     assert main(['distill', '--data-dir', 'd', '--teacher-checkpoint', 't', *args]) == 1
     name = args[0].replace('--no-', '--')

@@ -1,4 +1,5 @@
 """The command as a whole: which commands there are, and that what goes wrong is one line."""
+
 import os
 import re
 import subprocess
@@ -10,64 +11,90 @@ from PIL import Image
 from hdkd_timm.cli.main import COMMANDS, main
 
 BAD_CONFIG = dict(
-    unknown='wings: 2', kind='epochs: ten', choice='aug: wings', bound='lr: -1', no_yaml='a: [1', no_settings='- a',
-    both='dataset: hfds/a')
+    unknown='wings: 2',
+    kind='epochs: ten',
+    choice='aug: wings',
+    bound='lr: -1',
+    no_yaml='a: [1',
+    no_settings='- a',
+    both='dataset: hfds/a',
+)
 
 
-@pytest.mark.parametrize(('args', 'message'), [
-    (['distill', '--data-dir', 'nowhere'], "Data folder 'nowhere' does not exist"),
-    (['distill', '--data-dir', 'DATA', '--img-size', '20'], '--img-size must be 28 or more, got 20'),
-    (['distill', '--data-dir', 'DATA', '--model', 'hdkd_pupil'], "Unknown model 'hdkd_pupil'"),
-    (['distill', '--data-dir', 'DATA', '--model', 'hdkd_student.gold'], 'gold'),
-    (['distill', '--data-dir', 'DATA', '--teacher', 'resnet18'], 'Stage 2'),
-    (['distill', '--data-dir', 'DATA', '--teacher-checkpoint', 'gone.pth'], "'gone.pth' does not exist"),
-    (['distill', '--data-dir', 'DATA', '--device', 'toaster'], 'toaster'),
-    (['distill', '--data-dir', 'DATA', '--opt', 'wings'], 'wings'),
-    (['distill', '--data-dir', 'DATA', '--sched', 'tide'], 'tide'),
-    (['distill', '--data-dir', 'DATA', '--teacher-opt', 'wings'], 'wings'),
-    (['distill', '--data-dir', 'DATA', '--recipe', 'cake'], "Unknown recipe 'cake', choose from default, paper"),
-    (['distill', '--config', 'gone.yaml'], "Config file 'gone.yaml' does not exist"),
-    (['distill', '--config', 'BAD/unknown'], "Unknown setting 'wings' in"),
-    (['distill', '--config', 'BAD/kind'], "Setting 'epochs' in '"),
-    (['train', '--config', 'BAD/choice'], "must be one of timm, paper, none, got 'wings'"),
-    (['train', '--config', 'BAD/bound'], "bound.yaml' must be above 0, got -1.0"),
-    (['train', '--config', 'BAD/no_yaml'], 'YAML file (while parsing'),
-    (['train', '--config', 'BAD/no_settings'], 'must hold settings'),
-    (['train', '--config', 'BAD/both', '--data-csv', 'a.csv'], 'Give either --dataset or --data-csv'),
-    (['train'], 'No images given: specify --data-dir, --data-csv or --dataset'),
-    (['train', '--data-csv', 'gone.csv'], "CSV file 'gone.csv' does not exist"),
-    (['train', '--dataset', 'hfds/DATA', '--train-split', 'nowhere'], "Cannot open split 'nowhere' of dataset"),
-    (['train', '--dataset', 'wds/x', '--data-dir', 'DATA'], 'give --num-classes or --class-map'),
-    (['train', '--data-dir', 'DATA', '--num-classes', '7'], '--num-classes is 7, but the data has 3 classes: a, b, c'),
-    (['train', '--data-dir', 'DATA', '--model', 'local-dir:gone'], "Model folder 'gone' does not exist"),
-    (['train', '--data-dir', 'DATA', '--resume', '--experiment', 'gone'], "There is no run 'runs/gone' to resume"),
-    (['train', '--data-dir', 'DATA', '--resume'], '--resume needs to know the run: --config runs/NAME/config.yaml'),
-    (['train', '--data-dir', 'DATA', '--model-kwargs', 'wings=2'], 'wings'),
-    (['train', '--data-dir', 'DATA', '--model-kwargs', 'num_classes=9'], "'num_classes' of 'hdkd_"),
-    (['train', '--data-dir', 'DATA', '--torchcompile', 'foo'], "--torchcompile 'foo' is not a backend: choose from"),
-    (['train', '--data-dir', 'DATA', '--aug-device'], '--aug-device is for --aug paper, not for --aug timm'),
-    (['train', '--data-dir', 'DATA', '--aa', 'rand-m6', '--aug', 'paper'], "--aa 'rand-m6' is a part of --aug timm"),
-    (['distill', '--data-dir', 'DATA', '--resume'], '--resume needs to know the run: --config runs/NAME/config.yaml'),
-    (['distill', '--data-dir', 'DATA', '--teacher-kwargs', 'img_size=9'], "'img_size' of 'hdkd_teacher' cannot be set"),
-    (['train', '--data-dir', 'DATA', '--early-stopping', '3'], '--early-stopping needs a val split'),
-    (['train', '--data-dir', 'DATA', '--folds', '3', '--fold', '3'], '--fold must be 0 to 2, got 3'),
-    (['train', '--data-dir', 'DATA', '--freeze-stages', '7'], '--freeze-stages must be 0 to 4'),
-    (['train', '--data-dir', 'DATA', '--smote', 'gone.json'], "'gone.json' does not exist"),
-    (['train', '--data-dir', 'DATA', '--mixup', '0.2', '-b', '3'], '--batch-size must be even with mixup'),
-    (['eval', 'gone', '--data-dir', 'DATA'], "Model 'gone' does not exist"),
-    (['eval', 'several', '--data-dir', 'DATA'],
-     "'several' holds several models: specify one of several/student, several/teacher."),
-    (['predict', 'gone', 'DATA'], "Model 'gone' does not exist"),
-    (['predict', 'several', 'DATA'], "'several' holds several models: specify one of several/student, several/tea"),
-    (['predict', 'DATA', 'nowhere'], "'nowhere' does not exist"),
-    (['predict', 'DATA', 'DATA'], 'Cannot load'),
-    (['predict', 'gone', 'DATA', '--out', 'no/where.csv'], "Directory 'no' of --out does not exist"),
-    (['demo', '--data-dir', 'nowhere'], "Data folder 'nowhere' does not exist"),
-    (['demo', '--img-size', '20'], '--img-size must be 28 or more, got 20'),
-    (['demo', '--min-lr', 'nan'], '--min-lr must be 0 or more, got nan'),
-    (['convert', 'gone.pth', 'out'], "Checkpoint 'gone.pth' does not exist"),
-    (['run', 'gone.py'], "script 'gone.py' does not exist"),
-])
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['distill', '--data-dir', 'nowhere'], "Data folder 'nowhere' does not exist"),
+        (['distill', '--data-dir', 'DATA', '--img-size', '20'], '--img-size must be 28 or more, got 20'),
+        (['distill', '--data-dir', 'DATA', '--model', 'hdkd_pupil'], "Unknown model 'hdkd_pupil'"),
+        (['distill', '--data-dir', 'DATA', '--model', 'hdkd_student.gold'], 'gold'),
+        (['distill', '--data-dir', 'DATA', '--teacher', 'resnet18'], 'Stage 2'),
+        (['distill', '--data-dir', 'DATA', '--teacher-checkpoint', 'gone.pth'], "'gone.pth' does not exist"),
+        (['distill', '--data-dir', 'DATA', '--device', 'toaster'], 'toaster'),
+        (['distill', '--data-dir', 'DATA', '--opt', 'wings'], 'wings'),
+        (['distill', '--data-dir', 'DATA', '--sched', 'tide'], 'tide'),
+        (['distill', '--data-dir', 'DATA', '--teacher-opt', 'wings'], 'wings'),
+        (['distill', '--data-dir', 'DATA', '--recipe', 'cake'], "Unknown recipe 'cake', choose from default, paper"),
+        (['distill', '--config', 'gone.yaml'], "Config file 'gone.yaml' does not exist"),
+        (['distill', '--config', 'BAD/unknown'], "Unknown setting 'wings' in"),
+        (['distill', '--config', 'BAD/kind'], "Setting 'epochs' in '"),
+        (['train', '--config', 'BAD/choice'], "must be one of timm, paper, none, got 'wings'"),
+        (['train', '--config', 'BAD/bound'], "bound.yaml' must be above 0, got -1.0"),
+        (['train', '--config', 'BAD/no_yaml'], 'YAML file (while parsing'),
+        (['train', '--config', 'BAD/no_settings'], 'must hold settings'),
+        (['train', '--config', 'BAD/both', '--data-csv', 'a.csv'], 'Give either --dataset or --data-csv'),
+        (['train'], 'No images given: specify --data-dir, --data-csv or --dataset'),
+        (['train', '--data-csv', 'gone.csv'], "CSV file 'gone.csv' does not exist"),
+        (['train', '--dataset', 'hfds/DATA', '--train-split', 'nowhere'], "Cannot open split 'nowhere' of dataset"),
+        (['train', '--dataset', 'wds/x', '--data-dir', 'DATA'], 'give --num-classes or --class-map'),
+        (
+            ['train', '--data-dir', 'DATA', '--num-classes', '7'],
+            '--num-classes is 7, but the data has 3 classes: a, b, c',
+        ),
+        (['train', '--data-dir', 'DATA', '--model', 'local-dir:gone'], "Model folder 'gone' does not exist"),
+        (['train', '--data-dir', 'DATA', '--resume', '--experiment', 'gone'], "There is no run 'runs/gone' to resume"),
+        (['train', '--data-dir', 'DATA', '--resume'], '--resume needs to know the run: --config runs/NAME/config.yaml'),
+        (['train', '--data-dir', 'DATA', '--model-kwargs', 'wings=2'], 'wings'),
+        (['train', '--data-dir', 'DATA', '--model-kwargs', 'num_classes=9'], "'num_classes' of 'hdkd_"),
+        (
+            ['train', '--data-dir', 'DATA', '--torchcompile', 'foo'],
+            "--torchcompile 'foo' is not a backend: choose from",
+        ),
+        (['train', '--data-dir', 'DATA', '--aug-device'], '--aug-device is for --aug paper, not for --aug timm'),
+        (
+            ['train', '--data-dir', 'DATA', '--aa', 'rand-m6', '--aug', 'paper'],
+            "--aa 'rand-m6' is a part of --aug timm",
+        ),
+        (
+            ['distill', '--data-dir', 'DATA', '--resume'],
+            '--resume needs to know the run: --config runs/NAME/config.yaml',
+        ),
+        (
+            ['distill', '--data-dir', 'DATA', '--teacher-kwargs', 'img_size=9'],
+            "'img_size' of 'hdkd_teacher' cannot be set",
+        ),
+        (['train', '--data-dir', 'DATA', '--early-stopping', '3'], '--early-stopping needs a val split'),
+        (['train', '--data-dir', 'DATA', '--folds', '3', '--fold', '3'], '--fold must be 0 to 2, got 3'),
+        (['train', '--data-dir', 'DATA', '--freeze-stages', '7'], '--freeze-stages must be 0 to 4'),
+        (['train', '--data-dir', 'DATA', '--smote', 'gone.json'], "'gone.json' does not exist"),
+        (['train', '--data-dir', 'DATA', '--mixup', '0.2', '-b', '3'], '--batch-size must be even with mixup'),
+        (['eval', 'gone', '--data-dir', 'DATA'], "Model 'gone' does not exist"),
+        (
+            ['eval', 'several', '--data-dir', 'DATA'],
+            "'several' holds several models: specify one of several/student, several/teacher.",
+        ),
+        (['predict', 'gone', 'DATA'], "Model 'gone' does not exist"),
+        (['predict', 'several', 'DATA'], "'several' holds several models: specify one of several/student, several/tea"),
+        (['predict', 'DATA', 'nowhere'], "'nowhere' does not exist"),
+        (['predict', 'DATA', 'DATA'], 'Cannot load'),
+        (['predict', 'gone', 'DATA', '--out', 'no/where.csv'], "Directory 'no' of --out does not exist"),
+        (['demo', '--data-dir', 'nowhere'], "Data folder 'nowhere' does not exist"),
+        (['demo', '--img-size', '20'], '--img-size must be 28 or more, got 20'),
+        (['demo', '--min-lr', 'nan'], '--min-lr must be 0 or more, got nan'),
+        (['convert', 'gone.pth', 'out'], "Checkpoint 'gone.pth' does not exist"),
+        (['run', 'gone.py'], "script 'gone.py' does not exist"),
+    ],
+)
 def test_bad_input_is_one_line(args, message, image_folder, tmp_path, monkeypatch, capsys):
     for name, text in BAD_CONFIG.items():
         (tmp_path / f'{name}.yaml').write_text(text)
@@ -77,7 +104,7 @@ def test_bad_input_is_one_line(args, message, image_folder, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob('*'))
     args = [arg.replace('DATA', str(image_folder)) for arg in args]
-    args = [f"{arg.removeprefix('BAD/')}.yaml" if arg.startswith('BAD/') else arg for arg in args]
+    args = [f'{arg.removeprefix("BAD/")}.yaml' if arg.startswith('BAD/') else arg for arg in args]
     assert main(args) == 1
     captured = capsys.readouterr()
     lines = [line for line in captured.err.strip().splitlines() if line.startswith('hdkd ')]
@@ -99,9 +126,12 @@ def test_too_large_an_image_is_one_line(image_folder, tmp_path):
     Image.new('L', (60, 50)).save(path)
     process = subprocess.run(
         [sys.executable, '-m', 'hdkd_timm', 'train', '--data-dir', image_folder, '--output', tmp_path],
-        capture_output=True, text=True, env={**os.environ, 'HDKD_MAX_IMAGE_PIXELS': '2900'})
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'HDKD_MAX_IMAGE_PIXELS': '2900'},
+    )
     assert process.returncode == 1
-    line, = process.stderr.splitlines()
+    (line,) = process.stderr.splitlines()
     assert f"Cannot read image '{path}' (ValueError: 60 x 50 pixels, more than the limit of 2,900" in line
 
 
@@ -112,8 +142,9 @@ def test_wrong_choice_is_an_error_of_usage(capsys):
     assert '--aug' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('args', [
-    ['convert', 'a', 'b', '--model-kwargs', 'head_dim'], ['run'], ['run', '--debug', 's.py'], ['fly']])
+@pytest.mark.parametrize(
+    'args', [['convert', 'a', 'b', '--model-kwargs', 'head_dim'], ['run'], ['run', '--debug', 's.py'], ['fly']]
+)
 def test_errors_of_usage(args, capsys):
     with pytest.raises(SystemExit) as e:
         main(args)
@@ -128,7 +159,8 @@ def test_help_lists_the_commands_in_groups(capsys):
     sections = dict(re.findall(r'(?m)^([a-z ]+):\n((?:  .*\n)+)', capsys.readouterr().out))
     assert sections.pop('options')
     assert {heading: re.findall(r'(?m)^  (\w+)', lines) for heading, lines in sections.items()} == {
-        heading: list(commands) for heading, commands in COMMANDS.items()}
+        heading: list(commands) for heading, commands in COMMANDS.items()
+    }
 
 
 def test_help_loads_no_command():

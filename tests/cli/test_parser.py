@@ -1,4 +1,5 @@
 """Help and flags of the commands, and which settings win."""
+
 import re
 from pathlib import Path
 
@@ -32,8 +33,11 @@ def test_help(command, capsys):
     flags, common = find_flags(everything), find_flags(short)
     assert set(FLAGS[command].split()) <= flags
     assert common <= flags
-    hidden = {action.dest for action in create_parser(command)._actions
-              if not common.intersection(action.option_strings) and action.option_strings}
+    hidden = {
+        action.dest
+        for action in create_parser(command)._actions
+        if not common.intersection(action.option_strings) and action.option_strings
+    }
     if hidden:
         assert f"'hdkd {command} --help-all' also lists the other {len(hidden)}." in ' '.join(short.split())
         assert len(short.splitlines()) < 90
@@ -43,13 +47,21 @@ def test_help(command, capsys):
 
 def test_short_help_of_train_shows_what_people_need_first(capsys):
     assert find_flags(show(capsys, 'train', '--help')) >= {
-        '--data-dir', '--model', '--pretrained', '--img-size', '--epochs', '--batch-size', '--lr', '--device',
-        '--experiment'}
+        '--data-dir',
+        '--model',
+        '--pretrained',
+        '--img-size',
+        '--epochs',
+        '--batch-size',
+        '--lr',
+        '--device',
+        '--experiment',
+    }
 
 
 def test_help_of_choices_and_defaults(capsys):
     text = ' '.join(show(capsys, 'calibrate', '--help').split())
-    assert "split to evaluate on (default: val)" in text
+    assert 'split to evaluate on (default: val)' in text
 
 
 def test_flags_win_over_the_config_file_and_that_over_the_recipe(tmp_path, trained):
@@ -59,7 +71,11 @@ def test_flags_win_over_the_config_file_and_that_over_the_recipe(tmp_path, train
     assert main(['distill', '--data-dir', 'd']) == 0
     assert (trained[0].lr, trained[0].batch_size, trained[0].stages) == (1e-4, 64, (3,))
     assert (trained[0].teacher_opt, trained[0].aug, trained[0].decay_tokens, trained[0].epochs) == (
-        'adam', 'paper', True, 200)
+        'adam',
+        'paper',
+        True,
+        200,
+    )
     assert trained[1] == DistillConfig(data_dir='d')
 
 
@@ -67,4 +83,4 @@ def test_flags_win_over_the_config_file_and_that_over_the_recipe(tmp_path, train
 def test_recipes_are_those_of_python(command, config_cls, trained):
     for name in recipe_names():
         assert main([command, '--recipe', name, '--data-dir', 'd', '--lr', '3']) == 0
-        assert trained.pop() == config_cls.from_recipe(name, data_dir='d', lr=3.)
+        assert trained.pop() == config_cls.from_recipe(name, data_dir='d', lr=3.0)

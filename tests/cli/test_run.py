@@ -1,4 +1,5 @@
 """`hdkd run`: a script sees what it would see under `python`."""
+
 import json
 import os
 import subprocess
@@ -58,8 +59,23 @@ def test_error_of_a_script_comes_through(script, tmp_path):
 
 def test_run_under_torchrun(script, tmp_path):
     result = run(
-        '-m', 'torch.distributed.run', '--nproc_per_node', 2, '--master_port', 0, '--rdzv_backend', 'c10d',
-        '--rdzv_endpoint', 'localhost:0', '-m', 'hdkd_timm', 'run', script, '--flag', cwd=tmp_path)
+        '-m',
+        'torch.distributed.run',
+        '--nproc_per_node',
+        2,
+        '--master_port',
+        0,
+        '--rdzv_backend',
+        'c10d',
+        '--rdzv_endpoint',
+        'localhost:0',
+        '-m',
+        'hdkd_timm',
+        'run',
+        script,
+        '--flag',
+        cwd=tmp_path,
+    )
     assert result.returncode == 0, result.stderr
     outputs = [json.loads(line) for line in result.stdout.splitlines() if line.startswith('{')]
     assert sorted(o['rank'] for o in outputs) == ['0', '1']

@@ -8,9 +8,26 @@ from hdkd_timm.utils.config import to_yaml
 
 def test_teacher_is_a_run_folder(run_of_a_student, tmp_path, capsys):
     sizes = [f'{name}={value}' for name, value in TINY_STUDENT.items() if name not in ('img_size', 'num_classes')]
-    assert main([
-        'train', '--config', str(run_of_a_student / 'config.yaml'), '--model-kwargs', *sizes, '--epochs', '1',
-        '--teacher-checkpoint', str(run_of_a_student), '--output', str(tmp_path), '--experiment', 'next']) == 0
+    assert (
+        main(
+            [
+                'train',
+                '--config',
+                str(run_of_a_student / 'config.yaml'),
+                '--model-kwargs',
+                *sizes,
+                '--epochs',
+                '1',
+                '--teacher-checkpoint',
+                str(run_of_a_student),
+                '--output',
+                str(tmp_path),
+                '--experiment',
+                'next',
+            ]
+        )
+        == 0
+    )
     assert (tmp_path / 'next' / 'best' / 'model.safetensors').is_file()
 
 
@@ -25,7 +42,7 @@ def test_flags_without_effect_are_refused(args, trained, capsys):
 
 def test_settings_without_effect_may_stand_in_a_file(tmp_path, trained):
     """The config.yaml of a run holds all settings."""
-    config = TrainConfig(data_dir='d', alpha=0.9, tau=4.)
+    config = TrainConfig(data_dir='d', alpha=0.9, tau=4.0)
     (tmp_path / 'config.yaml').write_text(to_yaml(config))
     assert main(['train', '--config', str(tmp_path / 'config.yaml'), '--resume']) == 0
     assert trained == [config]

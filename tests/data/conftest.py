@@ -1,4 +1,5 @@
 """Fixtures of the tests of the data."""
+
 import pytest
 from PIL import Image
 

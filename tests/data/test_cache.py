@@ -1,4 +1,5 @@
 """Cached images equal the original ones in every process, and damaged ones are read again."""
+
 import copy
 import logging
 import os
@@ -24,8 +25,13 @@ from hdkd_timm.data.samples import SampleDataset
 from hdkd_timm.utils.distributed import World
 
 DATA = dict(
-    input_size=(3, 24, 24), mean=(0.1, 0.5, 0.7), std=(0.2, 0.3, 0.4), interpolation='bilinear', crop_pct=1.,
-    crop_mode='squash')
+    input_size=(3, 24, 24),
+    mean=(0.1, 0.5, 0.7),
+    std=(0.2, 0.3, 0.4),
+    interpolation='bilinear',
+    crop_pct=1.0,
+    crop_mode='squash',
+)
 NOTHING = transforms.Compose([])
 
 
@@ -76,7 +82,8 @@ def test_rotated_images_of_all_formats_are_cached(tmp_path, reads, suffix):
                 exif = Image.Exif()
                 exif[0x0112] = orientation
                 Image.new('RGB', (20 + orientation, 30), 'red').save(
-                    tmp_path / split / label / f'{orientation}{suffix}', exif=exif)
+                    tmp_path / split / label / f'{orientation}{suffix}', exif=exif
+                )
     dataset = create_datasets(DataConfig(data_dir=str(tmp_path)))[0]['train']
     cached = make(dataset, 'ram', tmp_path)
     for _ in range(2):
@@ -108,12 +115,15 @@ def test_images_are_cached(dataset, tmp_path, reads, kind, mode):
 
 @pytest.mark.parametrize('num_workers', [0, 2])
 @pytest.mark.parametrize('kind', ['ram', 'disk'])
-@pytest.mark.parametrize('augment', [
-    None, AugmentConfig(), AugmentConfig(load_size=28), AugmentConfig(aug='paper'), AugmentConfig(aug='none')])
+@pytest.mark.parametrize(
+    'augment',
+    [None, AugmentConfig(), AugmentConfig(load_size=28), AugmentConfig(aug='paper'), AugmentConfig(aug='none')],
+)
 def test_batches_are_those_without_a_cache(dataset, tmp_path, kind, augment, num_workers):
     plain = SplitLoader(dataset, DATA, 5, augment, 0)
     loader = SplitLoader(
-        dataset, DATA, 5, augment, num_workers, cache=lambda data, front: make(data, kind, tmp_path, front))
+        dataset, DATA, 5, augment, num_workers, cache=lambda data, front: make(data, kind, tmp_path, front)
+    )
     assert loader.dataset is dataset
     for epoch in range(2):
         batches = [list(each.epoch(epoch) if augment else each) for each in (loader, plain)]
@@ -128,26 +138,32 @@ def test_loader_processes_share_what_they_read(dataset, tmp_path, kind, start_me
     cached = make(dataset, kind, tmp_path, front)
     assert cached.store.get(0) is None
     loader = torch.utils.data.DataLoader(
-        cached, num_workers=1 if start_method == 'forkserver' else 2,  # each imports torch anew
-        multiprocessing_context=start_method, collate_fn=list)
+        cached,
+        num_workers=1 if start_method == 'forkserver' else 2,  # each imports torch anew
+        multiprocessing_context=start_method,
+        collate_fn=list,
+    )
     assert sum(len(batch) for batch in loader) == 18
     for i in range(18):
         assert cached.store.get(i).tobytes() == front(dataset.read(i)).tobytes()
 
 
-@pytest.mark.parametrize(('transform', 'fixed'), [
-    (create_eval_transform(DATA), 2),
-    (create_eval_transform(dict(DATA, crop_mode='center', crop_pct=0.9)), 2),
-    (create_eval_transform(dict(DATA, crop_mode='border', crop_pct=0.9)), 2),
-    (create_train_transform(AugmentConfig(aug='paper'), DATA), 1),
-    (create_train_transform(AugmentConfig(aug='paper', aug_device=True), DATA), 1),
-    (create_train_transform(AugmentConfig(), DATA), 0),
-    (create_train_transform(AugmentConfig(load_size=30), DATA), 1),
-    (transforms.Compose([ResizeKeepRatio(24), CenterCropOrPad(24)]), 2),
-    (transforms.Compose([ResizeKeepRatio(24, random_scale_prob=0.5), CenterCropOrPad(24)]), 0),
-    (transforms.Compose([ResizeKeepRatio(24, random_aspect_prob=0.5), CenterCropOrPad(24)]), 0),
-    (transforms.Compose([ResizeKeepRatio(24, interpolation='random')]), 0),
-])
+@pytest.mark.parametrize(
+    ('transform', 'fixed'),
+    [
+        (create_eval_transform(DATA), 2),
+        (create_eval_transform(dict(DATA, crop_mode='center', crop_pct=0.9)), 2),
+        (create_eval_transform(dict(DATA, crop_mode='border', crop_pct=0.9)), 2),
+        (create_train_transform(AugmentConfig(aug='paper'), DATA), 1),
+        (create_train_transform(AugmentConfig(aug='paper', aug_device=True), DATA), 1),
+        (create_train_transform(AugmentConfig(), DATA), 0),
+        (create_train_transform(AugmentConfig(load_size=30), DATA), 1),
+        (transforms.Compose([ResizeKeepRatio(24), CenterCropOrPad(24)]), 2),
+        (transforms.Compose([ResizeKeepRatio(24, random_scale_prob=0.5), CenterCropOrPad(24)]), 0),
+        (transforms.Compose([ResizeKeepRatio(24, random_aspect_prob=0.5), CenterCropOrPad(24)]), 0),
+        (transforms.Compose([ResizeKeepRatio(24, interpolation='random')]), 0),
+    ],
+)
 def test_split_transform(dataset, tmp_path, transform, fixed):
     front, rest = split_transform(transform)
     assert front.transforms == transform.transforms[:fixed]
@@ -170,8 +186,10 @@ def test_file_is_reused(dataset, folder, tmp_path, reads, caplog):
     assert '18 images of train take 30.4 KiB on disk, in' in caplog.text
     assert '(reused)' in caplog.text
     # not for other images, nor by another transform
-    others = [make(dataset, 'disk', tmp_path, split_transform(create_eval_transform(dict(DATA, **change)))[0])
-              for change in (dict(interpolation='bicubic'), dict(input_size=(3, 25, 25)))]
+    others = [
+        make(dataset, 'disk', tmp_path, split_transform(create_eval_transform(dict(DATA, **change)))[0])
+        for change in (dict(interpolation='bicubic'), dict(input_size=(3, 25, 25)))
+    ]
     path = folder / 'train' / 'a' / '0.png'
     Image.new('RGB', (40, 30), 'red').save(path)
     os.utime(path, ns=(1, 1))
@@ -239,6 +257,7 @@ def test_too_little_disk(dataset, tmp_path, monkeypatch):
 
 def test_tar_files_and_datasets_without_files(folder, tmp_path):
     import tarfile
+
     for split in ('train', 'test'):
         with tarfile.open(tmp_path / f'{split}.tar', 'w') as tar:
             tar.add(folder / split, arcname='.')

@@ -1,4 +1,5 @@
 """Pixels of every mode and depth become 8 bits, nothing clipped; transparency becomes black."""
+
 import struct
 import zlib
 
@@ -19,15 +20,26 @@ def tiff(path, values, bits, photometric=1, sample_format=1, order='<'):
     height, width = values.shape
     data = b''
     for row in values.tolist():
-        text = ''.join(f'{value % 2 ** bits:0{bits}b}' for value in row)
+        text = ''.join(f'{value % 2**bits:0{bits}b}' for value in row)
         text += '0' * (-len(text) % 8)
-        data += bytes(int(text[i:i + 8], 2) for i in range(0, len(text), 8))
+        data += bytes(int(text[i : i + 8], 2) for i in range(0, len(text), 8))
     if bits == 16 and order == '<':
         data = values.astype('<i8').astype('<u2').tobytes()
-    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 277: 1, 278: height, 279: len(data),
-            273: 8 + 2 + 12 * 10 + 4, 339: sample_format}
+    tags = {
+        256: width,
+        257: height,
+        258: bits,
+        259: 1,
+        262: photometric,
+        277: 1,
+        278: height,
+        279: len(data),
+        273: 8 + 2 + 12 * 10 + 4,
+        339: sample_format,
+    }
     directory = b''.join(
-        struct.pack(f'{order}HHI', tag, 4, 1) + struct.pack(f'{order}I', value) for tag, value in sorted(tags.items()))
+        struct.pack(f'{order}HHI', tag, 4, 1) + struct.pack(f'{order}I', value) for tag, value in sorted(tags.items())
+    )
     head = (b'II*\0' if order == '<' else b'MM\0*') + struct.pack(f'{order}IH', 8, len(tags))
     path.write_bytes(head + directory + bytes(4) + data)
     return path
@@ -35,20 +47,33 @@ def tiff(path, values, bits, photometric=1, sample_format=1, order='<'):
 
 def png(path, width, height, bits, kind, data, *chunks):
     """A PNG file of raw rows of bytes, with other chunks (name, data) between its head and its pixels."""
+
     def chunk(name, data):
         return struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
-    path.write_bytes(b''.join([
-        b'\x89PNG\r\n\x1a\n', chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, bits, kind, 0, 0, 0)),
-        *(chunk(*c) for c in chunks), chunk(b'IDAT', zlib.compress(b''.join(b'\0' + row for row in data))),
-        chunk(b'IEND', b'')]))
+
+    path.write_bytes(
+        b''.join(
+            [
+                b'\x89PNG\r\n\x1a\n',
+                chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, bits, kind, 0, 0, 0)),
+                *(chunk(*c) for c in chunks),
+                chunk(b'IDAT', zlib.compress(b''.join(b'\0' + row for row in data))),
+                chunk(b'IEND', b''),
+            ]
+        )
+    )
     return path
 
 
 @pytest.mark.parametrize('suffix', ['.png', '.tif'])
-@pytest.mark.parametrize(('values', 'expected'), [
-    (np.array([[0, 128, 255]], np.uint8), [0, 128, 255]),
-    (np.array([[0, 257, 30000, 32896, 65535]], np.uint16), [0, 1, 117, 128, 255]),
-], ids=['8 bit', '16 bit'])
+@pytest.mark.parametrize(
+    ('values', 'expected'),
+    [
+        (np.array([[0, 128, 255]], np.uint8), [0, 128, 255]),
+        (np.array([[0, 257, 30000, 32896, 65535]], np.uint16), [0, 1, 117, 128, 255]),
+    ],
+    ids=['8 bit', '16 bit'],
+)
 def test_grey(tmp_path, suffix, values, expected):
     path = tmp_path / f'x{suffix}'
     Image.fromarray(values).save(path)
@@ -100,7 +125,7 @@ def test_tiff_of_twelve_bits(tmp_path):
 @pytest.mark.parametrize(('bits', 'photometric', 'order'), [(10, 1, '<'), (14, 1, '<'), (12, 0, '<'), (12, 1, '>')])
 def test_tiff_of_bits_that_pillow_does_not_read(tmp_path, bits, photometric, order):
     """If it reads them one day, by their own white; until then the error names them."""
-    values = np.array([[0, 2 ** bits // 2, 2 ** bits - 1, 3]])
+    values = np.array([[0, 2**bits // 2, 2**bits - 1, 3]])
     path = tiff(tmp_path / 'x.tif', values, bits, photometric, order=order)
     try:
         Image.open(path)
@@ -109,7 +134,7 @@ def test_tiff_of_bits_that_pillow_does_not_read(tmp_path, bits, photometric, ord
         with pytest.raises(OSError, match=match):
             read_image(path)
     else:
-        expected = (values / (2 ** bits - 1) * 255).round()
+        expected = (values / (2**bits - 1) * 255).round()
         assert (pixels(path, 'L') == (expected if photometric else 255 - expected)).all()
 
 
@@ -131,7 +156,7 @@ def test_signed_tiff(tmp_path, order):
 def test_unsigned_tiff_of_32_bits(tmp_path):
     path = tiff(tmp_path / 'x.tif', np.array([[0x01000000, 0]]), 32)  # as bytes 1 0 0 0, little-endian 1
     assert inspect_image(path).values == StoredValues('I', 32, 0, 1, 65535)
-    path = tiff(tmp_path / 'x.tif', np.array([[0x000000ff, 0]]), 32)
+    path = tiff(tmp_path / 'x.tif', np.array([[0x000000FF, 0]]), 32)
     with pytest.raises(ValueError, match=r"mode 'I' from -\d+.* expected 0 to 65535"):  # 0xff000000, signed in Pillow
         read_image(path)
 
@@ -155,13 +180,16 @@ def test_floats(tmp_path):
     assert pixels(path, 'L').tolist() == [[51, 102]]
 
 
-@pytest.mark.parametrize(('values', 'match'), [
-    (np.array([[0, 255]], np.float32), r"mode 'F' from 0 to 255, expected 0 to 1: save it with 8 or 16 bits"),
-    (np.array([[-0.5, 0.5]], np.float32), "mode 'F' from -0.5 to 0.5"),
-    (np.array([[np.nan, 0.5]], np.float32), "mode 'F' from nan to nan"),
-    (np.array([[-1000, 400]], np.int32), "mode 'I' from -1000 to 400, expected 0 to 65535"),
-    (np.array([[0, 65536]], np.int32), "mode 'I' from 0 to 65536"),
-])
+@pytest.mark.parametrize(
+    ('values', 'match'),
+    [
+        (np.array([[0, 255]], np.float32), r"mode 'F' from 0 to 255, expected 0 to 1: save it with 8 or 16 bits"),
+        (np.array([[-0.5, 0.5]], np.float32), "mode 'F' from -0.5 to 0.5"),
+        (np.array([[np.nan, 0.5]], np.float32), "mode 'F' from nan to nan"),
+        (np.array([[-1000, 400]], np.int32), "mode 'I' from -1000 to 400, expected 0 to 65535"),
+        (np.array([[0, 65536]], np.int32), "mode 'I' from 0 to 65536"),
+    ],
+)
 def test_deep_values_out_of_range(tmp_path, values, match):
     Image.fromarray(values).save(tmp_path / 'x.tif')
     with pytest.raises(ValueError, match=match):
@@ -213,7 +241,7 @@ def test_transparent_grey_and_key_colours(tmp_path):
 @pytest.mark.parametrize(('bits', 'scale'), [(1, 255), (2, 85), (4, 17), (8, 1)])
 def test_key_greys_of_few_bits(tmp_path, bits, scale):
     """The transparent value is as stored, Pillow scales only the pixels."""
-    top = 2 ** bits - 1
+    top = 2**bits - 1
     values = [top, 0] if bits == 1 else [top, 1, 0, top - 1]
     text = ''.join(f'{value:0{bits}b}' for value in values)
     row = int(text.ljust(-(-len(text) // 8) * 8, '0'), 2).to_bytes(-(-len(text) // 8), 'big')
@@ -251,8 +279,15 @@ def test_key_colour_of_sixteen_bits(tmp_path):
 
 def test_key_colours_of_a_palette_of_few_bits(tmp_path):
     path = png(
-        tmp_path / 'x.png', 2, 1, 4, 3, [bytes([0x12])], (b'PLTE', bytes([0, 0, 0, 9, 8, 7, 100, 101, 102])),
-        (b'tRNS', bytes([255, 0])))
+        tmp_path / 'x.png',
+        2,
+        1,
+        4,
+        3,
+        [bytes([0x12])],
+        (b'PLTE', bytes([0, 0, 0, 9, 8, 7, 100, 101, 102])),
+        (b'tRNS', bytes([255, 0])),
+    )
     assert pixels(path).tolist() == [[[0, 0, 0], [100, 101, 102]]]
 
 
@@ -277,8 +312,7 @@ def test_one_bit(tmp_path, suffix):
 
 def test_lab(tmp_path):
     colours = Image.fromarray(np.array([[[0, 0, 0], [120, 120, 120], [255, 255, 255]]], np.uint8))
-    to_lab = ImageCms.buildTransform(
-        ImageCms.createProfile('sRGB'), ImageCms.createProfile('LAB'), 'RGB', 'LAB')
+    to_lab = ImageCms.buildTransform(ImageCms.createProfile('sRGB'), ImageCms.createProfile('LAB'), 'RGB', 'LAB')
     ImageCms.applyTransform(colours, to_lab).save(tmp_path / 'x.tif')
     with Image.open(tmp_path / 'x.tif') as image:
         assert image.mode == 'LAB'
@@ -290,11 +324,11 @@ def scale(values, low, high):
     return ((np.asarray(values, np.float64) - low) / (high - low)).clip(0, 1) * 255
 
 
-@pytest.mark.parametrize('strip', [2 ** 20, 7, 100])
+@pytest.mark.parametrize('strip', [2**20, 7, 100])
 def test_deep_images_in_strips(tmp_path, monkeypatch, strip):
     monkeypatch.setattr(pixels_module, 'STRIP', strip)
     path = tmp_path / 'x.tif'
-    every = np.arange(2 ** 16).astype(np.uint16).reshape(256, 256)
+    every = np.arange(2**16).astype(np.uint16).reshape(256, 256)
     for values in (every, every.astype(np.int32)):
         Image.fromarray(values).save(path)
         assert (pixels(path, 'L') == scale(values, 0, 65535).round()).all()
@@ -321,8 +355,11 @@ def test_shallow_images_in_strips(tmp_path, monkeypatch, mode):
     if mode == 'LAB':
         image = Image.frombytes('LAB', colours.size, colours.convert('RGB').tobytes())
     else:
-        image = colours.convert('L').convert(mode) if mode in ('LA', '1', 'L') else (
-            colours if mode == 'RGBA' else colours.convert('RGB').convert(mode))
+        image = (
+            colours.convert('L').convert(mode)
+            if mode in ('LA', '1', 'L')
+            else (colours if mode == 'RGBA' else colours.convert('RGB').convert(mode))
+        )
     if mode == 'LA':
         image.putalpha(colours.getchannel('A'))
     image.save(tmp_path / 'x.tif')

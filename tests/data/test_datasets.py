@@ -1,4 +1,5 @@
 """From a source to datasets: which splits, classes and images, and what is refused."""
+
 import os
 
 import numpy as np
@@ -14,7 +15,10 @@ from hdkd_timm.data.sources.folders import find_splits
 def test_splits_and_classes(image_folder):
     write_images(image_folder / 'Validation', number=1)
     assert {split: path.name for split, path in find_splits(image_folder).items()} == {
-        'train': 'train', 'val': 'Validation', 'test': 'test'}
+        'train': 'train',
+        'val': 'Validation',
+        'test': 'test',
+    }
     datasets, classes = create(image_folder)
     assert classes == ['a', 'b', 'c']
     assert sizes(datasets) == {'train': 24, 'val': 3, 'test': 12}
@@ -146,7 +150,7 @@ def test_unchecked_images_are_named_when_they_are_read(image_folder):
         dataset[bad]
     assert dataset[bad - 1][1] == dataset[bad + 1][1] == 1
     loader = SplitLoader(dataset, DATA, 4, num_workers=0)
-    with pytest.raises(ValueError, match=r"b/3\.png"):
+    with pytest.raises(ValueError, match=r'b/3\.png'):
         list(loader)
 
 

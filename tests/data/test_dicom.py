@@ -1,4 +1,5 @@
 """DICOM files are read as viewers show them."""
+
 import io
 import sys
 import zlib
@@ -22,15 +23,23 @@ def pixels(path, mode='RGB'):
 
 def test_dicom_window(tmp_path):
     path = write_dicom(
-        tmp_path / 'x.dcm', np.array([[0, 100, 150, 200, 4000]], np.uint16), WindowCenter=150.5, WindowWidth=101,
-        BitsStored=12, HighBit=11)
+        tmp_path / 'x.dcm',
+        np.array([[0, 100, 150, 200, 4000]], np.uint16),
+        WindowCenter=150.5,
+        WindowWidth=101,
+        BitsStored=12,
+        HighBit=11,
+    )
     # the window goes from 100 to 200
     assert pixels(path, 'L').tolist() == [[0, 0, 128, 255, 255]]
     assert pixels(path).tolist() == [[[v] * 3 for v in (0, 0, 128, 255, 255)]]
     # the first of several windows
     path = write_dicom(
-        tmp_path / 'X.DCM', np.array([[0, 100, 150, 200, 4000]], np.uint16), WindowCenter=[150.5, 2000],
-        WindowWidth=[101, 4000])
+        tmp_path / 'X.DCM',
+        np.array([[0, 100, 150, 200, 4000]], np.uint16),
+        WindowCenter=[150.5, 2000],
+        WindowWidth=[101, 4000],
+    )
     assert pixels(path, 'L').tolist() == [[0, 0, 128, 255, 255]]
 
 
@@ -44,20 +53,24 @@ def test_dicom_without_window_goes_from_its_least_to_its_greatest_value(tmp_path
 
 
 @pytest.mark.parametrize('interpretation', ['MONOCHROME1', 'MONOCHROME2'])
-@pytest.mark.parametrize(('dtype', 'padding', 'limit', 'padded'), [
-    (np.int16, -2000, None, [-2000]),
-    (np.int16, 63536, None, [-2000]),  # given as an unsigned number
-    (np.uint16, 65535, None, [65535]),
-    (np.uint16, 0, 50, [0, 7, 50]),
-    (np.uint16, 50, 0, [0, 7, 50]),
-    (np.int16, -2000, -1500, [-2000, -1700, -1500]),
-    (np.uint8, 255, None, [255]),
-])
+@pytest.mark.parametrize(
+    ('dtype', 'padding', 'limit', 'padded'),
+    [
+        (np.int16, -2000, None, [-2000]),
+        (np.int16, 63536, None, [-2000]),  # given as an unsigned number
+        (np.uint16, 65535, None, [65535]),
+        (np.uint16, 0, 50, [0, 7, 50]),
+        (np.uint16, 50, 0, [0, 7, 50]),
+        (np.int16, -2000, -1500, [-2000, -1700, -1500]),
+        (np.uint8, 255, None, [255]),
+    ],
+)
 def test_dicom_padding_takes_no_part_in_the_range(tmp_path, interpretation, dtype, padding, limit, padded):
     values = np.array([[*padded, 100, 150, 200]], dtype)
     path = write_dicom(tmp_path / 'x.dcm', values, interpretation)
     assert pixels(path, 'L')[0, -3:].tolist() != [0, 128, 255]  # without the tag, it is part of the image
     import pydicom
+
     dataset = pydicom.dcmread(path)
     vr = 'SS' if padding < 0 or (limit or 0) < 0 else 'US'
     dataset.add_new('PixelPaddingValue', vr, padding)
@@ -83,6 +96,7 @@ def test_dicom_of_padding_alone(tmp_path):
 
 def test_dicom_of_floats(tmp_path):
     import pydicom
+
     path = write_dicom(tmp_path / 'x.dcm', np.array([[1, 2]], np.uint16))
     dataset = pydicom.dcmread(path)
     del dataset.PixelData
@@ -94,6 +108,7 @@ def test_dicom_of_floats(tmp_path):
         if padding is not None:
             dataset.FloatPixelPaddingValue = padding
         dataset.save_as(path)
+
     save([-1, 0, 1, 3])
     assert pixels(path, 'L').tolist() == [[0, 64, 128, 255]]
     save([-1, 0, 1, np.nan])
@@ -129,7 +144,7 @@ def test_deflated_dicom(tmp_path):
     assert image_size(path) == (200, 300)
     assert inspect_image(path).values == inspect_image(plain).values
     # more in it than its pixels could be: it is not inflated to its end
-    path = write_dicom(tmp_path / 'x.dcm', values, syntax=syntax, DataSetTrailingPadding=bytes(2 ** 25))
+    path = write_dicom(tmp_path / 'x.dcm', values, syntax=syntax, DataSetTrailingPadding=bytes(2**25))
     with pytest.raises(ValueError, match='its deflated part is larger than its pixels and 16,777,216 bytes'):
         read_image(path)
 
@@ -144,21 +159,35 @@ def test_dicom_inverted(tmp_path):
     path = write_dicom(tmp_path / 'x.dcm', np.array([[0, 51, 255]], np.uint8), 'MONOCHROME1')
     assert pixels(path, 'L').tolist() == [[255, 204, 0]]
     path = write_dicom(
-        tmp_path / 'x.dcm', np.array([[0, 100, 150, 200]], np.uint16), 'MONOCHROME1', WindowCenter=150.5,
-        WindowWidth=101)
+        tmp_path / 'x.dcm',
+        np.array([[0, 100, 150, 200]], np.uint16),
+        'MONOCHROME1',
+        WindowCenter=150.5,
+        WindowWidth=101,
+    )
     assert pixels(path, 'L').tolist() == [[255, 255, 127, 0]]
 
 
 def test_dicom_rescale(tmp_path):
     # Hounsfield units -1024, 0, 40, 80, 1000 in a window from 0 to 80
     path = write_dicom(
-        tmp_path / 'x.dcm', np.array([[0, 512, 532, 552, 1012]], np.uint16), RescaleSlope=2, RescaleIntercept=-1024,
-        WindowCenter=40.5, WindowWidth=81)
+        tmp_path / 'x.dcm',
+        np.array([[0, 512, 532, 552, 1012]], np.uint16),
+        RescaleSlope=2,
+        RescaleIntercept=-1024,
+        WindowCenter=40.5,
+        WindowWidth=81,
+    )
     assert pixels(path, 'L').tolist() == [[0, 0, 128, 255, 255]]
     # the window is in values after the rescaling: greater ones are brighter
     path = write_dicom(
-        tmp_path / 'x.dcm', np.array([[0, 20, 40, 80]], np.uint16), RescaleSlope=-1, RescaleIntercept=80,
-        WindowCenter=40.5, WindowWidth=81)
+        tmp_path / 'x.dcm',
+        np.array([[0, 20, 40, 80]], np.uint16),
+        RescaleSlope=-1,
+        RescaleIntercept=80,
+        WindowCenter=40.5,
+        WindowWidth=81,
+    )
     assert pixels(path, 'L').tolist() == [[255, 191, 128, 0]]
     path = write_dicom(tmp_path / 'x.dcm', np.array([[0, 20, 80]], np.uint16), RescaleSlope=-1, RescaleIntercept=80)
     assert pixels(path, 'L').tolist() == [[255, 191, 0]]
@@ -166,13 +195,18 @@ def test_dicom_rescale(tmp_path):
 
 def test_dicom_voi_lut(tmp_path):
     import pydicom
+
     table = pydicom.Dataset()
     table.add_new('LUTDescriptor', 'US', [4, 10, 16])  # 4 entries from value 10 on, of 16 bits
     table.add_new('LUTData', 'US', [65535, 0, 32896, 257])
     # it goes before a window
     path = write_dicom(
-        tmp_path / 'x.dcm', np.array([[0, 10, 11, 12, 13, 99]], np.uint16), VOILUTSequence=[table], WindowCenter=5,
-        WindowWidth=3)
+        tmp_path / 'x.dcm',
+        np.array([[0, 10, 11, 12, 13, 99]], np.uint16),
+        VOILUTSequence=[table],
+        WindowCenter=5,
+        WindowWidth=3,
+    )
     assert pixels(path, 'L').tolist() == [[255, 255, 0, 128, 1, 1]]
 
 
@@ -188,6 +222,7 @@ def test_dicom_luminance_and_chrominance(tmp_path):
     values = np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8)
     path = write_dicom(tmp_path / 'x.dcm', values, 'YBR_FULL')
     import pydicom
+
     expected = pydicom.dcmread(path).pixel_array
     assert abs(expected.astype(int) - values).max() > 50
     assert (pixels(path) == expected).all()
@@ -239,6 +274,7 @@ def test_dicom_without_pydicom(tmp_path, monkeypatch):
 
 def test_large_dicom_is_not_inflated(tmp_path):
     import tracemalloc
+
     path = write_dicom(tmp_path / 'x.dcm', np.zeros((4, 4), np.uint16), syntax='1.2.840.10008.1.2.1.99')
     content = path.read_bytes()
     start = 144 + int.from_bytes(content[140:144], 'little')
@@ -246,12 +282,13 @@ def test_large_dicom_is_not_inflated(tmp_path):
     rows = b'\x28\0\x10\0US\2\0'
     assert rows in plain
     plain = plain.replace(rows + b'\4\0', rows + b'\xff\xff').replace(
-        rows.replace(b'\x10', b'\x11') + b'\4\0', rows.replace(b'\x10', b'\x11') + b'\xff\xff')
+        rows.replace(b'\x10', b'\x11') + b'\4\0', rows.replace(b'\x10', b'\x11') + b'\xff\xff'
+    )
     compressor = zlib.compressobj(wbits=-15)
-    path.write_bytes(content[:start] + compressor.compress(plain + bytes(2 ** 28)) + compressor.flush())
+    path.write_bytes(content[:start] + compressor.compress(plain + bytes(2**28)) + compressor.flush())
     tracemalloc.start()
     error = inspect_image(path).error
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert error.startswith('ValueError: 65535 x 65535 pixels, more than the limit of')
-    assert peak < 2 ** 27
+    assert peak < 2**27

@@ -1,4 +1,5 @@
 """Which files are images, by name and by content."""
+
 import os
 import socket
 
@@ -11,13 +12,35 @@ from hdkd_timm.data.inspection import inspect_images
 
 def test_extensions():
     assert {
-        '.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff', '.dcm', '.dicom', '.jfif', '.jpe', '.gif',
+        '.jpg',
+        '.jpeg',
+        '.png',
+        '.webp',
+        '.bmp',
+        '.tif',
+        '.tiff',
+        '.dcm',
+        '.dicom',
+        '.jfif',
+        '.jpe',
+        '.gif',
     } <= set(IMG_EXTENSIONS)
 
 
 def test_names_of_side_files():
-    for name in ('.hidden.png', '._img.png', '.DS_Store', 'Thumbs.db', 'desktop.ini', '__MACOSX', '.ipynb_checkpoints',
-                 'labels.CSV', 'notes.txt', 'LICENSE', 'a/b/.x'):
+    for name in (
+        '.hidden.png',
+        '._img.png',
+        '.DS_Store',
+        'Thumbs.db',
+        'desktop.ini',
+        '__MACOSX',
+        '.ipynb_checkpoints',
+        'labels.CSV',
+        'notes.txt',
+        'LICENSE',
+        'a/b/.x',
+    ):
         assert is_side_file(name), name
     for name in ('a.png', 'scan', 'x.heic', 'a.csv.png', 'thumbs.png', 'b.unknown'):
         assert not is_side_file(name), name
@@ -32,7 +55,7 @@ def test_special_files_are_refused_before_they_are_opened(tmp_path):
     server.close()
     assert errors[0] == f"OSError: '{paths[0]}' is a named pipe, expected an image file"
     assert errors[1] == "OSError: '/dev/zero' is a device, expected an image file"
-    assert "is a socket, expected an image file" in errors[2]
+    assert 'is a socket, expected an image file' in errors[2]
     assert errors[3].startswith('IsADirectoryError: ')
     for read in (read_image, image_size, is_dicom):
         with pytest.raises(OSError, match='is a named pipe'):

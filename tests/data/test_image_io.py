@@ -1,4 +1,5 @@
 """Image files of all formats are read, or refused with a reason."""
+
 import hashlib
 import io
 import struct
@@ -16,8 +17,9 @@ from hdkd_timm.data.image_io import convert_image, image_size, read_image
 from hdkd_timm.data.inspection import inspect_image, inspect_images
 
 
-@pytest.mark.parametrize('suffix', ['.jfif', '.jpe', '.jpg', '.gif', '.jp2', '.j2k', '.ppm', '.tga', '.pcx', '.dib',
-                                    '.apng', '.avif'])
+@pytest.mark.parametrize(
+    'suffix', ['.jfif', '.jpe', '.jpg', '.gif', '.jp2', '.j2k', '.ppm', '.tga', '.pcx', '.dib', '.apng', '.avif']
+)
 def test_formats_of_other_suffixes(tmp_path, suffix):
     if suffix == '.avif' and 'AVIF' not in image_io._list_formats():
         pytest.skip('this Pillow reads no AVIF')
@@ -43,7 +45,8 @@ def test_pages_of_a_tiff_are_refused_and_not_counted(tmp_path, monkeypatch):
     pages = [Image.new('L', (2, 2), i) for i in range(3)]
     pages[0].save(tmp_path / 'x.tif', save_all=True, append_images=pages[1:])
     monkeypatch.setattr(  # it would read the directory of each of 20,000 pages
-        TiffImagePlugin.TiffImageFile, 'n_frames', property(lambda image: pytest.fail('counted')))
+        TiffImagePlugin.TiffImageFile, 'n_frames', property(lambda image: pytest.fail('counted'))
+    )
     with pytest.raises(ValueError, match='several pages, expected one image'):
         read_image(tmp_path / 'x.tif')
     pages[2].save(tmp_path / 'x.tif')
@@ -52,17 +55,21 @@ def test_pages_of_a_tiff_are_refused_and_not_counted(tmp_path, monkeypatch):
 
 def test_formats_that_other_programs_would_read_are_refused(tmp_path, monkeypatch):
     from PIL import EpsImagePlugin
+
     monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', lambda *args, **kwargs: pytest.fail('started Ghostscript'))
     (tmp_path / 'x.png').write_bytes(
-        b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n0 0 10 10 rectfill\nshowpage\n%%EOF\n')
+        b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n0 0 10 10 rectfill\nshowpage\n%%EOF\n'
+    )
     with pytest.raises(OSError, match=r'not an image in a supported format \(PNG, JPEG, TIFF, WEBP'):
         read_image(tmp_path / 'x.png')
     with pytest.raises(OSError, match='not an image in a supported format'):
         image_size(tmp_path / 'x.png')
 
 
-@pytest.mark.parametrize(('suffix', 'tolerance'), [
-    ('.jpg', 6), ('.jpeg', 6), ('.png', 0), ('.webp', 6), ('.bmp', 0), ('.tif', 0), ('.TIFF', 0)])
+@pytest.mark.parametrize(
+    ('suffix', 'tolerance'),
+    [('.jpg', 6), ('.jpeg', 6), ('.png', 0), ('.webp', 6), ('.bmp', 0), ('.tif', 0), ('.TIFF', 0)],
+)
 def test_formats(tmp_path, suffix, tolerance):
     path = tmp_path / f'x{suffix}'
     Image.fromarray(blocks(CORNERS)).save(path)
@@ -81,10 +88,19 @@ def test_open_files(tmp_path):
 
 
 @pytest.mark.parametrize('suffix', ['.jpg', '.png', '.webp', '.tif'])
-@pytest.mark.parametrize(('orientation', 'turn'), [
-    (1, lambda x: x), (2, np.fliplr), (3, lambda x: np.rot90(x, 2)), (4, np.flipud),
-    (5, lambda x: x.transpose(1, 0, 2)), (6, lambda x: np.rot90(x, -1)),
-    (7, lambda x: np.rot90(x, 2).transpose(1, 0, 2)), (8, np.rot90)])
+@pytest.mark.parametrize(
+    ('orientation', 'turn'),
+    [
+        (1, lambda x: x),
+        (2, np.fliplr),
+        (3, lambda x: np.rot90(x, 2)),
+        (4, np.flipud),
+        (5, lambda x: x.transpose(1, 0, 2)),
+        (6, lambda x: np.rot90(x, -1)),
+        (7, lambda x: np.rot90(x, 2).transpose(1, 0, 2)),
+        (8, np.rot90),
+    ],
+)
 def test_images_are_upright(tmp_path, suffix, orientation, turn):
     corners = np.concatenate([CORNERS, CORNERS[:1, ::-1]])  # 2 wide, 3 high
     exif = Image.Exif()
@@ -112,7 +128,7 @@ def test_truncated_files(tmp_path, suffix):
     path, whole = tmp_path / f'x{suffix}', tmp_path / f'whole{suffix}'
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     Image.fromarray(noise).save(whole)
-    path.write_bytes(whole.read_bytes()[:whole.stat().st_size // 2])
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     with pytest.raises((OSError, ValueError, SyntaxError)):
         read_image(path)
     assert [bool(record.error) for record in inspect_images([str(whole), str(path)])] == [False, True]
@@ -140,7 +156,8 @@ def webp_bomb(path, kind='VP8L', side=16383):
         'VP8 ': b'\0\0\0\x9d\x01\x2a' + struct.pack('<HH', side, side) + bytes(2),
     }[kind]
     path.write_bytes(
-        b'RIFF' + struct.pack('<I', 12 + len(data)) + b'WEBP' + kind.encode() + struct.pack('<I', len(data)) + data)
+        b'RIFF' + struct.pack('<I', 12 + len(data)) + b'WEBP' + kind.encode() + struct.pack('<I', len(data)) + data
+    )
     return path
 
 
@@ -185,7 +202,8 @@ def test_one_limit_for_all_formats(tmp_path, monkeypatch, name):
     assert not inspect_image(path).error
     monkeypatch.setenv('HDKD_MAX_IMAGE_PIXELS', 'many')
     assert inspect_image(path).error == (
-        "ValueError: HDKD_MAX_IMAGE_PIXELS must be a number of pixels, 1 or more, got 'many'")
+        "ValueError: HDKD_MAX_IMAGE_PIXELS must be a number of pixels, 1 or more, got 'many'"
+    )
 
 
 def test_opened_images_are_within_the_limit(tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 """Weights of unequal classes by hand, and SMOTE on small images."""
+
 import json
 import re
 import sys
@@ -28,20 +29,23 @@ def test_class_file_is_read_in_the_order_of_the_classes(tmp_path):
     assert read_class_file(path, ['a', 'b', 'c'], 'weights') == [1000, 2, 0.5]
 
 
-@pytest.mark.parametrize(('content', 'message'), [
-    ('{"a": 1', "' is not a JSON file ("),
-    ([1, 2], "' must contain weights by class name, {\"a\": number, ...}."),
-    ('5', "' must contain weights by class name"),
-    ({'a': 1}, "': class 'b' is missing (the data has a, b)."),
-    ({'a': 1, 'b': 1, 'x': 1}, "': class 'x' is not in the data (the data has a, b)."),
-    ({'a': 1, 'b': 0}, "': weights of class 'b' must be a number above 0, got 0."),
-    ({'a': -1.5, 'b': 1}, "': weights of class 'a' must be a number above 0, got -1.5."),
-    ({'a': '1', 'b': 1}, "': weights of class 'a' must be a number above 0, got '1'."),
-    ({'a': True, 'b': 1}, "': weights of class 'a' must be a number above 0, got True."),
-    ({'a': None, 'b': 1}, "': weights of class 'a' must be a number above 0, got None."),
-    ('{"a": NaN, "b": 1}', "': NaN is not a finite number."),
-    ('{"a": Infinity, "b": 1}', "': Infinity is not a finite number."),
-])
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ('{"a": 1', "' is not a JSON file ("),
+        ([1, 2], '\' must contain weights by class name, {"a": number, ...}.'),
+        ('5', "' must contain weights by class name"),
+        ({'a': 1}, "': class 'b' is missing (the data has a, b)."),
+        ({'a': 1, 'b': 1, 'x': 1}, "': class 'x' is not in the data (the data has a, b)."),
+        ({'a': 1, 'b': 0}, "': weights of class 'b' must be a number above 0, got 0."),
+        ({'a': -1.5, 'b': 1}, "': weights of class 'a' must be a number above 0, got -1.5."),
+        ({'a': '1', 'b': 1}, "': weights of class 'a' must be a number above 0, got '1'."),
+        ({'a': True, 'b': 1}, "': weights of class 'a' must be a number above 0, got True."),
+        ({'a': None, 'b': 1}, "': weights of class 'a' must be a number above 0, got None."),
+        ('{"a": NaN, "b": 1}', "': NaN is not a finite number."),
+        ('{"a": Infinity, "b": 1}', "': Infinity is not a finite number."),
+    ],
+)
 def test_bad_class_file(content, message, tmp_path):
     path = write(tmp_path, content)
     with pytest.raises(ValueError, match=re.escape(f"'{path}{message}")):
@@ -58,7 +62,7 @@ def test_class_weights(tmp_path):
     classes = ['a', 'b', 'c']
     assert class_weights('balanced', TARGETS, classes) == pytest.approx([10 / 18, 10 / 9, 10 / 3])
     # 1 / (1 + beta + ... + beta^(n - 1)), scaled to a mean of 1
-    inverse = np.array([1 / sum(0.999 ** i for i in range(n)) for n in (6, 3, 1)])
+    inverse = np.array([1 / sum(0.999**i for i in range(n)) for n in (6, 3, 1)])
     assert class_weights('effective', TARGETS, classes) == pytest.approx(inverse / inverse.mean())
     assert class_weights(write(tmp_path, {'c': 3, 'b': 2, 'a': 0.1}), TARGETS, classes).tolist() == [0.1, 2, 3]
     with pytest.raises(FileNotFoundError, match='nowhere'):
@@ -111,8 +115,9 @@ def test_smote(dataset, tmp_path):
         image, target = larger[i]
         assert np.array_equal(image, dataset[i][0])
         assert target == dataset[i][1]
-    real = np.stack([
-        np.asarray(dataset.read(i).resize((6, 10), Image.BILINEAR), float) for i in np.where(dataset.targets == 1)[0]])
+    real = np.stack(
+        [np.asarray(dataset.read(i).resize((6, 10), Image.BILINEAR), float) for i in np.where(dataset.targets == 1)[0]]
+    )
     for i in range(len(dataset), len(larger)):
         image, target = larger[i]
         assert (image.mode, image.size, target) == (dataset.img_mode, (6, 10), 1)
@@ -147,11 +152,14 @@ def test_smote_to_the_real_counts(dataset, few, tmp_path):
     assert len(make(few, tmp_path, {'a': 5, 'b': 9})) == 14  # only classes that grow need neighbours
 
 
-@pytest.mark.parametrize(('counts', 'message'), [
-    ({'a': 7, 'b': 7}, "of class 'a' must be an integer of at least 8, its number of real images, got 7."),
-    ({'a': 8, 'b': 9.5}, "of class 'b' must be an integer of at least 7, its number of real images, got 9.5."),
-    ({'a': 8}, "class 'b' is missing"),
-])
+@pytest.mark.parametrize(
+    ('counts', 'message'),
+    [
+        ({'a': 7, 'b': 7}, "of class 'a' must be an integer of at least 8, its number of real images, got 7."),
+        ({'a': 8, 'b': 9.5}, "of class 'b' must be an integer of at least 7, its number of real images, got 9.5."),
+        ({'a': 8}, "class 'b' is missing"),
+    ],
+)
 def test_smote_to_bad_counts(dataset, tmp_path, counts, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         make(dataset, tmp_path, counts)
@@ -168,8 +176,11 @@ def test_smote_without_memory(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(imbalance, 'available_memory', lambda: needed)
     assert len(make(dataset, tmp_path, {'a': 20, 'b': 20})) == 40
     monkeypatch.setattr(imbalance, 'available_memory', lambda: needed - 1)
-    with pytest.raises(MemoryError, match=r'SMOTE to 40 images of 10 x 6 needs about 0\.0 GiB of memory, 0\.0 GiB are '
-                                          'available: lower the counts or --img-size'):
+    with pytest.raises(
+        MemoryError,
+        match=r'SMOTE to 40 images of 10 x 6 needs about 0\.0 GiB of memory, 0\.0 GiB are '
+        'available: lower the counts or --img-size',
+    ):
         make(dataset, tmp_path, {'a': 20, 'b': 20})
 
 
@@ -177,6 +188,5 @@ def test_smote_without_memory(dataset, tmp_path, monkeypatch):
 def test_smote_without_its_package(dataset, tmp_path, monkeypatch, module):
     monkeypatch.delitem(sys.modules, 'imblearn.over_sampling', raising=False)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=re.escape(
-            "SMOTE needs imbalanced-learn: pip install 'hdkd-timm[smote]'.")):
+    with pytest.raises(ImportError, match=re.escape("SMOTE needs imbalanced-learn: pip install 'hdkd-timm[smote]'.")):
         make(dataset, tmp_path, {'a': 8, 'b': 9})

@@ -1,4 +1,5 @@
 """What reading every image once records, and when it stops."""
+
 import hashlib
 
 import numpy as np
@@ -37,6 +38,7 @@ def test_all_reading_threads_share_a_budget(tmp_path, monkeypatch):
     def noted(budget, pixels):
         reserved.append((budget.total, pixels))
         return reserve(budget, pixels)
+
     monkeypatch.setattr(MemoryBudget, 'reserve', noted)
     monkeypatch.setattr(inspection, 'available_memory', lambda: 3000)
     paths = [tmp_path / name for name in ('a.png', 'b.webp', 'c.tif')]
@@ -48,8 +50,12 @@ def test_all_reading_threads_share_a_budget(tmp_path, monkeypatch):
 
 
 def test_reading_stops_once_an_error_is_certain(write_csv, monkeypatch):
-    path = write_csv('path,label,split', 'images/0.png,a,train', 'images/1.png,b,train', *(
-        f'gone/{i}.png,{"ab"[i % 2]},train' for i in range(3000)))
+    path = write_csv(
+        'path,label,split',
+        'images/0.png,a,train',
+        'images/1.png,b,train',
+        *(f'gone/{i}.png,{"ab"[i % 2]},train' for i in range(3000)),
+    )
     read = []
     inspect = inspection.inspect_images
     monkeypatch.setattr(inspection, 'inspect_images', lambda paths, mode: read.extend(paths) or inspect(paths, mode))

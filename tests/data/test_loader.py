@@ -1,4 +1,5 @@
 """Batches that depend only on seed, epoch and position."""
+
 import random
 from collections import Counter
 
@@ -15,7 +16,7 @@ from hdkd_timm.data.sampler import EpochSampler
 pytestmark = pytest.mark.filterwarnings('ignore:This DataLoader will create')  # more processes than cores
 
 
-STRONG = AugmentConfig(scale=(0.3, 1.), aa='rand-m6-mstd0.5')  # Python's, NumPy's and torch's random numbers
+STRONG = AugmentConfig(scale=(0.3, 1.0), aa='rand-m6-mstd0.5')  # Python's, NumPy's and torch's random numbers
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_batches_do_not_depend_on_processes(dataset, augment):
 
 
 def test_an_image_is_augmented_anew_each_epoch():
-    loader = SplitLoader(Numbered(1), DATA, 1, AugmentConfig(scale=(0.3, 1.), color_jitter=0.9), 0)
+    loader = SplitLoader(Numbered(1), DATA, 1, AugmentConfig(scale=(0.3, 1.0), color_jitter=0.9), 0)
     loader.dataset.shade = 100
     assert len({batches(loader, epoch)[0][0].sum().item() for epoch in range(5)}) == 5
 
@@ -84,7 +85,8 @@ def test_ranks_share_an_epoch(world_size):
     data = Numbered(26)
     ranks = [
         numbers(SplitLoader(data, DATA, 4, AugmentConfig(), 0, rank=rank, world_size=world_size).epoch(2))
-        for rank in range(world_size)]
+        for rank in range(world_size)
+    ]
     assert {len(rank) for rank in ranks} == {26 // (4 * world_size)}
     assert all(len(batch) == 4 for rank in ranks for batch in rank)
     seen = [index for rank in ranks for batch in rank for index in batch]
@@ -141,15 +143,18 @@ def test_grey_images(image_folder, augment):
 def test_balanced_sampler():
     targets = np.array([0] * 90 + [1] * 9 + [2] * 21)
     loader = SplitLoader(
-        Numbered(120, targets), DATA, 10, AugmentConfig(aug='none'), 0, weights=sample_weights('balanced', targets))
+        Numbered(120, targets), DATA, 10, AugmentConfig(aug='none'), 0, weights=sample_weights('balanced', targets)
+    )
     counts = Counter(t for epoch in range(10) for batch in numbers(loader.epoch(epoch)) for t in batch)
     assert sum(counts.values()) == 1200
     assert all(counts[k] == pytest.approx(400, abs=60) for k in range(3))
     assert numbers(loader.epoch(0)) == numbers(loader.epoch(0))
     assert numbers(loader.epoch(0)) != numbers(loader.epoch(1))
     # processes draw one epoch together
-    keys = [list(EpochSampler(120, 5, weights=sample_weights('balanced', targets), rank=rank, world_size=2))
-            for rank in range(2)]
+    keys = [
+        list(EpochSampler(120, 5, weights=sample_weights('balanced', targets), rank=rank, world_size=2))
+        for rank in range(2)
+    ]
     single = list(EpochSampler(120, 10, weights=sample_weights('balanced', targets)))
     assert [sorted(a + b) for a, b in zip(*keys)] == [sorted(batch) for batch in single]
 

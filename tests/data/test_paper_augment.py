@@ -1,4 +1,5 @@
 """The published augmentation as the paper has it, on single images and on batches."""
+
 import pytest
 import torch
 from data_helpers import data_config, noise
@@ -25,8 +26,14 @@ def per_image(*values, dtype=torch.float32):
 def test_paper_transform_step_by_step():
     steps = paper_transform((32, 48)).transforms
     assert [type(step) for step in steps[:-1]] == [
-        transforms.Resize, transforms.RandomRotation, transforms.RandomHorizontalFlip, transforms.RandomVerticalFlip,
-        transforms.ColorJitter, transforms.RandomAdjustSharpness, transforms.GaussianBlur]
+        transforms.Resize,
+        transforms.RandomRotation,
+        transforms.RandomHorizontalFlip,
+        transforms.RandomVerticalFlip,
+        transforms.ColorJitter,
+        transforms.RandomAdjustSharpness,
+        transforms.GaussianBlur,
+    ]
     resize, rotation, hflip, vflip, jitter, sharpness, blur = steps[:-1]
     assert tuple(resize.size) == (32, 48)
     assert resize.interpolation == InterpolationMode.BILINEAR
@@ -73,18 +80,20 @@ def test_paper_transform_always_blurs():
 @pytest.mark.parametrize('chans', [1, 3])
 def test_steps_of_a_batch_are_torchvision_s_of_each_image(chans, size):
     x = torch.rand(4, chans, *size)
-    angles, hflips, vflips = (-130., 0., 17., 90.), (True, False, True, False), (True, True, False, False)
-    ours = rotate_and_flip(x, per_image(*angles), per_image(*hflips, dtype=torch.bool),
-                           per_image(*vflips, dtype=torch.bool))
+    angles, hflips, vflips = (-130.0, 0.0, 17.0, 90.0), (True, False, True, False), (True, True, False, False)
+    ours = rotate_and_flip(
+        x, per_image(*angles), per_image(*hflips, dtype=torch.bool), per_image(*vflips, dtype=torch.bool)
+    )
     for image, angle, hflip, vflip, result in zip(x, angles, hflips, vflips, ours):
         expected = TF.rotate(image, angle)  # nearest, black outside
         expected = TF.horizontal_flip(expected) if hflip else expected
         expected = TF.vertical_flip(expected) if vflip else expected
         # a position on the border between two pixels may be rounded to either
         assert (result != expected).float().mean() < 0.01
-    factors, sigmas = (0.7, 1., 1.2, 1.3), (0.1, 0.5, 1., 2.)
+    factors, sigmas = (0.7, 1.0, 1.2, 1.3), (0.1, 0.5, 1.0, 2.0)
     for image, factor, sigma, contrast, sharp, blurred in zip(
-            x, factors, sigmas, adjust_contrast(x, per_image(*factors)), sharpen(x), blur(x, per_image(*sigmas))):
+        x, factors, sigmas, adjust_contrast(x, per_image(*factors)), sharpen(x), blur(x, per_image(*sigmas))
+    ):
         torch.testing.assert_close(contrast, TF.adjust_contrast(image, factor))
         torch.testing.assert_close(sharp, TF.adjust_sharpness(image, 2))
         torch.testing.assert_close(blurred, TF.gaussian_blur(image, [3, 3], [sigma, sigma]))
@@ -105,8 +114,12 @@ def test_paper_augmentation_of_a_batch_has_the_distribution_of_single_images():
     assert (batch.mean(0) - single.mean(0)).abs().max() < 0.035
     assert (batch.std(0) - single.std(0)).abs().max() < 0.035
     # over each image: what brightness, contrast and black corners do
-    for statistic in (lambda x: x.mean((1, 2, 3)), lambda x: x.std((1, 2, 3)), lambda x: x.amax((1, 2, 3)),
-                      lambda x: (x[..., 1:] - x[..., :-1]).abs().mean((1, 2, 3))):
+    for statistic in (
+        lambda x: x.mean((1, 2, 3)),
+        lambda x: x.std((1, 2, 3)),
+        lambda x: x.amax((1, 2, 3)),
+        lambda x: (x[..., 1:] - x[..., :-1]).abs().mean((1, 2, 3)),
+    ):
         shares = torch.tensor([0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98])
         ours, theirs = (statistic(x).quantile(shares) for x in (batch, single))
         spread = statistic(single).std()
@@ -130,7 +143,7 @@ def test_paper_augmentation_on_the_device():
     config = AugmentConfig(aug='paper', aug_device=True)
     steps = create_train_transform(config, data_config()).transforms
     assert [type(step).__name__ for step in steps] == ['Resize', 'MaybePILToTensor']
-    mean, std = torch.tensor([100., 120., 140.]).view(1, 3, 1, 1), torch.tensor([50., 60., 70.]).view(1, 3, 1, 1)
+    mean, std = torch.tensor([100.0, 120.0, 140.0]).view(1, 3, 1, 1), torch.tensor([50.0, 60.0, 70.0]).view(1, 3, 1, 1)
     pixels = torch.rand(4, 3, 32, 32)
     augment = BatchAugmentation(config, 4, torch.device('cpu'), mean, std)
     torch.manual_seed(3)

@@ -12,10 +12,18 @@ def test_same_seed_same_images(tmp_path):
         write_phantoms(tmp_path / name, num_train=3, num_test=2, size=32, seed=seed)
     a, b, c = (
         {str(p.relative_to(tmp_path / n)): np.array(Image.open(p)) for p in sorted((tmp_path / n).rglob('*.png'))}
-        for n in 'abc')
-    assert list(a) == list(b) == [
-        f'{split}/{kind}/{i:04d}.png' for split, number in (('test', 2), ('train', 3)) for kind in sorted(KINDS)
-        for i in range(number)]
+        for n in 'abc'
+    )
+    assert (
+        list(a)
+        == list(b)
+        == [
+            f'{split}/{kind}/{i:04d}.png'
+            for split, number in (('test', 2), ('train', 3))
+            for kind in sorted(KINDS)
+            for i in range(number)
+        ]
+    )
     assert all(np.array_equal(a[name], b[name]) for name in a)
     assert not any(np.array_equal(a[name], c[name]) for name in a)
     digests = {hashlib.sha256(image.tobytes()).hexdigest() for image in a.values()}

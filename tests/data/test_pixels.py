@@ -1,4 +1,5 @@
 """Memory that reading threads share."""
+
 import threading
 
 from hdkd_timm.data.pixels import PEAK, MemoryBudget
@@ -16,6 +17,7 @@ def test_budget_bounds_what_is_read_at_once():
             threading.Event().wait(0.005)
             with lock:
                 now.remove(pixels)
+
     threads = [threading.Thread(target=read, args=(pixels,)) for pixels in [4, 4, 4, 3, 25, 1, 9] * 6]
     for thread in threads:
         thread.start()

@@ -1,4 +1,5 @@
 """The order of the images depends only on seed and epoch, and is the one of earlier versions: a run resumes with it."""
+
 import numpy as np
 import pytest
 
@@ -12,13 +13,17 @@ def keys(sampler, epoch=0, start=0):
 
 def test_order_of_earlier_versions():
     assert keys(EpochSampler(8, 3, seed=42), epoch=1) == [
-        [(1, 0, 0), (1, 4, 4), (1, 6, 6)], [(1, 1, 1), (1, 2, 2), (1, 7, 7)]]
-    assert keys(EpochSampler(8, 3, seed=42, weights=np.arange(8.)), epoch=1) == [
-        [(1, 0, 7), (1, 1, 4), (1, 2, 5)], [(1, 3, 6), (1, 4, 7), (1, 5, 6)]]
+        [(1, 0, 0), (1, 4, 4), (1, 6, 6)],
+        [(1, 1, 1), (1, 2, 2), (1, 7, 7)],
+    ]
+    assert keys(EpochSampler(8, 3, seed=42, weights=np.arange(8.0)), epoch=1) == [
+        [(1, 0, 7), (1, 1, 4), (1, 2, 5)],
+        [(1, 3, 6), (1, 4, 7), (1, 5, 6)],
+    ]
     assert (derive_seed(42), derive_seed(42, 1, 2)) == (3444837047, 2436437895)
 
 
-@pytest.mark.parametrize('weights', [None, np.arange(1., 21.)])
+@pytest.mark.parametrize('weights', [None, np.arange(1.0, 21.0)])
 def test_order_depends_on_seed_and_epoch(weights):
     def order(seed, epoch):
         return [index for batch in keys(EpochSampler(20, 5, seed, weights), epoch) for _, _, index in batch]
@@ -36,9 +41,15 @@ def test_no_two_keys_of_an_epoch_share_a_draw():
 
 
 def test_weights_are_relative():
-    weights = np.array([0., 1., 3., 0.])
-    drawn = np.array([index for epoch in range(500) for batch in keys(EpochSampler(4, 4, weights=weights), epoch)
-                      for _, _, index in batch])
+    weights = np.array([0.0, 1.0, 3.0, 0.0])
+    drawn = np.array(
+        [
+            index
+            for epoch in range(500)
+            for batch in keys(EpochSampler(4, 4, weights=weights), epoch)
+            for _, _, index in batch
+        ]
+    )
     assert set(drawn) == {1, 2}
     assert (drawn == 2).mean() == pytest.approx(0.75, abs=0.04)
     assert keys(EpochSampler(4, 4, weights=10 * weights)) == keys(EpochSampler(4, 4, weights=weights))
@@ -55,4 +66,4 @@ def test_start_skips_batches():
 def test_derived_seeds():
     seeds = {derive_seed(*keys) for keys in [(1,), (1, 2), (2, 1), (1, 2, 3), (1, 2, 4), (42, 0, 0), (42, 0, 1)]}
     assert len(seeds) == 7
-    assert all(0 <= seed < 2 ** 32 for seed in seeds)
+    assert all(0 <= seed < 2**32 for seed in seeds)

@@ -1,4 +1,5 @@
 """The list of the images of a run, and what changed since it was written."""
+
 import hashlib
 
 import pytest
@@ -47,7 +48,8 @@ def test_images_that_changed_since_they_were_listed_are_reported(image_folder, c
     create(data_csv=str(path), check_images=check_images)
     assert (
         "1 of 12 images of split 'test' have changed since they were listed (size or SHA-256 differs), the first is"
-        f" '{image_folder}/test/b/2.png'") in caplog.text
+        f" '{image_folder}/test/b/2.png'"
+    ) in caplog.text
 
 
 def test_list_of_images_is_a_table_of_them(write_csv, image_folder, tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 """Fractions, folds and validation splits: stratified, by group, and the same for the same seed, in all versions."""
+
 import numpy as np
 import pytest
 from data_helpers import create, make_samples, sizes, table
@@ -28,12 +29,12 @@ def test_fraction_is_drawn_per_class_and_seeded(image_folder):
     assert samples.filenames() == draw(0.5).filenames()
     assert samples.filenames() != draw(0.5, seed=1).filenames()
     assert np.bincount(draw(0.01).targets).tolist() == [1, 1, 1]
-    assert draw(1.).filenames() == draw(1., seed=7).filenames()
+    assert draw(1.0).filenames() == draw(1.0, seed=7).filenames()
     counts = [1321, 1339, 1595, 1457]  # a tenth of the brain MRI set, as its yardstick drew it
     positions = draw_fraction(np.repeat(np.arange(4), counts), 0.1)
     assert len(positions) == 572
     assert (np.diff(positions) > 0).all()
-    for fraction in (0., -0.1, 1.1):
+    for fraction in (0.0, -0.1, 1.1):
         with pytest.raises(ValueError, match='train_fraction'):
             draw(fraction)
 
@@ -67,7 +68,7 @@ def test_val_fraction(image_folder):
     assert val != draw(seed=1)['val'].samples.filenames()
     # what was cut off can be tested on
     assert create(image_folder, val_fraction=0.25, only='val')[0]['val'].samples.filenames() == val
-    for fraction in (-0.1, 1., 1.5):
+    for fraction in (-0.1, 1.0, 1.5):
         with pytest.raises(ValueError, match='val_fraction'):
             create(image_folder, val_fraction=fraction)
     write_images(image_folder / 'val', number=1)
@@ -154,8 +155,11 @@ def test_fold_is_the_test_split_where_there_is_none(image_folder):
 
 def test_bad_folds(image_folder):
     for folds, fold, match in (
-            (4, 4, '--fold must be 0 to 3, got 4'), (4, -1, 'got -1'), (9, 0, '9 folds: expected 2 to 8, .* images'),
-            (1, 0, '1 folds: expected 2')):
+        (4, 4, '--fold must be 0 to 3, got 4'),
+        (4, -1, 'got -1'),
+        (9, 0, '9 folds: expected 2 to 8, .* images'),
+        (1, 0, '1 folds: expected 2'),
+    ):
         with pytest.raises(ValueError, match=match):
             create(image_folder, folds=folds, fold=fold)
     with pytest.raises(ValueError, match='--val-fraction is for data without a val split, but this data has one'):
@@ -207,11 +211,13 @@ def test_leaks_are_reported(write_csv, caplog):
     path = write_csv(*table('ttttvvee', labels='ab', groups='11223324'))
     create(data_csv=path)
     assert [record.message for record in caplog.records if 'group' in record.message] == [
-        '1 of 2 test images share a group with training images: results on them are optimistically biased.']
+        '1 of 2 test images share a group with training images: results on them are optimistically biased.'
+    ]
     caplog.clear()
     create(data_csv=write_csv(*table('ttttvvee', labels='ab', groups='11221244')))
     assert [record.message for record in caplog.records if 'group' in record.message] == [
-        '2 of 2 val images share a group with training images: results on them are optimistically biased.']
+        '2 of 2 val images share a group with training images: results on them are optimistically biased.'
+    ]
     caplog.clear()
     create(data_csv=write_csv(*table('ttttvvee', groups='11223344')))
     assert 'group' not in caplog.text

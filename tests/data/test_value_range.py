@@ -1,4 +1,5 @@
 """Images that use so little of their range that they appear nearly black are reported."""
+
 import numpy as np
 import pytest
 from helpers import write_dicom, write_images
@@ -17,13 +18,16 @@ def values_of(tmp_path, array, suffix='.tif'):
     return read_with_values(tmp_path / f'x{suffix}')[1]
 
 
-@pytest.mark.parametrize(('array', 'text'), [
-    (np.array([[0, 255]], np.int32), 'values 0 to 255 of 0 to 65535 (I, 32 bit)'),
-    (np.array([[16, 4095]], np.uint16), 'values 16 to 4095 of 0 to 65535 (I;16, 16 bit)'),
-    (np.array([[0, 0.01]], np.float32), 'values 0 to 0.01 of 0 to 1 (F, 32 bit)'),
-    (np.array([[0, 1]], np.uint8), 'values 0 to 1 of 0 to 255 (L, 8 bit)'),  # a mask
-    (np.array([[[3, 4, 5], [9, 15, 9]]], np.uint8), 'values 3 to 15 of 0 to 255 (RGB, 8 bit)'),
-])
+@pytest.mark.parametrize(
+    ('array', 'text'),
+    [
+        (np.array([[0, 255]], np.int32), 'values 0 to 255 of 0 to 65535 (I, 32 bit)'),
+        (np.array([[16, 4095]], np.uint16), 'values 16 to 4095 of 0 to 65535 (I;16, 16 bit)'),
+        (np.array([[0, 0.01]], np.float32), 'values 0 to 0.01 of 0 to 1 (F, 32 bit)'),
+        (np.array([[0, 1]], np.uint8), 'values 0 to 1 of 0 to 255 (L, 8 bit)'),  # a mask
+        (np.array([[[3, 4, 5], [9, 15, 9]]], np.uint8), 'values 3 to 15 of 0 to 255 (RGB, 8 bit)'),
+    ],
+)
 def test_dark_ranges_are_reported(tmp_path, array, text):
     values = values_of(tmp_path, array)
     warning = describe_ranges([None, values], ['bad.tif', 'a.tif'])
@@ -32,11 +36,18 @@ def test_dark_ranges_are_reported(tmp_path, array, text):
     assert f'by the same factor (at most {values.white / values.high:.4g})' in warning
 
 
-@pytest.mark.parametrize('array', [
-    np.array([[0, 255]], np.uint8), np.array([[0, 60000]], np.uint16), np.array([[0, 0.9]], np.float32),
-    np.zeros((2, 2), np.uint8), np.full((2, 2), 9, np.uint16),  # blank
-    np.array([[True, False]]), np.array([[0, 20000]], np.uint16),
-])
+@pytest.mark.parametrize(
+    'array',
+    [
+        np.array([[0, 255]], np.uint8),
+        np.array([[0, 60000]], np.uint16),
+        np.array([[0, 0.9]], np.float32),
+        np.zeros((2, 2), np.uint8),
+        np.full((2, 2), 9, np.uint16),  # blank
+        np.array([[True, False]]),
+        np.array([[0, 20000]], np.uint16),
+    ],
+)
 def test_other_ranges_are_not_reported(tmp_path, array):
     assert describe_ranges([values_of(tmp_path, array)] * 3, list('abc')) == ''
 
@@ -56,9 +67,10 @@ def test_a_single_dark_image_is_less_suspicious_than_a_data_set():
 
 def test_dark_dicom(tmp_path):
     for tags, is_dark in (
-            (dict(), False),  # stretched
-            (dict(WindowCenter=100, WindowWidth=200), False),
-            (dict(WindowCenter=20000, WindowWidth=40000), True)):
+        (dict(), False),  # stretched
+        (dict(WindowCenter=100, WindowWidth=200), False),
+        (dict(WindowCenter=20000, WindowWidth=40000), True),
+    ):
         path = write_dicom(tmp_path / 'x.dcm', np.array([[0, 100, 200]], np.uint16), **tags)
         assert bool(describe_ranges([inspect_image(path).values], ['x'])) is is_dark
     path = write_dicom(tmp_path / 'x.dcm', np.arange(12, dtype=np.uint16).reshape(2, 2, 3), 'RGB')
@@ -85,6 +97,6 @@ def test_trainer_and_predict_warn_once(tmp_path, caplog):
     for read in (lambda: create_datasets(DataConfig(data_dir=str(tmp_path))), lambda: drop_bad_images(files, 'RGB')):
         caplog.clear()
         read()
-        warning, = [record.getMessage() for record in caplog.records if 'nearly black' in record.getMessage()]
+        (warning,) = [record.getMessage() for record in caplog.records if 'nearly black' in record.getMessage()]
         assert warning.startswith('12 of 12 images')
         assert 'of 0 to 65535 (I;16, 16 bit)' in warning

@@ -1,4 +1,5 @@
 """Loader processes: signals, failures, and shared memory that is too small."""
+
 import os
 import select
 import shutil
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings('ignore:This DataLoader will create')  #
 
 class Heedless(Numbered):
     """Images whose class says whether the process that reads them ignores Ctrl-C."""
+
     def __getitem__(self, index):
         return super().__getitem__(index)[0], int(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)
 
@@ -48,6 +50,7 @@ def test_ctrl_c_is_left_to_the_main_process(wrap, augment):
 
 class Signalled(Numbered):
     """Sends a signal to the process that reads an image."""
+
     def __init__(self, number, signum):
         super().__init__(number)
         self.signum = signum
@@ -69,11 +72,13 @@ def run_python(prefix, code):
     here = Path(__file__).parent
     env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(here), str(here.parent)]))
     return subprocess.run(
-        [*prefix, sys.executable, '-c', code], capture_output=True, text=True, timeout=300, env=env, check=False)
+        [*prefix, sys.executable, '-c', code], capture_output=True, text=True, timeout=300, env=env, check=False
+    )
 
 
 class Hanging(Numbered):
     """A disk that hangs."""
+
     at = 3
 
     def __getitem__(self, index):
@@ -135,18 +140,21 @@ def test_loader_processes_end_with_their_parent():
     os.close(child)
 
 
-MIB = 2 ** 20
+MIB = 2**20
 
 
-@pytest.mark.parametrize(('workers', 'batch', 'free', 'expected'), [
-    (8, 64 * 3 * 224 * 224, 64 * MIB, 2),  # docker's default: 2 x 2 + 2 batches of 9.2 MiB are 55.1 MiB
-    (8, 64 * 3 * 224 * 224, 24 * 2 ** 30, 8),
-    (2, 8 * 3 * 32 * 32, 64 * 1024, 0),  # too little for the locks alone
-    (2, 10 * MIB, 61 * MIB, 2),
-    (2, 10 * MIB, 61 * MIB - 1, 1),
-    (2, 10 * MIB, 40 * MIB, 0),
-    (0, 10, 10 ** 9, 0),
-])
+@pytest.mark.parametrize(
+    ('workers', 'batch', 'free', 'expected'),
+    [
+        (8, 64 * 3 * 224 * 224, 64 * MIB, 2),  # docker's default: 2 x 2 + 2 batches of 9.2 MiB are 55.1 MiB
+        (8, 64 * 3 * 224 * 224, 24 * 2**30, 8),
+        (2, 8 * 3 * 32 * 32, 64 * 1024, 0),  # too little for the locks alone
+        (2, 10 * MIB, 61 * MIB, 2),
+        (2, 10 * MIB, 61 * MIB - 1, 1),
+        (2, 10 * MIB, 40 * MIB, 0),
+        (0, 10, 10**9, 0),
+    ],
+)
 def test_workers_that_fit_into_shared_memory(workers, batch, free, expected):
     assert fit_workers(workers, batch, free) == expected
 
@@ -172,7 +180,8 @@ def test_small_shared_memory():
     """As in a container of 64 KiB: loader processes would wait there for ever."""
     mount = ['unshare', '-m', 'sh', '-c', 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"', 'sh']
     result = run_python(
-        mount, 'from test_workers import *\nprint(numbers(SplitLoader(Numbered(8), DATA, 2, num_workers=2)))')
+        mount, 'from test_workers import *\nprint(numbers(SplitLoader(Numbered(8), DATA, 2, num_workers=2)))'
+    )
     if result.returncode == 32 or 'unshare failed' in result.stderr:
         pytest.skip('no right to mount')
     assert result.stdout.strip() == '[[0, 1], [2, 3], [4, 5], [6, 7]]', result.stderr

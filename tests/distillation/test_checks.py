@@ -14,19 +14,26 @@ def create_teacher(**kwargs):
     return timm.create_model('hdkd_teacher', **{**TINY_TEACHER, **kwargs})
 
 
-@pytest.mark.parametrize(('student', 'teacher', 'kwargs', 'match'), [
-    ({}, dict(num_classes=4), {}, 'num_classes of student and teacher differ: 5 and 4'),
-    ({}, dict(in_chans=1), {}, 'in_chans of student and teacher differ: 3 and 1'),
-    (dict(distilled=False), {}, {}, 'HDKDStudent has no distillation head'),
-    ({}, {}, dict(kd_type='warm'), "Unknown logit distillation 'warm': choose from soft, hard, none"),
-    ({}, {}, dict(stages=[0, 1]), r'1 to 4, the stages of the student HDKDStudent, got \[0, 1\]'),
-    ({}, {}, dict(stages=[4]), r'1 to 3, the stages of the teacher HDKDTeacher, got \[4\]'),
-    ({}, {}, dict(stages=[3, 3]), r'stages must be unique, got \[3, 3\]'),
-    ({}, {}, dict(input_size=(3, 64, 64)), r'HDKDStudent does not accept an image of \(3, 64, 64\): Image height'),
-    ({}, dict(dims=(8, 24, 24)), {},
-     r"Stage 2: the student's map is \(B, 16, H/4, W/4\), the teacher's \(B, 24, H/4, W/4\)"),
-    ({}, dict(stem_stride=4), {}, r'Stage 1: .*H/2, W/2\), .*H/4, W/4\)'),
-])
+@pytest.mark.parametrize(
+    ('student', 'teacher', 'kwargs', 'match'),
+    [
+        ({}, dict(num_classes=4), {}, 'num_classes of student and teacher differ: 5 and 4'),
+        ({}, dict(in_chans=1), {}, 'in_chans of student and teacher differ: 3 and 1'),
+        (dict(distilled=False), {}, {}, 'HDKDStudent has no distillation head'),
+        ({}, {}, dict(kd_type='warm'), "Unknown logit distillation 'warm': choose from soft, hard, none"),
+        ({}, {}, dict(stages=[0, 1]), r'1 to 4, the stages of the student HDKDStudent, got \[0, 1\]'),
+        ({}, {}, dict(stages=[4]), r'1 to 3, the stages of the teacher HDKDTeacher, got \[4\]'),
+        ({}, {}, dict(stages=[3, 3]), r'stages must be unique, got \[3, 3\]'),
+        ({}, {}, dict(input_size=(3, 64, 64)), r'HDKDStudent does not accept an image of \(3, 64, 64\): Image height'),
+        (
+            {},
+            dict(dims=(8, 24, 24)),
+            {},
+            r"Stage 2: the student's map is \(B, 16, H/4, W/4\), the teacher's \(B, 24, H/4, W/4\)",
+        ),
+        ({}, dict(stem_stride=4), {}, r'Stage 1: .*H/2, W/2\), .*H/4, W/4\)'),
+    ],
+)
 def test_pairs_that_do_not_match(student, teacher, kwargs, match):
     with pytest.raises(ValueError, match=match):
         check_pair(create_student(**student), create_teacher(**teacher), **kwargs)

@@ -12,7 +12,7 @@ from hdkd_timm.distillation.losses import (
 
 def test_soft_loss_by_hand():
     # p_t = (3/4, 1/4), p_s = (1/2, 1/2)
-    student, teacher = torch.zeros(2, 2), torch.tensor([[3., 1.], [3., 1.]]).log()
+    student, teacher = torch.zeros(2, 2), torch.tensor([[3.0, 1.0], [3.0, 1.0]]).log()
     kl = 0.75 * torch.tensor(1.5).log() + 0.25 * torch.tensor(0.5).log()
     torch.testing.assert_close(logit_distillation_loss(student, teacher), kl / 2)
     torch.testing.assert_close(logit_distillation_loss(student, teacher, reduction='batchmean'), kl)
@@ -21,7 +21,8 @@ def test_soft_loss_by_hand():
 def test_temperature():
     student, teacher = torch.randn(4, 5), torch.randn(4, 5)
     torch.testing.assert_close(
-        logit_distillation_loss(3 * student, 3 * teacher, tau=3.), 9 * logit_distillation_loss(student, teacher))
+        logit_distillation_loss(3 * student, 3 * teacher, tau=3.0), 9 * logit_distillation_loss(student, teacher)
+    )
 
 
 def test_hard_loss_depends_on_the_argmax_only():
@@ -32,8 +33,8 @@ def test_hard_loss_depends_on_the_argmax_only():
 
 def test_weight_of_a_stage_is_its_position_in_the_list():
     zeros = [torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 2, 2)]
-    maps = [torch.full((1, 2, 4, 4), 2.), torch.full((1, 3, 2, 2), 3.)]
-    assert feature_distillation_losses(maps, zeros, stages=[2, 3]) == {2: 4., 3: 9.}
+    maps = [torch.full((1, 2, 4, 4), 2.0), torch.full((1, 3, 2, 2), 3.0)]
+    assert feature_distillation_losses(maps, zeros, stages=[2, 3]) == {2: 4.0, 3: 9.0}
     assert feature_distillation_loss(maps, zeros) == 1 * 4 + 2 * 9
     assert feature_distillation_loss(maps, zeros, stage_exponent=2) == 1 * 4 + 4 * 9
     assert feature_distillation_loss(maps[1:], zeros[1:], stage_exponent=2) == 9
@@ -44,10 +45,10 @@ def test_parts_add_up():
     target = torch.tensor([0, 1, 2, 3])
     student_maps, teacher_maps = ([torch.randn(4, 2, 3, 3) for _ in range(2)] for _ in range(2))
     parts = hdkd_loss(
-        *logits, target, student_maps, teacher_maps, alpha=0.3, feature_weight=2., stages=[1, 3], stage_exponent=0.5)
+        *logits, target, student_maps, teacher_maps, alpha=0.3, feature_weight=2.0, stages=[1, 3], stage_exponent=0.5
+    )
     torch.testing.assert_close(parts['logit_loss'], 0.7 * parts['ce_loss'] + 0.3 * parts['kd_loss'])
-    torch.testing.assert_close(
-        parts['feature_loss'], parts['feature_loss_1'] + 2 ** 0.5 * parts['feature_loss_3'])
+    torch.testing.assert_close(parts['feature_loss'], parts['feature_loss_1'] + 2**0.5 * parts['feature_loss_3'])
     torch.testing.assert_close(parts['loss'], parts['logit_loss'] + 2 * parts['feature_loss'])
     assert set(hdkd_loss(*logits, target)) == {'loss', 'ce_loss', 'kd_loss', 'logit_loss'}
 
@@ -60,7 +61,7 @@ def test_kind_none_needs_no_teacher_logits():
 
 def test_class_weights_and_label_smoothing_of_the_cross_entropy():
     logits, target = torch.randn(4, 3), torch.tensor([0, 1, 2, 2])
-    log_probs, weight = logits.log_softmax(1), torch.tensor([1., 2., 4.])
+    log_probs, weight = logits.log_softmax(1), torch.tensor([1.0, 2.0, 4.0])
     picked = log_probs[torch.arange(4), target]
     weighted = -(weight[target] * picked).sum() / weight[target].sum()
     smoothed = -(0.9 * picked + 0.1 * log_probs.mean(1)).mean()
@@ -75,18 +76,24 @@ def test_class_probabilities_as_target():
     target = torch.tensor([0, 1, 2, 3])
     torch.testing.assert_close(
         hdkd_loss(logits, None, None, F.one_hot(target, 5).float(), kind='none')['loss'],
-        hdkd_loss(logits, None, None, target, kind='none')['loss'])
+        hdkd_loss(logits, None, None, target, kind='none')['loss'],
+    )
 
 
-@pytest.mark.parametrize(('kwargs', 'match'), [
-    (dict(kind='medium'), "kind must be one of .*, got 'medium'"),
-    (dict(tau=0.), 'tau'),
-    (dict(reduction='sum'), "'sum'"),
-    (dict(student_maps=[torch.zeros(1, 2, 3, 3)], teacher_maps=[torch.zeros(1, 2, 4, 4)], stages=[3]),
-     r"Stage 3: the student's map is \(1, 2, 3, 3\), the teacher's \(1, 2, 4, 4\)"),
-    (dict(student_maps=[torch.zeros(1, 2, 3, 3)]), '1 student maps and 0 teacher maps'),
-    (dict(teacher_logits=torch.zeros(4, 6)), r'\(4, 5\) and \(4, 6\)'),
-])
+@pytest.mark.parametrize(
+    ('kwargs', 'match'),
+    [
+        (dict(kind='medium'), "kind must be one of .*, got 'medium'"),
+        (dict(tau=0.0), 'tau'),
+        (dict(reduction='sum'), "'sum'"),
+        (
+            dict(student_maps=[torch.zeros(1, 2, 3, 3)], teacher_maps=[torch.zeros(1, 2, 4, 4)], stages=[3]),
+            r"Stage 3: the student's map is \(1, 2, 3, 3\), the teacher's \(1, 2, 4, 4\)",
+        ),
+        (dict(student_maps=[torch.zeros(1, 2, 3, 3)]), '1 student maps and 0 teacher maps'),
+        (dict(teacher_logits=torch.zeros(4, 6)), r'\(4, 5\) and \(4, 6\)'),
+    ],
+)
 def test_bad_arguments(kwargs, match):
     kwargs = {'teacher_logits': torch.zeros(4, 5), **kwargs}
     with pytest.raises(ValueError, match=match):

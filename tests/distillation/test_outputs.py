@@ -44,8 +44,14 @@ def test_channel_stats():
 
 def test_distillation_heads_of_this_package_and_of_timm():
     names = dict(
-        hdkd_student=True, hdkd_student_plain=False, hdkd_teacher=False, deit_tiny_distilled_patch16_224=True,
-        deit_tiny_patch16_224=False, levit_128s=True, resnet18=False)
+        hdkd_student=True,
+        hdkd_student_plain=False,
+        hdkd_teacher=False,
+        deit_tiny_distilled_patch16_224=True,
+        deit_tiny_patch16_224=False,
+        levit_128s=True,
+        resnet18=False,
+    )
     for name, expected in names.items():
         model = timm.create_model(name, device='meta')
         assert has_distillation_head(model) == expected, name

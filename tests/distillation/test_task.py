@@ -99,19 +99,24 @@ def test_teacher_is_a_fused_copy():
 def test_fused_teacher_keeps_its_dtype():
     teacher = timm.create_model('levit_128s', num_classes=5, img_size=32).double()
     student = create_student().double()
-    task = HDKDTask(student, teacher, feature_weight=0., verbose=False, dtype=torch.float64)
+    task = HDKDTask(student, teacher, feature_weight=0.0, verbose=False, dtype=torch.float64)
     assert {p.dtype for p in task.teacher.parameters()} == {torch.float64}
 
 
 def test_settings_reach_the_loss():
     student, teacher = create_student(), create_teacher()
     x, y = batch()
-    weight = [1., 2., 3., 4., 5.]
+    weight = [1.0, 2.0, 3.0, 4.0, 5.0]
     plain = HDKDTask(student, teacher, verbose=False).train()(x, y)
-    for kwargs, part in ((dict(class_weight=weight), 'ce_loss'), (dict(label_smoothing=0.3), 'ce_loss'),
-                         (dict(tau=3.), 'kd_loss'), (dict(reduction='batchmean'), 'kd_loss'),
-                         (dict(alpha=0.9), 'logit_loss'), (dict(stage_exponent=2.), 'feature_loss'),
-                         (dict(feature_weight=1.), 'loss')):
+    for kwargs, part in (
+        (dict(class_weight=weight), 'ce_loss'),
+        (dict(label_smoothing=0.3), 'ce_loss'),
+        (dict(tau=3.0), 'kd_loss'),
+        (dict(reduction='batchmean'), 'kd_loss'),
+        (dict(alpha=0.9), 'logit_loss'),
+        (dict(stage_exponent=2.0), 'feature_loss'),
+        (dict(feature_weight=1.0), 'loss'),
+    ):
         changed = HDKDTask(student, teacher, **kwargs, verbose=False).train()(x, y)
         assert not torch.isclose(changed[part], plain[part]), kwargs
     batchmean = HDKDTask(student, teacher, reduction='batchmean', verbose=False).train()(x, y)
@@ -167,7 +172,7 @@ def test_any_timm_networks_with_equal_stages():
     result = HDKDTask(student, teacher, kind='none', stages=[1, 2], verbose=False).train()(*batch())
     result['loss'].backward()
     assert {'feature_loss_1', 'feature_loss_2'} < set(result)
-    token_only = HDKDTask(create_student(), teacher, feature_weight=0., verbose=False)(*batch())
+    token_only = HDKDTask(create_student(), teacher, feature_weight=0.0, verbose=False)(*batch())
     assert 'feature_loss' not in token_only
 
 
@@ -175,8 +180,10 @@ def test_compile_is_one_graph():
     depths = dict(student=(1, 1, 1, 1), teacher=(1, 1, 1))  # compilation time grows with every block
     task, again = (
         HDKDTask(
-            create_student(depths=depths['student']), create_teacher(depths=depths['teacher']), verbose=False).train()
-        for _ in range(2))
+            create_student(depths=depths['student']), create_teacher(depths=depths['teacher']), verbose=False
+        ).train()
+        for _ in range(2)
+    )
     again.load_state_dict(task.state_dict())
     x, y = batch()
     expected = task(x, y)
@@ -207,7 +214,7 @@ def test_distributed_data_parallel(kind, tmp_path):
     task = HDKDTask(create_student(), create_teacher(), kind=kind, verbose=False).train()
     again = HDKDTask(create_student(), create_teacher(), kind=kind, verbose=False).train()
     again.load_state_dict(task.state_dict())
-    dist.init_process_group('gloo', init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    dist.init_process_group('gloo', init_method=f'file://{tmp_path / "store"}', rank=0, world_size=1)
     try:
         again.prepare_distributed()
         x, y = batch()

@@ -1,4 +1,5 @@
 """Fixtures of the tests of this room."""
+
 import pytest
 import timm
 from helpers import TINY_STUDENT

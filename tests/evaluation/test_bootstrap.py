@@ -1,4 +1,5 @@
 """Bootstrap of the metrics and their intervals."""
+
 import io
 import math
 import signal
@@ -41,8 +42,9 @@ def reference_metrics(probs, targets):
         'macro_auroc': np.nanmean(areas) if np.isfinite(areas).any() else np.nan,
         'kappa': (accuracy - by_chance) / (1 - by_chance) if by_chance < 1 else np.nan,
         'log_loss': -np.log(probs[np.arange(len(targets)), targets].clip(eps, 1 - eps)).mean(),
-        'ece': sum(abs((predicted == targets)[bins == i].sum() - confidence[bins == i].sum())
-                   for i in range(15)) / len(targets)}
+        'ece': sum(abs((predicted == targets)[bins == i].sum() - confidence[bins == i].sum()) for i in range(15))
+        / len(targets),
+    }
 
 
 @pytest.mark.filterwarnings('ignore:invalid value encountered')
@@ -56,7 +58,7 @@ def test_each_draw_is_what_its_images_give(seed, monkeypatch):
     targets = targets % int(rng.integers(1, classes + 1))  # classes without images
     groups = np.array([f'patient {i}' for i in rng.integers(number // 3 + 1, size=number)]) if grouped else None
     monkeypatch.setattr(bootstrap_module, 'CHUNK_SIZE', 16 * number)  # more than one part
-    found, = bootstrap([WeightedImages(probs, targets)], groups, resamples=50, seed=seed)
+    (found,) = bootstrap([WeightedImages(probs, targets)], groups, resamples=50, seed=seed)
     draws = np.random.default_rng(seed)
     names = np.unique(groups) if grouped else range(number)
     undefined = set()
@@ -66,7 +68,8 @@ def test_each_draw_is_what_its_images_give(seed, monkeypatch):
             drawn = np.concatenate([np.flatnonzero(groups == names[j]) for j in drawn])
         expected = reference_metrics(probs[drawn], targets[drawn])
         assert classification_metrics(probs[drawn], targets[drawn]) == pytest.approx(
-            expected, rel=1e-12, abs=1e-12, nan_ok=True)
+            expected, rel=1e-12, abs=1e-12, nan_ok=True
+        )
         for name in METRICS:
             assert found[name][i] == pytest.approx(expected[name], rel=1e-12, abs=1e-12, nan_ok=True), (i, name)
             undefined |= {name} if math.isnan(expected[name]) else set()
@@ -76,7 +79,7 @@ def test_each_draw_is_what_its_images_give(seed, monkeypatch):
 
 def test_undefined_draws_occur():
     """Resamples of a single class, where the AUROC is undefined, occur in the test above."""
-    found, = bootstrap([WeightedImages(*random_split(2, 3, seed=1))], resamples=50)
+    (found,) = bootstrap([WeightedImages(*random_split(2, 3, seed=1))], resamples=50)
     assert 0 < np.isnan(found['macro_auroc']).sum() < 50
     assert np.isfinite(found['accuracy']).all()
 
@@ -149,7 +152,8 @@ def test_intervals_of_twelve_images_that_are_alike(classes, is_right):
         assert found['kappa'] == pytest.approx([1 - (1 - least) * classes / (classes - 1), 1])
         assert found['macro_auroc'] == pytest.approx([1 - (1 - least) / 2 * classes / (classes - 1), 1])
         assert found['log_loss'] == pytest.approx(
-            [-math.log(confidence), -math.log(confidence) + (1 - least) * math.log(confidence / (1 - confidence))])
+            [-math.log(confidence), -math.log(confidence) + (1 - least) * math.log(confidence / (1 - confidence))]
+        )
         assert found['ece'] == pytest.approx([0, confidence - least])
     else:
         for name in ('accuracy', 'balanced_accuracy', 'macro_f1'):
@@ -164,7 +168,7 @@ def test_a_class_that_is_all_right_has_a_width():
     probs[5:15] = probs[5:15, ::-1]
     report = full_report(probs, targets, ['few', 'many'], resamples=50)
     assert report['per_class']['few']['recall'] == 1
-    assert report['per_class']['few']['recall_95'] == pytest.approx([0.025 ** 0.2, 1])  # 0.478
+    assert report['per_class']['few']['recall_95'] == pytest.approx([0.025**0.2, 1])  # 0.478
     low, high = report['intervals_95']['balanced_accuracy']
     assert low < 0.8 < report['balanced_accuracy'] < high
     # and so has one whose recalls are 1 and 0
@@ -190,11 +194,12 @@ def test_groups_that_are_all_right_count_once():
 
 def test_interval_of_the_calibration_error():
     """Overconfident probabilities: the true error is known from many images, and 200 images overestimate it."""
+
     def draw_sure(number, seed):
         rng = np.random.default_rng(seed)
         probs = rng.dirichlet(np.ones(3), size=number)
         targets = (rng.random(number)[:, None] > probs.cumsum(axis=1)).sum(axis=1)
-        return probs ** 1.2 / (probs ** 1.2).sum(axis=1, keepdims=True), targets
+        return probs**1.2 / (probs**1.2).sum(axis=1, keepdims=True), targets
 
     true = expected_calibration_error(*draw_sure(500_000, 0))
     found = [draw_sure(200, seed) for seed in range(1, 13)]
@@ -242,17 +247,25 @@ def test_undefined_draws_are_left_out():
     intervals = bootstrap_intervals(probs[:2], targets[:2], resamples=10)  # all are
     assert all(map(math.isnan, intervals['macro_auroc']))
     assert all(map(math.isnan, intervals['kappa']))
-    assert intervals['accuracy'] == pytest.approx([0.025 ** 0.5, 1])
+    assert intervals['accuracy'] == pytest.approx([0.025**0.5, 1])
 
 
-@pytest.mark.parametrize(('sizes', 'recalls'), [
-    ((1, 99), (0.9, 0.99)), ((5, 95), (0.65, 0.99)), ((5, 95), (0.5, 1)), ((20, 80), (0.8, 1)), ((10, 40), (0.8, 0.98)),
-    ((20, 80), (0.4, 0.2))])
+@pytest.mark.parametrize(
+    ('sizes', 'recalls'),
+    [
+        ((1, 99), (0.9, 0.99)),
+        ((5, 95), (0.65, 0.99)),
+        ((5, 95), (0.5, 1)),
+        ((20, 80), (0.8, 1)),
+        ((10, 40), (0.8, 0.98)),
+        ((20, 80), (0.4, 0.2)),
+    ],
+)
 def test_balanced_accuracy_holds_where_the_rare_class_is_harder(sizes, recalls):
     """Coverage over all numbers of correct images; 89.9 to 93 % if both classes are treated as equally hard."""
     targets = np.repeat([0, 1], sizes)
     chances = np.multiply.outer(*(binom.pmf(np.arange(n + 1), n, p) for n, p in zip(sizes, recalls)))
-    held = 0.
+    held = 0.0
     for hits in zip(*np.nonzero(chances > 1e-6)):
         right = np.concatenate([np.arange(n) < h for n, h in zip(sizes, hits)])
         low, high = accuracy_intervals(right, targets, 2)['balanced_accuracy']
@@ -260,8 +273,10 @@ def test_balanced_accuracy_holds_where_the_rare_class_is_harder(sizes, recalls):
     assert held > 0.949
 
 
-@pytest.mark.parametrize(('groups_of_class', 'group_size', 'recalls'), [
-    ((1, 20), 5, (0.8, 0.9)), ((67, 11, 11, 5, 3, 2, 1), 3, (0.95, 0.8, 0.7, 0.7, 0.6, 0.7, 0.7))])
+@pytest.mark.parametrize(
+    ('groups_of_class', 'group_size', 'recalls'),
+    [((1, 20), 5, (0.8, 0.9)), ((67, 11, 11, 5, 3, 2, 1), 3, (0.95, 0.8, 0.7, 0.7, 0.6, 0.7, 0.7))],
+)
 def test_balanced_accuracy_holds_if_a_class_is_of_few_groups(groups_of_class, group_size, recalls):
     """A class of one patient has no information on how patients differ; 87 and 81 % if that is ignored."""
     class_of_group = np.repeat(np.arange(len(recalls)), groups_of_class)

@@ -1,4 +1,5 @@
 """Calibration of a saved model by the command."""
+
 import csv
 import json
 import shutil
@@ -17,9 +18,21 @@ def test_calibrated_predictions(tmp_path, capsys, caplog):
     write_images(tmp_path / 'data' / 'train', number=12)
     write_images(tmp_path / 'data' / 'test', number=4, seed=1)
     settings = {k: v for k, v in TINY_STUDENT.items() if k not in ('img_size', 'num_classes')}
-    run = train(TrainConfig(
-        data_dir=str(tmp_path / 'data'), val_fraction=0.25, img_size=32, epochs=1, batch_size=4, workers=0,
-        device='cpu', bootstrap=0, model_kwargs=settings, output=str(tmp_path / 'runs'), experiment='run'))['run']
+    run = train(
+        TrainConfig(
+            data_dir=str(tmp_path / 'data'),
+            val_fraction=0.25,
+            img_size=32,
+            epochs=1,
+            batch_size=4,
+            workers=0,
+            device='cpu',
+            bootstrap=0,
+            model_kwargs=settings,
+            output=str(tmp_path / 'runs'),
+            experiment='run',
+        )
+    )['run']
     images = str(tmp_path / 'data' / 'test')
     assert main(['predict', run, images, '--calibrated', '--out', str(tmp_path / 'none.csv')]) == 1
     assert f"Model '{run}' is not calibrated: run `hdkd calibrate`" in capsys.readouterr().err
@@ -45,8 +58,21 @@ def test_calibrated_predictions(tmp_path, capsys, caplog):
     shutil.copytree(f'{run}/best', tmp_path / 'model')
     assert main(['calibrate', str(tmp_path / 'model')]) == 1
     assert 'does not belong to a run' in capsys.readouterr().err
-    assert main(['calibrate', str(tmp_path / 'model'), '--data-dir', str(tmp_path / 'data'), '--val-fraction', '0.25',
-                 '-j', '0']) == 0
+    assert (
+        main(
+            [
+                'calibrate',
+                str(tmp_path / 'model'),
+                '--data-dir',
+                str(tmp_path / 'data'),
+                '--val-fraction',
+                '0.25',
+                '-j',
+                '0',
+            ]
+        )
+        == 0
+    )
     assert read_temperature(tmp_path / 'model') == pytest.approx(temperature, rel=1e-4)
     # class folders without splits are one set of images, that of the fit
     capsys.readouterr()

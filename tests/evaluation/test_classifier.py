@@ -1,4 +1,5 @@
 """Saved models as classifiers."""
+
 import pytest
 
 from hdkd_timm.evaluation.classifier import InferenceConfig, load_classifier
@@ -14,8 +15,10 @@ def test_other_size_and_run_folder(model_folder, tmp_path):
     assert tuple(classifier.model.img_size) == (48, 48)
 
 
-@pytest.mark.parametrize(('name', 'match'), [
-    ('nowhere', "Model 'nowhere' does not exist"), ('local-dir:gone', "Model folder 'gone' does not exist")])
+@pytest.mark.parametrize(
+    ('name', 'match'),
+    [('nowhere', "Model 'nowhere' does not exist"), ('local-dir:gone', "Model folder 'gone' does not exist")],
+)
 def test_no_such_model(name, match):
     with pytest.raises(FileNotFoundError, match=match):
         load_classifier(name, CONFIG)

@@ -1,4 +1,5 @@
 """Tests of saved models on a split, and the report of a split."""
+
 import csv
 import json
 import os
@@ -65,8 +66,7 @@ def save_right_model(folder, order, label_names=None):
     return Nearest
 
 
-@pytest.mark.parametrize(('order', 'right'), [
-    (['Middle', 'dark', 'white'], 1.), (['dark', 'Middle', 'white'], 1 / 3)])
+@pytest.mark.parametrize(('order', 'right'), [(['Middle', 'dark', 'white'], 1.0), (['dark', 'Middle', 'white'], 1 / 3)])
 def test_order_of_classes_without_names(order, right, bright_folder, tmp_path, monkeypatch, caplog):
     """The order of torchvision's ImageFolder, by code point, is assumed, and the accuracy of both orders is logged."""
     nearest = save_right_model(tmp_path / 'model', order)
@@ -96,8 +96,22 @@ def test_order_of_classes_without_names(order, right, bright_folder, tmp_path, m
         calibrate_model(str(tmp_path / 'model'), replace(config, split='test'))
     with pytest.raises(ValueError, match='2 label names for the 3 classes'):
         evaluate_model(str(tmp_path / 'model'), replace(config, label_names=('a', 'b')))
-    assert main(['predict', str(tmp_path / 'model'), str(bright_folder), '-j', '0', '--out', str(tmp_path / 'p.csv'),
-                 '--label-names', *order]) == 0
+    assert (
+        main(
+            [
+                'predict',
+                str(tmp_path / 'model'),
+                str(bright_folder),
+                '-j',
+                '0',
+                '--out',
+                str(tmp_path / 'p.csv'),
+                '--label-names',
+                *order,
+            ]
+        )
+        == 0
+    )
     rows = list(csv.DictReader((tmp_path / 'p.csv').open()))
     assert all(row['label'] in row['path'] for row in rows)
 
@@ -121,7 +135,8 @@ def test_eval_of_some_of_the_classes(model_folder, tmp_path):
     """Class folders without splits; one class of the model has no images."""
     write_images(tmp_path / 'new', classes=['a', 'c'], number=3)
     report, images = evaluate_model(
-        str(model_folder), EvalConfig(data_dir=str(tmp_path / 'new'), workers=0, bootstrap=10, device='cpu'))
+        str(model_folder), EvalConfig(data_dir=str(tmp_path / 'new'), workers=0, bootstrap=10, device='cpu')
+    )
     assert images['targets'].tolist() == [0, 0, 0, 2, 2, 2]
     assert report['per_class']['b']['support'] == 0
     np.testing.assert_allclose(images['probs'], predict(str(model_folder), images['names'], CONFIG)[1], atol=1e-5)
@@ -133,7 +148,17 @@ def test_eval_of_some_of_the_classes(model_folder, tmp_path):
 
 def test_eval_command(model_folder, image_folder, tmp_path, capsys):
     args = [
-        'eval', str(model_folder), '--data-dir', str(image_folder), '-j', '0', '--split', 'train', '--bootstrap', '5']
+        'eval',
+        str(model_folder),
+        '--data-dir',
+        str(image_folder),
+        '-j',
+        '0',
+        '--split',
+        'train',
+        '--bootstrap',
+        '5',
+    ]
     assert main([*args, '--out-dir', str(tmp_path / 'report')]) == 0
     text = capsys.readouterr().out
     assert "24 images of split 'train'" in text
@@ -147,11 +172,26 @@ def test_eval_command(model_folder, image_folder, tmp_path, capsys):
 def test_eval_on_a_run_s_own_val_images(image_folder, tmp_path):
     """The config of a run determines the split that it drew: seed and fraction."""
     model_kwargs = {k: v for k, v in TINY_STUDENT.items() if k not in ('img_size', 'num_classes')}
-    run = train(TrainConfig(
-        data_dir=str(image_folder), img_size=32, model_kwargs=model_kwargs, epochs=1, batch_size=4, workers=0,
-        device='cpu', bootstrap=0, seed=7, val_fraction=0.25, output=str(tmp_path / 'runs'), experiment='run'))['run']
-    assert main([
-        'eval', run, '--config', f'{run}/config.yaml', '--split', 'val', '--out-dir', str(tmp_path / 'report')]) == 0
+    run = train(
+        TrainConfig(
+            data_dir=str(image_folder),
+            img_size=32,
+            model_kwargs=model_kwargs,
+            epochs=1,
+            batch_size=4,
+            workers=0,
+            device='cpu',
+            bootstrap=0,
+            seed=7,
+            val_fraction=0.25,
+            output=str(tmp_path / 'runs'),
+            experiment='run',
+        )
+    )['run']
+    assert (
+        main(['eval', run, '--config', f'{run}/config.yaml', '--split', 'val', '--out-dir', str(tmp_path / 'report')])
+        == 0
+    )
 
     def column(path, name, **where):
         with open(path) as file:
@@ -187,9 +227,17 @@ def test_a_final_test_stops_in_its_bootstrap_and_goes_on(tmp_path, monkeypatch):
     write_images(tmp_path / 'data' / 'train')
     write_images(tmp_path / 'data' / 'test', number=4, seed=1)
     config = TrainConfig(
-        data_dir=str(tmp_path / 'data'), img_size=32, epochs=1, batch_size=6, workers=0, device='cpu', bootstrap=64,
+        data_dir=str(tmp_path / 'data'),
+        img_size=32,
+        epochs=1,
+        batch_size=6,
+        workers=0,
+        device='cpu',
+        bootstrap=64,
         model_kwargs={k: v for k, v in TINY_STUDENT.items() if k not in ('img_size', 'num_classes')},
-        output=str(tmp_path / 'runs'), experiment='run')
+        output=str(tmp_path / 'runs'),
+        experiment='run',
+    )
     whole = train(replace(config, experiment='whole'))['models']['hdkd_student']
     monkeypatch.setattr(bootstrap_module, 'CHUNK_SIZE', 1)
     parts = []

@@ -1,4 +1,5 @@
 """Intervals against scipy's and closed forms, and their coverage."""
+
 import itertools
 import math
 
@@ -35,16 +36,24 @@ def test_proportion_of_no_images():
 @pytest.mark.parametrize('true', [0.9, 0.99, 0.999, 0.5])
 def test_proportion_holds_as_often_as_it_says(number, true):
     held = sum(
-        binom.pmf(hits, number, true) for hits in range(number + 1)
+        binom.pmf(hits, number, true)
+        for hits in range(number + 1)
         if np.subtract(*proportion_interval(hits / number, number)) < 0
-        and proportion_interval(hits / number, number)[0] <= true <= proportion_interval(hits / number, number)[1])
+        and proportion_interval(hits / number, number)[0] <= true <= proportion_interval(hits / number, number)[1]
+    )
     assert 0.95 <= held
 
 
-@pytest.mark.parametrize(('only_first', 'only_second', 'number', 'expected'), [
-    (0, 0, 12, (-1.959964 ** 2 / (12 + 1.959964 ** 2), 1.959964 ** 2 / (12 + 1.959964 ** 2))),  # Tango's closed form
-    (0, 1, 44, (-0.0603, 0.1184)),
-    (10, 12, 50, None), (0, 10, 10, None), (3, 0, 10, None)])
+@pytest.mark.parametrize(
+    ('only_first', 'only_second', 'number', 'expected'),
+    [
+        (0, 0, 12, (-(1.959964**2) / (12 + 1.959964**2), 1.959964**2 / (12 + 1.959964**2))),  # Tango's closed form
+        (0, 1, 44, (-0.0603, 0.1184)),
+        (10, 12, 50, None),
+        (0, 10, 10, None),
+        (3, 0, 10, None),
+    ],
+)
 def test_paired(only_first, only_second, number, expected):
     low, high = paired_interval(only_first, only_second, number)
     difference = (only_second - only_first) / number
@@ -58,7 +67,7 @@ def test_paired(only_first, only_second, number, expected):
 def test_paired_holds_as_often_as_it_says():
     """Over all pairs of counts, for two networks that differ in 10 % and 5 % of the images."""
     for number, first, second in ((10, 0.1, 0.05), (30, 0.1, 0.05), (30, 0.01, 0.01)):
-        held = 0.
+        held = 0.0
         for a, b in itertools.product(range(number + 1), repeat=2):
             if a + b <= number:
                 chance = binom.pmf(a, number, first) * binom.pmf(b, number - a, second / (1 - first))
@@ -98,7 +107,7 @@ def test_effective_sample_size_of_groups():
     assert found[3] > 300
     # of groups of several sizes, the large ones count for more
     assert effective_sample_size(np.ones(10), np.repeat([0, 1, 2, 3], [1, 1, 1, 7])) == pytest.approx(100 / 52)
-    assert effective_sample_size(np.array([1., 0, 1]), np.zeros(3)) == pytest.approx(1)
+    assert effective_sample_size(np.array([1.0, 0, 1]), np.zeros(3)) == pytest.approx(1)
 
 
 def test_effective_sample_size_of_strata():
@@ -178,18 +187,18 @@ def test_effective_sample_size_of_a_class_of_one_group():
 
 
 def test_margins_of_one_class():
-    shares, limits = np.array([0.8, np.nan, 1.]), np.array([[0.4, 0.9], [np.nan, np.nan], [0.7, 1.]])
+    shares, limits = np.array([0.8, np.nan, 1.0]), np.array([[0.4, 0.9], [np.nan, np.nan], [0.7, 1.0]])
     assert single_class_margins(shares, limits) == pytest.approx((0.2, 0.05))
     assert single_class_margins(shares[:1], limits[:1]) == pytest.approx((0.4, 0.1))
 
 
 def test_skewed_mean():
     """Student's interval for symmetric values; shifted up by a large value; groups of equal values count once."""
-    values = np.array([1., 2, 3, 4, 5])
+    values = np.array([1.0, 2, 3, 4, 5])
     assert skewed_mean_interval(values) == pytest.approx(ttest_1samp(values, 0).confidence_interval(0.95))
-    low, high = skewed_mean_interval(np.array([0., 0, 0, 0, 5]))
+    low, high = skewed_mean_interval(np.array([0.0, 0, 0, 0, 5]))
     assert low + high > 2.5
-    thrice = np.repeat([0., 0, 0, 0, 5], 3), np.repeat(np.arange(5), 3)
+    thrice = np.repeat([0.0, 0, 0, 0, 5], 3), np.repeat(np.arange(5), 3)
     assert skewed_mean_interval(*thrice) == pytest.approx((low, high))
     assert skewed_mean_interval(np.full(4, 0.3)) == pytest.approx((0.3, 0.3))
     assert all(map(math.isnan, skewed_mean_interval(np.ones(3), np.zeros(3))))

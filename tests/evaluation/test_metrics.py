@@ -1,4 +1,5 @@
 """Metrics against those of scikit-learn and against numbers worked out by hand."""
+
 import math
 
 import numpy as np
@@ -56,8 +57,7 @@ def test_auroc_by_hand():
 
 def test_auroc_of_classes():
     probs, targets = random_split(4, decimals=0)
-    assert class_auroc(probs, targets) == pytest.approx(
-        [sk.roc_auc_score(targets == k, probs[:, k]) for k in range(4)])
+    assert class_auroc(probs, targets) == pytest.approx([sk.roc_auc_score(targets == k, probs[:, k]) for k in range(4)])
     some = targets < 2
     found = class_auroc(probs[some], targets[some])
     assert np.isfinite(found).tolist() == [True, True, False, False]
@@ -65,10 +65,10 @@ def test_auroc_of_classes():
 
 
 def test_reliability():
-    probs = np.array([[.5, .5], [.95, .05], [.2, .8], [.1, .9], [.75, .25]])
+    probs = np.array([[0.5, 0.5], [0.95, 0.05], [0.2, 0.8], [0.1, 0.9], [0.75, 0.25]])
     found = reliability(probs, np.array([0, 1, 1, 1, 0]), bins=4)  # bins end at their edge
     assert found['images'].tolist() == [0, 1, 1, 3]
-    assert found['confidence'] == pytest.approx([0, .5, .75, 2.65])
+    assert found['confidence'] == pytest.approx([0, 0.5, 0.75, 2.65])
     assert found['correct'].tolist() == [0, 1, 1, 2]
 
 
@@ -82,12 +82,13 @@ def test_absent_classes():
     predictions = probs.argmax(axis=1)
     assert (predictions == 2).any()
     assert found['macro_auroc'] == pytest.approx(
-        np.mean([sk.roc_auc_score(targets == k, probs[:, k]) for k in present]))
+        np.mean([sk.roc_auc_score(targets == k, probs[:, k]) for k in present])
+    )
     assert found['balanced_accuracy'] == pytest.approx(
-        np.mean([(predictions[targets == k] == k).mean() for k in present]))
+        np.mean([(predictions[targets == k] == k).mean() for k in present])
+    )
     # a class that is predicted but absent has an F1 of 0, and counts
-    assert found['macro_f1'] == pytest.approx(
-        sum(sk.f1_score(targets == k, predictions == k) for k in present) / 4)
+    assert found['macro_f1'] == pytest.approx(sum(sk.f1_score(targets == k, predictions == k) for k in present) / 4)
 
 
 def test_undefined_is_nan_and_nothing_else():
@@ -115,16 +116,19 @@ def test_calibration_error_by_hand():
     expected = (2 * abs(1 / 2 - 0.55) + 2 * abs(1 - 0.95)) / 4
     assert expected_calibration_error(probs, targets, bins=5) == pytest.approx(expected)
     # neighbours at the upper end are apart: (0.6, 0.8] holds 0.7 (right), (0.8, 1] holds 0.9 (wrong)
-    assert expected_calibration_error(
-        np.array([[0.7, 0.3], [0.9, 0.1]]), np.array([0, 1]), bins=5) == pytest.approx((0.3 + 0.9) / 2)
+    assert expected_calibration_error(np.array([[0.7, 0.3], [0.9, 0.1]]), np.array([0, 1]), bins=5) == pytest.approx(
+        (0.3 + 0.9) / 2
+    )
     # in one bin only the means count
     assert expected_calibration_error(probs, targets, bins=1) == pytest.approx(abs(3 / 4 - 3 / 4))
-    assert expected_calibration_error(np.array([[1., 0]] * 4), np.array([0, 0, 0, 1])) == pytest.approx(0.25)
-    assert expected_calibration_error(np.array([[1., 0]] * 4), np.zeros(4, int)) == 0
+    assert expected_calibration_error(np.array([[1.0, 0]] * 4), np.array([0, 0, 0, 1])) == pytest.approx(0.25)
+    assert expected_calibration_error(np.array([[1.0, 0]] * 4), np.zeros(4, int)) == 0
 
 
-@pytest.mark.parametrize(('probs', 'targets'), [
-    (np.zeros((0, 3)), np.zeros(0, int)), (np.full((2, 2), 0.5), np.zeros(3, int)), (np.zeros(3), np.zeros(3, int))])
+@pytest.mark.parametrize(
+    ('probs', 'targets'),
+    [(np.zeros((0, 3)), np.zeros(0, int)), (np.full((2, 2), 0.5), np.zeros(3, int)), (np.zeros(3), np.zeros(3, int))],
+)
 def test_bad_shapes(probs, targets):
     with pytest.raises(ValueError, match=r'Expected \(N, K\) probabilities and \(N,\) targets, got \('):
         classification_metrics(probs, targets)
@@ -158,15 +162,29 @@ def test_names_of_metrics():
             assert (better[name] < worse[name]) == (name in LOWER_IS_BETTER)
 
 
-@pytest.mark.parametrize(('name', 'value', 'shown'), [
-    ('accuracy', 0.9996, '99.96 %'), ('accuracy', 0.99999, '99.999 %'), ('accuracy', 1., '100.0 %'),
-    ('accuracy', 0.0004, '0.04 %'), ('accuracy', 0., '0.0 %'), ('accuracy', 0.5, '50.0 %'), ('', 0.99996, '0.99996'),
-    ('', 1., '1.000'), ('', 1 - 1e-16, '1.000'), ('ece', 0.0003, '0.0003'), ('', None, '–'), ('', float('nan'), '–')])
+@pytest.mark.parametrize(
+    ('name', 'value', 'shown'),
+    [
+        ('accuracy', 0.9996, '99.96 %'),
+        ('accuracy', 0.99999, '99.999 %'),
+        ('accuracy', 1.0, '100.0 %'),
+        ('accuracy', 0.0004, '0.04 %'),
+        ('accuracy', 0.0, '0.0 %'),
+        ('accuracy', 0.5, '50.0 %'),
+        ('', 0.99996, '0.99996'),
+        ('', 1.0, '1.000'),
+        ('', 1 - 1e-16, '1.000'),
+        ('ece', 0.0003, '0.0003'),
+        ('', None, '–'),
+        ('', float('nan'), '–'),
+    ],
+)
 def test_rounding_makes_nothing_perfect(name, value, shown):
     assert format_metric(name, value) == shown
 
 
-@pytest.mark.parametrize(('interval', 'shown'), [
-    ([0.9, 0.9996], '90.0 % to 99.96 %'), (None, ''), ([None, None], ''), ([math.nan, 1.], '')])
+@pytest.mark.parametrize(
+    ('interval', 'shown'), [([0.9, 0.9996], '90.0 % to 99.96 %'), (None, ''), ([None, None], ''), ([math.nan, 1.0], '')]
+)
 def test_intervals_as_a_person_reads_them(interval, shown):
     assert format_interval('accuracy', interval) == shown

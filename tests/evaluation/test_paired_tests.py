@@ -1,4 +1,5 @@
 """Comparisons whose outcome is known."""
+
 import numpy as np
 import pytest
 from scipy.stats import binom
@@ -69,7 +70,7 @@ def test_networks_that_are_alike_on_twelve_images(is_right):
     labels = targets if is_right else (targets + 1) % 3
     a, b = (np.eye(3)[labels] * sure + (1 - sure) / 3 for sure in (0.9, 0.8))
     result = paired_bootstrap(a, b, targets, resamples=50)
-    reach = 1.959964 ** 2 / (12 + 1.959964 ** 2)  # Tango's of no image that one alone gets right: 0.24
+    reach = 1.959964**2 / (12 + 1.959964**2)  # Tango's of no image that one alone gets right: 0.24
     for name in ('accuracy', 'balanced_accuracy', 'macro_f1'):
         assert result[name]['difference'] == 0
         assert result[name]['interval'] == pytest.approx([-reach, reach], abs=1e-6)
@@ -79,7 +80,7 @@ def test_networks_that_are_alike_on_twelve_images(is_right):
         assert result[name]['difference'] + 0.1 < high
     # of three patients still less is known
     grouped = paired_bootstrap(a, b, targets, np.arange(12) // 4, resamples=50)
-    assert grouped['accuracy']['interval'][1] == pytest.approx(1.959964 ** 2 / (3 + 1.959964 ** 2), abs=1e-6)
+    assert grouped['accuracy']['interval'][1] == pytest.approx(1.959964**2 / (3 + 1.959964**2), abs=1e-6)
 
 
 def test_a_class_of_few_images_that_both_get_right():

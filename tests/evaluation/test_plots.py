@@ -1,4 +1,5 @@
 """Plots that are read back."""
+
 import sys
 
 import numpy as np
@@ -48,9 +49,19 @@ def test_confusion_matrix_of_many_classes(tmp_path):
 
 
 def test_curves(tmp_path):
-    rows = [{'epoch': i, 'train_loss': 100 / (i + 1), 'train_ce_loss': 1 / (i + 1), 'train_log_loss': 2 / (i + 1),
-             'train_balanced_accuracy': 0.1 * i, 'val_log_loss': 1., 'val_balanced_accuracy': 0.2} for i in range(5)]
-    other = [dict(row, train_ce_loss=1.) for row in rows]
+    rows = [
+        {
+            'epoch': i,
+            'train_loss': 100 / (i + 1),
+            'train_ce_loss': 1 / (i + 1),
+            'train_log_loss': 2 / (i + 1),
+            'train_balanced_accuracy': 0.1 * i,
+            'val_log_loss': 1.0,
+            'val_balanced_accuracy': 0.2,
+        }
+        for i in range(5)
+    ]
+    other = [dict(row, train_ce_loss=1.0) for row in rows]
     plot = render(plot_curves, tmp_path, rows, 3)
     assert 0.0005 < changed_share(plot, render(plot_curves, tmp_path, other, 3)) < 0.02  # a line
     assert 0.0005 < changed_share(plot, render(plot_curves, tmp_path, rows, 1)) < 0.02
@@ -85,8 +96,9 @@ def test_overlay():
     assert found[0, 1] == pytest.approx([176, 178, 132], abs=2)  # half of the strongest colour, (252, 255, 164)
 
 
-@pytest.mark.parametrize(('share', 'shown'), [
-    (1, '100 %'), (0.998, '>99 %'), (0.99, '99 %'), (0.004, '<1 %'), (0, '0 %'), (0.5, '50 %')])
+@pytest.mark.parametrize(
+    ('share', 'shown'), [(1, '100 %'), (0.998, '>99 %'), (0.99, '99 %'), (0.004, '<1 %'), (0, '0 %'), (0.5, '50 %')]
+)
 def test_percent_without_decimals(share, shown):
     assert format_percent(share) == shown
 

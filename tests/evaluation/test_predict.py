@@ -1,4 +1,5 @@
 """Labels of image files."""
+
 import csv
 import os
 from dataclasses import replace
@@ -23,8 +24,9 @@ def expected_probs(model_folder, files, mode='RGB'):
     model = timm.create_model(f'local-dir:{model_folder}', pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
     with torch.no_grad():
-        return torch.stack([
-            model(transform(Image.open(f).convert(mode))[None]).softmax(dim=1)[0] for f in files]).numpy()
+        return torch.stack(
+            [model(transform(Image.open(f).convert(mode))[None]).softmax(dim=1)[0] for f in files]
+        ).numpy()
 
 
 def test_predict_as_timm_would_by_hand(model_folder, image_folder):
@@ -57,7 +59,9 @@ def test_predict_command(model_folder, image_folder, tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ['path', 'label', 'prob_a', 'prob_b', 'prob_c']
     assert [row['path'] for row in rows] == [
-        str(one), *(str(image_folder / 'test' / 'c' / f'{i}.png') for i in range(4))]
+        str(one),
+        *(str(image_folder / 'test' / 'c' / f'{i}.png') for i in range(4)),
+    ]
     probs = np.array([[float(row[f'prob_{k}']) for k in 'abc'] for row in rows])
     assert [row['label'] for row in rows] == ['abc'[k] for k in probs.argmax(axis=1)]
     assert main(args) == 1
@@ -99,8 +103,9 @@ def test_what_is_left_out_of_folders_is_named(image_folder, caplog):
     write_images(folder, classes=['.ipynb_checkpoints', '__MACOSX'], number=1)
     assert len(find_images([str(folder)])) == 13
     assert [record.message for record in caplog.records] == [
-        f"Ignored 2 files in '{folder}', without an image suffix: b/x.zip, named.xyz (by suffix: .xyz 1, .zip"
-        ' 1).', '13 images, by suffix: .png 12, .jfif 1.']
+        f"Ignored 2 files in '{folder}', without an image suffix: b/x.zip, named.xyz (by suffix: .xyz 1, .zip 1).",
+        '13 images, by suffix: .png 12, .jfif 1.',
+    ]
     # who names a file means it
     assert find_images([str(folder / 'named.xyz')]) == [str(folder / 'named.xyz')]
 
@@ -117,7 +122,7 @@ def test_folders_that_cannot_be_read(image_folder, monkeypatch, caplog):
     with pytest.raises(OSError, match="Cannot read folder '.*test/b' .PermissionError: Permission denied"):
         find_images([str(image_folder / 'test')])
     assert len(find_images([str(image_folder / 'test')], 'skip')) == 8
-    assert "Skipped a directory: Cannot read directory" in caplog.text
+    assert 'Skipped a directory: Cannot read directory' in caplog.text
 
 
 def test_paths_that_are_no_images(tmp_path):

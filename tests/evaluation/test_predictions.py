@@ -1,4 +1,5 @@
 """predictions.csv, written and read."""
+
 import csv
 import tracemalloc
 
@@ -21,8 +22,9 @@ def test_predictions(tmp_path, has_targets):
     write_predictions(tmp_path / 'found.csv', names, probs, NASTY, targets)
     encoding = dict(newline='', encoding='utf-8', errors='surrogateescape')
     with (tmp_path / 'expected.csv').open('w', **encoding) as file:
-        writer = csv.DictWriter(file, [
-            'path', *(['target'] if has_targets else []), 'label', *(f'prob_{label}' for label in NASTY)])
+        writer = csv.DictWriter(
+            file, ['path', *(['target'] if has_targets else []), 'label', *(f'prob_{label}' for label in NASTY)]
+        )
         writer.writeheader()
         for i, name in enumerate(names):
             row = {'path': name, 'label': NASTY[probs[i].argmax()]}

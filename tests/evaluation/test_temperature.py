@@ -1,4 +1,5 @@
 """Temperatures that are known are recovered."""
+
 import numpy as np
 import pytest
 
@@ -22,7 +23,7 @@ def draw(number, temperature, seed=0):
     return sure / sure.sum(1, keepdims=True), targets
 
 
-@pytest.mark.parametrize('temperature', [0.4, 1., 3.])
+@pytest.mark.parametrize('temperature', [0.4, 1.0, 3.0])
 def test_fit(temperature):
     probs, targets = draw(20_000, temperature)
     assert fit_temperature(probs, targets) == pytest.approx(temperature, rel=0.04)
@@ -59,15 +60,15 @@ def test_interval_ends_where_temperatures_do():
 
 
 def test_apply_temperature():
-    probs = np.array([[0.7, 0.2, 0.1], [1., 0., 0.]])
-    np.testing.assert_allclose(apply_temperature(probs, 1.), probs, atol=1e-12)
-    np.testing.assert_allclose(apply_temperature(probs[:1], 2.), np.sqrt(probs[:1]) / np.sqrt(probs[:1]).sum())
-    assert (apply_temperature(probs, 5.).argmax(1) == probs.argmax(1)).all()
+    probs = np.array([[0.7, 0.2, 0.1], [1.0, 0.0, 0.0]])
+    np.testing.assert_allclose(apply_temperature(probs, 1.0), probs, atol=1e-12)
+    np.testing.assert_allclose(apply_temperature(probs[:1], 2.0), np.sqrt(probs[:1]) / np.sqrt(probs[:1]).sum())
+    assert (apply_temperature(probs, 5.0).argmax(1) == probs.argmax(1)).all()
     assert np.isfinite(apply_temperature(probs, 0.05)).all()
 
 
 def test_extremes():
-    probs, targets = draw(50, 1.)
+    probs, targets = draw(50, 1.0)
     for probs_of_all in (np.eye(4)[targets] * 0.9 + 0.025, np.eye(4)[(targets + 1) % 4] * 0.9 + 0.025):
         with pytest.raises(ValueError, match='Cannot fit a temperature to these 50 images'):  # all right, all wrong
             fit_temperature(probs_of_all, targets)

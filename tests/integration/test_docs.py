@@ -1,5 +1,6 @@
 """README and docs say what is so: snippets run, commands parse, links lead somewhere, tables come from files. And the
 examples run."""
+
 import os
 import re
 import runpy
@@ -44,7 +45,8 @@ def runs(tmp_path_factory):
     args = dict(num_classes=3, img_size=64)
     for name in ('teacher', 'student'):
         save_model(
-            timm.create_model(f'hdkd_{name}', **args), folder / 'runs' / 'first' / name / 'best', list('abc'), args)
+            timm.create_model(f'hdkd_{name}', **args), folder / 'runs' / 'first' / name / 'best', list('abc'), args
+        )
     return folder
 
 
@@ -55,7 +57,8 @@ def test_snippets_are_found():
 
 
 @pytest.mark.parametrize(
-    ('page', 'snippet'), SNIPPETS, ids=[f'{Path(page).stem}-{i}' for i, (page, _) in enumerate(SNIPPETS)])
+    ('page', 'snippet'), SNIPPETS, ids=[f'{Path(page).stem}-{i}' for i, (page, _) in enumerate(SNIPPETS)]
+)
 def test_snippet(page, snippet, runs, monkeypatch, capsys):
     """It runs, and prints what a comment below a print shows."""
     monkeypatch.chdir(runs)
@@ -80,8 +83,20 @@ COMMANDS = [(page, command) for page, code in find_blocks('bash') for command in
 
 def test_commands_are_found():
     assert {command[0] for _, command in COMMANDS} >= {
-        'train', 'distill', 'eval', 'predict', 'calibrate', 'explain', 'convert', 'export', 'check', 'report', 'push',
-        'bench', 'run'}
+        'train',
+        'distill',
+        'eval',
+        'predict',
+        'calibrate',
+        'explain',
+        'convert',
+        'export',
+        'check',
+        'report',
+        'push',
+        'bench',
+        'run',
+    }
 
 
 def find_flags(text):
@@ -176,7 +191,8 @@ def test_readme_is_short():
 def test_model_tables():
     """The figures are what their command prints."""
     result = subprocess.run(
-        [sys.executable, ROOT / 'examples' / 'model_table.py'], capture_output=True, text=True, check=True)
+        [sys.executable, ROOT / 'examples' / 'model_table.py'], capture_output=True, text=True, check=True
+    )
     rows = dict(re.findall(r'^\| `(\w+)` \| (.*?) \|$', result.stdout, re.M))
     assert len(rows) == 5
     for page in ('README.md', 'docs/models.md'):
@@ -212,8 +228,11 @@ def test_picture_of_imports():
 
 def run_example(name, *args):
     result = subprocess.run(
-        [sys.executable, ROOT / 'examples' / name, *map(str, args)], capture_output=True, text=True,
-        env=dict(os.environ, CUDA_VISIBLE_DEVICES=''))
+        [sys.executable, ROOT / 'examples' / name, *map(str, args)],
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, CUDA_VISIBLE_DEVICES=''),
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -228,10 +247,20 @@ def two_classes(tmp_path):
 def test_finetune_example(two_classes, tmp_path):
     save_model(timm.create_model('hdkd_student', **TINY_STUDENT), tmp_path / 'model', model_args=TINY_STUDENT)
     output = run_example(
-        'finetune.py', tmp_path / 'model', two_classes, '--epochs', 2, '--batch-size', 4, '--workers', 0, '--out',
-        tmp_path / 'out')
+        'finetune.py',
+        tmp_path / 'model',
+        two_classes,
+        '--epochs',
+        2,
+        '--batch-size',
+        4,
+        '--workers',
+        0,
+        '--out',
+        tmp_path / 'out',
+    )
     assert re.search(r'test accuracy \d+\.\d%', output)
-    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    model = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True)
     assert list(model.pretrained_cfg['label_names']) == ['p', 'q']
 
 
@@ -239,19 +268,54 @@ def test_distill_example(two_classes, tmp_path):
     args = dict(TINY_TEACHER, num_classes=2)
     save_model(timm.create_model('hdkd_teacher', **args), tmp_path / 'teacher', list('pq'), args)
     output = run_example(
-        'distill.py', tmp_path / 'teacher', two_classes, '--epochs', 2, '--batch-size', 4, '--workers', 0, '--img-size',
-        32, '--out', tmp_path / 'out')
+        'distill.py',
+        tmp_path / 'teacher',
+        two_classes,
+        '--epochs',
+        2,
+        '--batch-size',
+        4,
+        '--workers',
+        0,
+        '--img-size',
+        32,
+        '--out',
+        tmp_path / 'out',
+    )
     assert 'feature_loss_3' in output
     assert re.search(r'test accuracy \d+\.\d%', output)
-    assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).num_classes == 2
+    assert timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True).num_classes == 2
 
 
 def test_cross_validation_example(two_classes, tmp_path):
     shutil.rmtree(two_classes / 'test')
     args = [
-        'cross_validation.py', '--data-dir', two_classes, '--folds', 3, '--epochs', 1, '-b', 4, '-j', 0, '--img-size',
-        32, '--output', tmp_path / 'runs', '--bootstrap', 0, '--device', 'cpu', '--model-kwargs', 'depths=(1,1,1,1)',
-        'dims=(8,16,24)', 'embed_dim=32', 'num_heads=2', 'head_dim=8']
+        'cross_validation.py',
+        '--data-dir',
+        two_classes,
+        '--folds',
+        3,
+        '--epochs',
+        1,
+        '-b',
+        4,
+        '-j',
+        0,
+        '--img-size',
+        32,
+        '--output',
+        tmp_path / 'runs',
+        '--bootstrap',
+        0,
+        '--device',
+        'cpu',
+        '--model-kwargs',
+        'depths=(1,1,1,1)',
+        'dims=(8,16,24)',
+        'embed_dim=32',
+        'num_heads=2',
+        'head_dim=8',
+    ]
     output = run_example(*args)
     assert output.count('2 classes, 4 images') == 3
     mean, std = map(float, re.search(r'^balanced_accuracy +(\S+) +(\S+)$', output, re.M).groups())

@@ -1,4 +1,5 @@
 """Models in other people's code, by the real packages: transformers and fastai."""
+
 import numpy as np
 import pytest
 import timm
@@ -28,9 +29,20 @@ def folders(tmp_path_factory):
     save_model(model, folder / 'saved', list('abc'), args)
     torch.save(model.state_dict(), folder / 'model.pth')
     convert_checkpoint(folder / 'model.pth', folder / 'converted', label_names=list('abc'), head_dim=8)
-    run = train(TrainConfig(
-        data_dir=str(folder / 'data'), img_size=32, epochs=1, batch_size=4, workers=0, device='cpu', bootstrap=0,
-        model_kwargs=SIZES, output=str(folder), experiment='run'))['run']
+    run = train(
+        TrainConfig(
+            data_dir=str(folder / 'data'),
+            img_size=32,
+            epochs=1,
+            batch_size=4,
+            workers=0,
+            device='cpu',
+            bootstrap=0,
+            model_kwargs=SIZES,
+            output=str(folder),
+            experiment='run',
+        )
+    )['run']
     write_hub_folder(run, folder / 'pushed', 'us/net')
     return folder
 
@@ -39,6 +51,7 @@ def folders(tmp_path_factory):
 def test_transformers_pipeline(name, folders):
     """Labels and probabilities are those of `hdkd predict`."""
     from transformers import pipeline
+
     folder = find_folder(name) or folders / name
     image = str(folders / 'data' / 'test' / 'b' / '0.png')
     found = {each['label']: each['score'] for each in pipeline('image-classification', str(folder), top_k=None)(image)}
@@ -49,26 +62,31 @@ def test_transformers_pipeline(name, folders):
 
 def test_transformers_trainer(folders, tmp_path):
     from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
+
     model = AutoModelForImageClassification.from_pretrained(folders / 'saved')
     assert model.config.id2label == {0: 'a', 1: 'b', 2: 'c'}
     before = model.timm_model.head.weight.detach().clone()
     rows = [dict(pixel_values=torch.randn(3, 32, 32), labels=i % 3) for i in range(6)]
     trainer = Trainer(
-        model, TrainingArguments(
-            str(tmp_path), max_steps=1, per_device_train_batch_size=6, report_to=[], use_cpu=True, save_strategy='no'),
-        train_dataset=rows)
+        model,
+        TrainingArguments(
+            str(tmp_path), max_steps=1, per_device_train_batch_size=6, report_to=[], use_cpu=True, save_strategy='no'
+        ),
+        train_dataset=rows,
+    )
     assert trainer.train().training_loss > 0
     assert not torch.equal(model.timm_model.head.weight, before)
     other = AutoModelForImageClassification.from_pretrained(
-        folders / 'saved', num_labels=2, ignore_mismatched_sizes=True)
+        folders / 'saved', num_labels=2, ignore_mismatched_sizes=True
+    )
     assert other(torch.randn(1, 3, 32, 32)).logits.shape == (1, 2)
 
 
 @pytest.mark.parametrize('name', ['hdkd_student', 'hdkd_student_plain', 'hdkd_student_s4', 'hdkd_teacher'])
 def test_fastai_learner(name, folders):
     from fastai.vision.all import ImageDataLoaders, vision_learner
-    dls = ImageDataLoaders.from_folder(
-        folders / 'data', train='train', valid='test', bs=4, num_workers=0, device='cpu')
+
+    dls = ImageDataLoaders.from_folder(folders / 'data', train='train', valid='test', bs=4, num_workers=0, device='cpu')
     size = {k: v for k, v in SIZES.items() if 'student' in name or k == 'dims'}
     if 'student' not in name:
         size['depths'] = (1, 1, 1)

@@ -49,7 +49,7 @@ def test_lazy_names():
 
 def test_type_checkers_see_the_lazy_names():
     module = ast.parse(Path(hdkd_timm.__file__).read_text(encoding='utf-8'))
-    block, = (node for node in module.body if isinstance(node, ast.If))
+    (block,) = (node for node in module.body if isinstance(node, ast.If))
     seen = {alias.name: node.module for node in block.body for alias in node.names}
     assert seen == hdkd_timm._LAZY
 
@@ -57,7 +57,7 @@ def test_type_checkers_see_the_lazy_names():
 def test_metadata():
     assert version('hdkd-timm') == hdkd_timm.__version__
     assert not any('<' in r or '==' in r for r in requires('hdkd-timm') if 'extra' not in r)
-    script, = (e for e in entry_points(group='console_scripts') if e.name == 'hdkd')
+    (script,) = (e for e in entry_points(group='console_scripts') if e.name == 'hdkd')
     assert script.value == 'hdkd_timm.cli:main'
 
 
@@ -70,15 +70,16 @@ def test_wheel_holds_the_weights(tmp_path):
     for name in ('setup.cfg', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE'):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, '-m', 'pip', '--quiet', '--disable-pip-version-check']
-    subprocess.run(
-        [*pip, 'wheel', '--no-deps', '--no-build-isolation', '--wheel-dir', tmp_path, source], check=True)
-    wheel, = tmp_path.glob('*.whl')
+    subprocess.run([*pip, 'wheel', '--no-deps', '--no-build-isolation', '--wheel-dir', tmp_path, source], check=True)
+    (wheel,) = tmp_path.glob('*.whl')
     with zipfile.ZipFile(wheel) as file:
         missing = {
-            path.relative_to(ROOT).as_posix() for path in (ROOT / 'hdkd_timm').rglob('*')
-            if path.suffix in {'.py', '.typed', '.yaml', '.html', '.md'} and 'weights' not in path.parts}
+            path.relative_to(ROOT).as_posix()
+            for path in (ROOT / 'hdkd_timm').rglob('*')
+            if path.suffix in {'.py', '.typed', '.yaml', '.html', '.md'} and 'weights' not in path.parts
+        }
         missing -= set(file.namelist())
-        metadata, = (name for name in file.namelist() if name.endswith('.dist-info/METADATA'))
+        (metadata,) = (name for name in file.namelist() if name.endswith('.dist-info/METADATA'))
         description = file.read(metadata).decode()
     assert not missing, f'setup.cfg misses them: {sorted(missing)}'
     assert '# hdkd_timm' in description
@@ -93,7 +94,8 @@ for name in {list(RELEASES)}:
 """
     env = {**os.environ, 'HF_ENDPOINT': 'http://127.0.0.1:9', 'HF_HOME': str(tmp_path / 'hf')}
     process = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', code], cwd=tmp_path / 'site', env=env, capture_output=True, text=True)
+        [sys.executable, '-W', 'ignore', '-c', code], cwd=tmp_path / 'site', env=env, capture_output=True, text=True
+    )
     assert process.returncode == 0, process.stderr
     for name, line in zip(RELEASES, process.stdout.splitlines()):
         model = timm.create_model(name, pretrained=True, img_size=32).eval()

@@ -1,4 +1,5 @@
 """Every tensor that the published code wrote into tests/fixtures is met."""
+
 import pytest
 import torch
 from helpers import TINY_STUDENT, TINY_TEACHER, load_reference, parse_case, strip_prefix
@@ -50,7 +51,8 @@ def test_block_outputs(name, seed):
     reference, _ = load_reference(f'blocks_seed{seed}')
     reference = strip_prefix(reference, f'{name}.')
     block = MbcsaBlock(
-        16, 24 if 'down' in name else 16, stride=2 if 'down' in name else 1, attn='se' if 'se' in name[2:] else 'cbam')
+        16, 24 if 'down' in name else 16, stride=2 if 'down' in name else 1, attn='se' if 'se' in name[2:] else 'cbam'
+    )
     # the converter recognises networks, so the block poses as one of a network's
     state = {f'stage2.0.{key}': value for key, value in strip_prefix(reference, 'state.').items()}
     state = convert_state_dict({'stage1.0.0.weight': torch.zeros(1), **state})
@@ -77,13 +79,18 @@ def test_losses_gradients_and_running_statistics(case, seed):
     features, student_maps = student.forward_intermediates(reference['input'], indices)
     cls_logits, dist_logits = student.forward_head(features)
     losses = hdkd_loss(
-        cls_logits, dist_logits, teacher_logits, reference['target'], student_maps, teacher_maps, **settings)
+        cls_logits, dist_logits, teacher_logits, reference['target'], student_maps, teacher_maps, **settings
+    )
     losses['loss'].backward()
 
     torch.testing.assert_close(cls_logits, expected['logits_cls'], rtol=0, atol=1e-5)
     torch.testing.assert_close(dist_logits, expected['logits_dist'], rtol=0, atol=1e-5)
     for ours, theirs in (
-            ('loss', 'loss'), ('ce_loss', 'loss_ce'), ('logit_loss', 'loss_logit'), ('feature_loss', 'loss_feature')):
+        ('loss', 'loss'),
+        ('ce_loss', 'loss_ce'),
+        ('logit_loss', 'loss_logit'),
+        ('feature_loss', 'loss_feature'),
+    ):
         torch.testing.assert_close(losses[ours], expected[theirs], rtol=1e-5, atol=0)
 
     grads = convert_state_dict(strip_prefix(expected, 'grad.'))
@@ -109,5 +116,9 @@ def test_no_reference_tensor_is_left_out():
         for name in reference:
             prefix = name.split('.')[0]
             part = name.split('.')[1] if '.' in name else ''
-            assert name in keys or prefix in ('teacher_state', 'student_state') or part in (
-                'grad', 'running', 'logits_cls', 'logits_dist', 'loss', 'loss_ce', 'loss_logit', 'loss_feature'), name
+            assert (
+                name in keys
+                or prefix in ('teacher_state', 'student_state')
+                or part
+                in ('grad', 'running', 'logits_cls', 'logits_dist', 'loss', 'loss_ce', 'loss_logit', 'loss_feature')
+            ), name

@@ -1,4 +1,5 @@
 """Runs that are killed, interrupted and resumed, as real processes: they must end like an uninterrupted one."""
+
 import os
 import signal
 import subprocess
@@ -13,14 +14,60 @@ from hdkd_timm.cli import main
 from hdkd_timm.training.run_folder import run_folder
 
 NETWORKS = [
-    '--model-kwargs', 'depths=(1,1,1,1)', 'dims=(8,16,24)', 'embed_dim=32', 'num_heads=2', 'head_dim=8', 'mlp_ratio=2',
-    'pos_drop_rate=0.1', '--teacher-kwargs', 'depths=(1,1,1)', 'dims=(8,16,24)']
+    '--model-kwargs',
+    'depths=(1,1,1,1)',
+    'dims=(8,16,24)',
+    'embed_dim=32',
+    'num_heads=2',
+    'head_dim=8',
+    'mlp_ratio=2',
+    'pos_drop_rate=0.1',
+    '--teacher-kwargs',
+    'depths=(1,1,1)',
+    'dims=(8,16,24)',
+]
 # all that has a state: dropout, erasing, mixup, accumulation, moving average, a schedule with counters
 SETTINGS = [
-    '--img-size', 32, '--epochs', 4, '-b', 4, '-j', 1, '--device', 'cpu', '--bootstrap', 5, '--drop-path', 0.2,
-    '--reprob', 0.5, '--mixup', 0.2, '--smoothing', 0.1, '--model-ema', '--model-ema-decay', 0.9, '--clip-grad', 5,
-    '--grad-accum-steps', 2, '--val-fraction', 0.3, '--recovery-interval', 2, '--sampler', 'balanced', '--sched',
-    'plateau', '--warmup-epochs', 1, '--color-jitter', 0.4]
+    '--img-size',
+    32,
+    '--epochs',
+    4,
+    '-b',
+    4,
+    '-j',
+    1,
+    '--device',
+    'cpu',
+    '--bootstrap',
+    5,
+    '--drop-path',
+    0.2,
+    '--reprob',
+    0.5,
+    '--mixup',
+    0.2,
+    '--smoothing',
+    0.1,
+    '--model-ema',
+    '--model-ema-decay',
+    0.9,
+    '--clip-grad',
+    5,
+    '--grad-accum-steps',
+    2,
+    '--val-fraction',
+    0.3,
+    '--recovery-interval',
+    2,
+    '--sampler',
+    'balanced',
+    '--sched',
+    'plateau',
+    '--warmup-epochs',
+    1,
+    '--color-jitter',
+    0.4,
+]
 # a training whose Ctrl-C comes in the first step, to all its processes; its one loader process starts as it is told
 LAUNCHER = """
 import multiprocessing
@@ -85,8 +132,12 @@ FILES = [f'{name}/best/model.safetensors' for name in ('teacher', 'student')]
 def start(image_folder, output, experiment, *more, program=('-m', 'hdkd_timm'), **env):
     args = ['distill', '--data-dir', image_folder, '--output', output, '--experiment', experiment, *SETTINGS, *NETWORKS]
     return subprocess.Popen(
-        [sys.executable, *program, *map(str, (*args, *more))], stderr=subprocess.PIPE, text=True,
-        start_new_session=True, env={**os.environ, **env})
+        [sys.executable, *program, *map(str, (*args, *more))],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, **env},
+    )
 
 
 def finish(process):
@@ -131,7 +182,7 @@ def test_killed_in_a_step(unbroken, step):
     code, errors = finish(start(data, runs, name, program=('-c', KILLED), STEPS=str(step)))
     assert code == -signal.SIGKILL, errors
     saved = [path.parent.name for path in (runs / name).rglob('last.pth')]
-    assert sorted(saved) == ['student', 'teacher'][2 - (step > 24) - (step > 1):]
+    assert sorted(saved) == ['student', 'teacher'][2 - (step > 24) - (step > 1) :]
     for path in (runs / name).rglob('*.safetensors'):
         if not path.parent.name.startswith('.best-'):  # what was being written
             load_file(path)
@@ -140,10 +191,16 @@ def test_killed_in_a_step(unbroken, step):
     assert_same_run(runs / name, runs / 'unbroken')
 
 
-@pytest.mark.parametrize(('send', 'signum', 'expected'), [
-    (os.kill, signal.SIGTERM, 143), (os.killpg, signal.SIGINT, 130),  # Ctrl-C goes to all processes of a terminal,
-    (os.killpg, signal.SIGTERM, 143), (os.killpg, signal.SIGHUP, 129),  # and these to all of a job or a container
-    (os.kill, signal.SIGUSR1, 138)])
+@pytest.mark.parametrize(
+    ('send', 'signum', 'expected'),
+    [
+        (os.kill, signal.SIGTERM, 143),
+        (os.killpg, signal.SIGINT, 130),  # Ctrl-C goes to all processes of a terminal,
+        (os.killpg, signal.SIGTERM, 143),
+        (os.killpg, signal.SIGHUP, 129),  # and these to all of a job or a container
+        (os.kill, signal.SIGUSR1, 138),
+    ],
+)
 def test_interrupted_in_the_middle_of_an_epoch(unbroken, send, signum, expected):
     data, runs = unbroken
     name = f'{send.__name__}-{signum.name}'
@@ -155,9 +212,11 @@ def test_interrupted_in_the_middle_of_an_epoch(unbroken, send, signum, expected)
     line = errors.strip().splitlines()[-1]
     config = runs / name / 'config.yaml'
     assert line == (
-        f"hdkd distill: {signum.name}, the state is saved. Resume with: hdkd distill --config '{config}' --resume")
+        f"hdkd distill: {signum.name}, the state is saved. Resume with: hdkd distill --config '{config}' --resume"
+    )
     process = subprocess.run(  # as it says
-        [sys.executable, '-m', 'hdkd_timm', 'distill', '--config', config, '--resume'], capture_output=True, text=True)
+        [sys.executable, '-m', 'hdkd_timm', 'distill', '--config', config, '--resume'], capture_output=True, text=True
+    )
     assert process.returncode == 0, process.stderr
     assert 'teacher  is finished' in process.stderr
     assert 'student  continues in epoch' in process.stderr
@@ -169,12 +228,33 @@ def test_ctrl_c_with_loaders_of_the_fork_server(unbroken, tmp_path):
     data, runs = unbroken
     (tmp_path / 'launcher.py').write_text(LAUNCHER)
     args = [
-        'train', '--data-dir', data, '--output', runs, '--img-size', 32, '--epochs', 2, '-b', 3, '--device', 'cpu',
-        '--grad-accum-steps', 12, '--bootstrap', 0, *NETWORKS[:8]]
+        'train',
+        '--data-dir',
+        data,
+        '--output',
+        runs,
+        '--img-size',
+        32,
+        '--epochs',
+        2,
+        '-b',
+        3,
+        '--device',
+        'cpu',
+        '--grad-accum-steps',
+        12,
+        '--bootstrap',
+        0,
+        *NETWORKS[:8],
+    ]
     assert main([*map(str, args), '--experiment', 'whole', '-j', '0']) == 0
     process = subprocess.run(
         [sys.executable, tmp_path / 'launcher.py', *map(str, args), '--experiment', 'ctrl-c', '-j', '1'],
-        capture_output=True, text=True, timeout=300, start_new_session=True)
+        capture_output=True,
+        text=True,
+        timeout=300,
+        start_new_session=True,
+    )
     assert process.returncode == 130, process.stderr
     assert 'Traceback' not in process.stderr
     assert process.stderr.strip().splitlines()[-1].startswith('hdkd train: SIGINT, the state is saved.')
@@ -187,14 +267,36 @@ def test_ctrl_c_with_loaders_of_the_fork_server(unbroken, tmp_path):
 def test_interrupted_while_a_disk_hangs(unbroken, workers, tmp_path):
     data, runs = unbroken
     args = [
-        'train', '--data-dir', data, '--output', runs, '--img-size', 32, '--epochs', 2, '-b', 4, '--device', 'cpu',
-        '--bootstrap', 0, '--no-report', '-j', workers, *NETWORKS[:8]]
+        'train',
+        '--data-dir',
+        data,
+        '--output',
+        runs,
+        '--img-size',
+        32,
+        '--epochs',
+        2,
+        '-b',
+        4,
+        '--device',
+        'cpu',
+        '--bootstrap',
+        0,
+        '--no-report',
+        '-j',
+        workers,
+        *NETWORKS[:8],
+    ]
     args = list(map(str, args))
     assert main([*args, '--experiment', f'awake{workers}']) == 0
     name, mark = f'hanging{workers}', tmp_path / 'mark'
     process = subprocess.Popen(
-        [sys.executable, '-c', HANGING, *args, '--experiment', name], env={**os.environ, 'MARK': str(mark)},
-        stderr=subprocess.PIPE, text=True, start_new_session=True)
+        [sys.executable, '-c', HANGING, *args, '--experiment', name],
+        env={**os.environ, 'MARK': str(mark)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     wait_for(mark, process)
     wait_for(runs / name / 'last.pth', process)
     os.killpg(process.pid, signal.SIGTERM)
@@ -210,8 +312,10 @@ def test_two_runs_cannot_share_a_folder(unbroken):
     data, runs = unbroken
     with run_folder(str(runs), 'shared', 'lr: 1\n') as folder:
         expected = {
-            (): 'already exists', ('--resume',): 'Another process is writing',
-            ('--overwrite',): 'Another process is writing'}
+            (): 'already exists',
+            ('--resume',): 'Another process is writing',
+            ('--overwrite',): 'Another process is writing',
+        }
         for process, message in [(start(data, runs, 'shared', *more), message) for more, message in expected.items()]:
             code, errors = finish(process)
             assert code == 1

@@ -1,4 +1,5 @@
 """The demo page, started as a user would and driven by a real browser."""
+
 import os
 import socket
 import subprocess
@@ -90,6 +91,7 @@ def page(tmp_path_factory):
 def ask(page, path):
     """What the page answers to an image: class -> probability, and the pictures' files."""
     from gradio_client import Client, handle_file
+
     address, model = page
     label, pictures = Client(address, verbose=False).predict(handle_file(path), model, api_name='/classify')
     return {row['label']: row['confidence'] for row in label['confidences']}, [p['image'] for p in pictures]
@@ -116,15 +118,26 @@ def test_image_of_too_many_pixels(page, tmp_path):
 
 
 def test_file_that_is_too_large(page, tmp_path):
-    (tmp_path / 'large.png').write_bytes(bytes(20 * 1024 ** 2 + 1))
+    (tmp_path / 'large.png').write_bytes(bytes(20 * 1024**2 + 1))
     with pytest.raises(Exception, match='(?i)file size|413|exceed'):
         ask(page, tmp_path / 'large.png')
 
 
-@pytest.mark.parametrize(('host', 'status'), [
-    ('127.0.0.1:{port}', 200), ('localhost:{port}', 200), ('LOCALHOST', 200), ('[::1]:{port}', 200),
-    ('192.168.0.7:80', 200), ('evil.example', 421), ('evil.example:{port}', 421), ('localhost.evil.example', 421),
-    ('127.0.0.1.evil.example:{port}', 421), ('', 421)])
+@pytest.mark.parametrize(
+    ('host', 'status'),
+    [
+        ('127.0.0.1:{port}', 200),
+        ('localhost:{port}', 200),
+        ('LOCALHOST', 200),
+        ('[::1]:{port}', 200),
+        ('192.168.0.7:80', 200),
+        ('evil.example', 421),
+        ('evil.example:{port}', 421),
+        ('localhost.evil.example', 421),
+        ('127.0.0.1.evil.example:{port}', 421),
+        ('', 421),
+    ],
+)
 def test_hosts(page, host, status):
     """A page elsewhere whose name was made to lead here gets nothing (DNS rebinding)."""
     address, port = page[0], page[0].rpartition(':')[2]

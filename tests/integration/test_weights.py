@@ -1,4 +1,5 @@
 """Released weights are trained again and checked by the commands beside them, here on small images of our own."""
+
 import csv
 import hashlib
 import json
@@ -26,8 +27,11 @@ CLASSES = timm.get_pretrained_cfg(STUDENT).label_names
 
 def call(script, *args, **env):
     return subprocess.run(
-        [sys.executable, ROOT / 'weights' / script, *map(str, args)], capture_output=True, text=True,
-        env={**os.environ, **env})
+        [sys.executable, ROOT / 'weights' / script, *map(str, args)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **env},
+    )
 
 
 @pytest.fixture(scope='module')
@@ -49,12 +53,27 @@ def data_dir(tmp_path_factory):
 def released(data_dir, tmp_path_factory):
     """What reproduce.py writes, of two stages and two seeds."""
     folder = tmp_path_factory.mktemp('out')
-    (folder / 'tiny.yaml').write_text(yaml.safe_dump(dict(
-        settings=dict(batch_size=4, val_fraction=0.25, cache=None, amp=False, bootstrap=20),
-        stages=[dict(img_size=28, epochs=2, lr=1e-3), dict(img_size=32, epochs=1, lr=2e-4)])))
+    (folder / 'tiny.yaml').write_text(
+        yaml.safe_dump(
+            dict(
+                settings=dict(batch_size=4, val_fraction=0.25, cache=None, amp=False, bootstrap=20),
+                stages=[dict(img_size=28, epochs=2, lr=1e-3), dict(img_size=32, epochs=1, lr=2e-4)],
+            )
+        )
+    )
     args = (
-        'reproduce.py', STUDENT, '--data-dir', data_dir, '--changes', folder / 'tiny.yaml', '--seeds', 1, 2, '--output',
-        folder)
+        'reproduce.py',
+        STUDENT,
+        '--data-dir',
+        data_dir,
+        '--changes',
+        folder / 'tiny.yaml',
+        '--seeds',
+        1,
+        2,
+        '--output',
+        folder,
+    )
     process = call(*args)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count('sha256') == 2
@@ -69,7 +88,7 @@ def test_reproduce(released):
         assert vals[str(metrics['seed'])] == max(vals.values())
         assert list(vals) == ['1', '2']
         assert metrics['test']['images'] == 8  # of grouped_split
-        runs = [released / f"brain_mri-tiny-seed{metrics['seed']}-stage{i}" for i in (1, 2)]
+        runs = [released / f'brain_mri-tiny-seed{metrics["seed"]}-stage{i}' for i in (1, 2)]
         assert [stage['img_size'] for stage in metrics['stages']] == [28, 32]
         assert metrics['stages'][0]['best_epoch'] in (1, 2)
         of_run = json.loads((runs[1] / tag.split('.')[0][5:] / 'metrics.json').read_text())
@@ -143,8 +162,21 @@ def test_check(released, data_dir, tmp_path):
 
 def test_transfer(data_dir, tmp_path):
     args = (
-        'transfer.py', '--brain-mri', data_dir, '--img-size', 32, '--epochs', 1, '--train-fraction', 1, '--seeds', 1, 2,
-        '--output', tmp_path)
+        'transfer.py',
+        '--brain-mri',
+        data_dir,
+        '--img-size',
+        32,
+        '--epochs',
+        1,
+        '--train-fraction',
+        1,
+        '--seeds',
+        1,
+        2,
+        '--output',
+        tmp_path,
+    )
     process = call(*args)
     assert process.returncode == 0, process.stderr
     rows = process.stdout.splitlines()[2:]
@@ -152,9 +184,9 @@ def test_transfer(data_dir, tmp_path):
     for row, start in zip(rows, ('random', 'ham10k')):
         reports = []
         for seed in (1, 2):
-            run, = tmp_path.glob(f'transfer-hdkd_student-brain_mri-{start}*-{seed}')
+            (run,) = tmp_path.glob(f'transfer-hdkd_student-brain_mri-{start}*-{seed}')
             reports.append(json.loads((run / 'metrics.json').read_text())['test'])
             assert yaml.safe_load((run / 'config.yaml').read_text())['pretrained'] == (start != 'random')
-        assert f" {sum(50 * report['balanced_accuracy'] for report in reports):.1f} % |" in row
+        assert f' {sum(50 * report["balanced_accuracy"] for report in reports):.1f} % |' in row
     assert call(*args).stdout == process.stdout  # runs that are done are not repeated
     assert 'error: no data: name the folder' in call('transfer.py').stderr

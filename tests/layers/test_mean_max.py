@@ -40,4 +40,5 @@ def test_mean_max(dims):
     assert torch.autograd.gradgradcheck(lambda x: mean_max(x, dims), distinct)
     per_image = torch.func.vmap(torch.func.grad(lambda x: sum(p.square().sum() for p in mean_max(x, dims))))
     torch.testing.assert_close(
-        per_image(x[:, None]), torch.func.grad(lambda x: sum(p.square().sum() for p in mean_max(x, dims)))(x)[:, None])
+        per_image(x[:, None]), torch.func.grad(lambda x: sum(p.square().sum() for p in mean_max(x, dims)))(x)[:, None]
+    )

@@ -7,8 +7,9 @@ from hdkd_timm.layers.mbcsa import MbcsaBlock
 from hdkd_timm.layers.reparam import fold_batch_norms, is_fused
 
 
-@pytest.mark.parametrize('kwargs', [
-    dict(kernel_size=3, padding=1), dict(kernel_size=3, padding=1, groups=4), dict(kernel_size=1, stride=2)])
+@pytest.mark.parametrize(
+    'kwargs', [dict(kernel_size=3, padding=1), dict(kernel_size=3, padding=1, groups=4), dict(kernel_size=1, stride=2)]
+)
 def test_norm_after_a_convolution(kwargs):
     conv, norm = nn.Conv2d(4, 8, bias=False, **kwargs), nn.BatchNorm2d(8)
     model, x = randomize_batch_stats(nn.Sequential(conv, norm)).eval(), torch.randn(2, 4, 6, 6)

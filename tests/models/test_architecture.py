@@ -1,4 +1,3 @@
-
 import pytest
 import timm
 import torch
@@ -22,13 +21,19 @@ def test_stride_four_by_name(tmp_path):
     torch.testing.assert_close(loaded.eval()(x), model.eval()(x))
 
 
-@pytest.mark.parametrize(('recorded', 'match'), [
-    ({'arch': 'hdkd_teacher'}, r"not 'hdkd_teacher'.*read from the file \(its 'arch'\): specify the right one, --mod"),
-    ({'arch': 'resnet18'}, r"Unknown model 'resnet18'.*read from the file \(its 'arch'\)"),
-    ({'args': {'num_classes': 4}}, r"records num_classes=4 \(its 'args'\), its tensors have 5.*num_classes=VALUE"),
-    ({'args': {'model_kwargs': {'depths': [1, 2, 2, 3]}}}, r'records depths=.*its tensors have \(1, 2, 2, 2\)'),
-    ({'args': {'img_size': 96}}, r"of another shape: pos_embed .*'args' records an image size of 96 pixels"),
-])
+@pytest.mark.parametrize(
+    ('recorded', 'match'),
+    [
+        (
+            {'arch': 'hdkd_teacher'},
+            r"not 'hdkd_teacher'.*read from the file \(its 'arch'\): specify the right one, --mod",
+        ),
+        ({'arch': 'resnet18'}, r"Unknown model 'resnet18'.*read from the file \(its 'arch'\)"),
+        ({'args': {'num_classes': 4}}, r"records num_classes=4 \(its 'args'\), its tensors have 5.*num_classes=VALUE"),
+        ({'args': {'model_kwargs': {'depths': [1, 2, 2, 3]}}}, r'records depths=.*its tensors have \(1, 2, 2, 2\)'),
+        ({'args': {'img_size': 96}}, r"of another shape: pos_embed .*'args' records an image size of 96 pixels"),
+    ],
+)
 def test_file_that_contradicts_its_tensors(recorded, match, tmp_path):
     path = save_checkpoint(tmp_path, {'state_dict': create_student().state_dict(), **recorded})
     with pytest.raises(ValueError, match=match):

@@ -22,18 +22,21 @@ from hdkd_timm.models.labels import match_classes
 HEADS = dict(model_kwargs=dict(head_dim=8))  # which keys and shapes do not determine
 
 
-@pytest.mark.parametrize(('kwargs', 'shape'), [
-    (dict(in_chans=1, img_size=(48, 80), num_classes=3), (1, 48, 80)),
-    (dict(in_chans=4, num_classes=2), (4, 32, 32)),
-    (dict(global_pool='avg', drop_rate=0.1), (3, 32, 32)),
-    (dict(dynamic_img_size=True), (3, 32, 32)),
-    (dict(distilled=False, attn='se', stem_stride=4), (3, 32, 32)),
-])
+@pytest.mark.parametrize(
+    ('kwargs', 'shape'),
+    [
+        (dict(in_chans=1, img_size=(48, 80), num_classes=3), (1, 48, 80)),
+        (dict(in_chans=4, num_classes=2), (4, 32, 32)),
+        (dict(global_pool='avg', drop_rate=0.1), (3, 32, 32)),
+        (dict(dynamic_img_size=True), (3, 32, 32)),
+        (dict(distilled=False, attn='se', stem_stride=4), (3, 32, 32)),
+    ],
+)
 def test_saved_model_is_built_again(kwargs, shape, tmp_path):
     args = {**TINY_STUDENT, **kwargs}
     model = timm.create_model('hdkd_student', **args).eval().to(memory_format=torch.channels_last)
     save_model(model, tmp_path / 'm', model_args=args)
-    again = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
+    again = timm.create_model(f'local-dir:{tmp_path / "m"}', pretrained=True).eval()
     x = torch.randn(2, *shape)
     torch.testing.assert_close(again(x), model(x), rtol=1e-4, atol=1e-5)
     assert again.pretrained_cfg['input_size'] == shape or list(again.pretrained_cfg['input_size']) == list(shape)
@@ -46,7 +49,7 @@ def test_model_args_need_not_be_given(tmp_path):
     model.set_input_size((96, 64))
     model.reset_classifier(3, 'avg')
     save_model(model, tmp_path / 'm')
-    again = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
+    again = timm.create_model(f'local-dir:{tmp_path / "m"}', pretrained=True).eval()
     x = torch.randn(2, 3, 96, 64)
     torch.testing.assert_close(again(x), model.eval()(x))
 
@@ -59,7 +62,8 @@ def test_config_is_what_the_hub_reads(tmp_path):
     assert 'num_classes' not in config['model_args']  # transformers takes no second one
     assert config['pretrained_cfg']['classifier'] == ['head', 'head_dist']
     assert set(load_file(tmp_path / 'm' / 'model.safetensors')) == set(
-        timm.create_model('hdkd_student', **TINY_STUDENT).state_dict())
+        timm.create_model('hdkd_student', **TINY_STUDENT).state_dict()
+    )
 
 
 def test_nothing_is_overwritten_or_left_half_done(tmp_path):
@@ -119,8 +123,23 @@ def test_file_of_another_size_than_224(tmp_path):
     write_images(tmp_path / 'new', classes=['a'], number=2)
     path = save_checkpoint(tmp_path, create_student(img_size=48).state_dict())
     for args, name in (([], 'p'), (['--img-size', '64'], 'q')):
-        assert main(['predict', str(path), str(tmp_path / 'new'), '--model-kwargs', 'head_dim=8', '-j', '0',
-                     '--out', str(tmp_path / name), *args]) == 0
+        assert (
+            main(
+                [
+                    'predict',
+                    str(path),
+                    str(tmp_path / 'new'),
+                    '--model-kwargs',
+                    'head_dim=8',
+                    '-j',
+                    '0',
+                    '--out',
+                    str(tmp_path / name),
+                    *args,
+                ]
+            )
+            == 0
+        )
     assert (tmp_path / 'p').read_text() != (tmp_path / 'q').read_text()
     model, args = load_model(path, img_size=64, **HEADS)
     assert (tuple(model.img_size), tuple(model.pretrained_cfg['input_size'])) == ((64, 64), (3, 64, 64))
@@ -139,8 +158,10 @@ def test_load_model_asks_which(tmp_path):
         load_model('local-dir:nowhere')
 
 
-@pytest.mark.parametrize(('name', 'content'), [
-    ('config.json', None), ('config.json', '{"a": 1}'), ('config.json', 'xx'), ('model.safetensors', 'xx')])
+@pytest.mark.parametrize(
+    ('name', 'content'),
+    [('config.json', None), ('config.json', '{"a": 1}'), ('config.json', 'xx'), ('model.safetensors', 'xx')],
+)
 def test_damaged_model_folders(name, content, tmp_path):
     save_model(create_teacher(), tmp_path / 'm', model_args=TINY_TEACHER)
     (tmp_path / 'm' / name).unlink() if content is None else (tmp_path / 'm' / name).write_text(content)
@@ -158,28 +179,42 @@ def write_config(folder, **changes):
     return folder
 
 
-@pytest.mark.parametrize(('changes', 'match'), [
-    (dict(top=dict(label_names=list('abcd'))), '4 label names for the 5 classes of the model'),
-    (dict(top=dict(label_names=list('abcda'))), "duplicate label name 'a'"),
-    (dict(top=dict(label_names=[0, 1, 2, 3, 4])), r'label_names must be a list of names, got \[0, 1'),
-    (dict(top=dict(label_names={'0': 'a', '2': 'b', '3': 'c', '4': 'd', '5': 'e'})), 'must be a list of names'),
-    (dict(top=dict(num_classes=4, label_names=list('abcd')), model_args=dict(num_classes=5)),
-     'num_classes contradict each other, 4 in the top level, 5 in model_args'),
-    (dict(top=dict(num_classes=None), model_args=dict(num_classes=5), pretrained_cfg=dict(num_classes=None)),
-     'num_classes is in model_args only: move it to the top level'),
-    (dict(model_args=dict(device='meta')), "model_args hold 'device', which is not an argument of a network"),
-    (dict(top=dict(num_classes=4, label_names=list('abcd')), pretrained_cfg=dict(num_classes=4)),
-     r'size mismatch for head\.weight'),
-    (dict(model_args=dict(features_only=True)),
-     "model_args hold 'features_only', which is not an argument of a network"),
-    (dict(model_args=dict(checkpoint_path='a.pth')), "model_args hold 'checkpoint_path'"),
-    (dict(pretrained_cfg=dict(mean=[0.5, 0.5])), r'mean must be 3 numbers, one per channel, got .0\.5, 0\.5.'),
-    (dict(pretrained_cfg=dict(std=[0.5, 0, 0.5])), 'std must be 3 numbers above 0'),
-    (dict(pretrained_cfg=dict(std=[0.5, float('nan'), 0.5])), r'config\.json.: NaN is not a finite number'),
-    (dict(pretrained_cfg=dict(input_size=[3, 32])), 'Cannot load|input_size must be'),
-    (dict(pretrained_cfg=dict(crop_pct=0)), 'crop_pct must be a number above 0, got 0'),
-    (dict(pretrained_cfg=dict(crop_mode='middle')), "crop_mode must be one of center, squash, border, got 'middle'"),
-])
+@pytest.mark.parametrize(
+    ('changes', 'match'),
+    [
+        (dict(top=dict(label_names=list('abcd'))), '4 label names for the 5 classes of the model'),
+        (dict(top=dict(label_names=list('abcda'))), "duplicate label name 'a'"),
+        (dict(top=dict(label_names=[0, 1, 2, 3, 4])), r'label_names must be a list of names, got \[0, 1'),
+        (dict(top=dict(label_names={'0': 'a', '2': 'b', '3': 'c', '4': 'd', '5': 'e'})), 'must be a list of names'),
+        (
+            dict(top=dict(num_classes=4, label_names=list('abcd')), model_args=dict(num_classes=5)),
+            'num_classes contradict each other, 4 in the top level, 5 in model_args',
+        ),
+        (
+            dict(top=dict(num_classes=None), model_args=dict(num_classes=5), pretrained_cfg=dict(num_classes=None)),
+            'num_classes is in model_args only: move it to the top level',
+        ),
+        (dict(model_args=dict(device='meta')), "model_args hold 'device', which is not an argument of a network"),
+        (
+            dict(top=dict(num_classes=4, label_names=list('abcd')), pretrained_cfg=dict(num_classes=4)),
+            r'size mismatch for head\.weight',
+        ),
+        (
+            dict(model_args=dict(features_only=True)),
+            "model_args hold 'features_only', which is not an argument of a network",
+        ),
+        (dict(model_args=dict(checkpoint_path='a.pth')), "model_args hold 'checkpoint_path'"),
+        (dict(pretrained_cfg=dict(mean=[0.5, 0.5])), r'mean must be 3 numbers, one per channel, got .0\.5, 0\.5.'),
+        (dict(pretrained_cfg=dict(std=[0.5, 0, 0.5])), 'std must be 3 numbers above 0'),
+        (dict(pretrained_cfg=dict(std=[0.5, float('nan'), 0.5])), r'config\.json.: NaN is not a finite number'),
+        (dict(pretrained_cfg=dict(input_size=[3, 32])), 'Cannot load|input_size must be'),
+        (dict(pretrained_cfg=dict(crop_pct=0)), 'crop_pct must be a number above 0, got 0'),
+        (
+            dict(pretrained_cfg=dict(crop_mode='middle')),
+            "crop_mode must be one of center, squash, border, got 'middle'",
+        ),
+    ],
+)
 def test_config_that_is_wrong(changes, match, tmp_path):
     folder = write_config(tmp_path / 'm', **changes)
     with pytest.raises(ValueError, match=match):
@@ -210,11 +245,11 @@ def test_new_head_for_other_classes(tmp_path):
     args = {**TINY_STUDENT, 'global_pool': 'avg'}
     trained = timm.create_model('hdkd_student', **args)
     save_model(trained, tmp_path / 'm', list('abcde'), args)
-    model, _ = load_model(f"local-dir:{tmp_path / 'm'}", num_classes=3)
+    model, _ = load_model(f'local-dir:{tmp_path / "m"}', num_classes=3)
     assert (model.head.out_features, model.head_dist.out_features, model.global_pool) == (3, 3, 'avg')
     assert 'label_names' not in model.pretrained_cfg
     assert torch.equal(model.norm.weight, trained.norm.weight)
-    same, _ = load_model(f"local-dir:{tmp_path / 'm'}", num_classes=5)
+    same, _ = load_model(f'local-dir:{tmp_path / "m"}', num_classes=5)
     assert torch.equal(same.head_dist.weight, trained.head_dist.weight)
 
 
@@ -240,7 +275,7 @@ def test_wrong_keys_are_named(tmp_path):
         load(state, head_dim=None)
     assert load(state, head_dim=None, num_heads=2)[0].blocks[0].attn.head_dim == 8
     with pytest.raises(ValueError, match='its tensors have other shapes'):
-        load(dict(state, **{'head_cls.weight': torch.tensor(1.)}))
+        load(dict(state, **{'head_cls.weight': torch.tensor(1.0)}))
     with pytest.raises(ValueError, match='student with distillation token, not .hdkd_student_plain'):
         load(state, 'hdkd_student_plain')
     with pytest.raises(ValueError, match="Unknown model 'resnet18'"):
@@ -253,8 +288,9 @@ def test_wrong_keys_are_named(tmp_path):
         load_model(path)
 
 
-@pytest.mark.parametrize('change', [
-    torch.Tensor.long, torch.Tensor.to_sparse, lambda weight: weight + 0j, lambda weight: weight.to('meta')])
+@pytest.mark.parametrize(
+    'change', [torch.Tensor.long, torch.Tensor.to_sparse, lambda weight: weight + 0j, lambda weight: weight.to('meta')]
+)
 def test_weights_that_would_be_copied_wrongly(change, tmp_path):
     weights = create_teacher().state_dict()
     weights['head.weight'] = change(weights['head.weight'])

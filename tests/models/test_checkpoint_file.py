@@ -31,8 +31,14 @@ class Reduced:
 
 
 def test_numpy_numbers_and_paths_are_read_as_plain_ones(tmp_path):
-    held = dict(best=np.float64(0.25), epoch=np.int64(7), flag=np.bool_(True), big=np.array(3., '>f4')[()],
-                out=PurePosixPath('/runs/a'), state_dict={})
+    held = dict(
+        best=np.float64(0.25),
+        epoch=np.int64(7),
+        flag=np.bool_(True),
+        big=np.array(3.0, '>f4')[()],
+        out=PurePosixPath('/runs/a'),
+        state_dict={},
+    )
     read = read_checkpoint(save_checkpoint(tmp_path, held))
     assert read == dict(held, out='/runs/a')
     assert [type(read[key]) for key in held] == [float, int, bool, float, str, dict]
@@ -42,11 +48,18 @@ def test_numpy_numbers_and_paths_are_read_as_plain_ones(tmp_path):
         read_checkpoint(save_checkpoint(tmp_path, dict(best=np.zeros(3))))
 
 
-@pytest.mark.parametrize('content', [
-    Reduced(print, 'executed'), Reduced(eval, "print('executed')"), Reduced(exec, "print('executed')"),
-    Reduced(getattr, argparse.Namespace, '__init__'), Reduced(argparse._StoreAction, ['--a'], 'a'),
-    Reduced(np.load, 'file.npy'), argparse.Namespace(hidden=Reduced(print, 'executed')),
-])
+@pytest.mark.parametrize(
+    'content',
+    [
+        Reduced(print, 'executed'),
+        Reduced(eval, "print('executed')"),
+        Reduced(exec, "print('executed')"),
+        Reduced(getattr, argparse.Namespace, '__init__'),
+        Reduced(argparse._StoreAction, ['--a'], 'a'),
+        Reduced(np.load, 'file.npy'),
+        argparse.Namespace(hidden=Reduced(print, 'executed')),
+    ],
+)
 def test_safe_globals_cannot_be_abused(content, tmp_path, capsys):
     before = set(torch.serialization.get_safe_globals())
     with pytest.raises(ValueError, match='Refused'):
@@ -55,11 +68,14 @@ def test_safe_globals_cannot_be_abused(content, tmp_path, capsys):
     assert set(torch.serialization.get_safe_globals()) == before  # nothing stays allowed for others
 
 
-@pytest.mark.parametrize('write', [
-    lambda path: torch.save({'state_dict': {}, 'extra': Reduced(print, 'executed')}, path),
-    lambda path: torch.save(nn.Linear(2, 2), path),
-    lambda path: path.write_bytes(pickle.dumps(Reduced(print, 'executed'))),
-])
+@pytest.mark.parametrize(
+    'write',
+    [
+        lambda path: torch.save({'state_dict': {}, 'extra': Reduced(print, 'executed')}, path),
+        lambda path: torch.save(nn.Linear(2, 2), path),
+        lambda path: path.write_bytes(pickle.dumps(Reduced(print, 'executed'))),
+    ],
+)
 def test_file_that_would_execute_code_is_refused(write, tmp_path, capsys):
     write(tmp_path / 'evil.pth')
     with pytest.raises(ValueError, match=r"evil\.pth'(: loading it would execute code| is damaged, or holds what)"):
@@ -68,9 +84,14 @@ def test_file_that_would_execute_code_is_refused(write, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('is_zip', [True, False])
-@pytest.mark.parametrize(('content', 'named'), [
-    (Reduced(print, 'executed'), 'print'), (nn.Linear(1, 1), r'torch\.nn\.modules\.linear\.Linear'),
-    (argparse.Namespace(hidden=Reduced(len, 'a')), 'len')])
+@pytest.mark.parametrize(
+    ('content', 'named'),
+    [
+        (Reduced(print, 'executed'), 'print'),
+        (nn.Linear(1, 1), r'torch\.nn\.modules\.linear\.Linear'),
+        (argparse.Namespace(hidden=Reduced(len, 'a')), 'len'),
+    ],
+)
 def test_unsafe_globals_are_named(content, named, is_zip, tmp_path):
     """And what is allowed is not named with it."""
     torch.save(dict(args=argparse.Namespace(), a=content), tmp_path / 'a.pth', _use_new_zipfile_serialization=is_zip)
@@ -87,11 +108,14 @@ def change_record(source, path, name, change):
     return path
 
 
-@pytest.mark.parametrize(('change', 'match'), [
-    (lambda content: content[:20], 'damaged'),
-    (lambda content: content[:2] + b'\x95' + content[2:], r'damaged, or holds .* \(Unsupported operand 149\)'),
-    (lambda content: content.replace(b'Namespace', b'Namespabe'), r'execute code, it holds argparse\.Namespabe\.'),
-])
+@pytest.mark.parametrize(
+    ('change', 'match'),
+    [
+        (lambda content: content[:20], 'damaged'),
+        (lambda content: content[:2] + b'\x95' + content[2:], r'damaged, or holds .* \(Unsupported operand 149\)'),
+        (lambda content: content.replace(b'Namespace', b'Namespabe'), r'execute code, it holds argparse\.Namespabe\.'),
+    ],
+)
 def test_damaged_pickle(change, match, tmp_path, capsys):
     """It is distinguished from one that would execute code, and no command ends in an internal error."""
     content = dict(args=argparse.Namespace(lr=1), best=np.float64(1), state_dict=create_teacher().state_dict())
@@ -125,7 +149,7 @@ def test_any_damage_is_a_value_error(tmp_path):
         torch.save(content, tmp_path / 'a.pth', _use_new_zipfile_serialization=is_zip)
         whole = (tmp_path / 'a.pth').read_bytes()
         for _ in range(60):
-            damaged = bytearray(whole[:rng.choice((len(whole), rng.randrange(len(whole))))])
+            damaged = bytearray(whole[: rng.choice((len(whole), rng.randrange(len(whole))))])
             for _ in range(min(3, len(damaged))):
                 damaged[rng.randrange(len(damaged))] = rng.randrange(256)
             (tmp_path / 'a.pth').write_bytes(damaged)

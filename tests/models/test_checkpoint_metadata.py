@@ -29,9 +29,10 @@ def test_checkpoint_of_timm_s_train(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     model = timm.create_model('hdkd_student_s4', **{**TINY_STUDENT, 'img_size': 64})
     args = argparse.Namespace(
-        model='hdkd_student_s4', img_size=64, num_classes=None, in_chans=None, lr=1e-3, model_kwargs=dict(head_dim=8))
-    CheckpointSaver(model, torch.optim.AdamW(model.parameters()), args=args).save_checkpoint(0, metric=1.)
-    file, = tmp_path.glob('checkpoint*')
+        model='hdkd_student_s4', img_size=64, num_classes=None, in_chans=None, lr=1e-3, model_kwargs=dict(head_dim=8)
+    )
+    CheckpointSaver(model, torch.optim.AdamW(model.parameters()), args=args).save_checkpoint(0, metric=1.0)
+    (file,) = tmp_path.glob('checkpoint*')
     assert isinstance(read_checkpoint(file)['args'], argparse.Namespace)
     with caplog.at_level(logging.WARNING):
         loaded, args = load_model(file)
@@ -52,12 +53,17 @@ def test_arch_determines_the_stride(tmp_path):
     assert load_model(path, 'hdkd_teacher')[0].stages[0][0].conv.stride == (2, 2)  # the user's word wins
 
 
-@pytest.mark.parametrize('recorded', [
-    {'hyper_parameters': {'model_name': 'hdkd_student', 'img_size': 48, 'model_kwargs': {'head_dim': 8}}},
-    {'model_args': {'img_size': [48, 48], 'head_dim': 8}, 'arch': 'hdkd_student'},
-    {'args': {'model': 'hdkd_student', 'input_size': 48, 'nb_classes': 5, 'model_kwargs': {'num_heads': 2}}},  # DeiT
-    {'args': argparse.Namespace(model='hdkd_student', input_size=[3, 48, 48], model_kwargs=dict(head_dim=8))},
-])
+@pytest.mark.parametrize(
+    'recorded',
+    [
+        {'hyper_parameters': {'model_name': 'hdkd_student', 'img_size': 48, 'model_kwargs': {'head_dim': 8}}},
+        {'model_args': {'img_size': [48, 48], 'head_dim': 8}, 'arch': 'hdkd_student'},
+        {
+            'args': {'model': 'hdkd_student', 'input_size': 48, 'nb_classes': 5, 'model_kwargs': {'num_heads': 2}}
+        },  # DeiT
+        {'args': argparse.Namespace(model='hdkd_student', input_size=[3, 48, 48], model_kwargs=dict(head_dim=8))},
+    ],
+)
 def test_settings_of_trainers(recorded, tmp_path, caplog):
     model = create_student(img_size=48).eval()
     weights = {'model' if 'args' in recorded else 'net': model.state_dict()}
@@ -70,7 +76,8 @@ def test_settings_of_trainers(recorded, tmp_path, caplog):
 def test_pooling_and_odd_sizes(tmp_path):
     model = create_student(img_size=(40, 90), global_pool='avg').eval()
     args = argparse.Namespace(
-        model='hdkd_student', img_size=None, input_size=[3, 40, 90], gp='avg', model_kwargs=dict(head_dim=8))
+        model='hdkd_student', img_size=None, input_size=[3, 40, 90], gp='avg', model_kwargs=dict(head_dim=8)
+    )
     loaded, _ = load_model(save_checkpoint(tmp_path, {'state_dict': model.state_dict(), 'args': args}))
     x = torch.randn(1, 3, 40, 90)
     torch.testing.assert_close(loaded.eval()(x), model(x))
@@ -80,8 +87,12 @@ def test_pooling_and_odd_sizes(tmp_path):
 
 
 def test_class_names_of_a_file(tmp_path, caplog):
-    for recorded in ({'class_names': list('vwxyz')}, {'class_to_idx': {c: 'vwxyz'.index(c) for c in 'zyvxw'}},
-                 {'hyper_parameters': {'classes': tuple('vwxyz')}}, {'id2label': dict(enumerate('vwxyz'))}):
+    for recorded in (
+        {'class_names': list('vwxyz')},
+        {'class_to_idx': {c: 'vwxyz'.index(c) for c in 'zyvxw'}},
+        {'hyper_parameters': {'classes': tuple('vwxyz')}},
+        {'id2label': dict(enumerate('vwxyz'))},
+    ):
         folder = tmp_path / next(iter(recorded))
         convert_checkpoint(save_checkpoint(tmp_path, {'model': create_teacher().state_dict(), **recorded}), folder)
         assert json.loads((folder / 'config.json').read_text())['label_names'] == list('vwxyz')
@@ -101,9 +112,21 @@ def test_class_names_of_a_file(tmp_path, caplog):
 def test_training_state_of_a_run(is_old, image_folder, tmp_path, caplog):
     """Stride, size, heads and names are those of the run; older states have none, the files beside them do."""
     kwargs = {k: v for k, v in TINY_STUDENT.items() if k not in ('img_size', 'num_classes')}
-    run = train(TrainConfig(
-        model='hdkd_student_s4', data_dir=str(image_folder), img_size=64, model_kwargs=kwargs, epochs=1, batch_size=8,
-        workers=0, device='cpu', bootstrap=0, output=str(tmp_path), experiment='run'))['run']
+    run = train(
+        TrainConfig(
+            model='hdkd_student_s4',
+            data_dir=str(image_folder),
+            img_size=64,
+            model_kwargs=kwargs,
+            epochs=1,
+            batch_size=8,
+            workers=0,
+            device='cpu',
+            bootstrap=0,
+            output=str(tmp_path),
+            experiment='run',
+        )
+    )['run']
     expected = load_model(run)[0]
     if is_old:
         state = read_checkpoint(f'{run}/last.pth')

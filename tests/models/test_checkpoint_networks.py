@@ -1,4 +1,3 @@
-
 import pytest
 import torch
 from helpers import (
@@ -22,18 +21,21 @@ def prefixed(model, prefix):
     return {f'{prefix}{name}': value for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize('wrap', [
-    lambda m: prefixed(m, 'model.'),  # Lightning
-    lambda m: prefixed(m, 'net.'),
-    lambda m: prefixed(m, 'module._orig_mod.'),
-    lambda m: {'state_dict': prefixed(m, 'model._orig_mod.'), 'optimizer_states': [{}], 'epoch': 3},
-    lambda m: {'net': m.state_dict(), 'acc': 0.5},
-    lambda m: {'model_state_dict': m.state_dict()},
-    lambda m: {'ema': {'module': m.state_dict()}},
-    lambda m: AveragedModel(m).state_dict(),
-    lambda m: {'weights': nn.DataParallel(m).state_dict()},
-    lambda m: {'models': {'best': m.state_dict()}, 'ema_decay': 0.9},
-])
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda m: prefixed(m, 'model.'),  # Lightning
+        lambda m: prefixed(m, 'net.'),
+        lambda m: prefixed(m, 'module._orig_mod.'),
+        lambda m: {'state_dict': prefixed(m, 'model._orig_mod.'), 'optimizer_states': [{}], 'epoch': 3},
+        lambda m: {'net': m.state_dict(), 'acc': 0.5},
+        lambda m: {'model_state_dict': m.state_dict()},
+        lambda m: {'ema': {'module': m.state_dict()}},
+        lambda m: AveragedModel(m).state_dict(),
+        lambda m: {'weights': nn.DataParallel(m).state_dict()},
+        lambda m: {'models': {'best': m.state_dict()}, 'ema_decay': 0.9},
+    ],
+)
 def test_containers_and_prefixes(wrap, tmp_path):
     model = create_student()
     loaded, _ = load_model(save_checkpoint(tmp_path, wrap(model)), **HEADS)
@@ -78,8 +80,9 @@ def test_keys_of_a_foreign_checkpoint_are_shown(tmp_path):
         load_model(path)
 
 
-@pytest.mark.parametrize(('key', 'ema_key'), [
-    ('state_dict', 'state_dict_ema'), ('model', 'model_ema'), ('model', 'ema')])
+@pytest.mark.parametrize(
+    ('key', 'ema_key'), [('state_dict', 'state_dict_ema'), ('model', 'model_ema'), ('model', 'ema')]
+)
 def test_moving_average(key, ema_key, tmp_path, caplog):
     model, average = create_student(), create_student()
     path = save_checkpoint(tmp_path, {key: model.state_dict(), ema_key: average.state_dict()})

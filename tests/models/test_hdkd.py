@@ -1,4 +1,5 @@
 """timm's contract for all five models, on small images; at full width where that is quick."""
+
 import logging
 
 import pytest
@@ -20,8 +21,12 @@ MODELS = ['hdkd_teacher', 'hdkd_student', 'hdkd_student_plain', 'hdkd_teacher_s4
 STUDENTS = [name for name in MODELS if 'student' in name]
 # published parameter counts; stride 4 leaves fewer positions to embed
 PARAMETERS = {
-    'hdkd_teacher': 3_948_677, 'hdkd_student': 3_727_288, 'hdkd_student_plain': 3_724_977,
-    'hdkd_teacher_s4': 3_948_677, 'hdkd_student_s4': 3_727_288 - (14 * 14 - 7 * 7) * 256}
+    'hdkd_teacher': 3_948_677,
+    'hdkd_student': 3_727_288,
+    'hdkd_student_plain': 3_724_977,
+    'hdkd_teacher_s4': 3_948_677,
+    'hdkd_student_s4': 3_727_288 - (14 * 14 - 7 * 7) * 256,
+}
 SIZE = 64
 
 
@@ -181,8 +186,7 @@ def test_features_only(name):
 
 def test_features_only_of_a_non_square_image():
     outputs = timm.create_model('hdkd_student', features_only=True, img_size=(384, 288))(images(1, size=(384, 288)))
-    assert [tuple(o.shape) for o in outputs] == [
-        (1, 64, 192, 144), (1, 96, 96, 72), (1, 192, 48, 36), (1, 256, 24, 18)]
+    assert [tuple(o.shape) for o in outputs] == [(1, 64, 192, 144), (1, 96, 96, 72), (1, 192, 48, 36), (1, 256, 24, 18)]
 
 
 @pytest.mark.parametrize('feature_cls', ['list', 'hook', 'fx'])
@@ -223,8 +227,9 @@ def test_forward_intermediates(name):
     assert len(result['image_intermediates']) == number
     assert set(model.forward_intermediates(x, output_dict=True, intermediates_only=True)) == {'image_intermediates'}
     if is_student(name):
-        (last, prefix), = model.forward_intermediates(
-            x, 1, return_prefix_tokens=True, norm=True, output_fmt='NLC', intermediates_only=True)
+        ((last, prefix),) = model.forward_intermediates(
+            x, 1, return_prefix_tokens=True, norm=True, output_fmt='NLC', intermediates_only=True
+        )
         torch.testing.assert_close(torch.cat([prefix, last], dim=1), features)
         pairs = model.forward_intermediates(x, return_prefix_tokens=True, intermediates_only=True)
         assert [p.shape[1] for _, p in pairs] == [0, 0, 0, num_prefix(name)]
@@ -289,10 +294,10 @@ def test_classifier_of_the_cfg_follows_the_heads(name):
 @pytest.mark.parametrize('name', STUDENTS)
 def test_set_input_size(name):
     model = create(name).eval()
-    prefix = model.pos_embed[:, :num_prefix(name)].clone()
+    prefix = model.pos_embed[:, : num_prefix(name)].clone()
     model.set_input_size((96, 80))
     assert model(images(size=(96, 80))).shape == (2, 7)
-    torch.testing.assert_close(model.pos_embed[:, :num_prefix(name)], prefix)
+    torch.testing.assert_close(model.pos_embed[:, : num_prefix(name)], prefix)
     with pytest.raises(AssertionError, match=r"Image height \(64\) doesn't match the model's \(96\)"):
         model(images())
     model.set_input_size((SIZE, SIZE))
@@ -404,8 +409,13 @@ def test_group_matcher(name):
     fine = group_parameters(model, model.group_matcher(), reverse=True)
     coarse = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
     assert set(fine) == {n for n, _ in model.named_parameters()}
-    order = ['stages.0.0.conv.weight', 'stages.0.1.conv.weight', 'stages.1.0.conv_pw.weight',
-             'stages.1.1.conv_pw.weight', 'stages.2.0.conv_pw.weight']
+    order = [
+        'stages.0.0.conv.weight',
+        'stages.0.1.conv.weight',
+        'stages.1.0.conv_pw.weight',
+        'stages.1.1.conv_pw.weight',
+        'stages.2.0.conv_pw.weight',
+    ]
     if is_student(name):
         order += ['pos_embed', 'blocks.0.attn.qkv.weight', 'blocks.2.attn.qkv.weight', 'head.weight']
         assert fine['pos_embed'] == fine['cls_token'] == fine['patch_embed.proj.weight']
@@ -419,12 +429,12 @@ def test_group_matcher(name):
     assert coarse['stages.0.0.conv.weight'] == coarse['stages.0.1.conv.weight'] == 0
     assert coarse['stages.1.0.conv_pw.weight'] == coarse['stages.1.1.conv_pw.weight'] == 1
 
-    optimizer = create_optimizer_v2(model, opt='adamw', lr=1., weight_decay=0.05, layer_decay=0.5)
+    optimizer = create_optimizer_v2(model, opt='adamw', lr=1.0, weight_decay=0.05, layer_decay=0.5)
     scales = {id(p): g['lr_scale'] for g in optimizer.param_groups for p in g['params']}
     params = dict(model.named_parameters())
     by_depth = [scales[id(params[n])] for n in order]
     assert by_depth == sorted(set(by_depth))
-    assert by_depth[-1] == 1.
+    assert by_depth[-1] == 1.0
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -576,10 +586,12 @@ def test_export(name):
 def test_export_with_dynamic_image_size(pad):
     auto = torch.export.Dim.AUTO
     for model in (
-            timm.create_model('hdkd_student', **TINY_STUDENT, dynamic_img_size=True, dynamic_img_pad=pad).eval(),
-            timm.create_model('hdkd_teacher', **TINY_TEACHER).eval()):
+        timm.create_model('hdkd_student', **TINY_STUDENT, dynamic_img_size=True, dynamic_img_pad=pad).eval(),
+        timm.create_model('hdkd_teacher', **TINY_TEACHER).eval(),
+    ):
         exported = torch.export.export(
-            model, (images(size=(64, 80)),), dynamic_shapes=({0: auto, 2: auto, 3: auto},)).module()
+            model, (images(size=(64, 80)),), dynamic_shapes=({0: auto, 2: auto, 3: auto},)
+        ).module()
         for size in ((96, 48), (61, 33)):
             x = images(batch_size=3, size=size)
             torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
@@ -734,15 +746,18 @@ def test_constructor_arguments_do_what_they_say():
     assert HDKDTeacher(**TINY_TEACHER, hidden_size=17).head_hidden_size == 17
 
 
-@pytest.mark.parametrize(('kwargs', 'match'), [
-    (dict(img_size=27), '27 x 27'),
-    (dict(img_size=(28, 20)), '28 x 20'),
-    (dict(attn='eca'), "'eca'"),
-    (dict(stem_stride=3), 'stem_stride'),
-    (dict(depths=(1, 2)), 'depths'),
-    (dict(dims=(3, 16, 24)), '16 hidden channels'),
-    (dict(global_pool='median'), 'median'),
-])
+@pytest.mark.parametrize(
+    ('kwargs', 'match'),
+    [
+        (dict(img_size=27), '27 x 27'),
+        (dict(img_size=(28, 20)), '28 x 20'),
+        (dict(attn='eca'), "'eca'"),
+        (dict(stem_stride=3), 'stem_stride'),
+        (dict(depths=(1, 2)), 'depths'),
+        (dict(dims=(3, 16, 24)), '16 hidden channels'),
+        (dict(global_pool='median'), 'median'),
+    ],
+)
 @pytest.mark.parametrize('name', ['hdkd_teacher', 'hdkd_student'])
 def test_bad_arguments(name, kwargs, match):
     with pytest.raises(ValueError, match=match):
@@ -761,7 +776,7 @@ def test_initialisation_is_the_published_one():
     assert abs(model.cls_token.std() - 1) < 0.2
     for m in model.modules():
         if isinstance(m, nn.Linear):  # PyTorch's default, uniform within 1 / sqrt(inputs)
-            bound = m.in_features ** -0.5
+            bound = m.in_features**-0.5
             assert 0.9 * bound < m.weight.abs().max() <= bound
         elif isinstance(m, nn.BatchNorm2d):
             assert (m.eps, m.momentum) == (1e-5, 0.1)
@@ -773,6 +788,7 @@ def test_initialisation_is_the_published_one():
 
 # -- checkpoints of other sizes, channels and heads --------------------------------------------------------------------
 
+
 @pytest.mark.parametrize('name', ['hdkd_teacher', 'hdkd_student', 'hdkd_student_plain'])
 @pytest.mark.parametrize(('source', 'target'), [(3, 1), (3, 4), (3, 6), (1, 3), (4, 1), (4, 4), (4, 3), (1, 1)])
 def test_first_conv_is_adapted(name, source, target, tmp_path, caplog):
@@ -781,7 +797,7 @@ def test_first_conv_is_adapted(name, source, target, tmp_path, caplog):
     save_model(model, tmp_path / 'm', model_args=args)
     caplog.set_level(logging.WARNING)
     caplog.clear()
-    again = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True, in_chans=target)
+    again = timm.create_model(f'local-dir:{tmp_path / "m"}', pretrained=True, in_chans=target)
     assert not caplog.records
     before, after = model.stages[0][0].conv.weight, again.stages[0][0].conv.weight
     if target == 1:
@@ -803,14 +819,14 @@ def test_position_embedding_is_resampled(distilled, tmp_path):
         ramp = torch.linspace(0, 1, 6).repeat(3).view(1, 18, 1)
         model.pos_embed[:, prefix:] = ramp
     save_model(model, tmp_path / 'ramp', model_args=args)
-    again = timm.create_model(f"local-dir:{tmp_path / 'ramp'}", pretrained=True, img_size=(64, 64))
+    again = timm.create_model(f'local-dir:{tmp_path / "ramp"}', pretrained=True, img_size=(64, 64))
     assert torch.equal(again.pos_embed[:, :prefix], model.pos_embed[:, :prefix])
     grid = again.pos_embed[:, prefix:].view(4, 4, 32)
     torch.testing.assert_close(grid, grid[:1, :, :1].expand(4, 4, 32), rtol=0, atol=1e-5)
     assert (grid[0, 1:, 0] > grid[0, :-1, 0]).all()
-    same = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True)
+    same = timm.create_model(f'local-dir:{tmp_path / "m"}', pretrained=True)
     assert same.pos_embed.shape == (1, prefix + 18, 32)
-    number = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True, num_classes=9)
+    number = timm.create_model(f'local-dir:{tmp_path / "m"}', pretrained=True, num_classes=9)
     assert number(torch.randn(1, 3, 48, 96)).shape == (1, 9)
     assert torch.equal(number.norm.weight, same.norm.weight)
 
@@ -820,19 +836,22 @@ def test_position_embedding_that_fits_is_left_alone(tmp_path):
     model = timm.create_model('hdkd_student', **args)
     torch.save(model.state_dict(), tmp_path / 'own.pth')
     again = timm.create_model(
-        'hdkd_student', pretrained=True, **args,
-        pretrained_cfg_overlay=dict(file=str(tmp_path / 'own.pth'), num_classes=5))
+        'hdkd_student',
+        pretrained=True,
+        **args,
+        pretrained_cfg_overlay=dict(file=str(tmp_path / 'own.pth'), num_classes=5),
+    )
     assert torch.equal(again.pos_embed, model.pos_embed)
 
 
 def test_plain_student_made_distilled_is_adapted(tmp_path):
     args = {**TINY_STUDENT, 'distilled': True}
     save_model(timm.create_model('hdkd_student_plain', **args), tmp_path / 'm', model_args=args)
-    again = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True, num_classes=9)
+    again = timm.create_model(f'local-dir:{tmp_path / "m"}', pretrained=True, num_classes=9)
     assert again(torch.randn(1, 3, 32, 32)).shape == (1, 9)
 
 
 def test_wrong_prefix_tokens_are_explained(tmp_path):
     save_model(timm.create_model('hdkd_student', **TINY_STUDENT), tmp_path / 'm', model_args=TINY_STUDENT)
     with pytest.raises(ValueError, match='has a distillation token .* use hdkd_student for'):
-        timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True, distilled=False)
+        timm.create_model(f'local-dir:{tmp_path / "m"}', pretrained=True, distilled=False)

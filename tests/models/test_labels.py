@@ -24,13 +24,16 @@ def test_names_of_the_model_come_first():
         match_label_names(model, ['dog', 'cat'], 'it')
 
 
-@pytest.mark.parametrize(('names', 'match'), [
-    (['cat'], '1 label names for the 2 classes of the model'),
-    (['cat', 'cat'], "duplicate label name 'cat'"),
-    (['cat', ''], 'label_names must be a list of names'),
-    ([0, 1], r'label_names must be a list of names, got \[0, 1\]'),
-    ({'0': 'cat', '2': 'dog'}, 'label_names must be a list of names'),
-])
+@pytest.mark.parametrize(
+    ('names', 'match'),
+    [
+        (['cat'], '1 label names for the 2 classes of the model'),
+        (['cat', 'cat'], "duplicate label name 'cat'"),
+        (['cat', ''], 'label_names must be a list of names'),
+        ([0, 1], r'label_names must be a list of names, got \[0, 1\]'),
+        ({'0': 'cat', '2': 'dog'}, 'label_names must be a list of names'),
+    ],
+)
 def test_invalid_names(names, match, caplog):
     model = with_names(create_teacher(num_classes=2), names)
     with pytest.raises(ValueError, match=f'it: {match}.* Specify its classes by index, --label-names'):
@@ -79,8 +82,11 @@ def test_order_of_unnamed_classes():
     model = create_teacher(num_classes=3)
     before = model.head.weight.clone()
     match_classes(model, ['a', 'b', 'c'])
-    with pytest.raises(ValueError, match='order is ambiguous: the data has glioma, meningioma, Normal; .*'
-                                         r'Specify them by index, --teacher-label-names'):
+    with pytest.raises(
+        ValueError,
+        match='order is ambiguous: the data has glioma, meningioma, Normal; .*'
+        r'Specify them by index, --teacher-label-names',
+    ):
         match_classes(model, data)
     match_classes(model, data, data)
     assert torch.equal(model.head.weight, before)

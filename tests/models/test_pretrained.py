@@ -1,4 +1,5 @@
 """Released weights: what is shipped, what `pretrained=True` loads, and every way in which the Hub can fail."""
+
 import hashlib
 import json
 import os
@@ -28,7 +29,7 @@ TEACHER, STUDENT = 'hdkd_teacher.brain_mri', 'hdkd_student.brain_mri'
 NC_TEACHER, NC_STUDENT = 'hdkd_teacher.ham10k', 'hdkd_student.ham10k'
 FILES = {'README.md', 'config.json', 'confusion.png', 'metrics.json', 'model.safetensors', 'train.yaml'}
 # loads models one after another, and tells a logit of each, or the error
-LOAD = '''
+LOAD = """
 import json, sys, warnings
 warnings.simplefilter('ignore')
 import hdkd_timm, timm, torch
@@ -43,7 +44,7 @@ for name in sys.argv[1:]:
     except Exception as e:
         told.append([type(e).__name__, str(e)])
 print(json.dumps(told))
-'''
+"""
 
 
 def logit(name, **kwargs):
@@ -78,7 +79,7 @@ def test_shipped_folder(name):
     metrics = json.loads((folder / 'metrics.json').read_text())
     assert tuple(metrics['classes']) == cfg.label_names
     card = (folder / 'README.md').read_text()
-    assert f"| accuracy | {metrics['test']['accuracy']:.1%}".replace('%', ' %') in card
+    assert f'| accuracy | {metrics["test"]["accuracy"]:.1%}'.replace('%', ' %') in card
     assert yaml.safe_load(card.split('---\n')[1])['license'] == cfg.license
     assert f"timm.create_model('{name}', pretrained=True)" in card
     assert yaml.safe_load((folder / 'train.yaml').read_text())['data'].strip() in card
@@ -90,8 +91,7 @@ def test_registered_cfg_is_that_of_the_folder(name):
     config = json.loads((find_folder(name) / 'config.json').read_text())
     assert config['num_classes'] == config['pretrained_cfg']['num_classes']
     assert 'num_classes' not in config['model_args']  # transformers takes no second one
-    saved = dict(
-        config['pretrained_cfg'], architecture=config['architecture'], label_names=config['label_names'])
+    saved = dict(config['pretrained_cfg'], architecture=config['architecture'], label_names=config['label_names'])
     registered = timm.get_pretrained_cfg(name).to_dict(remove_source=True)
     assert saved == json.loads(json.dumps(registered))
 
@@ -113,8 +113,7 @@ def test_pretrained(name):
     other = timm.create_model(name, pretrained=True, num_classes=11, img_size=(96, 80), in_chans=1).eval()
     assert other(torch.randn(1, 1, 96, 80)).shape == (1, 11)
     torch.testing.assert_close(other.stages[2].state_dict(), model.stages[2].state_dict())
-    torch.testing.assert_close(
-        other.stages[0][0].conv.weight, model.stages[0][0].conv.weight.sum(1, keepdim=True))
+    torch.testing.assert_close(other.stages[0][0].conv.weight, model.stages[0][0].conv.weight.sum(1, keepdim=True))
     features = timm.create_model(name, pretrained=True, features_only=True)
     torch.testing.assert_close(features.model.stages[1].state_dict(), model.stages[1].state_dict())
 
@@ -127,8 +126,14 @@ def test_ways_to_name_weights():
     assert logit('hdkd_student', pretrained_cfg=timm.get_pretrained_cfg(NC_STUDENT).to_dict()) == expected
     assert logit(STUDENT) != expected
     # a file of one's own wins
-    assert logit(STUDENT, num_classes=7, pretrained_cfg_overlay=dict(
-        file=str(find_folder(NC_STUDENT) / WEIGHTS), num_classes=7)) == expected
+    assert (
+        logit(
+            STUDENT,
+            num_classes=7,
+            pretrained_cfg_overlay=dict(file=str(find_folder(NC_STUDENT) / WEIGHTS), num_classes=7),
+        )
+        == expected
+    )
     model, args = load_model(NC_STUDENT, img_size=32)
     torch.manual_seed(0)
     assert model.eval()(torch.randn(1, 3, 32, 32))[0, 0].item() == expected
@@ -151,7 +156,7 @@ def test_labels_are_those_of_the_classes(tmp_path):
     assert 'glioma' not in (tmp_path / 'new' / 'config.json').read_text()
     model.reset_classifier(6)
     save_model(model, tmp_path / 'reset')
-    assert 'label_names' not in timm.create_model(f"local-dir:{tmp_path / 'reset'}").pretrained_cfg
+    assert 'label_names' not in timm.create_model(f'local-dir:{tmp_path / "reset"}').pretrained_cfg
 
 
 def test_licence_is_warned_of_once():
@@ -183,7 +188,8 @@ def test_damaged_file(tmp_path, monkeypatch):
 def test_push_of_released_weights(tmp_path):
     write_hub_folder(STUDENT, tmp_path / 'out', 'us/net')
     assert {path.name: path.read_bytes() for path in (tmp_path / 'out').iterdir()} == {
-        path.name: path.read_bytes() for path in find_folder(STUDENT).iterdir()}
+        path.name: path.read_bytes() for path in find_folder(STUDENT).iterdir()
+    }
     with pytest.raises(ValueError, match=r"hdkd_student.brain_mri' has its model card, README\.md"):
         write_hub_folder(STUDENT, tmp_path / 'other', 'us/net', license='mit')
     # by the model's name, and what was written before, which one may have edited
@@ -191,7 +197,7 @@ def test_push_of_released_weights(tmp_path):
     write_hub_folder(tmp_path / 'out', tmp_path / 'again', 'us/net')
     assert (tmp_path / 'again' / 'README.md').read_text() == 'Mine.'
     write_hub_folder('hdkd_student', tmp_path / 'first', 'us/net')
-    name = f"hdkd_student.{timm.get_pretrained_cfg('hdkd_student').tag}"
+    name = f'hdkd_student.{timm.get_pretrained_cfg("hdkd_student").tag}'
     assert (tmp_path / 'first' / WEIGHTS).read_bytes() == (find_folder(name) / WEIGHTS).read_bytes()
 
 
@@ -199,11 +205,20 @@ def test_commands_take_their_names(tmp_path):
     for split in ('train', 'test'):
         write_images(tmp_path / 'data' / split, timm.get_pretrained_cfg(TEACHER).label_names, number=2)
     settings = dict(
-        data_dir=str(tmp_path / 'data'), img_size=32, epochs=1, batch_size=4, workers=0, device='cpu', bootstrap=10,
-        output=str(tmp_path / 'runs'), teacher_checkpoint=TEACHER)
+        data_dir=str(tmp_path / 'data'),
+        img_size=32,
+        epochs=1,
+        batch_size=4,
+        workers=0,
+        device='cpu',
+        bootstrap=10,
+        output=str(tmp_path / 'runs'),
+        teacher_checkpoint=TEACHER,
+    )
     cards = {}
     for experiment, changes in dict(
-            scratch={}, free=dict(model=STUDENT, pretrained=True), nc=dict(model=NC_STUDENT, pretrained=True)).items():
+        scratch={}, free=dict(model=STUDENT, pretrained=True), nc=dict(model=NC_STUDENT, pretrained=True)
+    ).items():
         run = distill(DistillConfig(**settings, **changes, experiment=experiment))['run']
         write_hub_folder(f'{run}/student', tmp_path / experiment, 'us/net')
         cards[experiment] = (tmp_path / experiment / 'README.md').read_text()
@@ -220,8 +235,10 @@ def test_commands_take_their_names(tmp_path):
     config = json.loads((tmp_path / 'scratch' / 'config.json').read_text())
     assert not {'license', 'tag'} & set(config['pretrained_cfg'])
     write_hub_folder(f'{run}/student', tmp_path / 'other', 'us/net', license='other')
-    assert 'other. The weights that the training started from: cc-by-nc-4.0.' in (
-        tmp_path / 'other' / 'README.md').read_text()
+    assert (
+        'other. The weights that the training started from: cc-by-nc-4.0.'
+        in (tmp_path / 'other' / 'README.md').read_text()
+    )
 
     out = tmp_path / 'predictions.csv'
     assert main(['predict', STUDENT, str(tmp_path / 'data' / 'test'), '--img-size', '32', '--out', str(out)]) == 0
@@ -234,22 +251,31 @@ def bare_package(tmp_path_factory):
     """Where a copy of the package lies that came without weights."""
     folder = tmp_path_factory.mktemp('site')
     shutil.copytree(
-        Path(hdkd_timm.__file__).parent, folder / 'hdkd_timm', ignore=shutil.ignore_patterns('weights', '__pycache__'))
+        Path(hdkd_timm.__file__).parent, folder / 'hdkd_timm', ignore=shutil.ignore_patterns('weights', '__pycache__')
+    )
     return folder
 
 
 @pytest.fixture
 def load(bare_package, tmp_path):
     """Load models in a process with that package, from a server or from none."""
+
     def run(*names, endpoint='http://127.0.0.1:9', **env):
         environment = {k: v for k, v in os.environ.items() if not k.startswith(('HF_', 'HDKD_'))}
         environment.update(
-            HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path / 'hf'), HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_DISABLE_XET='1')
+            HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path / 'hf'), HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_DISABLE_XET='1'
+        )
         process = subprocess.run(  # a process finds the package of its folder first
-            [sys.executable, '-c', LOAD, *names], cwd=bare_package, env={**environment, **env}, capture_output=True,
-            text=True, timeout=300)
+            [sys.executable, '-c', LOAD, *names],
+            cwd=bare_package,
+            env={**environment, **env},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         assert process.returncode == 0, process.stderr
         return json.loads(process.stdout)
+
     return run
 
 
@@ -277,7 +303,7 @@ def test_hub(load, tmp_path):
         # a download that was cut off goes on, a file that was refused or damaged is asked for again
         server.truncated.clear()
         server.add(hub_id(NC_STUDENT), {WEIGHTS: files[NC_STUDENT]})
-        blob, = tmp_path.rglob(f'blobs/{RELEASES[TEACHER].sha256}')
+        (blob,) = tmp_path.rglob(f'blobs/{RELEASES[TEACHER].sha256}')
         blob.write_bytes(files[TEACHER][:-4] + b'\1\2\3\4')
         assert [kind for kind, _ in load(NC_TEACHER, NC_STUDENT, TEACHER, endpoint=server.url)] == ['', '', '']
         # another organisation
@@ -293,18 +319,19 @@ def test_hub(load, tmp_path):
     assert cached == ['', expected]
     assert offline[0] == 'ConnectionError'
     assert 'HF_HUB_OFFLINE is set: unset it once to download it' in offline[1]
-    (kind, message), = load(STUDENT, HDKD_HUB_ORG='a/b')
+    ((kind, message),) = load(STUDENT, HDKD_HUB_ORG='a/b')
     assert kind == 'ValueError'
     assert "HDKD_HUB_ORG='a/b' is not a valid organisation name on the Hub" in message
 
 
 def test_cache_dir(tmp_path, monkeypatch):
     monkeypatch.setattr('hdkd_timm.models.pretrained.FOLDERS', ())
-    snapshot = tmp_path / f"models--{hub_id(STUDENT).replace('/', '--')}"
+    snapshot = tmp_path / f'models--{hub_id(STUDENT).replace("/", "--")}'
     (snapshot / 'snapshots' / 'abc').mkdir(parents=True)
     (snapshot / 'refs').mkdir()
     (snapshot / 'refs' / 'main').write_text('abc')
     shutil.copy(ROOT / 'weights' / STUDENT / WEIGHTS, snapshot / 'snapshots' / 'abc' / WEIGHTS)
     assert find_weights(STUDENT, tmp_path) == str(snapshot / 'snapshots' / 'abc' / WEIGHTS)
-    assert timm.create_model(STUDENT, pretrained=True, cache_dir=tmp_path).pretrained_cfg['file'].startswith(
-        str(snapshot))
+    assert (
+        timm.create_model(STUDENT, pretrained=True, cache_dir=tmp_path).pretrained_cfg['file'].startswith(str(snapshot))
+    )

@@ -1,4 +1,3 @@
-
 import pytest
 import timm
 import torch
@@ -34,10 +33,11 @@ def test_published_checkpoint_becomes_a_model_folder(name, form, tmp_path):
         path = tmp_path / 'published.pth'
         torch.save(wrap(state, form), path)
     model_name, args = convert_checkpoint(
-        path, tmp_path / 'out', label_names=['v', 'w', 'x', 'y', 'z'], **MODEL_KWARGS[name])
+        path, tmp_path / 'out', label_names=['v', 'w', 'x', 'y', 'z'], **MODEL_KWARGS[name]
+    )
     assert (model_name, args['num_classes']) == (NAMES[name], 5)
     assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == ['config.json', 'model.safetensors']
-    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    model = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True).eval()
     torch.testing.assert_close(model(x), logits, rtol=0, atol=1e-5)
     assert list(model.pretrained_cfg['label_names']) == ['v', 'w', 'x', 'y', 'z']
     assert model.pretrained_cfg['input_size'][0] == 3
@@ -50,8 +50,11 @@ def test_published_checkpoint_loads_through_timm(name, tmp_path):
     torch.save(wrap(state, 'state_dict module'), tmp_path / 'published.pth')
     kwargs = TINY_TEACHER if name == 'teacher' else TINY_STUDENT
     model = timm.create_model(
-        NAMES[name], pretrained=True, **kwargs,
-        pretrained_cfg_overlay=dict(file=str(tmp_path / 'published.pth'), num_classes=5, input_size=(3, 32, 32)))
+        NAMES[name],
+        pretrained=True,
+        **kwargs,
+        pretrained_cfg_overlay=dict(file=str(tmp_path / 'published.pth'), num_classes=5, input_size=(3, 32, 32)),
+    )
     torch.testing.assert_close(model.eval()(x), logits, rtol=0, atol=1e-5)
 
 

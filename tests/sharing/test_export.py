@@ -1,4 +1,5 @@
 """Exported files equal the model, and contain everything that predict and eval need."""
+
 import io
 import json
 import shutil
@@ -28,7 +29,7 @@ def save_student(folder, name='hdkd_student', **kwargs):
     """A model folder with the classes a, b, c whose outputs depend on the BatchNorms and on the image."""
     args = dict(TINY_TEACHER if 'teacher' in name else TINY_STUDENT, num_classes=3, **kwargs)
     model = randomize_batch_stats(timm.create_model(name, **args))
-    for head in (model.get_classifier() if isinstance(model.get_classifier(), tuple) else [model.get_classifier()]):
+    for head in model.get_classifier() if isinstance(model.get_classifier(), tuple) else [model.get_classifier()]:
         torch.nn.init.normal_(head.weight)
     save_model(model, folder, list('abc'), args)
     return folder
@@ -44,11 +45,28 @@ def models(tmp_path_factory):
     write_images(folder / 'data' / 'test', number=4, seed=1)
     test, train = str(folder / 'data' / 'test'), str(folder / 'data' / 'train')
     with redirect_stdout(io.StringIO()) as text:
-        assert main([
-            'export', str(folder / 'student'), '--int8', '--calibration', train, '--out', str(folder / 's8.onnx')]) == 0
-        assert main([
-            'export', str(folder / 'student'), '--format', 'torch-export', '--out', str(folder / 's.pt2'),
-            '--images', f'{test}/a/0.png', f'{test}/b']) == 0
+        assert (
+            main(
+                ['export', str(folder / 'student'), '--int8', '--calibration', train, '--out', str(folder / 's8.onnx')]
+            )
+            == 0
+        )
+        assert (
+            main(
+                [
+                    'export',
+                    str(folder / 'student'),
+                    '--format',
+                    'torch-export',
+                    '--out',
+                    str(folder / 's.pt2'),
+                    '--images',
+                    f'{test}/a/0.png',
+                    f'{test}/b',
+                ]
+            )
+            == 0
+        )
     report = export_model(folder / 'student', folder / 's.onnx', images=[test])
     return folder, report, text.getvalue()
 
@@ -95,7 +113,8 @@ def test_metadata(models):
     assert metadata.pop('data_config') == json.loads(json.dumps(data_config))
     assert metadata.pop('versions')['torch'] == torch.__version__
     assert metadata == dict(
-        architecture='hdkd_student', num_classes=3, label_names=['a', 'b', 'c'], precision='float32', license=None)
+        architecture='hdkd_student', num_classes=3, label_names=['a', 'b', 'c'], precision='float32', license=None
+    )
     (input_info,), (output_info,) = proto.graph.input, proto.graph.output
     assert (input_info.name, output_info.name) == ('input', 'logits')
     assert [d.dim_param or d.dim_value for d in input_info.type.tensor_type.shape.dim] == ['batch', 3, 32, 32]
@@ -158,14 +177,19 @@ def test_calibration_images_without_class_folders(models, tmp_path, caplog):
     dark = tmp_path / 'images' / 'of a' / '0.png'
     Image.fromarray(np.arange(24 * 24, dtype=np.uint8).reshape(24, 24) // 32).save(dark)
     report = export_model(
-        folder / 'student', tmp_path / 's8.onnx', int8=True, calibration=[str(tmp_path / 'images')],
-        calibration_images=3)
-    assert "1 of 3 images use so little of their value range that they appear nearly black: values" in caplog.text
+        folder / 'student',
+        tmp_path / 's8.onnx',
+        int8=True,
+        calibration=[str(tmp_path / 'images')],
+        calibration_images=3,
+    )
+    assert '1 of 3 images use so little of their value range that they appear nearly black: values' in caplog.text
     assert report['calibration_images'] == 3
     assert 'accuracy_int8' not in report
     picked = [tmp_path / 'images' / name for name in ('of a/0.png', 'of b/0.png', 'of b/7.png')]
     before, after = (
-        predict(str(path), [str(p) for p in picked], CONFIG)[1] for path in (folder / 'student', tmp_path / 's8.onnx'))
+        predict(str(path), [str(p) for p in picked], CONFIG)[1] for path in (folder / 'student', tmp_path / 's8.onnx')
+    )
     assert report['prob_difference'] == pytest.approx(np.abs(before - after).max(), abs=1e-5)
     assert report['agreement'] == (before.argmax(axis=1) == after.argmax(axis=1)).mean()
 
@@ -178,7 +202,8 @@ def test_other_models(tmp_path):
     assert onnx.load(tmp_path / 'grey.onnx').opset_import[0].version == 18
     expected = predict(str(tmp_path / 'grey'), [str(tmp_path / 'images')], CONFIG)[1]
     np.testing.assert_allclose(
-        predict(str(tmp_path / 'grey.onnx'), [str(tmp_path / 'images')], CONFIG)[1], expected, atol=1e-5)
+        predict(str(tmp_path / 'grey.onnx'), [str(tmp_path / 'images')], CONFIG)[1], expected, atol=1e-5
+    )
     assert len(OnnxModel(tmp_path / 'grey.onnx').metadata['data_config']['mean']) == 1
 
     model = randomize_batch_stats(timm.create_model('resnet10t', num_classes=4))
@@ -203,8 +228,10 @@ ERRORS = [
     (['MODEL', '--out', 'new.onnx', '--int8'], '--int8 needs images to calibrate the ranges'),
     (['MODEL', '--out', 'new.onnx', '--calibration', 'DIR'], '--calibration requires --int8'),
     (['MODEL', '--out', 'new.onnx', '--int8', '--calibration', 'gone'], "'gone' does not exist"),
-    (['MODEL', '--out', 'new.onnx', '--int8', '--calibration', 'DIR', '--calibration-images', '0'],
-     '--calibration-images must be 1 or more, got 0'),
+    (
+        ['MODEL', '--out', 'new.onnx', '--int8', '--calibration', 'DIR', '--calibration-images', '0'],
+        '--calibration-images must be 1 or more, got 0',
+    ),
     (['MODEL', '--out', 'new.onnx', '--images', 'gone.png'], "'gone.png' does not exist"),
     (['MODEL', '--out', 'new.onnx', '--images', 'bad.png'], "Cannot read image 'bad.png'"),
     (['gone', '--out', 'new.onnx'], "Model 'gone' does not exist"),
@@ -261,15 +288,18 @@ def test_missing_packages(models, package, tmp_path, monkeypatch):
             load_classifier(str(folder / 's.onnx'))
 
 
-@pytest.mark.parametrize(('name', 'config', 'message'), [
-    ('s.onnx', dict(img_size=48), 'expects images of 32 x 32 pixels, not --img-size 48'),
-    ('s.onnx', dict(amp=True), 'is an ONNX file, which does not support --amp: omit it, or use --no-amp'),
-    ('s.onnx', dict(channels_last=True), 'which does not support --channels-last'),
-    ('s.onnx', dict(device='meta'), "onnxruntime does not support device 'meta' here"),
-    ('foreign.onnx', {}, 'does not specify its classes and preprocessing'),
-    ('damaged.onnx', {}, 'is not an ONNX file that onnxruntime'),
-    ('s.pt2', {}, 'is a torch.export program, and loading it can execute code'),
-])
+@pytest.mark.parametrize(
+    ('name', 'config', 'message'),
+    [
+        ('s.onnx', dict(img_size=48), 'expects images of 32 x 32 pixels, not --img-size 48'),
+        ('s.onnx', dict(amp=True), 'is an ONNX file, which does not support --amp: omit it, or use --no-amp'),
+        ('s.onnx', dict(channels_last=True), 'which does not support --channels-last'),
+        ('s.onnx', dict(device='meta'), "onnxruntime does not support device 'meta' here"),
+        ('foreign.onnx', {}, 'does not specify its classes and preprocessing'),
+        ('damaged.onnx', {}, 'is not an ONNX file that onnxruntime'),
+        ('s.pt2', {}, 'is a torch.export program, and loading it can execute code'),
+    ],
+)
 def test_errors_of_load_classifier(models, name, config, message, tmp_path):
     folder = models[0]
     shutil.copy(folder / 's.pt2', tmp_path / 's.pt2')
@@ -282,16 +312,19 @@ def test_errors_of_load_classifier(models, name, config, message, tmp_path):
         load_classifier(str(tmp_path / name), InferenceConfig(**{'device': 'cpu', **config}))
 
 
-@pytest.mark.parametrize(('changes', 'message'), [
-    (dict(label_names=['a', 'b']), '2 label names for the 3 classes of the model'),
-    (dict(label_names=['a', 'b', 'a']), "duplicate label name 'a'"),
-    (dict(label_names='abc'), 'label_names must be a list of names'),
-    (dict(num_classes=4), r'its metadata state images \[3, 32, 32\] and 4 classes, but its input and output are'),
-    (dict(data_config=dict(input_size=[3, 48, 48])), r'its metadata state images \[3, 48, 48\]'),
-    (dict(data_config=dict(mean=[0.5])), ''),
-    (dict(data_config=dict(mean=[0.5, 0.5])), 'mean must be 3 numbers'),
-    (dict(data_config=dict(crop_pct='all')), 'crop_pct must be a number above 0'),
-])
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(label_names=['a', 'b']), '2 label names for the 3 classes of the model'),
+        (dict(label_names=['a', 'b', 'a']), "duplicate label name 'a'"),
+        (dict(label_names='abc'), 'label_names must be a list of names'),
+        (dict(num_classes=4), r'its metadata state images \[3, 32, 32\] and 4 classes, but its input and output are'),
+        (dict(data_config=dict(input_size=[3, 48, 48])), r'its metadata state images \[3, 48, 48\]'),
+        (dict(data_config=dict(mean=[0.5])), ''),
+        (dict(data_config=dict(mean=[0.5, 0.5])), 'mean must be 3 numbers'),
+        (dict(data_config=dict(crop_pct='all')), 'crop_pct must be a number above 0'),
+    ],
+)
 def test_metadata_that_is_wrong(models, changes, message, tmp_path):
     proto = onnx.load(models[0] / 's.onnx')
     metadata = json.loads(proto.metadata_props[0].value)

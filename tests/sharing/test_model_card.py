@@ -1,4 +1,5 @@
 """Model cards show names and numbers as they are."""
+
 import re
 
 import pytest
@@ -9,19 +10,37 @@ from hdkd_timm.evaluation.metrics import METRIC_NAMES
 from hdkd_timm.sharing.model_card import escape, write_card
 
 CONFIG = dict(
-    architecture='hdkd_student', num_classes=2, label_names=['a', 'b'], pretrained_cfg=dict(input_size=[1, 32, 48]))
-SCORES = dict(precision=0.5, recall=1., f1=2 / 3, support=12)
+    architecture='hdkd_student', num_classes=2, label_names=['a', 'b'], pretrained_cfg=dict(input_size=[1, 32, 48])
+)
+SCORES = dict(precision=0.5, recall=1.0, f1=2 / 3, support=12)
 RESULT = dict(
-    dict.fromkeys(METRIC_NAMES, 0.9), images=24, macro_auroc=None,
-    per_class={'a': dict(SCORES, recall_95=[0.7354, 1.]), 'b': SCORES})
+    dict.fromkeys(METRIC_NAMES, 0.9),
+    images=24,
+    macro_auroc=None,
+    per_class={'a': dict(SCORES, recall_95=[0.7354, 1.0]), 'b': SCORES},
+)
 
 
-@pytest.mark.parametrize(('text', 'shown'), [
-    ('<b>|a|', '&#60;b&#62;&#124;a&#124;'), ('a_b*c', 'a\\_b\\*c'), ('[x](y)', '\\[x\\](y)'), ('# a', '\\# a'),
-    ('http://evil.example', 'http&#58;//evil.example'), ('www.evil.example', 'www&#46;evil.example'),
-    ('@user', '&#64;user'), ('$x$', '&#36;x&#36;'), ('- a', '&#45; a'), ('a\nb', 'a b'), ('a & b', 'a &#38; b'),
-    ('a|b\n<i>', 'a&#124;b &#60;i&#62;'), ('\x1b[m\u202ea', '\\\\x1b\\[m\\\\u202ea'), ('0.001', '0.001'),
-    ('plain name', 'plain name')])
+@pytest.mark.parametrize(
+    ('text', 'shown'),
+    [
+        ('<b>|a|', '&#60;b&#62;&#124;a&#124;'),
+        ('a_b*c', 'a\\_b\\*c'),
+        ('[x](y)', '\\[x\\](y)'),
+        ('# a', '\\# a'),
+        ('http://evil.example', 'http&#58;//evil.example'),
+        ('www.evil.example', 'www&#46;evil.example'),
+        ('@user', '&#64;user'),
+        ('$x$', '&#36;x&#36;'),
+        ('- a', '&#45; a'),
+        ('a\nb', 'a b'),
+        ('a & b', 'a &#38; b'),
+        ('a|b\n<i>', 'a&#124;b &#60;i&#62;'),
+        ('\x1b[m\u202ea', '\\\\x1b\\[m\\\\u202ea'),
+        ('0.001', '0.001'),
+        ('plain name', 'plain name'),
+    ],
+)
 def test_escape(text, shown):
     assert escape(text) == shown
 
@@ -41,9 +60,9 @@ def test_card_of_a_model_without_a_run():
 def test_metadata():
     card = write_card('us/net', CONFIG, dict(test=RESULT), license='cc0-1.0', origins=['From elsewhere.'])
     metadata = yaml.safe_load(card.split('---\n')[1])
-    index, = metadata.pop('model-index')
+    (index,) = metadata.pop('model-index')
     assert metadata.items() >= dict(library_name='timm', license='cc0-1.0', pipeline_tag='image-classification').items()
-    result, = index['results']
+    (result,) = index['results']
     assert (index['name'], result['dataset']['split']) == ('net', 'test')
     values = {m['type']: m['value'] for m in result['metrics']}
     assert values == dict.fromkeys(METRIC_NAMES.keys() - {'macro_auroc'}, 0.9)
@@ -72,7 +91,7 @@ def test_counts_of_many_classes_are_rows():
 
 
 def test_settings_are_those_of_the_network():
-    settings = vars(DistillConfig(data_dir='data', lr=1e-3, teacher_lr=7e-4, teacher_epochs=9, tau=3.))
+    settings = vars(DistillConfig(data_dir='data', lr=1e-3, teacher_lr=7e-4, teacher_epochs=9, tau=3.0))
     shown = {}
     for name in ('teacher', 'student_alone', 'student'):
         card = write_card('us/net', CONFIG, dict(test=RESULT, name=name), settings)
@@ -85,8 +104,12 @@ def test_settings_are_those_of_the_network():
 
 def test_texts_are_not_templates():
     card = write_card(
-        'us/net', dict(CONFIG, label_names=['{{ 7 * 7 }}', 'b']), data='From {{ 7 * 7 }}.', load='local-dir:x',
-        more={'Stages': 'One {% if %} stage.'})
+        'us/net',
+        dict(CONFIG, label_names=['{{ 7 * 7 }}', 'b']),
+        data='From {{ 7 * 7 }}.',
+        load='local-dir:x',
+        more={'Stages': 'One {% if %} stage.'},
+    )
     assert 'From {{ 7 * 7 }}.' in card
     assert "timm.create_model('local-dir:x', pretrained=True)" in card
     assert '\n\n## Stages\n\nOne {% if %} stage.\n\n## Intended use and limits\n' in card

@@ -9,8 +9,18 @@ from hdkd_timm import DistillConfig, TrainConfig
 @pytest.fixture
 def settings(image_folder, tmp_path):
     return dict(
-        data_dir=str(image_folder), img_size=32, epochs=3, batch_size=4, lr=2e-3, workers=0, device='cpu', bootstrap=10,
-        model_kwargs=STUDENT, output=str(tmp_path / 'runs'), experiment='run')
+        data_dir=str(image_folder),
+        img_size=32,
+        epochs=3,
+        batch_size=4,
+        lr=2e-3,
+        workers=0,
+        device='cpu',
+        bootstrap=10,
+        model_kwargs=STUDENT,
+        output=str(tmp_path / 'runs'),
+        experiment='run',
+    )
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 """Network, optimiser and schedule from the settings."""
+
 import math
 import re
 
@@ -42,11 +43,14 @@ def test_network_for_the_data():
     assert [p.shape for p in again.parameters()] == [p.shape for p in model.parameters()]
 
 
-@pytest.mark.parametrize(('name', 'kwargs', 'takes_size'), [
-    ('hdkd_teacher', {k: v for k, v in TINY_TEACHER.items() if k not in ('img_size', 'num_classes')}, True),
-    ('vit_tiny_patch16_224', dict(depth=1, embed_dim=24), True),  # of one size, which is told
-    ('resnet18', dict(channels=(8, 8, 8, 8)), False),  # takes any
-])
+@pytest.mark.parametrize(
+    ('name', 'kwargs', 'takes_size'),
+    [
+        ('hdkd_teacher', {k: v for k, v in TINY_TEACHER.items() if k not in ('img_size', 'num_classes')}, True),
+        ('vit_tiny_patch16_224', dict(depth=1, embed_dim=24), True),  # of one size, which is told
+        ('resnet18', dict(channels=(8, 8, 8, 8)), False),  # takes any
+    ],
+)
 def test_image_size_goes_to_those_that_take_one(name, kwargs, takes_size):
     model, arguments = create_network(name, DistillConfig(img_size=64), 3, **kwargs)
     assert ('img_size' in arguments) == takes_size
@@ -75,9 +79,9 @@ def test_mean_and_std_are_of_as_many_channels(name, kwargs, in_chans):
 def test_network_of_a_folder(tmp_path):
     trained = student()
     save_model(trained, tmp_path / 'model', list('abcde'), TINY_STUDENT)
-    model, _ = create_network(f"local-dir:{tmp_path / 'model'}", DistillConfig(img_size=32), 5)
+    model, _ = create_network(f'local-dir:{tmp_path / "model"}', DistillConfig(img_size=32), 5)
     assert torch.equal(model.head.weight, trained.head.weight)
-    model, _ = create_network(f"local-dir:{tmp_path / 'model'}", DistillConfig(img_size=32, in_chans=1), 5)
+    model, _ = create_network(f'local-dir:{tmp_path / "model"}', DistillConfig(img_size=32, in_chans=1), 5)
     assert len(model.pretrained_cfg['mean']) == len(model.pretrained_cfg['std']) == 1
     with pytest.raises(FileNotFoundError, match='nowhere'):
         create_network('local-dir:nowhere', DistillConfig(), 5)
@@ -93,10 +97,11 @@ def test_new_head_of_a_pretrained_network_starts_small(name, is_folder, tmp_path
 
     def create(num_classes):
         if is_folder:
-            return create_network(f"local-dir:{tmp_path / 'model'}", DistillConfig(img_size=32), num_classes)[0]
+            return create_network(f'local-dir:{tmp_path / "model"}', DistillConfig(img_size=32), num_classes)[0]
         overlay = dict(file=str(tmp_path / 'model' / 'model.safetensors'), num_classes=10, input_size=(3, 224, 224))
         return create_network(
-            name, DistillConfig(img_size=32, pretrained=True), num_classes, pretrained_cfg_overlay=overlay, **kwargs)[0]
+            name, DistillConfig(img_size=32, pretrained=True), num_classes, pretrained_cfg_overlay=overlay, **kwargs
+        )[0]
 
     model = create(3)
     heads = model.get_classifier() if name == 'hdkd_student' else (model.get_classifier(),)
@@ -121,14 +126,21 @@ def test_head_of_random_networks_is_timm_s():
     assert torch.equal(create_network('test_efficientnet', DistillConfig(), 3)[0].classifier.weight, expected)
 
 
-@pytest.mark.parametrize(('name', 'kwargs', 'message'), [
-    ('hdkd_pupil', {}, "Unknown model 'hdkd_pupil': choose from hdkd_student, hdkd_student_plain"),
-    ('resnet18', dict(colour='red'), "Cannot build 'resnet18' with {'colour': 'red', 'in_chans': 3, 'num_classes': 5}"),
-    ('hdkd_student', dict(colour='red'), "Cannot build 'hdkd_student' with {'colour': 'red'"),
-    ('vit_tiny_patch16_224', dict(embed_dim=25), "Cannot build 'vit_tiny_patch16_224' with {'embed_dim': 25"),
-    ('vit_tiny_patch16_224', dict(num_heads=0), "Cannot build 'vit_tiny_patch16_224' with {'num_heads': 0"),
-    ('hdkd_student', dict(num_heads=0), 'num_heads and head_dim must be 1 or more, got 0 and 32.'),
-])
+@pytest.mark.parametrize(
+    ('name', 'kwargs', 'message'),
+    [
+        ('hdkd_pupil', {}, "Unknown model 'hdkd_pupil': choose from hdkd_student, hdkd_student_plain"),
+        (
+            'resnet18',
+            dict(colour='red'),
+            "Cannot build 'resnet18' with {'colour': 'red', 'in_chans': 3, 'num_classes': 5}",
+        ),
+        ('hdkd_student', dict(colour='red'), "Cannot build 'hdkd_student' with {'colour': 'red'"),
+        ('vit_tiny_patch16_224', dict(embed_dim=25), "Cannot build 'vit_tiny_patch16_224' with {'embed_dim': 25"),
+        ('vit_tiny_patch16_224', dict(num_heads=0), "Cannot build 'vit_tiny_patch16_224' with {'num_heads': 0"),
+        ('hdkd_student', dict(num_heads=0), 'num_heads and head_dim must be 1 or more, got 0 and 32.'),
+    ],
+)
 def test_network_that_cannot_be_built(name, kwargs, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         create_network(name, DistillConfig(img_size=32), 5, **kwargs)
@@ -138,9 +150,16 @@ def frozen_names(model):
     return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
 
 
-@pytest.mark.parametrize(('number', 'prefixes'), [
-    (0, ()), (1, ('stages.0.',)), (2, ('stages.0.', 'stages.1.')), (3, ('stages.',)),
-    (4, ('stages.', 'patch_embed.', 'blocks.', 'cls_token', 'dist_token', 'pos_embed'))])
+@pytest.mark.parametrize(
+    ('number', 'prefixes'),
+    [
+        (0, ()),
+        (1, ('stages.0.',)),
+        (2, ('stages.0.', 'stages.1.')),
+        (3, ('stages.',)),
+        (4, ('stages.', 'patch_embed.', 'blocks.', 'cls_token', 'dist_token', 'pos_embed')),
+    ],
+)
 def test_frozen_stages_of_the_student(number, prefixes):
     model = student()
     modules = freeze_stages(model, number)
@@ -148,13 +167,20 @@ def test_frozen_stages_of_the_student(number, prefixes):
     # the modules whose statistics must not move either
     norms = {name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
     assert {name for name in norms if any(model.get_submodule(name) is module for module in modules)} == {
-        name for name in norms if name.startswith(prefixes)}
+        name for name in norms if name.startswith(prefixes)
+    }
     assert model not in modules
 
 
-@pytest.mark.parametrize(('number', 'prefixes'), [
-    (1, ('conv1', 'bn1')), (2, ('conv1', 'bn1', 'layer1')), (4, ('conv1', 'bn1', 'layer1', 'layer2', 'layer3')),
-    (5, ('conv1', 'bn1', 'layer'))])
+@pytest.mark.parametrize(
+    ('number', 'prefixes'),
+    [
+        (1, ('conv1', 'bn1')),
+        (2, ('conv1', 'bn1', 'layer1')),
+        (4, ('conv1', 'bn1', 'layer1', 'layer2', 'layer3')),
+        (5, ('conv1', 'bn1', 'layer')),
+    ],
+)
 def test_frozen_stages_of_another_network(number, prefixes):
     model = timm.create_model('resnet18', channels=(8, 8, 8, 8), num_classes=3)
     freeze_stages(model, number)
@@ -166,8 +192,11 @@ def test_frozen_stages_of_another_network(number, prefixes):
 def test_frozen_stages_of_a_network_of_tokens():
     model = timm.create_model('deit_tiny_distilled_patch16_224', depth=3, embed_dim=24, num_classes=3)
     freeze_stages(model, 2)  # of a transformer each block is one; the tokens come in before the first
-    assert frozen_names(model) == {name for name, _ in model.named_parameters() if name.startswith(
-        ('cls_token', 'dist_token', 'pos_embed', 'patch_embed.', 'blocks.0.', 'blocks.1.'))}
+    assert frozen_names(model) == {
+        name
+        for name, _ in model.named_parameters()
+        if name.startswith(('cls_token', 'dist_token', 'pos_embed', 'patch_embed.', 'blocks.0.', 'blocks.1.'))
+    }
     assert len(frozen_names(model)) > 25
 
 
@@ -208,17 +237,24 @@ def test_optimizer_of_the_paper():
     assert {group['lr'] for group in optimizer.param_groups} == {5e-5}
     assert {(group['betas'], group['eps']) for group in optimizer.param_groups} == {((0.9, 0.999), 1e-8)}
     optimizer = create_optimizer(
-        timm.create_model('hdkd_teacher', **TINY_TEACHER), paper(opt='adam', lr=1e-3, weight_decay=0., sched='none'))
+        timm.create_model('hdkd_teacher', **TINY_TEACHER), paper(opt='adam', lr=1e-3, weight_decay=0.0, sched='none')
+    )
     assert type(optimizer) is torch.optim.Adam
     assert {(group['lr'], group['weight_decay']) for group in optimizer.param_groups} == {(1e-3, 0)}
 
 
-@pytest.mark.parametrize(('opt', 'message'), [
-    ('wings', "Unknown optimiser 'wings': choose one of timm's (adamw, sgd, lion, ...)."),
-    ('lookahead_wings', "Unknown optimiser 'lookahead_wings'"),
-    pytest.param('fusedadam', "Optimiser 'fusedadam' cannot be used here: ", marks=pytest.mark.skipif(
-        torch.cuda.is_available(), reason='it may be usable')),
-])
+@pytest.mark.parametrize(
+    ('opt', 'message'),
+    [
+        ('wings', "Unknown optimiser 'wings': choose one of timm's (adamw, sgd, lion, ...)."),
+        ('lookahead_wings', "Unknown optimiser 'lookahead_wings'"),
+        pytest.param(
+            'fusedadam',
+            "Optimiser 'fusedadam' cannot be used here: ",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason='it may be usable'),
+        ),
+    ],
+)
 def test_optimizer_that_cannot_be_had(opt, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         create_optimizer(student(), DistillConfig(opt=opt))
@@ -251,14 +287,21 @@ def test_layer_decay(decay_tokens):
     config = DistillConfig(sched='none', layer_decay=0.5, decay_tokens=decay_tokens)
     constant = rates(model, create_optimizer(model, config))
     assert constant['head.weight'] == constant['head_dist.weight'] == 1e-3
-    names = ['stages.0.0.conv.weight', 'stages.1.0.conv_pwl.weight', 'stages.2.0.conv_pwl.weight',
-             'patch_embed.proj.weight', 'blocks.0.mlp.fc1.weight', 'blocks.1.mlp.fc1.weight', 'head.weight']
+    names = [
+        'stages.0.0.conv.weight',
+        'stages.1.0.conv_pwl.weight',
+        'stages.2.0.conv_pwl.weight',
+        'patch_embed.proj.weight',
+        'blocks.0.mlp.fc1.weight',
+        'blocks.1.mlp.fc1.weight',
+        'head.weight',
+    ]
     scales = [math.log2(constant[name] / 1e-3) for name in names]
     assert scales == sorted(scales)
     assert scales == pytest.approx([round(scale) for scale in scales])  # powers of a half
     assert len(set(scales)) == len(scales)
     # a schedule gives the same rates once the warm-up is over
-    config.sched, config.warmup_epochs, config.min_lr, config.epochs = 'cosine', 0, 0., 10
+    config.sched, config.warmup_epochs, config.min_lr, config.epochs = 'cosine', 0, 0.0, 10
     optimizer = create_optimizer(model, config)
     create_schedule(optimizer, config, 10).step(5)
     half = rates(model, optimizer)
@@ -280,7 +323,7 @@ def lr_of_epochs(config, epochs):
 
 def test_schedule_of_the_paper():
     found = lr_of_epochs(paper(), range(200))
-    assert all(len(set(found[i:i + 10])) == 1 for i in range(0, 2000, 10))  # once an epoch
+    assert all(len(set(found[i : i + 10])) == 1 for i in range(0, 2000, 10))  # once an epoch
     warmup = [2e-5 + epoch * 3e-5 / 5 for epoch in range(5)]
     cosine = [2e-5 + 0.5 * 3e-5 * (1 + math.cos(math.pi * epoch / 200)) for epoch in range(5, 200)]
     assert found[::10] == pytest.approx([*warmup, *cosine])
@@ -307,18 +350,21 @@ def test_schedule_by_steps():
 
 
 @pytest.mark.filterwarnings('ignore:PlateauLRScheduler is deprecated')
-@pytest.mark.parametrize(('settings', 'epochs'), [  # how many have the rate 1, then 1 / 10, ...
-    (dict(sched='step'), (3, 3, 3)),
-    (dict(sched='step', decay_epochs=4), (4, 4, 1)),
-    (dict(sched='multistep'), (2, 3, 4)),  # the third and the sixth of nine are the first with a lower one
-    (dict(sched='multistep', decay_milestones=(2, 8)), (1, 6, 2)),
-    (dict(sched='plateau'), (9,)),
-    (dict(sched='plateau', patience_epochs=2), (4, 3, 2)),
-])
+@pytest.mark.parametrize(
+    ('settings', 'epochs'),
+    [  # how many have the rate 1, then 1 / 10, ...
+        (dict(sched='step'), (3, 3, 3)),
+        (dict(sched='step', decay_epochs=4), (4, 4, 1)),
+        (dict(sched='multistep'), (2, 3, 4)),  # the third and the sixth of nine are the first with a lower one
+        (dict(sched='multistep', decay_milestones=(2, 8)), (1, 6, 2)),
+        (dict(sched='plateau'), (9,)),
+        (dict(sched='plateau', patience_epochs=2), (4, 3, 2)),
+    ],
+)
 @pytest.mark.parametrize('decay_rate', [None, 0.5])
 def test_schedules_that_fall_by_steps(settings, epochs, decay_rate):
     settings = settings if decay_rate is None else dict(settings, decay_rate=decay_rate)
-    found = lr_of_epochs(DistillConfig(epochs=9, warmup_epochs=0, lr=1., **settings), range(9))[::10]
+    found = lr_of_epochs(DistillConfig(epochs=9, warmup_epochs=0, lr=1.0, **settings), range(9))[::10]
     assert found == pytest.approx([(decay_rate or 0.1) ** i for i, number in enumerate(epochs) for _ in range(number)])
 
 
@@ -353,6 +399,7 @@ def test_input_that_a_network_takes():
 
 
 # -- create_teacher ----------------------------------------------------------------------------------------------------
+
 
 def load_teacher(name, classes, model_name=None, **settings):
     return create_teacher(str(name), DistillConfig(**settings), classes, model_name)

@@ -1,4 +1,5 @@
 """Settings that are out of range are refused by their flag, value and range."""
+
 import dataclasses
 import math
 import re
@@ -15,29 +16,54 @@ FRACTION, PART = 'above 0 and at most 1', '0 or more and below 1'
 # name, range, values just within, values just out of it
 RANGES = [
     ('img_size', '28 or more', (28, 1000), (27, 0, -28)),
-    ('train_fraction', FRACTION, (1e-6, 1.), (0., 1.01, -0.5)),
-    ('layer_decay', FRACTION, (0.01, 1., None), (0., 1.1)),
-    ('decay_rate', FRACTION, (0.01, 1.), (0., 1.1)),
+    ('train_fraction', FRACTION, (1e-6, 1.0), (0.0, 1.01, -0.5)),
+    ('layer_decay', FRACTION, (0.01, 1.0, None), (0.0, 1.1)),
+    ('decay_rate', FRACTION, (0.01, 1.0), (0.0, 1.1)),
     ('decay_milestones', ONE, ((), (1, 2)), ((0,),)),
-    ('scale', '0 < MIN <= MAX <= 1', ((0.5, 0.5), (0.01, 1.)), ((0., 1.), (0.6, 0.5), (0.5, 1.1))),
-    ('ratio', '0 < MIN <= MAX', ((2., 3.), (1., 1.)), ((0., 1.), (1.5, 1.))),
+    ('scale', '0 < MIN <= MAX <= 1', ((0.5, 0.5), (0.01, 1.0)), ((0.0, 1.0), (0.6, 0.5), (0.5, 1.1))),
+    ('ratio', '0 < MIN <= MAX', ((2.0, 3.0), (1.0, 1.0)), ((0.0, 1.0), (1.5, 1.0))),
     ('folds', '2 or more', (2, None), (1, 0)),
     ('num_classes', '2 or more', (2, None), (1, -1)),
     *((name, ONE, (1,), (0, -1)) for name in ('epochs', 'batch_size', 'grad_accum_steps', 'recount')),
-    *((name, ONE, (1, None), (0, -1)) for name in (
-        'teacher_epochs', 'early_stopping', 'recovery_interval', 'decay_epochs', 'load_size')),
-    *((name, PART, (0., 0.99), (1., -0.1)) for name in ('val_fraction', 'smoothing', 'model_ema_decay')),
-    *((name, PART, (0., 0.99, None), (1., -0.1)) for name in ('drop', 'drop_path')),
-    *((name, SHARE, (0., 1.), (-0.1, 1.1))
-      for name in ('alpha', 'hflip', 'vflip', 'reprob', 'mixup_prob', 'mixup_switch_prob')),
-    *((name, POSITIVE, (1e-9, 10.), (0., -1.)) for name in ('tau', 'lr', 'teacher_lr')),
-    ('clip_grad', POSITIVE, (1e-9, None), (0., -1.)),
-    *((name, SOME, (0., 10.), (-0.1,)) for name in (
-        'feature_weight', 'stage_exponent', 'weight_decay', 'teacher_weight_decay', 'warmup_lr', 'min_lr',
-        'color_jitter', 'mixup', 'cutmix')),
-    *((name, SOME, (0, 10), (-1,)) for name in (
-        'warmup_epochs', 'seed', 'workers', 'mixup_off_epoch', 'freeze_stages', 'fold', 'bootstrap',
-        'patience_epochs')),
+    *(
+        (name, ONE, (1, None), (0, -1))
+        for name in ('teacher_epochs', 'early_stopping', 'recovery_interval', 'decay_epochs', 'load_size')
+    ),
+    *((name, PART, (0.0, 0.99), (1.0, -0.1)) for name in ('val_fraction', 'smoothing', 'model_ema_decay')),
+    *((name, PART, (0.0, 0.99, None), (1.0, -0.1)) for name in ('drop', 'drop_path')),
+    *(
+        (name, SHARE, (0.0, 1.0), (-0.1, 1.1))
+        for name in ('alpha', 'hflip', 'vflip', 'reprob', 'mixup_prob', 'mixup_switch_prob')
+    ),
+    *((name, POSITIVE, (1e-9, 10.0), (0.0, -1.0)) for name in ('tau', 'lr', 'teacher_lr')),
+    ('clip_grad', POSITIVE, (1e-9, None), (0.0, -1.0)),
+    *(
+        (name, SOME, (0.0, 10.0), (-0.1,))
+        for name in (
+            'feature_weight',
+            'stage_exponent',
+            'weight_decay',
+            'teacher_weight_decay',
+            'warmup_lr',
+            'min_lr',
+            'color_jitter',
+            'mixup',
+            'cutmix',
+        )
+    ),
+    *(
+        (name, SOME, (0, 10), (-1,))
+        for name in (
+            'warmup_epochs',
+            'seed',
+            'workers',
+            'mixup_off_epoch',
+            'freeze_stages',
+            'fold',
+            'bootstrap',
+            'patience_epochs',
+        )
+    ),
 ]
 
 
@@ -48,47 +74,52 @@ def test_range(name, words, good, bad):
     if isinstance(good[0], float):
         bad = (*bad, math.nan, math.inf)
     elif name in ('scale', 'ratio'):
-        bad = (*bad, (math.nan, 1.), (0.5, math.inf))
+        bad = (*bad, (math.nan, 1.0), (0.5, math.inf))
     for value in bad:
         shown = ' '.join(map(str, value)) if isinstance(value, tuple) else value
-        message = re.escape(f"--{name.replace('_', '-')} must be {words}, got {shown}.")
+        message = re.escape(f'--{name.replace("_", "-")} must be {words}, got {shown}.')
         with pytest.raises(ValueError, match=f'^{message}$'):
             DistillConfig(**{name: value})
 
 
 def test_every_number_has_a_range():
     numbers = {
-        field.name for field in dataclasses.fields(DistillConfig)
-        if any(kind in str(field.type) for kind in ('int', 'float')) and field.name not in ('in_chans', 'stages')}
+        field.name
+        for field in dataclasses.fields(DistillConfig)
+        if any(kind in str(field.type) for kind in ('int', 'float')) and field.name not in ('in_chans', 'stages')
+    }
     assert numbers == {name for name, *_ in RANGES}  # those two are checked where they are used
 
 
 DTYPES = 'one of float16, bfloat16'
 
 
-@pytest.mark.parametrize(('config_cls', 'name', 'value', 'words'), [
-    (TrainConfig, 'aug', 'papre', 'one of timm, paper, none'),
-    (TrainConfig, 'remode', 'noise', 'one of const, rand, pixel'),
-    (TrainConfig, 'on_bad_image', 'ignore', 'one of error, skip'),
-    (TrainConfig, 'clip_mode', 'max', 'one of norm, value, agc'),
-    (TrainConfig, 'sampler', 'even', 'one of balanced'),
-    (TrainConfig, 'select_metric', 'auroc', f"one of {', '.join(METRICS)}"),
-    (TrainConfig, 'amp_dtype', 'float8', DTYPES),
-    (TrainConfig, 'log', ('tensorboard', 'os'), 'one of tensorboard, wandb'),
-    (TrainConfig, 'cache', 'tape', 'one of ram, disk'),
-    (DistillConfig, 'kd_type', 'warm', 'one of soft, hard, none'),
-    (DistillConfig, 'reduction', 'sum', 'one of mean, batchmean'),
-    (EvalConfig, 'split', 'all', 'one of train, val, test'),
-    (EvalConfig, 'bootstrap', -1, SOME),
-    (EvalConfig, 'folds', 1, '2 or more'),
-    (EvalConfig, 'amp_dtype', 'float8', DTYPES),
-    (InferenceConfig, 'batch_size', 0, ONE),
-    (InferenceConfig, 'img_size', 0, ONE),
-    (InferenceConfig, 'workers', -1, SOME),
-])
+@pytest.mark.parametrize(
+    ('config_cls', 'name', 'value', 'words'),
+    [
+        (TrainConfig, 'aug', 'papre', 'one of timm, paper, none'),
+        (TrainConfig, 'remode', 'noise', 'one of const, rand, pixel'),
+        (TrainConfig, 'on_bad_image', 'ignore', 'one of error, skip'),
+        (TrainConfig, 'clip_mode', 'max', 'one of norm, value, agc'),
+        (TrainConfig, 'sampler', 'even', 'one of balanced'),
+        (TrainConfig, 'select_metric', 'auroc', f'one of {", ".join(METRICS)}'),
+        (TrainConfig, 'amp_dtype', 'float8', DTYPES),
+        (TrainConfig, 'log', ('tensorboard', 'os'), 'one of tensorboard, wandb'),
+        (TrainConfig, 'cache', 'tape', 'one of ram, disk'),
+        (DistillConfig, 'kd_type', 'warm', 'one of soft, hard, none'),
+        (DistillConfig, 'reduction', 'sum', 'one of mean, batchmean'),
+        (EvalConfig, 'split', 'all', 'one of train, val, test'),
+        (EvalConfig, 'bootstrap', -1, SOME),
+        (EvalConfig, 'folds', 1, '2 or more'),
+        (EvalConfig, 'amp_dtype', 'float8', DTYPES),
+        (InferenceConfig, 'batch_size', 0, ONE),
+        (InferenceConfig, 'img_size', 0, ONE),
+        (InferenceConfig, 'workers', -1, SOME),
+    ],
+)
 def test_values_are_checked_without_the_command_line(config_cls, name, value, words):
     shown = value[-1] if isinstance(value, tuple) else value
-    message = re.escape(f"--{name.replace('_', '-')} must be {words}, got {shown!r}.")
+    message = re.escape(f'--{name.replace("_", "-")} must be {words}, got {shown!r}.')
     with pytest.raises(ValueError, match=f'^{message}$'):
         config_cls(**{name: value})
     with pytest.raises(ValueError, match=f'^{message}$'):

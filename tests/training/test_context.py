@@ -1,4 +1,5 @@
 """What the networks of a run share."""
+
 import dataclasses
 import gc
 import weakref

@@ -1,4 +1,5 @@
 """Whole distillations, cut down to a few seconds."""
+
 import dataclasses
 import itertools
 import json
@@ -22,14 +23,28 @@ from hdkd_timm.models.checkpoint import save_model
 
 def test_distill_to_the_end(config, run):
     config = dataclasses.replace(
-        config, student_alone=True, epochs=4, teacher_epochs=20, teacher_lr=3e-3, color_jitter=0.1)
+        config, student_alone=True, epochs=4, teacher_epochs=20, teacher_lr=3e-3, color_jitter=0.1
+    )
     metrics = distill(config)
     assert metrics['run'] == str(run)
     assert sorted(p.name for p in run.iterdir()) == [
-        'SHA256SUMS', 'config.yaml', 'images.csv', 'metrics.json', 'student', 'student_alone', 'teacher']
+        'SHA256SUMS',
+        'config.yaml',
+        'images.csv',
+        'metrics.json',
+        'student',
+        'student_alone',
+        'teacher',
+    ]
     for name in ('student', 'student_alone', 'teacher'):
         assert sorted(p.name for p in (run / name).iterdir()) == [
-            'SHA256SUMS', 'best', 'last.pth', 'metrics.json', 'predictions.csv', 'summary.csv']
+            'SHA256SUMS',
+            'best',
+            'last.pth',
+            'metrics.json',
+            'predictions.csv',
+            'summary.csv',
+        ]
         assert json.loads((run / name / 'metrics.json').read_text()) == metrics['models'][name]
     assert [p.name for p in run.parent.iterdir()] == ['run']
     assert json.loads((run / 'metrics.json').read_text()) == {k: v for k, v in metrics.items() if k != 'run'}
@@ -53,7 +68,7 @@ def test_distill_to_the_end(config, run):
     assert values['scale'] == [0.8, 1.0]
     lines = format_table(metrics).splitlines()
     assert [line.split()[0] for line in lines] == ['network', 'teacher', 'student_alone', 'student']
-    assert (f"{metrics['models']['teacher']['test']['accuracy']:.1%} (" in lines[1])
+    assert f'{metrics["models"]["teacher"]["test"]["accuracy"]:.1%} (' in lines[1]
 
 
 def test_saved_models_give_the_reported_metrics(config, run):
@@ -68,7 +83,8 @@ def test_same_seed_same_weights(config, tmp_path):
     distill(dataclasses.replace(config, experiment='other', seed=1))
     distill(dataclasses.replace(config, experiment='compared', student_alone=True))
     run, again, other, compared = (
-        load(tmp_path / 'runs' / name / 'student').head.weight for name in ('run', 'again', 'other', 'compared'))
+        load(tmp_path / 'runs' / name / 'student').head.weight for name in ('run', 'again', 'other', 'compared')
+    )
     assert torch.equal(run, again)  # whatever the number of loader processes
     assert torch.equal(run, compared)  # training another network beside it changes nothing
     assert not torch.equal(run, other)
@@ -99,8 +115,12 @@ def test_teacher_file_says_what_it_holds(config, told, tmp_path, run):
     model = timm.create_model('hdkd_teacher_s4', **TINY_TEACHER | dict(num_classes=3)).eval()
     torch.save(dict(state_dict=model.state_dict(), **told), tmp_path / 'teacher.pth')
     config = dataclasses.replace(
-        config, model='hdkd_student_s4', epochs=1, teacher_checkpoint=str(tmp_path / 'teacher.pth'),
-        teacher_label_names=('c', 'a', 'b'))
+        config,
+        model='hdkd_student_s4',
+        epochs=1,
+        teacher_checkpoint=str(tmp_path / 'teacher.pth'),
+        teacher_label_names=('c', 'a', 'b'),
+    )
     if not told:
         with pytest.raises(ValueError, match='Stage 1: '):  # of stride 2, as nothing says otherwise
             distill(config)
@@ -113,8 +133,9 @@ def test_teacher_file_says_what_it_holds(config, told, tmp_path, run):
 
 @pytest.mark.parametrize('img_size', [28, 45])
 def test_grey_images_and_other_sizes(config, img_size, run):
-    metrics = distill(dataclasses.replace(
-        config, in_chans=1, img_size=img_size, epochs=1, channels_last=True, drop_path=0.2))
+    metrics = distill(
+        dataclasses.replace(config, in_chans=1, img_size=img_size, epochs=1, channels_last=True, drop_path=0.2)
+    )
     for name, result in metrics['models'].items():
         model = load(run / name)
         assert model.stages[0][0].conv.weight.shape[1] == 1
@@ -131,9 +152,17 @@ def test_distilling_a_distilled_student_further(config, tmp_path, run):
     source = timm.create_model('hdkd_student', **args)
     save_model(source, tmp_path / 'student', list('abc'), args)
     save_teacher(tmp_path / 'teacher')
-    distill(dataclasses.replace(
-        config, model=f"local-dir:{tmp_path / 'student'}", model_kwargs={}, student_alone=True, epochs=1,
-        teacher_checkpoint=str(tmp_path / 'teacher'), freeze_stages=3))
+    distill(
+        dataclasses.replace(
+            config,
+            model=f'local-dir:{tmp_path / "student"}',
+            model_kwargs={},
+            student_alone=True,
+            epochs=1,
+            teacher_checkpoint=str(tmp_path / 'teacher'),
+            freeze_stages=3,
+        )
+    )
     student, alone, before = (m.state_dict() for m in (load(run / 'student'), load(run / 'student_alone'), source))
     assert set(alone) == set(student) == set(before)
     frozen = [name for name in before if name.startswith('stages.')]
@@ -178,7 +207,8 @@ def test_each_network_is_fed_as_it_is_normalised(config, monkeypatch):
 
     monkeypatch.setattr(SplitLoader, '__init__', record)
     config = dataclasses.replace(
-        config, teacher_kwargs=dict(TEACHER, pretrained_cfg_overlay=dict(mean=(0.5, 0.5, 0.5))))
+        config, teacher_kwargs=dict(TEACHER, pretrained_cfg_overlay=dict(mean=(0.5, 0.5, 0.5)))
+    )
     distill(dataclasses.replace(config, epochs=1))
     imagenet = timm.data.IMAGENET_DEFAULT_MEAN
     # of the teacher, then the student: for the checks, then for their training and test
@@ -203,40 +233,47 @@ def test_finished_teacher_survives_an_error(config, run, monkeypatch):
     assert metrics['models']['student']['test']['images'] == 12
 
 
-@pytest.mark.parametrize(('changes', 'error', 'match'), [
-    (dict(img_size=27), ValueError, '--img-size must be 28 or more, got 27'),
-    (dict(epochs=0), ValueError, '--epochs must be 1 or more'),
-    (dict(batch_size=25), ValueError, '24 training images are fewer than a batch of 25'),
-    (dict(model='hdkd_pupil'), ValueError, "Unknown model 'hdkd_pupil': choose from hdkd_student"),
-    (dict(teacher='resnet99'), ValueError, "Unknown model 'resnet99'"),
-    (dict(teacher='resnet18', teacher_kwargs={}), ValueError, r'Stage 1: .*\(B, 8, H/2, W/2\).*\(B, 64, H/2, W/2\)'),
-    (dict(teacher='hdkd_teacher_s4'), ValueError, r'Stage 1: .*H/2, W/2\).*H/4, W/4\)'),
-    (dict(model_kwargs=dict(STUDENT, wings=2)), ValueError, 'wings'),
-    (dict(stages=(1, 5)), ValueError, 'stages must be among'),
-    (dict(kd_type='warm'), ValueError, "'warm'"),
-    (dict(tau=0.), ValueError, '--tau must be above 0'),
-    (dict(alpha=1.5), ValueError, '--alpha must be 0 or more and at most 1'),
-    (dict(teacher_opt='wings'), ValueError, 'wings'),
-    (dict(opt='wings'), ValueError, 'wings'),
-    (dict(sched='tide'), ValueError, 'tide'),
-    (dict(model='hdkd_student_plain'), ValueError, 'no distillation head'),
-    (dict(in_chans=2), ValueError, 'in_chans 2'),
-    (dict(train_fraction=2.), ValueError, '--train-fraction must be above 0 and at most 1, got 2.0'),
-    (dict(scale=(0.5, 2.)), ValueError, r'--scale must be 0 < MIN <= MAX <= 1, got 0\.5 2\.0'),
-    (dict(feature_weight=-1.), ValueError, '--feature-weight must be 0 or more'),
-    (dict(stage_exponent=math.nan), ValueError, '--stage-exponent must be 0 or more, got nan'),
-    (dict(feature_weight=math.inf), ValueError, '--feature-weight .* got inf'),
-    (dict(stages=(3, 3)), ValueError, 'stages must be unique'),
-    (dict(data_dir='nowhere'), FileNotFoundError, 'nowhere'),
-    (dict(teacher_checkpoint='nowhere'), FileNotFoundError, 'nowhere'),
-    (dict(device='toaster'), ValueError, "Device 'toaster' cannot be used"),
-    (dict(aa='rand-x9'), ValueError, "--aa 'rand-x9'"),
-    (dict(class_weights='gone.json'), FileNotFoundError, 'gone.json'),
-    (dict(early_stopping=2), ValueError, '--early-stopping needs a val split'),
-    (dict(freeze_stages=9), ValueError, '--freeze-stages must be 0 to 4'),
-    (dict(folds=9, fold=0), ValueError, '9 folds: expected 2 to 8'),
-    (dict(mixup=0.2, batch_size=3), ValueError, '--batch-size'),
-])
+@pytest.mark.parametrize(
+    ('changes', 'error', 'match'),
+    [
+        (dict(img_size=27), ValueError, '--img-size must be 28 or more, got 27'),
+        (dict(epochs=0), ValueError, '--epochs must be 1 or more'),
+        (dict(batch_size=25), ValueError, '24 training images are fewer than a batch of 25'),
+        (dict(model='hdkd_pupil'), ValueError, "Unknown model 'hdkd_pupil': choose from hdkd_student"),
+        (dict(teacher='resnet99'), ValueError, "Unknown model 'resnet99'"),
+        (
+            dict(teacher='resnet18', teacher_kwargs={}),
+            ValueError,
+            r'Stage 1: .*\(B, 8, H/2, W/2\).*\(B, 64, H/2, W/2\)',
+        ),
+        (dict(teacher='hdkd_teacher_s4'), ValueError, r'Stage 1: .*H/2, W/2\).*H/4, W/4\)'),
+        (dict(model_kwargs=dict(STUDENT, wings=2)), ValueError, 'wings'),
+        (dict(stages=(1, 5)), ValueError, 'stages must be among'),
+        (dict(kd_type='warm'), ValueError, "'warm'"),
+        (dict(tau=0.0), ValueError, '--tau must be above 0'),
+        (dict(alpha=1.5), ValueError, '--alpha must be 0 or more and at most 1'),
+        (dict(teacher_opt='wings'), ValueError, 'wings'),
+        (dict(opt='wings'), ValueError, 'wings'),
+        (dict(sched='tide'), ValueError, 'tide'),
+        (dict(model='hdkd_student_plain'), ValueError, 'no distillation head'),
+        (dict(in_chans=2), ValueError, 'in_chans 2'),
+        (dict(train_fraction=2.0), ValueError, '--train-fraction must be above 0 and at most 1, got 2.0'),
+        (dict(scale=(0.5, 2.0)), ValueError, r'--scale must be 0 < MIN <= MAX <= 1, got 0\.5 2\.0'),
+        (dict(feature_weight=-1.0), ValueError, '--feature-weight must be 0 or more'),
+        (dict(stage_exponent=math.nan), ValueError, '--stage-exponent must be 0 or more, got nan'),
+        (dict(feature_weight=math.inf), ValueError, '--feature-weight .* got inf'),
+        (dict(stages=(3, 3)), ValueError, 'stages must be unique'),
+        (dict(data_dir='nowhere'), FileNotFoundError, 'nowhere'),
+        (dict(teacher_checkpoint='nowhere'), FileNotFoundError, 'nowhere'),
+        (dict(device='toaster'), ValueError, "Device 'toaster' cannot be used"),
+        (dict(aa='rand-x9'), ValueError, "--aa 'rand-x9'"),
+        (dict(class_weights='gone.json'), FileNotFoundError, 'gone.json'),
+        (dict(early_stopping=2), ValueError, '--early-stopping needs a val split'),
+        (dict(freeze_stages=9), ValueError, '--freeze-stages must be 0 to 4'),
+        (dict(folds=9, fold=0), ValueError, '9 folds: expected 2 to 8'),
+        (dict(mixup=0.2, batch_size=3), ValueError, '--batch-size'),
+    ],
+)
 def test_bad_input_leaves_nothing_behind(config, changes, error, match, run):
     with pytest.raises(error, match=match):
         distill(dataclasses.replace(config, **changes))

@@ -1,4 +1,5 @@
 """What a run tells while it goes, read back as its readers do."""
+
 import csv
 import io
 import math
@@ -14,8 +15,14 @@ from hdkd_timm.utils.csv_files import write_rows
 ROWS = [
     dict(epoch=0, lr=1e-3, train_loss=2.5, val_accuracy=0.25),
     dict(
-        epoch=1, lr=5e-4, train_loss=1.5, train_feature_loss_3=0.125, val_accuracy=0.5, val_macro_auroc=math.nan,
-        note='words'),
+        epoch=1,
+        lr=5e-4,
+        train_loss=1.5,
+        train_feature_loss_3=0.125,
+        val_accuracy=0.5,
+        val_macro_auroc=math.nan,
+        note='words',
+    ),
 ]
 
 
@@ -40,10 +47,11 @@ def test_summary_of_all_epochs(tmp_path):
         rows = read(tmp_path / 'summary.csv')
         assert len(rows) == number + 1
     log.close()
-    assert rows[0] == [
-        'epoch', 'lr', 'train_loss', 'val_accuracy', 'train_feature_loss_3', 'val_macro_auroc', 'note']
+    assert rows[0] == ['epoch', 'lr', 'train_loss', 'val_accuracy', 'train_feature_loss_3', 'val_macro_auroc', 'note']
     assert rows[1:] == [
-        ['0', '0.001', '2.5', '0.25', '', '', ''], ['1', '0.0005', '1.5', '0.5', '0.125', 'nan', 'words']]
+        ['0', '0.001', '2.5', '0.25', '', '', ''],
+        ['1', '0.0005', '1.5', '0.5', '0.125', 'nan', 'words'],
+    ]
     assert sorted(p.name for p in tmp_path.iterdir()) == ['SHA256SUMS', 'summary.csv']
 
 
@@ -65,6 +73,7 @@ def test_tensorboard(tmp_path):
 
 def test_wandb(tmp_path, monkeypatch):
     import wandb
+
     for name in [name for name in os.environ if name.startswith('WANDB_')]:
         monkeypatch.delenv(name)
     monkeypatch.setenv('WANDB_MODE', 'offline')
@@ -104,8 +113,7 @@ def test_wandb(tmp_path, monkeypatch):
 def test_log_without_its_package(name, monkeypatch):
     check_logs([])
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=re.escape(
-            f"--log {name} needs {name}: pip install 'hdkd-timm[{name}]'.")):
+    with pytest.raises(ImportError, match=re.escape(f"--log {name} needs {name}: pip install 'hdkd-timm[{name}]'.")):
         check_logs([name])
 
 

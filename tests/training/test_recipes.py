@@ -1,4 +1,5 @@
 """The recipes hold the values they are named for."""
+
 import pytest
 
 from hdkd_timm.training.config import DistillConfig, read_recipe, recipe_names
@@ -28,10 +29,30 @@ def test_recipe_default_is_the_defaults():
 def test_recipe_paper():
     """The values of the paper and its code."""
     assert recipe('paper') == dict(
-        img_size=224, epochs=200, batch_size=16, opt='adamw', lr=5e-5, weight_decay=0.05, decay_tokens=True,
-        sched='cosine', warmup_epochs=5, warmup_lr=2e-5, min_lr=2e-5, teacher_opt='adam', teacher_lr=1e-3,
-        teacher_weight_decay=0., teacher_sched='none', kd_type='soft', alpha=0.5, tau=1., reduction='mean',
-        feature_weight=10., stages=(1, 2, 3), stage_exponent=1., aug='paper')
+        img_size=224,
+        epochs=200,
+        batch_size=16,
+        opt='adamw',
+        lr=5e-5,
+        weight_decay=0.05,
+        decay_tokens=True,
+        sched='cosine',
+        warmup_epochs=5,
+        warmup_lr=2e-5,
+        min_lr=2e-5,
+        teacher_opt='adam',
+        teacher_lr=1e-3,
+        teacher_weight_decay=0.0,
+        teacher_sched='none',
+        kd_type='soft',
+        alpha=0.5,
+        tau=1.0,
+        reduction='mean',
+        feature_weight=10.0,
+        stages=(1, 2, 3),
+        stage_exponent=1.0,
+        aug='paper',
+    )
     config = DistillConfig(**recipe('paper'))
     # and what the paper does without
     assert (config.amp, config.model_ema, config.sched_on_updates) == (False, False, False)

@@ -1,4 +1,5 @@
 """Which runs can be resumed, and that they end like uninterrupted ones."""
+
 import dataclasses
 import json
 import random
@@ -46,9 +47,20 @@ def finished(tmp_path_factory):
     for split, number in (('train', 4), ('val', 2), ('test', 2)):
         write_images(folder / 'data' / split, number=number)
     config = DistillConfig(
-        data_dir=str(folder / 'data'), img_size=32, epochs=2, batch_size=4, workers=0, device='cpu', bootstrap=0,
-        model_kwargs=STUDENT, teacher_kwargs=TEACHER, output=str(folder / 'runs'), experiment='run', sched='none',
-        teacher_sched='none')
+        data_dir=str(folder / 'data'),
+        img_size=32,
+        epochs=2,
+        batch_size=4,
+        workers=0,
+        device='cpu',
+        bootstrap=0,
+        model_kwargs=STUDENT,
+        teacher_kwargs=TEACHER,
+        output=str(folder / 'runs'),
+        experiment='run',
+        sched='none',
+        teacher_sched='none',
+    )
     return config, distill(config)
 
 
@@ -64,6 +76,7 @@ def resumed(finished, tmp_path):
 def test_flipped_bits_are_found_where_they_are_read(resumed, file):
     from hdkd_timm.evaluation.run_results import read_networks
     from hdkd_timm.models.checkpoint import load_model
+
     config, run = resumed
     for name in ('teacher', 'student'):
         path = run / name / file
@@ -78,13 +91,16 @@ def test_flipped_bits_are_found_where_they_are_read(resumed, file):
             path.write_bytes(good)
 
 
-@pytest.mark.parametrize(('damage', 'match'), [
-    (lambda run: shutil.rmtree(run / 'teacher' / 'best'), r"teacher/best/config\.json' is missing.* --overwrite"),
-    (lambda run: (run / 'teacher' / 'best' / 'model.safetensors').unlink(), r"best/model\.safetensors' is missing"),
-    (lambda run: (run / 'teacher' / 'metrics.json').write_text('{'), r"teacher/metrics\.json' is damaged"),
-    (lambda run: shutil.rmtree(run / 'student' / 'best'), r"student/best/config\.json' is missing"),
-    (lambda run: (run / 'student' / 'last.pth').write_bytes(b'PK'), r"student/last\.pth' is"),
-])
+@pytest.mark.parametrize(
+    ('damage', 'match'),
+    [
+        (lambda run: shutil.rmtree(run / 'teacher' / 'best'), r"teacher/best/config\.json' is missing.* --overwrite"),
+        (lambda run: (run / 'teacher' / 'best' / 'model.safetensors').unlink(), r"best/model\.safetensors' is missing"),
+        (lambda run: (run / 'teacher' / 'metrics.json').write_text('{'), r"teacher/metrics\.json' is damaged"),
+        (lambda run: shutil.rmtree(run / 'student' / 'best'), r"student/best/config\.json' is missing"),
+        (lambda run: (run / 'student' / 'last.pth').write_bytes(b'PK'), r"student/last\.pth' is"),
+    ],
+)
 @pytest.mark.parametrize('has_sums', [True, False])
 def test_what_is_missing_shows_before_anything_is_trained(resumed, damage, match, has_sums, monkeypatch):
     config, run = resumed
@@ -108,14 +124,18 @@ def test_damaged_results_can_be_tested_again(resumed, finished):
     with pytest.raises(ValueError, match=r'or delete it, and --resume tests the network again'):
         distill(config, resume=True)
     (run / 'teacher' / 'metrics.json').unlink()
-    assert distill(config, resume=True)['models']['teacher']['test'] \
-        == finished[1]['models']['teacher']['test']
+    assert distill(config, resume=True)['models']['teacher']['test'] == finished[1]['models']['teacher']['test']
 
 
-@pytest.mark.parametrize('sched', [
-    dict(sched='none'), dict(sched='step', decay_epochs=1, warmup_epochs=0),
-    dict(sched='multistep', decay_milestones=(1, 3), warmup_epochs=0), dict(sched='plateau', warmup_epochs=0),
-])
+@pytest.mark.parametrize(
+    'sched',
+    [
+        dict(sched='none'),
+        dict(sched='step', decay_epochs=1, warmup_epochs=0),
+        dict(sched='multistep', decay_milestones=(1, 3), warmup_epochs=0),
+        dict(sched='plateau', warmup_epochs=0),
+    ],
+)
 @pytest.mark.parametrize('stops', [False, True])
 def test_more_epochs_end_as_if_they_had_been_meant(train_config, image_folder, sched, stops, monkeypatch, run):
     write_images(image_folder / 'val', number=2, seed=2)
@@ -136,15 +156,20 @@ def test_more_epochs_end_as_if_they_had_been_meant(train_config, image_folder, s
         train(dataclasses.replace(short, epochs=3), resume=True)
 
 
-@pytest.mark.parametrize('sched', [dict(sched='cosine'), dict(sched='step', warmup_epochs=0), dict(
-    sched='cosine', sched_on_updates=True)])
+@pytest.mark.parametrize(
+    'sched', [dict(sched='cosine'), dict(sched='step', warmup_epochs=0), dict(sched='cosine', sched_on_updates=True)]
+)
 def test_more_epochs_of_another_schedule(train_config, sched, run):
     config = dataclasses.replace(train_config, **sched)
     train(config)
     before = {path: path.is_dir() or path.read_bytes() for path in run.rglob('*')}
-    with pytest.raises(ValueError, match=(
+    with pytest.raises(
+        ValueError,
+        match=(
             rf"started with 3 epochs and cannot continue with 9: the schedule '{config.sched}' .* other learning rates"
-            rf" .* --model local-dir:{run / 'best'}")):
+            rf' .* --model local-dir:{run / "best"}'
+        ),
+    ):
         train(dataclasses.replace(config, epochs=9), resume=True)
     assert {path: path.is_dir() or path.read_bytes() for path in run.rglob('*')} == before
     train(dataclasses.replace(config, epochs=3), resume=True)

@@ -1,4 +1,5 @@
 """The folder of a run among real processes, and real signals."""
+
 import csv
 import os
 import pickle
@@ -36,7 +37,9 @@ def snapshot(folder):
     """What links, files and folders hold, by name."""
     return {
         str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.is_file() and path.read_bytes()
-        for path in folder.rglob('*') if path.name != SUMS}
+        for path in folder.rglob('*')
+        if path.name != SUMS
+    }
 
 
 @pytest.fixture
@@ -55,8 +58,10 @@ def begun(runs):
 
 def test_state_there_and_back(tmp_path):
     state = {
-        'progress': {'epoch': 3, 'best': None, 'rows': [{'loss': 0.5}]}, 'model': {'weight': torch.randn(2, 3)},
-        'rng': torch.get_rng_state()}
+        'progress': {'epoch': 3, 'best': None, 'rows': [{'loss': 0.5}]},
+        'model': {'weight': torch.randn(2, 3)},
+        'rng': torch.get_rng_state(),
+    }
     save_state(state, tmp_path / STATE_FILE)
     loaded = load_state(tmp_path / STATE_FILE)
     assert loaded['progress'] == state['progress']
@@ -220,7 +225,13 @@ def test_start_killed_anywhere(runs, fails, tmp_path):
             live(runs)
         assert is_new(runs / 'run')
         assert content(runs / 'run') == [
-            CONFIG_FILE, IMAGES_FILE, 'student', 'student/last.pth', 'student/metrics.json', 'student/summary.csv']
+            CONFIG_FILE,
+            IMAGES_FILE,
+            'student',
+            'student/last.pth',
+            'student/metrics.json',
+            'student/summary.csv',
+        ]
         check_sums(runs / 'run')
         shutil.rmtree(runs)
 
@@ -233,8 +244,7 @@ def test_overwrite_killed_anywhere(begun, runs, fails, is_second, tmp_path):
     old, kept = snapshot(begun), tmp_path / 'kept'
     if is_second:
         with pytest.raises(Interrupted):
-            fail_after_writing(
-                runs, 'run', 'teacher/summary.csv', Interrupted(signal.SIGTERM, begun), overwrite=True)
+            fail_after_writing(runs, 'run', 'teacher/summary.csv', Interrupted(signal.SIGTERM, begun), overwrite=True)
     shutil.copytree(begun, kept)
     outcomes = set()
     for _ in each_kill(runs, lambda: live(runs, fails, 'lr: 1\n', overwrite=True)):
@@ -266,8 +276,10 @@ def test_settings_that_were_edited(begun, runs):
     """`--config run/config.yaml --resume` would compare the edited file with itself."""
     edited = SETTINGS.replace('0.001', '0.002')
     (begun / CONFIG_FILE).write_text(edited)
-    with pytest.raises(ValueError, match=r"config\.yaml' is damaged, or was edited"), run_folder(
-            str(runs), 'run', edited, resume=True):
+    with (
+        pytest.raises(ValueError, match=r"config\.yaml' is damaged, or was edited"),
+        run_folder(str(runs), 'run', edited, resume=True),
+    ):
         pass
 
 
@@ -289,9 +301,12 @@ def test_what_looks_at_a_run_that_goes_on(begun, runs):
         assert folder == begun
         raise ValueError('no')
 
-    with pytest.raises(ValueError, match='no'), run_folder(
-            str(runs), 'run', SETTINGS.replace('workers: 2', 'workers: 0'), resume=True, free=['workers'],
-            check=refuse):
+    with (
+        pytest.raises(ValueError, match='no'),
+        run_folder(
+            str(runs), 'run', SETTINGS.replace('workers: 2', 'workers: 0'), resume=True, free=['workers'], check=refuse
+        ),
+    ):
         pass
     assert snapshot(begun) == before
 
@@ -341,9 +356,16 @@ def test_new_folder(runs):
 
 def test_run_that_exists(begun, runs):
     before = content(begun)
-    with pytest.raises(FileExistsError, match=re.escape(
-            f"Run '{begun}' already exists: --resume continues it, --overwrite replaces it, or choose another "
-            "--experiment.")), run_folder(str(runs), 'run', SETTINGS):
+    with (
+        pytest.raises(
+            FileExistsError,
+            match=re.escape(
+                f"Run '{begun}' already exists: --resume continues it, --overwrite replaces it, or choose another "
+                '--experiment.'
+            ),
+        ),
+        run_folder(str(runs), 'run', SETTINGS),
+    ):
         pass
     assert content(begun) == before
 
@@ -359,13 +381,17 @@ def test_resume(begun, runs):
 
 
 def test_resume_of_nothing(runs):
-    with pytest.raises(FileNotFoundError, match="There is no run '.*run' to resume"), run_folder(
-            str(runs), 'run', SETTINGS, resume=True):
+    with (
+        pytest.raises(FileNotFoundError, match="There is no run '.*run' to resume"),
+        run_folder(str(runs), 'run', SETTINGS, resume=True),
+    ):
         pass
     assert not runs.exists()
     (runs / 'run').mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r'it has no config\.yaml'), run_folder(
-            str(runs), 'run', SETTINGS, resume=True):
+    with (
+        pytest.raises(FileNotFoundError, match=r'it has no config\.yaml'),
+        run_folder(str(runs), 'run', SETTINGS, resume=True),
+    ):
         pass
     assert content(runs) == ['run']
 
@@ -373,15 +399,23 @@ def test_resume_of_nothing(runs):
 def test_resume_with_other_settings(begun, runs):
     before = content(begun)
     other = SETTINGS.replace('0.001', '0.002').replace('0.8', '0.9') + 'more: x\n'
-    with pytest.raises(ValueError, match=re.escape(
-            f"Run '{begun}' was started with lr 0.001, not 0.002 (3 settings differ: lr, scale, more): resume it with "
-            f"--config {begun / CONFIG_FILE} --resume, or choose another --experiment.")), run_folder(
-            str(runs), 'run', other, resume=True):
+    with (
+        pytest.raises(
+            ValueError,
+            match=re.escape(
+                f"Run '{begun}' was started with lr 0.001, not 0.002 (3 settings differ: lr, scale, more): resume it with "
+                f'--config {begun / CONFIG_FILE} --resume, or choose another --experiment.'
+            ),
+        ),
+        run_folder(str(runs), 'run', other, resume=True),
+    ):
         pass
     assert content(begun) == before
     assert (begun / CONFIG_FILE).read_text() == SETTINGS
-    with pytest.raises(ValueError, match='seed 42, not None'), run_folder(
-            str(runs), 'run', SETTINGS.replace('seed: 42\n', ''), resume=True):
+    with (
+        pytest.raises(ValueError, match='seed 42, not None'),
+        run_folder(str(runs), 'run', SETTINGS.replace('seed: 42\n', ''), resume=True),
+    ):
         pass
     # some settings are free to change
     changed = SETTINGS.replace('workers: 2', 'workers: 0')
@@ -421,8 +455,10 @@ def test_what_is_no_run_is_not_overwritten(runs):
     (runs / 'photos' / 'a.png').touch()
     (runs / 'file').touch()
     for name in ('photos', 'file'):
-        with pytest.raises(FileExistsError, match=rf"{name}' is not a run, it has no config\.yaml: it is not over"), \
-                run_folder(str(runs), name, SETTINGS, overwrite=True):
+        with (
+            pytest.raises(FileExistsError, match=rf"{name}' is not a run, it has no config\.yaml: it is not over"),
+            run_folder(str(runs), name, SETTINGS, overwrite=True),
+        ):
             pass
     assert content(runs) == ['file', 'photos', os.path.join('photos', 'a.png')]
 
@@ -483,11 +519,15 @@ def test_interrupted_run_stays(begun, runs, experiment, overwrite):
     before = snapshot(begun)
     with pytest.raises(Interrupted):
         fail_after_writing(
-            runs, experiment, 'teacher/summary.csv', Interrupted(signal.SIGTERM, experiment), overwrite=overwrite)
+            runs, experiment, 'teacher/summary.csv', Interrupted(signal.SIGTERM, experiment), overwrite=overwrite
+        )
     kept = runs / experiment / '.before'
     assert snapshot(kept) == before if overwrite else not kept.exists()  # the new one has nothing to show yet
     assert [name for name in content(runs / experiment) if not name.startswith('.before')] == [
-        CONFIG_FILE, 'teacher', os.path.join('teacher', 'summary.csv')]
+        CONFIG_FILE,
+        'teacher',
+        os.path.join('teacher', 'summary.csv'),
+    ]
 
 
 @pytest.mark.parametrize('overwrite', [False, True])
@@ -496,8 +536,10 @@ def test_run_that_was_killed_before_it_began(runs, overwrite):
     folder.mkdir(parents=True)
     for name in ('.lock', f'.{CONFIG_FILE}.123.tmp'):
         (folder / name).touch()
-    with pytest.raises(FileNotFoundError, match=r"There is no run '.*run' to resume, it has no config\.yaml"), \
-            run_folder(str(runs), 'run', SETTINGS, resume=True):
+    with (
+        pytest.raises(FileNotFoundError, match=r"There is no run '.*run' to resume, it has no config\.yaml"),
+        run_folder(str(runs), 'run', SETTINGS, resume=True),
+    ):
         pass
     assert content(folder) == [f'.{CONFIG_FILE}.123.tmp', '.lock']
     with run_folder(str(runs), 'run', SETTINGS, overwrite=overwrite):
@@ -531,25 +573,34 @@ def test_images_of_a_tar_file(tmp_path):
         keep_images(rows_of('x', 'train/a/0.png', 'test/a/1.png'), tmp_path)
 
 
-@pytest.mark.parametrize(('edit', 'name', 'number'), [
-    (lambda rows: [dict(rows[0], split='test'), *rows[1:]], '/train/a/0.png', 4),
-    (lambda rows: [dict(rows[0], label='b'), *rows[1:]], '/train/a/0.png', 4),
-    (lambda rows: [dict(row, group='1') for row in rows], '/train/a/0.png', 4),
-    (lambda rows: rows[:3], '/test/b/3.png', 3),
-    (lambda rows: rows + rows_of('/data', 'train/a/9.png'), '/train/a/9.png', 5),
-], ids=['split', 'label', 'group', 'missing', 'added'])
+@pytest.mark.parametrize(
+    ('edit', 'name', 'number'),
+    [
+        (lambda rows: [dict(rows[0], split='test'), *rows[1:]], '/train/a/0.png', 4),
+        (lambda rows: [dict(rows[0], label='b'), *rows[1:]], '/train/a/0.png', 4),
+        (lambda rows: [dict(row, group='1') for row in rows], '/train/a/0.png', 4),
+        (lambda rows: rows[:3], '/test/b/3.png', 3),
+        (lambda rows: rows + rows_of('/data', 'train/a/9.png'), '/train/a/9.png', 5),
+    ],
+    ids=['split', 'label', 'group', 'missing', 'added'],
+)
 def test_other_images(tmp_path, edit, name, number):
     keep_images(ROWS, tmp_path)
-    with pytest.raises(ValueError, match=re.escape(
+    with pytest.raises(
+        ValueError,
+        match=re.escape(
             f"not those that run '{tmp_path}' was started with (4 in '{tmp_path / IMAGES_FILE}', now {number};"
-            f" '{name}' of")):
+            f" '{name}' of"
+        ),
+    ):
         keep_images(edit(ROWS), tmp_path)
 
 
 def with_contents(rows, sizes='1234', digests='abcd'):
     return [
         dict(row, bytes=size, sha256=digest * 64 if digest.strip() else '')
-        for row, size, digest in zip(rows, sizes, digests)]
+        for row, size, digest in zip(rows, sizes, digests)
+    ]
 
 
 def test_contents_of_images(tmp_path, caplog):
@@ -559,8 +610,12 @@ def test_contents_of_images(tmp_path, caplog):
     keep_images(with_contents([dict(row, path=row['path'].replace('/data', '/moved')) for row in ROWS]), tmp_path)
     assert not caplog.records
     for changed in (with_contents(ROWS, '1239', 'abcd'), with_contents(ROWS, '1234', 'abcf')):
-        with pytest.raises(ValueError, match=re.escape(
-                f"Image '/data/test/b/3.png' of split test has changed since run '{tmp_path}' was started (1 of 4 ")):
+        with pytest.raises(
+            ValueError,
+            match=re.escape(
+                f"Image '/data/test/b/3.png' of split test has changed since run '{tmp_path}' was started (1 of 4 "
+            ),
+        ):
             keep_images(changed, tmp_path)
     # images that are not read now
     keep_images(with_contents(ROWS, digests='    '), tmp_path)
@@ -585,8 +640,12 @@ def test_run_without_its_list_of_images(tmp_path, text):
     if text is not None:
         (tmp_path / IMAGES_FILE).write_text(text)
     (tmp_path / 'student' / STATE_FILE).touch()
-    with pytest.raises(FileNotFoundError, match=(
-            f"'{tmp_path / IMAGES_FILE}', the list of the run's images, is {'missing' if text is None else 'empty'}")):
+    with pytest.raises(
+        FileNotFoundError,
+        match=(
+            f"'{tmp_path / IMAGES_FILE}', the list of the run's images, is {'missing' if text is None else 'empty'}"
+        ),
+    ):
         keep_images(with_contents(ROWS), tmp_path)
     # a run that has not got further than its settings has no list yet
     (tmp_path / 'student' / STATE_FILE).unlink()
@@ -600,21 +659,21 @@ def test_images_that_are_not_told(tmp_path):
     assert content(tmp_path) == []
 
 
-HOLD = '''
+HOLD = """
 import sys
 from hdkd_timm.training.run_folder import run_folder
 with run_folder(sys.argv[1], 'run', sys.argv[2]):
     print('mine', flush=True)
     sys.stdin.read()
-'''
+"""
 
 
 @pytest.fixture
 def other_process(runs):
     """A process that writes to the run until its input ends."""
     with subprocess.Popen(
-            [sys.executable, '-c', HOLD, str(runs), SETTINGS], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True) as process:
+        [sys.executable, '-c', HOLD, str(runs), SETTINGS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout.readline() == 'mine\n'
         yield process
         process.kill()
@@ -622,8 +681,10 @@ def other_process(runs):
 
 def test_run_of_another_process(runs, other_process):
     for settings in (dict(resume=True), dict(overwrite=True)):
-        with pytest.raises(FileExistsError, match="Another process is writing to run '.*run': wait until it ends"), \
-                run_folder(str(runs), 'run', SETTINGS, **settings):
+        with (
+            pytest.raises(FileExistsError, match="Another process is writing to run '.*run': wait until it ends"),
+            run_folder(str(runs), 'run', SETTINGS, **settings),
+        ):
             pass
         assert (runs / 'run' / CONFIG_FILE).read_text() == SETTINGS
     # the lock goes with the process, whatever file it leaves
@@ -637,9 +698,17 @@ def test_run_of_another_process(runs, other_process):
 
 def test_a_run_goes_on_with_the_same_images_only(image_folder, tmp_path):
     config = TrainConfig(
-        data_dir=str(image_folder), img_size=32, epochs=1, batch_size=4, workers=0, device='cpu', bootstrap=0,
+        data_dir=str(image_folder),
+        img_size=32,
+        epochs=1,
+        batch_size=4,
+        workers=0,
+        device='cpu',
+        bootstrap=0,
         model_kwargs={k: v for k, v in TINY_STUDENT.items() if k not in ('img_size', 'num_classes')},
-        output=str(tmp_path / 'runs'), experiment='run')
+        output=str(tmp_path / 'runs'),
+        experiment='run',
+    )
     run = Path(train(config)['run'])
     path = image_folder / 'test' / 'b' / '1.png'
     before = path.read_bytes()

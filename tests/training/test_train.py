@@ -1,4 +1,5 @@
 """Whole trainings of one network, cut down to a second or two."""
+
 import csv
 import dataclasses
 import json
@@ -21,12 +22,20 @@ from hdkd_timm.models.checkpoint import save_model
 
 
 def test_train_any_timm_model(train_config, run):
-    metrics = train(dataclasses.replace(
-        train_config, model='resnet10t', model_kwargs=dict(stem_width=16), drop=0.1, epochs=1))
+    metrics = train(
+        dataclasses.replace(train_config, model='resnet10t', model_kwargs=dict(stem_width=16), drop=0.1, epochs=1)
+    )
     assert list(metrics['models']) == ['resnet10t']
     assert sorted(p.name for p in run.iterdir()) == [
-        'SHA256SUMS', 'best', 'config.yaml', 'images.csv', 'last.pth', 'metrics.json', 'predictions.csv',
-        'summary.csv']
+        'SHA256SUMS',
+        'best',
+        'config.yaml',
+        'images.csv',
+        'last.pth',
+        'metrics.json',
+        'predictions.csv',
+        'summary.csv',
+    ]
     model = load(run)
     assert (model.num_classes, model.drop_rate, model.conv1[0].out_channels) == (3, 0.1, 12)
     cfg = json.loads((run / 'best' / 'config.json').read_text())['pretrained_cfg']
@@ -37,6 +46,7 @@ def test_train_any_timm_model(train_config, run):
 
 def test_config_file_repeats_a_run(train_config, run, tmp_path):
     from hdkd_timm.cli import main
+
     train(train_config)
     assert main(['train', '--config', str(run / 'config.yaml'), '--experiment', 'again']) == 0
     assert torch.equal(load(run).head.weight, load(tmp_path / 'runs' / 'again').head.weight)
@@ -44,7 +54,7 @@ def test_config_file_repeats_a_run(train_config, run, tmp_path):
 
 def test_train_with_the_soft_labels_of_a_teacher(train_config, tmp_path, run):
     save_teacher(tmp_path / 'teacher')
-    config = dataclasses.replace(train_config, teacher_checkpoint=str(tmp_path / 'teacher'), alpha=0.9, tau=2.)
+    config = dataclasses.replace(train_config, teacher_checkpoint=str(tmp_path / 'teacher'), alpha=0.9, tau=2.0)
     train(config)
     assert float(read_summary(run)[0]['train_kd_loss']) > 0
     train(dataclasses.replace(config, teacher_checkpoint=None, experiment='plain'))
@@ -53,9 +63,12 @@ def test_train_with_the_soft_labels_of_a_teacher(train_config, tmp_path, run):
 
 def test_fine_tuning_a_model_folder(train_config, config, run):
     distill(config)
-    source = f"local-dir:{run / 'student' / 'best'}"
-    train(dataclasses.replace(
-        train_config, model=source, model_kwargs={}, experiment='tuned', img_size=40, freeze_stages=3, epochs=1))
+    source = f'local-dir:{run / "student" / "best"}'
+    train(
+        dataclasses.replace(
+            train_config, model=source, model_kwargs={}, experiment='tuned', img_size=40, freeze_stages=3, epochs=1
+        )
+    )
     tuned, before = load(run.parent / 'tuned').state_dict(), load(run / 'student').state_dict()
     frozen = [name for name in before if name.startswith('stages.')]
     assert frozen
@@ -68,17 +81,26 @@ def test_fine_tuning_a_model_folder(train_config, config, run):
 def test_grey_images_with_the_soft_labels_of_a_teacher(train_config, saved, tmp_path, run):
     teacher = save_teacher(tmp_path / 'folder', in_chans=1)
     torch.save(teacher.state_dict(), tmp_path / 'file')
-    metrics = train(dataclasses.replace(
-        train_config, model='resnet10t', model_kwargs={}, in_chans=1, epochs=1,
-        teacher_checkpoint=str(tmp_path / saved)))
+    metrics = train(
+        dataclasses.replace(
+            train_config,
+            model='resnet10t',
+            model_kwargs={},
+            in_chans=1,
+            epochs=1,
+            teacher_checkpoint=str(tmp_path / saved),
+        )
+    )
     assert float(read_summary(run)[0]['train_kd_loss']) > 0
     assert_as_reported(run, metrics['models']['resnet10t'], train_config.data_dir)
 
 
 def test_runs_that_begin_in_one_second(train_config, monkeypatch, run):
     monkeypatch.setattr(time, 'strftime', lambda *args: '20261125-120000')
-    names = [Path(train(dataclasses.replace(train_config, experiment=None, epochs=1), overwrite=overwrite)['run']).name
-             for overwrite in (False, True, False)]
+    names = [
+        Path(train(dataclasses.replace(train_config, experiment=None, epochs=1), overwrite=overwrite)['run']).name
+        for overwrite in (False, True, False)
+    ]
     assert names == [f'20261125-120000-hdkd_student{end}' for end in ('', '-2', '-3')]
     assert yaml.safe_load((run.parent / names[1] / 'config.yaml').read_text())['experiment'] == names[1]
 
@@ -125,6 +147,7 @@ def test_val_in_the_place_of_a_missing_test_split(train_config, image_folder, ca
 
 def test_tensorboard_log(train_config, run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     train(dataclasses.replace(train_config, log=('tensorboard',)))
     events = EventAccumulator(str(run / 'tensorboard'))
     events.Reload()
@@ -140,10 +163,13 @@ def test_overwrite_replaces_a_run(train_config, run):
     assert len(read_summary(run)) == 1
 
 
-@pytest.mark.parametrize(('changes', 'match'), [
-    (dict(teacher_checkpoint='student', img_size=48), r'HDKDStudent does not accept an image of \(3, 48, 48\)'),
-    (dict(torchcompile='foo'), "--torchcompile 'foo' is not a backend: choose from"),
-])
+@pytest.mark.parametrize(
+    ('changes', 'match'),
+    [
+        (dict(teacher_checkpoint='student', img_size=48), r'HDKDStudent does not accept an image of \(3, 48, 48\)'),
+        (dict(torchcompile='foo'), "--torchcompile 'foo' is not a backend: choose from"),
+    ],
+)
 def test_refused_overwrite_leaves_the_old_run_alone(train_config, changes, match, monkeypatch, tmp_path, run):
     args = {**TINY_STUDENT, 'num_classes': 3}
     save_model(timm.create_model('hdkd_student', **args), tmp_path / 'student', list('abc'), args)

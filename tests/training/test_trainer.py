@@ -1,4 +1,5 @@
 """The loop of a training and its steps."""
+
 import dataclasses
 import itertools
 import json
@@ -26,6 +27,7 @@ from hdkd_timm.utils.distributed import World
 @pytest.fixture
 def make_trainer(settings, tmp_path):
     """Settings -> a trainer that is about to train on its first batch; with a teacher, of its student."""
+
     def make(teacher=None, **changes):
         values = {**settings, 'aug': 'none', **changes}
         config = TrainConfig(**values) if teacher is None else DistillConfig(**values)
@@ -55,17 +57,21 @@ def step(trainer, batch=None):
     return losses
 
 
-@pytest.mark.parametrize(('setting', 'arguments'), [
-    (dict(kd_type='hard'), dict(kind='hard')),
-    (dict(alpha=0.3), {}),
-    (dict(tau=2.), {}),
-    (dict(reduction='batchmean'), {}),
-    (dict(feature_weight=1.), {}),
-    (dict(stages=(1, 3)), {}),
-    (dict(stage_exponent=0.), {}),
-    (dict(smoothing=0.1), dict(label_smoothing=0.1)),
-    (dict(class_weights='effective'), dict(class_weight=torch.tensor([0.5, 1., 1.5]))),
-], ids=lambda value: '-'.join(value))
+@pytest.mark.parametrize(
+    ('setting', 'arguments'),
+    [
+        (dict(kd_type='hard'), dict(kind='hard')),
+        (dict(alpha=0.3), {}),
+        (dict(tau=2.0), {}),
+        (dict(reduction='batchmean'), {}),
+        (dict(feature_weight=1.0), {}),
+        (dict(stages=(1, 3)), {}),
+        (dict(stage_exponent=0.0), {}),
+        (dict(smoothing=0.1), dict(label_smoothing=0.1)),
+        (dict(class_weights='effective'), dict(class_weight=torch.tensor([0.5, 1.0, 1.5]))),
+    ],
+    ids=lambda value: '-'.join(value),
+)
 def test_settings_of_the_loss(make_trainer, setting, arguments, monkeypatch):
     """Each is the argument of `hdkd_loss` of its name, or the one that is given here."""
     monkeypatch.setattr(RunContext, 'class_weights', lambda self: arguments.get('class_weight'))
@@ -86,8 +92,7 @@ def test_settings_of_the_loss(make_trainer, setting, arguments, monkeypatch):
 
         def loss(**arguments):
             arguments = {**small, **arguments}
-            return hdkd_loss(
-                *logits, teacher.forward_head(teacher_features), target, maps, teacher_maps, **arguments)
+            return hdkd_loss(*logits, teacher.forward_head(teacher_features), target, maps, teacher_maps, **arguments)
 
         expected = loss(**(arguments or setting))['loss']
     assert trainer.train_step(images, target)['loss'].item() == pytest.approx(expected.item(), rel=1e-4)
@@ -102,8 +107,7 @@ def test_clipped_gradients(make_trainer, clip_mode, amp):
     free, clipped = make_trainer(**args), make_trainer(clip_grad=0.01, clip_mode=clip_mode, **args)
     for trainer in (free, clipped):
         trainer.train_step(*next_batch(trainer))
-    grads, limited = (
-        {name: p.grad for name, p in trainer.model.named_parameters()} for trainer in (free, clipped))
+    grads, limited = ({name: p.grad for name, p in trainer.model.named_parameters()} for trainer in (free, clipped))
     if clip_mode == 'norm':
         norm = torch.stack([grad.norm() for grad in grads.values()]).norm()
         expected = {name: grad * 0.01 / norm for name, grad in grads.items()}
@@ -120,12 +124,15 @@ def test_clipped_gradients(make_trainer, clip_mode, amp):
         torch.testing.assert_close(grad, expected[name], rtol=1e-3, atol=1e-7)
 
 
-@pytest.mark.parametrize(('changes', 'dtype', 'layout'), [
-    ({}, torch.float32, torch.contiguous_format),
-    (dict(amp=True), torch.float16, torch.contiguous_format),
-    (dict(amp=True, amp_dtype='bfloat16'), torch.bfloat16, torch.contiguous_format),
-    (dict(channels_last=True), torch.float32, torch.channels_last),
-])
+@pytest.mark.parametrize(
+    ('changes', 'dtype', 'layout'),
+    [
+        ({}, torch.float32, torch.contiguous_format),
+        (dict(amp=True), torch.float16, torch.contiguous_format),
+        (dict(amp=True, amp_dtype='bfloat16'), torch.bfloat16, torch.contiguous_format),
+        (dict(channels_last=True), torch.float32, torch.channels_last),
+    ],
+)
 def test_precision_and_memory_layout(make_trainer, changes, dtype, layout):
     trainer = make_trainer(**changes)
     before = trainer.model.head.weight.detach().clone()
@@ -152,9 +159,16 @@ def test_moving_average_by_hand(make_trainer):
     torch.testing.assert_close(unwrap_model(trainer.task.get_eval_model(ema=True)).head.weight, expected)
 
 
-@pytest.mark.parametrize(('changes', 'shape'), [
-    ({}, (4,)), (dict(smoothing=0.1), (4,)), (dict(mixup=0.4), (4, 3)), (dict(cutmix=0.4), (4, 3)),
-    (dict(mixup=0.4, mixup_off_epoch=1), (4, 3))])
+@pytest.mark.parametrize(
+    ('changes', 'shape'),
+    [
+        ({}, (4,)),
+        (dict(smoothing=0.1), (4,)),
+        (dict(mixup=0.4), (4, 3)),
+        (dict(cutmix=0.4), (4, 3)),
+        (dict(mixup=0.4, mixup_off_epoch=1), (4, 3)),
+    ],
+)
 def test_batches_are_mixed(make_trainer, changes, shape):
     trainer = make_trainer(**changes)
     _, target = next_batch(trainer)
@@ -163,8 +177,15 @@ def test_batches_are_mixed(make_trainer, changes, shape):
 
 def test_training_images_are_augmented_as_set(make_trainer):
     """In each way otherwise, and the same at the same place of a training."""
-    settings = [{}, dict(aug='timm'), dict(aug='paper'), dict(aug='timm', aa='rand-m9-n3'), dict(reprob=1.),
-                dict(load_size=36), dict(aug='paper', aug_device=True)]
+    settings = [
+        {},
+        dict(aug='timm'),
+        dict(aug='paper'),
+        dict(aug='timm', aa='rand-m9-n3'),
+        dict(reprob=1.0),
+        dict(load_size=36),
+        dict(aug='paper', aug_device=True),
+    ]
     batches = [next_batch(make_trainer(**changes))[0] for changes in settings]
     for ours, theirs in itertools.combinations(batches, 2):
         assert not torch.equal(ours, theirs)
@@ -243,7 +264,7 @@ def test_interrupted_final_test_leaves_the_state_as_it_was(train_config, image_f
     predict_val(monkeypatch, *[3] * 6)  # the first epoch is the best, not the last one
     expected = train(dataclasses.replace(train_config, experiment='unbroken'))['models']['hdkd_student']
     assert expected['epoch'] == 0
-    before, = interrupt_test(monkeypatch, train, train_config)
+    (before,) = interrupt_test(monkeypatch, train, train_config)
     assert (run / 'last.pth').read_bytes() == before
     ours, unbroken = (load_state(folder / 'last.pth') for folder in (run, run.parent / 'unbroken'))
     for part in ('state_dict', 'optimizer'):
@@ -255,10 +276,11 @@ def test_interrupted_final_test_leaves_the_state_as_it_was(train_config, image_f
 
 def test_accumulated_batches_are_one(train_config, monkeypatch):
     """Steps of 2 x 4 images are those of 8, as far as no layer looks at a whole batch."""
-    settings = dict(aug='none', epochs=1, opt='sgd', lr=0.1, sched='none', freeze_stages=3, clip_grad=1.)
+    settings = dict(aug='none', epochs=1, opt='sgd', lr=0.1, sched='none', freeze_stages=3, clip_grad=1.0)
     runs = [
         train(dataclasses.replace(train_config, experiment=name, batch_size=size, grad_accum_steps=accum, **settings))
-        for name, size, accum in (('one', 8, 1), ('two', 4, 2), ('none', 4, 1))]
+        for name, size, accum in (('one', 8, 1), ('two', 4, 2), ('none', 4, 1))
+    ]
     one, two, none = (load(r['run']).head.weight for r in runs)
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
     assert (one - none).abs().max() > 1e-4
@@ -286,8 +308,7 @@ def test_recovery_interval_goes_with_accumulated_batches(train_config, accum, in
         return collect_state(self, progress)
 
     monkeypatch.setattr(Trainer, 'collect_state', record)
-    train(dataclasses.replace(
-        train_config, epochs=1, batch_size=2, grad_accum_steps=accum, recovery_interval=interval))
+    train(dataclasses.replace(train_config, epochs=1, batch_size=2, grad_accum_steps=accum, recovery_interval=interval))
     assert saved == [*steps, 0]  # and at the end of the epoch
 
 
@@ -300,14 +321,18 @@ def unbalanced(tmp_path):
     return tmp_path / 'unbalanced'
 
 
-@pytest.mark.parametrize(('kind', 'weights'), [
-    ('balanced', [10 / 18, 10 / 9, 10 / 3]),
-    ('effective', [0.334000, 0.667000, 1.998999]),  # 1 / (1 + beta + ... + beta^(n-1)), mean 1
-    ('weights.json', [1., 2., 5.]),
-])
+@pytest.mark.parametrize(
+    ('kind', 'weights'),
+    [
+        ('balanced', [10 / 18, 10 / 9, 10 / 3]),
+        ('effective', [0.334000, 0.667000, 1.998999]),  # 1 / (1 + beta + ... + beta^(n-1)), mean 1
+        ('weights.json', [1.0, 2.0, 5.0]),
+    ],
+)
 @pytest.mark.parametrize(('command', 'with_teacher'), [(train, False), (train, True), (distill, False)])
 def test_class_weights_are_in_the_loss(
-        command, with_teacher, kind, weights, config, unbalanced, monkeypatch, tmp_path, run):
+    command, with_teacher, kind, weights, config, unbalanced, monkeypatch, tmp_path, run
+):
     run_trainer = Trainer.run
     losses = []
 
@@ -329,30 +354,41 @@ def test_class_weights_are_in_the_loss(
     (tmp_path / 'weights.json').write_text(json.dumps(dict(zip('abc', weights))))
     save_teacher(tmp_path / 'teacher')
     config = dataclasses.replace(
-        config, data_dir=str(unbalanced), batch_size=10, epochs=1, class_weights=kind,
-        teacher_checkpoint='teacher' if with_teacher else None)
+        config,
+        data_dir=str(unbalanced),
+        batch_size=10,
+        epochs=1,
+        class_weights=kind,
+        teacher_checkpoint='teacher' if with_teacher else None,
+    )
     if command is train:
         config = TrainConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)})
     command(config)
     told = [
         row.get('train_ce_loss') or row.get('train_task_loss') or row['train_loss']
-        for path in sorted(run.rglob('summary.csv'), reverse=True) for row in read_summary(path.parent)]
+        for path in sorted(run.rglob('summary.csv'), reverse=True)
+        for row in read_summary(path.parent)
+    ]
     assert [float(loss) for loss in told] == pytest.approx(losses, rel=1e-5)
 
 
-@pytest.mark.parametrize(('changes', 'level', 'words'), [
-    (dict(model_ema_warmup=False), 'WARNING', 'decay 0.998, 6 updates; 99.0% of it are the first weights'),  # ^ 5
-    (dict(model_ema_warmup=False, model_ema_decay=0.4), 'INFO', 'decay 0.4, 6 updates; 1.0% of it'),
-    (dict(epochs=12), 'INFO', 'decay growing to 0.998, 24 updates; 0.2% of it'),
-    (dict(epochs=1), 'WARNING', '2 updates; 37.0% of it'),  # 1 - 2 ^ (-2/3)
-])
+@pytest.mark.parametrize(
+    ('changes', 'level', 'words'),
+    [
+        (dict(model_ema_warmup=False), 'WARNING', 'decay 0.998, 6 updates; 99.0% of it are the first weights'),  # ^ 5
+        (dict(model_ema_warmup=False, model_ema_decay=0.4), 'INFO', 'decay 0.4, 6 updates; 1.0% of it'),
+        (dict(epochs=12), 'INFO', 'decay growing to 0.998, 24 updates; 0.2% of it'),
+        (dict(epochs=1), 'WARNING', '2 updates; 37.0% of it'),  # 1 - 2 ^ (-2/3)
+    ],
+)
 def test_what_is_left_of_the_first_weights_is_told(train_config, changes, level, words, caplog):
     caplog.set_level('INFO')
     config = dataclasses.replace(train_config, model_ema=True, **changes)
     average = timm.utils.ModelEmaV3(
-        torch.nn.Linear(1, 1), decay=config.model_ema_decay, use_warmup=config.model_ema_warmup)
+        torch.nn.Linear(1, 1), decay=config.model_ema_decay, use_warmup=config.model_ema_warmup
+    )
     describe_average('net', average, config.epochs * 2)
-    record, = caplog.records
+    (record,) = caplog.records
     assert (record.levelname, words in record.message) == (level, True), record.message
     assert ('hardly trained' in record.message) == (level == 'WARNING')
     # and it is so: a weight that was 1 at the first update, and 0 in all the others
@@ -398,9 +434,21 @@ def test_nan_loss_ends_the_run(config, train_config, run):
         distill(dataclasses.replace(config, teacher_lr=1e30, teacher_sched='none'))
     assert not run.parent.exists()  # nothing was saved that could go on
     with pytest.raises(FloatingPointError, match=r"epoch 3, step \d+ .*the last good state is '.*last\.pth'"):
-        train(dataclasses.replace(
-            train_config, model='hdkd_student', sched='cosine', warmup_epochs=2, warmup_lr=0., lr=1e30, epochs=5,
-            min_lr=0., opt='sgd', batch_size=24, clip_grad=None))
+        train(
+            dataclasses.replace(
+                train_config,
+                model='hdkd_student',
+                sched='cosine',
+                warmup_epochs=2,
+                warmup_lr=0.0,
+                lr=1e30,
+                epochs=5,
+                min_lr=0.0,
+                opt='sgd',
+                batch_size=24,
+                clip_grad=None,
+            )
+        )
     state = torch.load(run / 'last.pth', weights_only=True)
     assert all(torch.isfinite(value).all() for value in state['state_dict'].values())
 
@@ -408,7 +456,7 @@ def test_nan_loss_ends_the_run(config, train_config, run):
 def test_plateau_schedule_is_given_its_metric(train_config, image_folder, monkeypatch, run):
     write_images(image_folder / 'val', number=2, seed=2)
     predict_val(monkeypatch, *[3] * 16)
-    train(dataclasses.replace(train_config, sched='plateau', epochs=16, warmup_epochs=0, min_lr=0.))
+    train(dataclasses.replace(train_config, sched='plateau', epochs=16, warmup_epochs=0, min_lr=0.0))
     lrs = [float(row['lr']) for row in read_summary(run)]
     assert lrs[0] == 2e-3
     assert lrs[-1] < 1e-3

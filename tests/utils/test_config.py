@@ -26,7 +26,7 @@ class Config:
     folder: str = setting(help='a folder')
     number: int = setting(3, 'a number', flags=('-n',))
     rate: Optional[float] = setting(None, 'a rate')
-    pair: Tuple[float, float] = setting((1., 2.), 'two numbers')
+    pair: Tuple[float, float] = setting((1.0, 2.0), 'two numbers')
     several: Tuple[int, ...] = setting((1, 2), 'some numbers')
     switch: bool = setting(False, 'on or off')
     kind: str = setting('a', 'one of two', choices=('a', 'b'))
@@ -49,21 +49,40 @@ def test_defaults():
 
 
 def test_flags():
-    assert parse('--folder', 'x', '-n', '4', '--rate', '0.5', '--pair', '3', '4', '--several', '7', '--switch',
-                 '--kind', 'b', '--logs', 'y', 'x') == Config(
-        'x', 4, 0.5, (3., 4.), (7,), True, 'b', ('y', 'x'))
+    assert parse(
+        '--folder',
+        'x',
+        '-n',
+        '4',
+        '--rate',
+        '0.5',
+        '--pair',
+        '3',
+        '4',
+        '--several',
+        '7',
+        '--switch',
+        '--kind',
+        'b',
+        '--logs',
+        'y',
+        'x',
+    ) == Config('x', 4, 0.5, (3.0, 4.0), (7,), True, 'b', ('y', 'x'))
     assert not parse('--folder', 'x', '--no-switch', switch=True).switch
     assert flag('two_words') == '--two-words'
 
 
-@pytest.mark.parametrize(('args', 'message'), [
-    ([], 'required: --folder'),
-    (['--kind', 'c'], "--kind: invalid choice: 'c'"),
-    (['--pair', '1'], '--pair: expected 2 arguments'),
-    (['--number', '1.5'], "-n/--number: invalid int value: '1.5'"),
-    (['--arguments', 'a'], '--arguments: expected NAME=VALUE, got a'),
-    (['--arguments', '=1'], '--arguments: expected NAME=VALUE, got =1'),
-])
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        ([], 'required: --folder'),
+        (['--kind', 'c'], "--kind: invalid choice: 'c'"),
+        (['--pair', '1'], '--pair: expected 2 arguments'),
+        (['--number', '1.5'], "-n/--number: invalid int value: '1.5'"),
+        (['--arguments', 'a'], '--arguments: expected NAME=VALUE, got a'),
+        (['--arguments', '=1'], '--arguments: expected NAME=VALUE, got =1'),
+    ],
+)
 def test_bad_flags(args, message, capsys):
     with pytest.raises(SystemExit):
         parse(*(['--folder', 'x'] if args else []), *args)
@@ -72,11 +91,34 @@ def test_bad_flags(args, message, capsys):
 
 def test_key_values():
     found = parse(
-        '--folder', 'x', '--arguments', 'number=5', 'rate=1e-3', 'dims=(8,16)', 'words=a b', 'none=None', 'on=True',
-        'equals=a=b', 'empty=', 'code=__import__("os")', "quoted='5'", 'set={[1]}').arguments
+        '--folder',
+        'x',
+        '--arguments',
+        'number=5',
+        'rate=1e-3',
+        'dims=(8,16)',
+        'words=a b',
+        'none=None',
+        'on=True',
+        'equals=a=b',
+        'empty=',
+        'code=__import__("os")',
+        "quoted='5'",
+        'set={[1]}',
+    ).arguments
     assert found == {
-        'number': 5, 'rate': 1e-3, 'dims': (8, 16), 'words': 'a b', 'none': None, 'on': True, 'equals': 'a=b',
-        'empty': '', 'code': '__import__("os")', 'quoted': '5', 'set': '{[1]}'}
+        'number': 5,
+        'rate': 1e-3,
+        'dims': (8, 16),
+        'words': 'a b',
+        'none': None,
+        'on': True,
+        'equals': 'a=b',
+        'empty': '',
+        'code': '__import__("os")',
+        'quoted': '5',
+        'set': '{[1]}',
+    }
     assert parse('--folder', 'x', '--arguments').arguments == {}
     parse('--folder', 'x').arguments['a'] = 1
     assert parse('--folder', 'x').arguments == {}  # a default of its own for each
@@ -113,7 +155,11 @@ def test_groups_in_the_help():
     assert list(arguments) == ['first', 'second', 'third', 'fourth']
     sections = re.findall(r'(?m)^([a-z]+):\n((?:  .*\n?)+)', parser.format_help())
     assert [(title, re.findall(r'--(\w+)', lines)) for title, lines in sections if title != 'options'] == [
-        ('late', ['third']), ('middle', ['second']), ('early', ['first']), ('settings', ['fourth'])]
+        ('late', ['third']),
+        ('middle', ['second']),
+        ('early', ['first']),
+        ('settings', ['fourth']),
+    ]
 
 
 def test_only_given_flags_are_in_the_result():
@@ -131,12 +177,23 @@ def write(tmp_path, text):
 
 
 def test_yaml(tmp_path):
-    path = write(tmp_path, '# a comment\nfolder: x\nnumber: 5\nrate: 1e-3\npair: [1, 2.5]\nseveral: [7]\nswitch: true\n'
-                           'kind: b\nlogs: [x]\narguments: {dims: [8, 16], rate: 0.5}\n')
+    path = write(
+        tmp_path,
+        '# a comment\nfolder: x\nnumber: 5\nrate: 1e-3\npair: [1, 2.5]\nseveral: [7]\nswitch: true\n'
+        'kind: b\nlogs: [x]\narguments: {dims: [8, 16], rate: 0.5}\n',
+    )
     found = check_settings(read_yaml(path), [Config], 'file')
     assert found == dict(
-        folder='x', number=5, rate=1e-3, pair=(1., 2.5), several=(7,), switch=True, kind='b', logs=('x',),
-        arguments={'dims': [8, 16], 'rate': 0.5})
+        folder='x',
+        number=5,
+        rate=1e-3,
+        pair=(1.0, 2.5),
+        several=(7,),
+        switch=True,
+        kind='b',
+        logs=('x',),
+        arguments={'dims': [8, 16], 'rate': 0.5},
+    )
     assert isinstance(found['rate'], float)
     assert [type(v) for v in found['pair']] == [float, float]
     assert isinstance(found['several'], tuple)
@@ -150,55 +207,73 @@ def test_yaml_there_and_back(tmp_path):
     assert list(yaml.safe_load(to_yaml(config)))[:3] == ['folder', 'number', 'rate']
 
 
-@pytest.mark.parametrize(('name', 'value', 'expected'), [
-    ('rate', None, None), ('rate', 2, 2.), ('rate', '1E-4', 1e-4), ('pair', (1, 2), (1., 2.)), ('several', 5, (5,)),
-    ('logs', 'x', ('x',)), ('several', [], ()), ('arguments', {}, {})])
+@pytest.mark.parametrize(
+    ('name', 'value', 'expected'),
+    [
+        ('rate', None, None),
+        ('rate', 2, 2.0),
+        ('rate', '1E-4', 1e-4),
+        ('pair', (1, 2), (1.0, 2.0)),
+        ('several', 5, (5,)),
+        ('logs', 'x', ('x',)),
+        ('several', [], ()),
+        ('arguments', {}, {}),
+    ],
+)
 def test_values_that_are_converted(name, value, expected):
     found = check_settings({name: value}, [Config], 'file')
     assert found == {name: expected}
     assert type(found[name]) is type(expected)
 
 
-@pytest.mark.parametrize(('name', 'value', 'message'), [
-    ('numbers', 1, "Unknown setting 'numbers' in file."),
-    ('number', 1.5, "Setting 'number' in file must be int, got 1.5."),
-    ('number', '5', "Setting 'number' in file must be int, got '5'."),
-    ('number', True, "Setting 'number' in file must be int, got True."),
-    ('number', None, "Setting 'number' in file must be int, got None."),
-    ('rate', 'fast', "Setting 'rate' in file must be Optional[float], got 'fast'."),
-    ('rate', False, "Setting 'rate' in file must be Optional[float], got False."),
-    ('rate', [1.], "Setting 'rate' in file must be Optional[float], got [1.0]."),
-    ('pair', [1], "Setting 'pair' in file must be Tuple[float, float], got [1]."),
-    ('pair', [1, 2, 3], "Setting 'pair' in file must be Tuple[float, float], got [1, 2, 3]."),
-    ('pair', [1, 'x'], "Setting 'pair' in file must be Tuple[float, float], got [1, 'x']."),
-    ('several', ['x'], "Setting 'several' in file must be Tuple[int, ...], got ['x']."),
-    ('switch', 1, "Setting 'switch' in file must be bool, got 1."),
-    ('switch', 'yes', "Setting 'switch' in file must be bool, got 'yes'."),
-    ('folder', 5, "Setting 'folder' in file must be str, got 5: put it in quotes."),
-    ('arguments', [1], "Setting 'arguments' in file must be Dict[str, Any], got [1]."),
-    ('kind', 'c', "Setting 'kind' in file must be one of a, b, got 'c'."),
-    ('logs', ['x', 'z'], "Setting 'logs' in file must be one of x, y, got 'z'."),
-    ('share', 2, "Setting 'share' in file must be above 0 and at most 1, got 2.0."),
-    ('counts', [5, 10], "Setting 'counts' in file must be 1 or more and below 10, got 10."),
-])
+@pytest.mark.parametrize(
+    ('name', 'value', 'message'),
+    [
+        ('numbers', 1, "Unknown setting 'numbers' in file."),
+        ('number', 1.5, "Setting 'number' in file must be int, got 1.5."),
+        ('number', '5', "Setting 'number' in file must be int, got '5'."),
+        ('number', True, "Setting 'number' in file must be int, got True."),
+        ('number', None, "Setting 'number' in file must be int, got None."),
+        ('rate', 'fast', "Setting 'rate' in file must be Optional[float], got 'fast'."),
+        ('rate', False, "Setting 'rate' in file must be Optional[float], got False."),
+        ('rate', [1.0], "Setting 'rate' in file must be Optional[float], got [1.0]."),
+        ('pair', [1], "Setting 'pair' in file must be Tuple[float, float], got [1]."),
+        ('pair', [1, 2, 3], "Setting 'pair' in file must be Tuple[float, float], got [1, 2, 3]."),
+        ('pair', [1, 'x'], "Setting 'pair' in file must be Tuple[float, float], got [1, 'x']."),
+        ('several', ['x'], "Setting 'several' in file must be Tuple[int, ...], got ['x']."),
+        ('switch', 1, "Setting 'switch' in file must be bool, got 1."),
+        ('switch', 'yes', "Setting 'switch' in file must be bool, got 'yes'."),
+        ('folder', 5, "Setting 'folder' in file must be str, got 5: put it in quotes."),
+        ('arguments', [1], "Setting 'arguments' in file must be Dict[str, Any], got [1]."),
+        ('kind', 'c', "Setting 'kind' in file must be one of a, b, got 'c'."),
+        ('logs', ['x', 'z'], "Setting 'logs' in file must be one of x, y, got 'z'."),
+        ('share', 2, "Setting 'share' in file must be above 0 and at most 1, got 2.0."),
+        ('counts', [5, 10], "Setting 'counts' in file must be 1 or more and below 10, got 10."),
+    ],
+)
 def test_bad_settings(name, value, message):
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
         check_settings({'kind': 'a', name: value}, [Config], 'file')
 
 
-@pytest.mark.parametrize(('changes', 'message'), [
-    (dict(kind='c'), "--kind must be one of a, b, got 'c'."),
-    (dict(logs=('x', 'z')), "--logs must be one of x, y, got 'z'."),
-    *((dict(share=v), f'--share must be above 0 and at most 1, got {v}.') for v in (0., 1.5, math.nan, math.inf)),
-    *((dict(counts=(5, v)), f'--counts must be 1 or more and below 10, got {v}.') for v in (0, 10)),
-])
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(kind='c'), "--kind must be one of a, b, got 'c'."),
+        (dict(logs=('x', 'z')), "--logs must be one of x, y, got 'z'."),
+        *((dict(share=v), f'--share must be above 0 and at most 1, got {v}.') for v in (0.0, 1.5, math.nan, math.inf)),
+        *((dict(counts=(5, v)), f'--counts must be 1 or more and below 10, got {v}.') for v in (0, 10)),
+    ],
+)
 def test_values_out_of_choices_and_bounds(changes, message):
     with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
         check_values(Config('x', **changes))
 
 
-@pytest.mark.parametrize('changes', [
-    {}, dict(kind='b', logs=('y', 'x')), dict(share=1e-9), dict(share=1.), dict(counts=(1, 9)), dict(counts=())])
+@pytest.mark.parametrize(
+    'changes',
+    [{}, dict(kind='b', logs=('y', 'x')), dict(share=1e-9), dict(share=1.0), dict(counts=(1, 9)), dict(counts=())],
+)
 def test_values_within_choices_and_bounds(changes):
     check_values(Config('x', **changes))
 
@@ -206,22 +281,25 @@ def test_values_within_choices_and_bounds(changes):
 def test_settings_of_several_dataclasses():
     @dataclasses.dataclass
     class Other:
-        extra: float = setting(1., 'more')
+        extra: float = setting(1.0, 'more')
 
-    assert check_settings({'extra': 2, 'number': 1}, [Config, Other], 'file') == {'extra': 2., 'number': 1}
+    assert check_settings({'extra': 2, 'number': 1}, [Config, Other], 'file') == {'extra': 2.0, 'number': 1}
     with pytest.raises(ValueError, match="Unknown setting 'extra'"):
         check_settings({'extra': 2}, [Config], 'file')
 
 
-@pytest.mark.parametrize(('text', 'message'), [
-    ('a: [1', 'YAML file (while parsing'),
-    ('a: b: c', 'YAML file (mapping values are not allowed here'),
-    ('a: !!python/object/apply:os.getcwd []', 'YAML file (could not determine a constructor'),
-    ('- a\n- b', 'must hold settings, one NAME: VALUE per line.'),
-    ('', 'must hold settings, one NAME: VALUE per line.'),
-    ('words', 'must hold settings, one NAME: VALUE per line.'),
-    ('1: 2', 'must hold settings, one NAME: VALUE per line.'),
-])
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('a: [1', 'YAML file (while parsing'),
+        ('a: b: c', 'YAML file (mapping values are not allowed here'),
+        ('a: !!python/object/apply:os.getcwd []', 'YAML file (could not determine a constructor'),
+        ('- a\n- b', 'must hold settings, one NAME: VALUE per line.'),
+        ('', 'must hold settings, one NAME: VALUE per line.'),
+        ('words', 'must hold settings, one NAME: VALUE per line.'),
+        ('1: 2', 'must hold settings, one NAME: VALUE per line.'),
+    ],
+)
 def test_no_yaml(text, message, tmp_path):
     path = write(tmp_path, text)
     with pytest.raises(ValueError, match=f"^'{re.escape(str(path))}' .*{re.escape(message)}") as caught:

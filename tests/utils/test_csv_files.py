@@ -1,4 +1,5 @@
 """CSV files that spreadsheets open and that come back as they were."""
+
 import csv
 
 import pytest
@@ -34,12 +35,15 @@ def test_rows_round_trip(tmp_path):
     assert read_rows(tmp_path / 'a.csv') == [dict(row, value='-0.5') for row in rows]
 
 
-@pytest.mark.parametrize(('text', 'message'), [
-    ('a,b\n1,2\n3\n', r"a\.csv' is damaged \(line 3: 1 cells, expected 2\)"),
-    ('a,b\n1,2,3\n', 'line 2: 3 cells, expected 2'),
-    ('a,a\n1,2\n', "two columns are named 'a'"),
-    ('a,b\n"1,2\n', 'unexpected end of data'),
-])
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('a,b\n1,2\n3\n', r"a\.csv' is damaged \(line 3: 1 cells, expected 2\)"),
+        ('a,b\n1,2,3\n', 'line 2: 3 cells, expected 2'),
+        ('a,a\n1,2\n', "two columns are named 'a'"),
+        ('a,b\n"1,2\n', 'unexpected end of data'),
+    ],
+)
 def test_damaged_rows(text, message, tmp_path):
     (tmp_path / 'a.csv').write_text(text)
     with pytest.raises(ValueError, match=message):

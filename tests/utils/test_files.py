@@ -1,4 +1,5 @@
 """Files and folders that are there whole or not at all, with their checksums."""
+
 import os
 import subprocess
 

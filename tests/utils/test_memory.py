@@ -10,8 +10,8 @@ from hdkd_timm.utils.memory import available_memory, format_bytes, kept_memory
 
 
 def test_available_memory(monkeypatch):
-    assert 2 ** 20 < available_memory() < 2 ** 50
-    monkeypatch.setattr(memory, '_container_memory', lambda: 12345.)
+    assert 2**20 < available_memory() < 2**50
+    monkeypatch.setattr(memory, '_container_memory', lambda: 12345.0)
     assert available_memory() == 12345
 
 
@@ -29,8 +29,9 @@ def test_memory_of_a_job(tmp_path, monkeypatch):
     assert memory._container_memory() == 80
 
 
-@pytest.mark.parametrize(('number', 'words'), [
-    (100, '0.1 KiB'), (1024, '1.0 KiB'), (1000 * 2 ** 10, '1.0 MiB'), (3 * 2 ** 29, '1.5 GiB')])
+@pytest.mark.parametrize(
+    ('number', 'words'), [(100, '0.1 KiB'), (1024, '1.0 KiB'), (1000 * 2**10, '1.0 MiB'), (3 * 2**29, '1.5 GiB')]
+)
 def test_format_bytes(number, words):
     assert format_bytes(number) == words
 

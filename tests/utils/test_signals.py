@@ -1,4 +1,5 @@
 """Real signals are recorded, and end a wait for a batch."""
+
 import os
 import signal
 import threading

@@ -1,4 +1,5 @@
 """Text of others cannot control a terminal."""
+
 import logging
 import subprocess
 import sys
@@ -10,10 +11,19 @@ from hdkd_timm.cli import main
 from hdkd_timm.utils.text import PrintableFormatter, printable
 
 
-@pytest.mark.parametrize(('text', 'shown'), [
-    ('\x1b[31mred\x07', '\\x1b[31mred\\x07'), ('\x9b2J', '\\x9b2J'), ('a\u202egnp.exe', 'a\\u202egnp.exe'),
-    ('a\nb\tc\r', 'a\\nb\\tc\\r'), ('\u2028', '\\u2028'), ('\udcff', '\\udcff'), ('a\u200bb', 'a\\u200bb'),
-    *((text, text) for text in ('plain', 'C:\\x1b', 'é ß', '膠質腫', 'שלום', '👩\u200d⚕️', '<b>&', ''))])
+@pytest.mark.parametrize(
+    ('text', 'shown'),
+    [
+        ('\x1b[31mred\x07', '\\x1b[31mred\\x07'),
+        ('\x9b2J', '\\x9b2J'),
+        ('a\u202egnp.exe', 'a\\u202egnp.exe'),
+        ('a\nb\tc\r', 'a\\nb\\tc\\r'),
+        ('\u2028', '\\u2028'),
+        ('\udcff', '\\udcff'),
+        ('a\u200bb', 'a\\u200bb'),
+        *((text, text) for text in ('plain', 'C:\\x1b', 'é ß', '膠質腫', 'שלום', '👩\u200d⚕️', '<b>&', '')),
+    ],
+)
 def test_printable(text, shown):
     assert printable(text) == shown
 
@@ -29,8 +39,11 @@ def test_commands_print_no_escapes(tmp_path, capsys):
     (tmp_path / 'data' / 'train' / evil / 'broken\x1b[31m.png').write_bytes(b'broken')
     # a process of its own, as tests redirect the log
     done = subprocess.run(
-        [sys.executable, '-m', 'hdkd_timm', 'check', str(tmp_path / 'data')], capture_output=True, text=True,
-        timeout=300)
+        [sys.executable, '-m', 'hdkd_timm', 'check', str(tmp_path / 'data')],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0
     assert main(['predict', str(tmp_path / f'no{evil}'), str(tmp_path)]) == 1
     for output in (done.stdout, done.stderr, ''.join(capsys.readouterr())):

@@ -1,4 +1,5 @@
 """CSV tables of images: their cells as text, and checks for values that are probably not intended."""
+
 import csv
 import itertools
 import logging
@@ -27,6 +28,7 @@ class Table(NamedTuple):
         rows: Cells of each row.
         lines: Line number of each row, the last one if it has several lines.
     """
+
     path: Path
     columns: List[str]
     rows: List[List[str]]
@@ -82,7 +84,7 @@ def _check_row(table: Table, line: int, row: List[str], required: Sequence[str])
     """
     number = len(table.columns)
     for name in required:
-        if not ''.join(row[table.columns.index(name):][:1]).strip():
+        if not ''.join(row[table.columns.index(name) :][:1]).strip():
             raise ValueError(f"'{table.path}' line {line}: no {name}.")
     if any(row[number:]) or len(row) < number:
         hint = ': put text that contains a comma in double quotes' if len(row) > number else ''
@@ -108,7 +110,8 @@ def require_column(table: Table, name: str) -> None:
     separator = next((c for c in ';\t|' if c in header), None)
     hint = f' Its cells seem to be separated by {separator!r}: save it with commas instead.' if separator else ''
     raise ValueError(
-        f"'{table.path}' has no column '{name}' (columns found: {', '.join(table.columns) or 'none'}).{hint}")
+        f"'{table.path}' has no column '{name}' (columns found: {', '.join(table.columns) or 'none'}).{hint}"
+    )
 
 
 def warn_of_similar_column(table: Table, name: str, flag: str) -> None:
@@ -117,7 +120,8 @@ def warn_of_similar_column(table: Table, name: str, flag: str) -> None:
     if similar is not None and name not in table.columns:
         _logger.warning(
             f"Column '{similar}' of '{table.path}' is not used because its name is not '{name}': rename it, or specify"
-            f' it with {flag}.')
+            f' it with {flag}.'
+        )
 
 
 def _refuse_line_breaks(table: Table, cells: Sequence[str], what: str) -> None:
@@ -126,7 +130,8 @@ def _refuse_line_breaks(table: Table, cells: Sequence[str], what: str) -> None:
         i = min(map(cells.index, multiline))
         raise ValueError(
             f"'{table.path}' line {table.lines[i]}: a {what} of {len(cells[i].splitlines())} lines, {cells[i][:40]!r}"
-            f"{'...' * (len(cells[i]) > 40)}: a missing or extra quote may have merged rows into it.")
+            f'{"..." * (len(cells[i]) > 40)}: a missing or extra quote may have merged rows into it.'
+        )
 
 
 def check_labels(table: Table, labels: Sequence[str]) -> None:
@@ -147,7 +152,8 @@ def check_labels(table: Table, labels: Sequence[str]) -> None:
         raise ValueError(
             f"'{table.path}' line {table.lines[i]}: label '{labels[i]}' denotes a missing value"
             f' ({sum(counts[label] for label in missing):,} such rows): add the label or remove the row. If it is a'
-            ' class, rename it.')
+            ' class, rename it.'
+        )
     _warn_of_doubtful(counts, 'label', 'remove these rows', table.path)
 
 
@@ -172,7 +178,8 @@ def fill_groups(table: Table, groups: Sequence[str], paths: Sequence[str]) -> Li
         i = min(groups.index(group) for group in missing)
         _logger.warning(
             f"{sum(counts[group] for group in missing):,} images of '{table.path}' have the group '{groups[i]}' (the"
-            f' first in line {table.lines[i]}), which denotes a missing value: each becomes a group of its own.')
+            f' first in line {table.lines[i]}), which denotes a missing value: each becomes a group of its own.'
+        )
     _warn_of_doubtful({k: n for k, n in counts.items() if n > 1}, 'group', 'leave the cell empty', table.path)
     warn_of_similar_names(counts, 'groups', str(table.path))
     if not any(group.lower() in MISSING for group in counts):
@@ -185,7 +192,8 @@ def _warn_of_doubtful(counts: Dict[str, int], what: str, remedy: str, path: Path
         if value.lower() in DOUBTFUL:
             _logger.warning(
                 f"{counts[value]:,} images of '{path}' have the {what} '{value}', which is used as a name: if it"
-                f' denotes a missing value, {remedy}.')
+                f' denotes a missing value, {remedy}.'
+            )
 
 
 def warn_of_similar_names(names: Iterable[str], what: str, where: str) -> None:
@@ -199,4 +207,5 @@ def warn_of_similar_names(names: Iterable[str], what: str, where: str) -> None:
     if similar:
         _logger.warning(
             f"{len(similar):,} {what} of '{where}' differ from others only in case, white space or Unicode form, and"
-            f' are treated as different: {join_names(similar)}.')
+            f' are treated as different: {join_names(similar)}.'
+        )

@@ -1,4 +1,5 @@
 """Image folders: <split>/<class>/*, or a tar file of class folders per split."""
+
 import logging
 import os
 from pathlib import Path
@@ -27,8 +28,8 @@ _logger = logging.getLogger(__name__)
 
 
 def read_folders(
-        data_dir: Union[str, Path],
-        only: Optional[str] = None,
+    data_dir: Union[str, Path],
+    only: Optional[str] = None,
 ) -> Tuple[Dict[str, Samples], List[str]]:
     """Read an image folder.
 
@@ -58,9 +59,11 @@ def read_folders(
             classes[split] = readers[split].classes
     names = check_same_classes(classes, places)
     samples = {
-        split: _sort_samples(files[split], names) if split in files else Samples(
-            readers[split], np.arange(len(readers[split])), np.array(readers[split].targets))
-        for split in places}
+        split: _sort_samples(files[split], names)
+        if split in files
+        else Samples(readers[split], np.arange(len(readers[split])), np.array(readers[split].targets))
+        for split in places
+    }
     if Path(data_dir) not in places.values():
         ignored += _warn_outside_splits(str(data_dir))
     warn_ignored_files([os.path.relpath(path, data_dir) for path in ignored], str(data_dir))
@@ -72,11 +75,13 @@ def _sort_samples(files: Dict[str, List[str]], classes: List[str]) -> Samples:
     """Samples of image files by class, in natural order of their paths."""
     found = sorted(
         ((path, i) for i, name in enumerate(classes) for path in files[name]),
-        key=lambda sample: natural_order(sample[0]))
+        key=lambda sample: natural_order(sample[0]),
+    )
     return Samples(FileReader(found), np.arange(len(found)), np.array([target for _, target in found]))
 
 
 # -- splits ------------------------------------------------------------------------------------------------------------
+
 
 def find_splits(data_dir: Union[str, Path], required: str = 'train') -> Dict[str, Path]:
     """Find the folders, or tar files, of the splits.
@@ -109,7 +114,8 @@ def find_splits(data_dir: Union[str, Path], required: str = 'train') -> Dict[str
     if required not in splits:
         raise SplitNotFoundError(
             f"'{data_dir}' has no folder '{required}' (folders found: {', '.join(entries) or 'none'}); expected"
-            " 'train/<class>/*' and 'test/<class>/*'.")
+            " 'train/<class>/*' and 'test/<class>/*'."
+        )
     return splits
 
 
@@ -133,17 +139,20 @@ def _warn_outside_splits(data_dir: str) -> List[str]:
     folders, files = scan_folder(data_dir)
     folders = [name for name in folders if name.lower().removesuffix('.tar') not in known]
     files = [
-        name for name in files if not (name.lower().removesuffix('.tar') in known and _is_tar(Path(data_dir, name)))]
+        name for name in files if not (name.lower().removesuffix('.tar') in known and _is_tar(Path(data_dir, name)))
+    ]
     images, others = sort_files(os.path.join(data_dir, name) for name in files)
     if folders:
         _logger.warning(
             f"Ignored {len(folders):,} folder{'s' * (len(folders) > 1)} in '{data_dir}' beside its splits:"
-            f' {join_names(sorted(folders, key=natural_order))}.')
+            f' {join_names(sorted(folders, key=natural_order))}.'
+        )
     if images:
         names = sorted((os.path.basename(path) for path in images), key=natural_order)
         _logger.warning(
             f"Ignored {len(images):,} image{'s' * (len(images) > 1)} in '{data_dir}' outside its splits:"
-            f' {join_names(names)}.')
+            f' {join_names(names)}.'
+        )
     return others
 
 
@@ -156,11 +165,13 @@ def _warn_of_shared_folders(places: Dict[str, Path], classes: List[str]) -> None
             if other != str(path):
                 _logger.warning(
                     f"'{other}' and '{path}' are the same directory: its images are in both splits, so results are"
-                    ' optimistically biased.')
+                    ' optimistically biased.'
+                )
                 break
 
 
 # -- class folders -----------------------------------------------------------------------------------------------------
+
 
 def list_classes(split_dir: Union[str, Path]) -> Tuple[Dict[str, List[str]], List[str]]:
     """List the images of class folders, `split_dir/<class>/*`.
@@ -203,7 +214,8 @@ def _find_class_folders(split_dir: str, names: List[str], parents: Seen) -> Seen
         elif identity in folders:
             raise ValueError(
                 f"Class folders '{folders[identity]}' and '{folder}' are the same directory, but an image has only one"
-                ' class: remove one of them.')
+                ' class: remove one of them.'
+            )
         else:
             folders[identity] = folder
     if not folders:
@@ -225,5 +237,6 @@ def _list_class(folder: str, split_dir: str, seen: Seen) -> Tuple[List[str], Lis
         found = f'; found {count_suffixes(others)}' if others else ''
         raise FileNotFoundError(
             f"No images in class folder '{folder}' (looked for {' '.join(IMG_EXTENSIONS)}{found}): add images or remove"
-            ' the folder.')
+            ' the folder.'
+        )
     return images, others

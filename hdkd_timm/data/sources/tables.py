@@ -1,4 +1,5 @@
 """CSV tables of images: columns path and label, optionally split, group, and what a run lists of the files."""
+
 import logging
 import os
 from pathlib import Path
@@ -25,11 +26,11 @@ FIRST_ROWS = 100  # of a table, whose images are looked for before it is read as
 
 
 def read_csv(
-        path: Union[str, Path],
-        root: Optional[Union[str, Path]] = None,
-        split_column: str = 'split',
-        group_column: Optional[str] = None,
-        only: Optional[str] = None,
+    path: Union[str, Path],
+    root: Optional[Union[str, Path]] = None,
+    split_column: str = 'split',
+    group_column: Optional[str] = None,
+    only: Optional[str] = None,
 ) -> Tuple[Dict[str, Samples], List[str]]:
     """Read a table of images.
 
@@ -69,8 +70,10 @@ def read_csv(
         listed = np.array([table.column(name) for name in CONTENTS], object).T
 
     rows_of = {
-        split: np.flatnonzero(split_of == split) for split in dict.fromkeys(split_of.tolist())
-        if split and only in (None, split)}
+        split: np.flatnonzero(split_of == split)
+        for split in dict.fromkeys(split_of.tolist())
+        if split and only in (None, split)
+    }
     if (only or 'train') not in rows_of:
         raise SplitNotFoundError(f"'{path}' has no row of split '{only or 'train'}' (column '{split_column}').")
     classes = {split: sorted({labels[i] for i in rows}, key=natural_order) for split, rows in rows_of.items()}
@@ -80,8 +83,12 @@ def read_csv(
     for split, rows in rows_of.items():
         found = [(files[i], index_of[labels[i]]) for i in rows]
         samples[split] = Samples(
-            FileReader(found), np.arange(len(found)), np.array([target for _, target in found]),
-            None if groups is None else groups[rows], listed=None if listed is None else listed[rows])
+            FileReader(found),
+            np.arange(len(found)),
+            np.array([target for _, target in found]),
+            None if groups is None else groups[rows],
+            listed=None if listed is None else listed[rows],
+        )
     return samples, names
 
 
@@ -100,8 +107,7 @@ def _check_encoding(table: Table, root: Path) -> None:
     for line, row in [(1, table.columns), *zip(table.lines, table.rows)]:
         for name, value in zip(table.columns, row):
             if not _is_utf8(value) and not (name == 'path' and line > 1 and (root / value).exists()):
-                raise ValueError(
-                    f"'{table.path}' line {line}: {value!r} is not UTF-8: save the table as 'CSV UTF-8'.")
+                raise ValueError(f"'{table.path}' line {line}: {value!r} is not UTF-8: save the table as 'CSV UTF-8'.")
 
 
 def _check_optional_column(table: Table, default: str, flag: str, name: Optional[str]) -> None:
@@ -122,14 +128,16 @@ def _find_files(table: Table, root: Path) -> List[str]:
     files = [
         # pathlib is slow, and only these paths need its normalisation
         str(root / path) if './' in path or '//' in path or path.endswith(('/', '.')) else os.path.join(base, path)
-        for path in table.column('path')]
+        for path in table.column('path')
+    ]
     places = [os.path.abspath(file) for file in files]
     if len(set(places)) < len(places):
         first: Dict[str, int] = {}
         for line, path, place in zip(table.lines, table.column('path'), places):
             if first.setdefault(place, line) != line:
                 raise ValueError(
-                    f"'{table.path}' line {line}: image '{path}' is in line {first[place]} already: remove one.")
+                    f"'{table.path}' line {line}: image '{path}' is in line {first[place]} already: remove one."
+                )
     return files
 
 
@@ -148,12 +156,14 @@ def _read_splits(table: Table, split_column: str, default: str) -> np.ndarray:
         i = min(map(splits.index, unknown))
         raise ValueError(
             f"'{table.path}' line {table.lines[i]}: unknown split '{splits[i]}', expected one of"
-            f" {', '.join(name for name in synonyms if name)}.")
+            f' {", ".join(name for name in synonyms if name)}.'
+        )
     without = [line for line, split in zip(table.lines, splits) if not split]
     if without:
         _logger.warning(
             f"Ignored {len(without)} rows of '{table.path}' without a split"
-            f" (line{'s' * (len(without) > 1)} {join_names([str(line) for line in without])}).")
+            f' (line{"s" * (len(without) > 1)} {join_names([str(line) for line in without])}).'
+        )
     return np.array([synonyms[split] for split in splits], str)
 
 
@@ -176,9 +186,12 @@ def check_first_files(config: SourceConfig, only: Optional[str]) -> None:
     root = Path(config.data_dir or path.parent)
     wanted = {name for split, names in SPLITS.items() if only in (None, split) for name in names}
     paths = [
-        row['path'] for row in read_first_rows(path, FIRST_ROWS)
-        if row.get('path') and (row.get(config.split_column, only or 'train') or '').strip().lower() in wanted]
+        row['path']
+        for row in read_first_rows(path, FIRST_ROWS)
+        if row.get('path') and (row.get(config.split_column, only or 'train') or '').strip().lower() in wanted
+    ]
     if len(paths) == FIRST_ROWS and not any(os.path.exists(root / name) for name in paths):
         raise ValueError(
             f"Cannot read image '{root / paths[0]}' (FileNotFoundError), and none of the first {FIRST_ROWS} images of"
-            f" '{path}' exists: its paths are relative to '{root}', specify another directory with --data-dir.")
+            f" '{path}' exists: its paths are relative to '{root}', specify another directory with --data-dir."
+        )

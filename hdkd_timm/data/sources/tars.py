@@ -3,6 +3,7 @@
 Links are followed: `tar` writes one for a file that it has already stored under another name. timm's reader of tar
 files skips them.
 """
+
 import copy
 import io
 import logging
@@ -29,6 +30,7 @@ class TarImage(NamedTuple):
         label: Its class: the name of its folder, or of its inner tar file.
         level: Number of folders above it; None in an inner tar file.
     """
+
     name: str
     member: tarfile.TarInfo
     label: str
@@ -62,7 +64,8 @@ class TarReader(Reader):
         levels = {image.level for image in images} - {None}
         if 0 in levels or len(levels) > 1:
             raise ValueError(
-                f"'{root}' contains images outside class folders or one level too deep; expected '<class>/*' in it.")
+                f"'{root}' contains images outside class folders or one level too deep; expected '<class>/*' in it."
+            )
         self.samples = sorted(images, key=lambda image: natural_order(image.name))
         self.classes = sorted({image.label for image in images}, key=natural_order)
         index_of = {name: i for i, name in enumerate(self.classes)}
@@ -100,8 +103,9 @@ def _list_images(tar: tarfile.TarFile) -> Tuple[List[TarImage], List[str]]:
             others += [f'{name}/{inner_name}' for inner_name in inner_others]
         elif _is_image(tar, name, member):
             folder = posixpath.dirname(posixpath.normpath(name))
-            images.append(TarImage(
-                member.name, member, posixpath.basename(folder), folder.count('/') + 1 if folder else 0))
+            images.append(
+                TarImage(member.name, member, posixpath.basename(folder), folder.count('/') + 1 if folder else 0)
+            )
         elif not is_side_file(name):
             others.append(name)
     return inner_images + images, others
@@ -157,7 +161,8 @@ def _files(tar: tarfile.TarFile) -> Iterator[Tuple[str, tarfile.TarInfo]]:
             what = 'a folder' if target is not None else 'which it does not contain'
             raise ValueError(
                 f"'{name}' is a link to '{member.linkname}', {what}: recreate the tar file with `tar --dereference`"
-                ' (-h).')
+                ' (-h).'
+            )
         linked = copy.copy(target)
         linked.name = member.name
         yield name, linked
@@ -171,15 +176,15 @@ def _check_end(tar: tarfile.TarFile) -> None:
     """
     tar.fileobj.seek(tar.offset)
     is_marked = False
-    while block := tar.fileobj.read(2 ** 16):
+    while block := tar.fileobj.read(2**16):
         is_marked = True
         if any(block):
             raise ValueError(
                 f'its list of files ends at byte {tar.offset:,}, but data follows: it is damaged, or several tar files'
-                ' were concatenated. Copy it again, or recreate it as a single tar file.')
+                ' were concatenated. Copy it again, or recreate it as a single tar file.'
+            )
     if not is_marked:
-        _logger.warning(
-            f"Tar file '{tar.name}' has no end-of-archive marker: if it was truncated, images are missing.")
+        _logger.warning(f"Tar file '{tar.name}' has no end-of-archive marker: if it was truncated, images are missing.")
 
 
 def _follow(name: str, members: Dict[str, tarfile.TarInfo]) -> Optional[tarfile.TarInfo]:

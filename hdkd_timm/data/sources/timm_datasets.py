@@ -1,4 +1,5 @@
 """Datasets of timm's `create_dataset`: with random access (hfds/, torch/), and without (wds/, tfds/, hfids/)."""
+
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -49,7 +50,8 @@ def read_timm_dataset(config: SourceConfig, only: Optional[str] = None) -> Tuple
     prefix = config.dataset.split('/')[0].lower()
     if prefix not in ('hfds', 'torch'):
         raise ValueError(
-            f"Unknown dataset '{config.dataset}': expected hfds/NAME, torch/NAME, {'/NAME, '.join(ITERABLE)}/NAME.")
+            f"Unknown dataset '{config.dataset}': expected hfds/NAME, torch/NAME, {'/NAME, '.join(ITERABLE)}/NAME."
+        )
     if config.class_map and prefix == 'torch':
         raise ValueError(f"--class-map is not for '{config.dataset}', whose class indices come from torchvision.")
     read_split = _read_torchvision if prefix == 'torch' else _read_hub
@@ -89,7 +91,8 @@ def open_iterable(config: DataConfig, batch_size: int, only: Optional[str]) -> T
     for name in ('train_fraction', 'val_fraction', 'folds'):
         if getattr(config, name) != DataConfig.__dataclass_fields__[name].default:
             raise ValueError(
-                f"--{name.replace('_', '-')} needs a dataset with random access, '{config.dataset}' has none.")
+                f"--{name.replace('_', '-')} needs a dataset with random access, '{config.dataset}' has none."
+            )
     if not config.class_map and not config.num_classes:
         raise ValueError(f"Dataset '{config.dataset}' does not define its classes: give --num-classes or --class-map.")
     classes = _read_class_map(config.class_map) if config.class_map else [str(i) for i in range(config.num_classes)]
@@ -102,7 +105,8 @@ def open_iterable(config: DataConfig, batch_size: int, only: Optional[str]) -> T
     mode = IMG_MODES[config.in_chans] if config.dataset.lower().startswith('tfds/') else ''
     return {
         split: _open(config, name, split == 'train', batch_size, mode, class_map=class_map)
-        for split, name in splits.items()}, classes
+        for split, name in splits.items()
+    }, classes
 
 
 def _split_names(config: SourceConfig, only: Optional[str]) -> Dict[str, str]:
@@ -114,16 +118,17 @@ def _split_names(config: SourceConfig, only: Optional[str]) -> Dict[str, str]:
 def _no_split(config: SourceConfig, split: str) -> SplitNotFoundError:
     return SplitNotFoundError(
         f"No split '{split}' of dataset '{config.dataset}' is specified: see --train-split, --val-split and"
-        ' --test-split.')
+        ' --test-split.'
+    )
 
 
 def _open(
-        config: SourceConfig,
-        split: str,
-        is_training: bool,
-        batch_size: int = 1,
-        mode: str = '',
-        **kwargs: Any,
+    config: SourceConfig,
+    split: str,
+    is_training: bool,
+    batch_size: int = 1,
+    mode: str = '',
+    **kwargs: Any,
 ) -> Any:
     """A split of the dataset as timm opens it.
 
@@ -132,15 +137,25 @@ def _open(
     """
     try:
         return create_dataset(
-            config.dataset, root=config.data_dir, split=split, is_training=is_training, batch_size=batch_size,
-            download=config.dataset_download, seed=config.seed, input_img_mode=mode, input_key=config.input_key,
-            target_key=config.target_key, **kwargs)
+            config.dataset,
+            root=config.data_dir,
+            split=split,
+            is_training=is_training,
+            batch_size=batch_size,
+            download=config.dataset_download,
+            seed=config.seed,
+            input_img_mode=mode,
+            input_key=config.input_key,
+            target_key=config.target_key,
+            **kwargs,
+        )
     except ImportError as e:
         raise ValueError(f"Dataset '{config.dataset}' needs another package ({e}).") from e
     except Exception as e:  # of a dozen libraries
         raise ValueError(
             f"Cannot open split '{split}' of dataset '{config.dataset}' ({type(e).__name__}: {e}); see --train-split,"
-            ' --val-split and --test-split, empty for none.') from e
+            ' --val-split and --test-split, empty for none.'
+        ) from e
 
 
 def _read_torchvision(config: SourceConfig, split: str, name: str) -> Tuple[Samples, List[str]]:
@@ -149,7 +164,8 @@ def _read_torchvision(config: SourceConfig, split: str, name: str) -> Tuple[Samp
     targets = np.asarray(getattr(dataset, 'targets', ()))
     if targets.shape != (len(dataset),):  # some have several labels per image, or none before it is read
         raise ValueError(
-            f"Dataset '{config.dataset}' has no single class index per image: list its images in a --data-csv table.")
+            f"Dataset '{config.dataset}' has no single class index per image: list its images in a --data-csv table."
+        )
     reader = _TorchvisionReader(dataset)
     return Samples(reader, np.arange(len(reader)), targets), [str(label) for label in getattr(dataset, 'classes', ())]
 
@@ -169,7 +185,8 @@ def _read_hub_labels(dataset: Any, config: SourceConfig, split: str) -> Tuple[np
     where = f"of split '{split}' of dataset '{config.dataset}'"
     if key not in dataset.column_names:
         raise ValueError(
-            f"No field '{key}' {where} (found: {', '.join(dataset.column_names)}): specify it with --target-key.")
+            f"No field '{key}' {where} (found: {', '.join(dataset.column_names)}): specify it with --target-key."
+        )
     labels = list(dataset[key])
     names = list(getattr(dataset.features[key], 'names', None) or ())
     for i, label in enumerate(labels):
@@ -185,7 +202,8 @@ def _read_hub_labels(dataset: Any, config: SourceConfig, split: str) -> Tuple[np
         if not all(isinstance(label, int) for label in labels):
             raise ValueError(
                 f'Labels {where} are neither text nor integers ({labels[0]!r}): specify another field with'
-                ' --target-key.')
+                ' --target-key.'
+            )
         return np.array(labels), []
     index_of = {name: i for i, name in enumerate(names)}
     unknown = [label for label in labels if label not in index_of]

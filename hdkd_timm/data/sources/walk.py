@@ -3,6 +3,7 @@
 A linked directory is as good as a real one. Hidden files and directories, and those that systems and programs put
 beside images, are skipped silently; every other file is either an image or reported by `warn_ignored_files`.
 """
+
 import logging
 import os
 import re
@@ -74,7 +75,8 @@ def scan_folder(folder: str) -> Tuple[List[str], List[str]]:
     except OSError as e:
         raise OSError(
             f"Cannot read directory '{folder}' ({type(e).__name__}: {e.strerror}): make it readable or move it"
-            ' elsewhere.') from e
+            ' elsewhere.'
+        ) from e
     return sorted(folders), sorted(files)
 
 
@@ -86,9 +88,9 @@ def _is_folder(entry: 'os.DirEntry[str]') -> bool:
 
 
 def walk_folder(
-        folder: str,
-        seen: Optional[Seen] = None,
-        skip_unreadable: bool = False,
+    folder: str,
+    seen: Optional[Seen] = None,
+    skip_unreadable: bool = False,
 ) -> Iterator[Tuple[str, List[str]]]:
     """Walk a directory tree, following links after all real directories.
 
@@ -133,6 +135,7 @@ class Listing(NamedTuple):
         images: Image files by suffix, and DICOM files by content. Includes broken links, which cannot be read.
         others: Files that are neither images nor known side files.
     """
+
     images: List[str]
     others: List[str]
 
@@ -184,4 +187,5 @@ def warn_ignored_files(names: Sequence[str], where: str) -> None:
         hidden = any(os.path.basename(name).startswith('.') for name in names)
         _logger.warning(
             f"Ignored {len(names):,} file{'s' * (len(names) > 1)} in '{where}', {'hidden or ' * hidden}without an image"
-            f' suffix: {join_names(sorted(names, key=natural_order))} (by suffix: {count_suffixes(names)}).')
+            f' suffix: {join_names(sorted(names, key=natural_order))} (by suffix: {count_suffixes(names)}).'
+        )

@@ -1,4 +1,5 @@
 """Cells of a table that are probably not what was intended."""
+
 from data_helpers import create, sizes, table
 from helpers import write_images
 
@@ -20,8 +21,16 @@ def test_csv_labels_and_groups_that_may_be_missing_values(write_csv, caplog):
     path = write_csv(*table('t' * 8 + 'eeee', groups=groups))
     samples = create(data_csv=path)[0]['train'].samples
     assert samples.groups.tolist() == [
-        'path images/0.png', 'path images/1.png', 'path images/2.png', 'NA', 'NA', '5', '6', '7']
-    assert "3 images of" in caplog.text
+        'path images/0.png',
+        'path images/1.png',
+        'path images/2.png',
+        'NA',
+        'NA',
+        '5',
+        '6',
+        '7',
+    ]
+    assert '3 images of' in caplog.text
     assert "have the group 'nan' (the first in line 2), which denotes a missing value: each becomes a" in caplog.text
     assert f"2 images of '{path}' have the group 'NA', which is used as a name: if it denotes a" in caplog.text
     assert 'share a group' not in caplog.text
@@ -35,7 +44,7 @@ def test_names_that_differ_in_case_or_spaces_are_reported(write_csv, image_folde
     assert "'Melanoma' and 'melanoma'" in caplog.text
     path = write_csv(*table('tttteeee', groups=['p1', 'p2', 'p3', 'p3', 'P1', 'p4', 'p5', 'p5']))
     create(data_csv=path)
-    assert "1 groups of" in caplog.text
+    assert '1 groups of' in caplog.text
     caplog.clear()
     for split in ('train', 'test'):
         write_images(image_folder / split, classes=['A'], number=1)
@@ -44,8 +53,9 @@ def test_names_that_differ_in_case_or_spaces_are_reported(write_csv, image_folde
 
 
 def test_csv_columns_with_nearly_the_right_name_are_reported(write_csv, caplog):
-    path = write_csv(*[line.replace('split', 'Split').replace('group', ' group') for line in table(
-        'ttttttee', groups='11223344')])
+    path = write_csv(
+        *[line.replace('split', 'Split').replace('group', ' group') for line in table('ttttttee', groups='11223344')]
+    )
     assert create(data_csv=path, only='train')[0]['train'].samples.groups is None
     assert f"Column 'Split' of '{path}' is not used because its name is not 'split'" in caplog.text
     assert "Column ' group' of" in caplog.text

@@ -1,4 +1,5 @@
 """Image folders: splits, classes, links, and files that are not used."""
+
 import os
 
 import pytest
@@ -12,19 +13,30 @@ from hdkd_timm.data.sources import walk
 from hdkd_timm.data.sources.folders import find_splits, list_classes, read_folders
 
 
-@pytest.mark.parametrize(('break_it', 'error', 'match'), [
-    (lambda d: (d / 'train').rename(d / 'images'), FileNotFoundError, "no folder 'train' .*images, test"),
-    (lambda d: (d / 'test').rename(d / 'images'), ValueError, "neither a split 'test' nor 'val': .*--folds or --val-"),
-    (lambda d: (d / 'train' / 'empty').mkdir(), FileNotFoundError, 'No images in class folder .*empty'),
-    (lambda d: write_images(d / 'test', classes=['d']), ValueError, "Class 'd' is in .*test' but not in .*train'"),
-    (lambda d: write_images(d / 'train', classes=['d']), ValueError, "Class 'd' is in .*train' but not in .*test'"),
-    (lambda d: write_images(d / 'val', classes=['a', 'b']), ValueError, "Class 'c' is in .*train' but not in .*val'"),
-    (lambda d: write_images(d / 'train', classes=['.']), ValueError, 'outside class folders'),
-    (lambda d: write_images(d / 'train' / 'a', classes=['deep']), ValueError, 'a/deep.* one level too deep'),
-    (lambda d: write_images(d / 'Training'), ValueError, "'Training' and 'train' .* both the train split"),
-    (lambda d: (d / 'test.tar').touch(), ValueError, r"'test' and 'test\.tar' .* both the test split"),
-    (lambda d: [p.unlink() for p in d.glob('*/*/*.png')], FileNotFoundError, 'No images in class folder'),
-])
+@pytest.mark.parametrize(
+    ('break_it', 'error', 'match'),
+    [
+        (lambda d: (d / 'train').rename(d / 'images'), FileNotFoundError, "no folder 'train' .*images, test"),
+        (
+            lambda d: (d / 'test').rename(d / 'images'),
+            ValueError,
+            "neither a split 'test' nor 'val': .*--folds or --val-",
+        ),
+        (lambda d: (d / 'train' / 'empty').mkdir(), FileNotFoundError, 'No images in class folder .*empty'),
+        (lambda d: write_images(d / 'test', classes=['d']), ValueError, "Class 'd' is in .*test' but not in .*train'"),
+        (lambda d: write_images(d / 'train', classes=['d']), ValueError, "Class 'd' is in .*train' but not in .*test'"),
+        (
+            lambda d: write_images(d / 'val', classes=['a', 'b']),
+            ValueError,
+            "Class 'c' is in .*train' but not in .*val'",
+        ),
+        (lambda d: write_images(d / 'train', classes=['.']), ValueError, 'outside class folders'),
+        (lambda d: write_images(d / 'train' / 'a', classes=['deep']), ValueError, 'a/deep.* one level too deep'),
+        (lambda d: write_images(d / 'Training'), ValueError, "'Training' and 'train' .* both the train split"),
+        (lambda d: (d / 'test.tar').touch(), ValueError, r"'test' and 'test\.tar' .* both the test split"),
+        (lambda d: [p.unlink() for p in d.glob('*/*/*.png')], FileNotFoundError, 'No images in class folder'),
+    ],
+)
 def test_bad_folders(image_folder, break_it, error, match):
     break_it(image_folder)
     with pytest.raises(error, match=match):
@@ -74,9 +86,12 @@ def test_linked_folders_in_a_class_folder_count_as_real_ones(image_folder, tmp_p
         caplog.clear()
         samples, classes = read_folders(image_folder)
         assert ({split: len(part) for split, part in samples.items()}, classes) == (
-            {'train': 24, 'test': 12}, ['a', 'b', 'c'])
+            {'train': 24, 'test': 12},
+            ['a', 'b', 'c'],
+        )
         assert [record.message for record in caplog.records] == [
-            f"Skipped '{inner}': it is the same directory as '{os.path.normpath(inner.parent / target)}'."]
+            f"Skipped '{inner}': it is the same directory as '{os.path.normpath(inner.parent / target)}'."
+        ]
 
 
 def test_class_folders_that_are_links(image_folder, tmp_path, caplog):
@@ -128,7 +143,8 @@ def test_ignored_files_are_reported(image_folder, caplog):
         f"Ignored 1 folder in '{image_folder}' beside its splits: validate.",
         f"Ignored 1 image in '{image_folder}' outside its splits: stray.png.",
         f"Ignored 5 files in '{image_folder}', hidden or without an image suffix: test/b/masks/2.XYZ,"
-        ' train/a/1.xyz, train/a/.z.png, train/y.xyz, x.zip (by suffix: .xyz 3, .png 1, .zip 1).']
+        ' train/a/1.xyz, train/a/.z.png, train/y.xyz, x.zip (by suffix: .xyz 3, .png 1, .zip 1).',
+    ]
     for path in (image_folder / 'train' / 'c').iterdir():
         path.rename(path.with_suffix('.xyz'))
     with pytest.raises(FileNotFoundError, match=r"No images in class folder '.*c' .*found \.xyz 8"):
@@ -140,5 +156,5 @@ def test_splits_that_are_not_folders(image_folder, caplog):
     os.mkfifo(image_folder / 'valid.tar')
     assert list(find_splits(image_folder)) == ['train', 'test']
     read_folders(image_folder)
-    assert "Ignored 2 files in" in caplog.text
+    assert 'Ignored 2 files in' in caplog.text
     assert 'val, valid.tar' in caplog.text

@@ -1,4 +1,5 @@
 """CSV tables of images."""
+
 import os
 import re
 from pathlib import Path
@@ -17,7 +18,9 @@ def test_csv(write_csv):
     assert (sizes(datasets), classes) == ({'train': 6, 'test': 2, 'val': 2}, ['a', 'b'])
     # images 6 and 7
     assert [(image.getpixel((0, 0)), target) for image, target in datasets['test']] == [
-        ((60, 60, 60), 0), ((70, 70, 70), 1)]
+        ((60, 60, 60), 0),
+        ((70, 70, 70), 1),
+    ]
     assert datasets['test'].samples.groups is None
     grey = create(data_csv=path, in_chans=1, only='val')[0]
     assert [grey['val'][i][0].getpixel((0, 0)) for i in range(2)] == [80, 90]
@@ -33,7 +36,7 @@ def test_csv_paths(write_csv, tmp_path):
     datasets, _ = create(tmp_path / 'table' / 'images', data_csv=path)
     assert datasets['test'].samples.filenames() == names
     # absolute paths are kept
-    write_csv(lines[0], *(f"{tmp_path / 'table' / 'images'}/{line}" for line in lines[1:]))
+    write_csv(lines[0], *(f'{tmp_path / "table" / "images"}/{line}' for line in lines[1:]))
     assert create(data_csv=path)[0]['test'].samples.filenames() == names
     assert create(tmp_path, data_csv=path)[0]['test'].samples.filenames() == names
 
@@ -107,38 +110,50 @@ def test_csv_of_excel(write_csv, tmp_path):
         create(data_csv=str(tmp_path / 'nowhere.csv'))
 
 
-@pytest.mark.parametrize(('edit', 'match'), [
-    (lambda t: t[:1] + t[2:3] + t[2:], r"line 3: image 'images/1\.png' is in line 2 already"),
-    (lambda t: [*t, 'images/0.png,a,test'], r"line 6: image 'images/0\.png' is in line 2 already"),
-    (lambda t: [*t, '', 'images/0.png,a,test'], r"line 7: image 'images/0\.png' is in line 2 already"),
-    (lambda t: [*t, ',a,train'], 'line 6: no path'),
-    (lambda t: [*t, 'images/9.png,,train'], 'line 6: no label'),
-    (lambda t: [*t, 'images/9.png, ,train'], 'line 6: no label'),
-    (lambda t: [*t, 'images/9.png'], 'line 6: no label'),
-    (lambda t: [*t, 'images/9.png,a,holdout'], "line 6: unknown split 'holdout', expected one of train, training, "),
-    (lambda t: [*t, 'images/9.png,c,test'], r"Class 'c' is in '.*split test' but not in '.*split train'"),
-    (lambda t: [*t, 'images/9.png,c,train'], r"Class 'c' is in '.*split train' but not in '.*split test'"),
-    (lambda t: [t[0].replace('label', 'class'), *t[1:]], r"no column 'label' \(columns found: path, class, split\)"),
-    (lambda t: [t[0].replace('path', 'file'), *t[1:]], "no column 'path'"),
-    (lambda t: [line.replace(',', ';') for line in t], r"no column 'path' \(columns found: path;label;split\)"),
-    (lambda t: [''], r"no column 'path' \(columns found: none\)"),
-    (lambda t: t[:1], "no row of split 'train'"),
-    (lambda t: t[:1] + t[3:], "no row of split 'train'"),
-    (lambda t: t[:3], "neither a split 'test' nor 'val'"),
-    (lambda t: [*t, 'images/missing.png,a,train'], r"images/missing\.png' \(FileNotFoundError"),
-    (lambda t: [*t, 'images,a,train'], r"Cannot read image '.*/images' \(IsADirectoryError"),
-    (lambda t: [*t, 'images/9.png,carcinoma, basal cell,train'], r'line 6: 4 cells, but the header has 3: put text'),
-    (lambda t: [*t[:2], 'images/9.png,a', *t[2:]], r'line 3: 2 cells, but the header has 3\.'),
-    (lambda t: [t[0] + ',label', *(line + ',b' for line in t[1:])], "line 1: two columns are named 'label'"),
-    (lambda t: [t[0] + ',note,note', *(line + ',1,2' for line in t[1:])], "line 1: two columns are named 'note'"),
-    (lambda t: [*t, '"images/9.png,a,train'], 'is not a CSV file in UTF-8 .line 6: unexpected end of data'),
-    (lambda t: [*t[:2], 'images/9.png,"a,train', *t[2:], 'images/8.png,a",train'], 'line 7: a label of 5 lines'),
-    (lambda t: [*t[:2], 'images/9.png,"a,train', *t[2:], 'images/8.png,"a",train'], "line 7: ',' expected after"),
-    (lambda t: [line.replace(',', ';') for line in t], "seem to be separated by ';': save it with commas instead"),
-    (lambda t: [line.replace(',', '\t') for line in t], r"separated by '\\t': save it with commas instead"),
-    (lambda t: [*t, 'images/9.png,nan,train'], "line 6: label 'nan' denotes a missing value .1 such rows."),
-    (lambda t: [*t, 'images/8.png,NaN,train', 'images/9.png,#N/A,test'], "line 6: label 'NaN' .*2 such rows"),
-])
+@pytest.mark.parametrize(
+    ('edit', 'match'),
+    [
+        (lambda t: t[:1] + t[2:3] + t[2:], r"line 3: image 'images/1\.png' is in line 2 already"),
+        (lambda t: [*t, 'images/0.png,a,test'], r"line 6: image 'images/0\.png' is in line 2 already"),
+        (lambda t: [*t, '', 'images/0.png,a,test'], r"line 7: image 'images/0\.png' is in line 2 already"),
+        (lambda t: [*t, ',a,train'], 'line 6: no path'),
+        (lambda t: [*t, 'images/9.png,,train'], 'line 6: no label'),
+        (lambda t: [*t, 'images/9.png, ,train'], 'line 6: no label'),
+        (lambda t: [*t, 'images/9.png'], 'line 6: no label'),
+        (
+            lambda t: [*t, 'images/9.png,a,holdout'],
+            "line 6: unknown split 'holdout', expected one of train, training, ",
+        ),
+        (lambda t: [*t, 'images/9.png,c,test'], r"Class 'c' is in '.*split test' but not in '.*split train'"),
+        (lambda t: [*t, 'images/9.png,c,train'], r"Class 'c' is in '.*split train' but not in '.*split test'"),
+        (
+            lambda t: [t[0].replace('label', 'class'), *t[1:]],
+            r"no column 'label' \(columns found: path, class, split\)",
+        ),
+        (lambda t: [t[0].replace('path', 'file'), *t[1:]], "no column 'path'"),
+        (lambda t: [line.replace(',', ';') for line in t], r"no column 'path' \(columns found: path;label;split\)"),
+        (lambda t: [''], r"no column 'path' \(columns found: none\)"),
+        (lambda t: t[:1], "no row of split 'train'"),
+        (lambda t: t[:1] + t[3:], "no row of split 'train'"),
+        (lambda t: t[:3], "neither a split 'test' nor 'val'"),
+        (lambda t: [*t, 'images/missing.png,a,train'], r"images/missing\.png' \(FileNotFoundError"),
+        (lambda t: [*t, 'images,a,train'], r"Cannot read image '.*/images' \(IsADirectoryError"),
+        (
+            lambda t: [*t, 'images/9.png,carcinoma, basal cell,train'],
+            r'line 6: 4 cells, but the header has 3: put text',
+        ),
+        (lambda t: [*t[:2], 'images/9.png,a', *t[2:]], r'line 3: 2 cells, but the header has 3\.'),
+        (lambda t: [t[0] + ',label', *(line + ',b' for line in t[1:])], "line 1: two columns are named 'label'"),
+        (lambda t: [t[0] + ',note,note', *(line + ',1,2' for line in t[1:])], "line 1: two columns are named 'note'"),
+        (lambda t: [*t, '"images/9.png,a,train'], 'is not a CSV file in UTF-8 .line 6: unexpected end of data'),
+        (lambda t: [*t[:2], 'images/9.png,"a,train', *t[2:], 'images/8.png,a",train'], 'line 7: a label of 5 lines'),
+        (lambda t: [*t[:2], 'images/9.png,"a,train', *t[2:], 'images/8.png,"a",train'], "line 7: ',' expected after"),
+        (lambda t: [line.replace(',', ';') for line in t], "seem to be separated by ';': save it with commas instead"),
+        (lambda t: [line.replace(',', '\t') for line in t], r"separated by '\\t': save it with commas instead"),
+        (lambda t: [*t, 'images/9.png,nan,train'], "line 6: label 'nan' denotes a missing value .1 such rows."),
+        (lambda t: [*t, 'images/8.png,NaN,train', 'images/9.png,#N/A,test'], "line 6: label 'NaN' .*2 such rows"),
+    ],
+)
 def test_bad_csv(write_csv, edit, match):
     path = write_csv(*edit(table('ttee')))
     with pytest.raises(ValueError, match=match):
@@ -169,9 +184,13 @@ def test_csv_images_without_a_group_are_their_own(write_csv):
 def test_csv_blanks_around_labels_and_groups(write_csv):
     lines = table('t' * 12, labels='aabb', groups=['1', '1', '2', '2', '3', '3', '4', '4', '', '', '', ''])
     paths, rest = zip(*(line.split(',', 1) for line in lines))
-    path = write_csv(lines[0], *(  # of every other row
-        f"{name}, {columns.replace(',', ' , ')} " if i % 2 else f'{name},{columns}'
-        for i, (name, columns) in enumerate(zip(paths[1:], rest[1:]))))
+    path = write_csv(
+        lines[0],
+        *(  # of every other row
+            f'{name}, {columns.replace(",", " , ")} ' if i % 2 else f'{name},{columns}'
+            for i, (name, columns) in enumerate(zip(paths[1:], rest[1:]))
+        ),
+    )
     for fold in range(4):
         datasets, classes = create(data_csv=path, folds=4, fold=fold)
         train, test = (set(datasets[split].samples.groups) for split in ('train', 'test'))
@@ -185,18 +204,25 @@ def test_csv_of_images_that_do_not_exist_fails_at_once(write_csv, tmp_path, monk
     rows = [f'gone/{i}.png,{"ab"[i % 2]},train' for i in range(200)]
     path = write_csv('path,label,split', *rows)
     monkeypatch.setattr(inspection, 'inspect_images', None)  # is not reached
-    with pytest.raises(ValueError, match=(
+    with pytest.raises(
+        ValueError,
+        match=(
             r"Cannot read image '.*table/gone/0\.png' \(FileNotFoundError\), and none of the first 100 images of"
-            f" '{path}' exists: its paths are relative to '.*table', specify another directory with --data-dir")):
+            f" '{path}' exists: its paths are relative to '.*table', specify another directory with --data-dir"
+        ),
+    ):
         create(data_csv=path, val_fraction=0.5)
     assert len(create(data_csv=path, val_fraction=0.5, check_images=False)[0]['train']) == 100
 
 
 def test_csv_whose_other_rows_are_elsewhere(write_csv):
     """The images of rows of another split, or of none, need not be there."""
-    path = write_csv('path,label,split', *(
-        f'gone/{i}.png,{"ab"[i % 2]},{"train" if i % 3 else ""}' for i in range(200)), 'images/0.png,a,test',
-        'images/1.png,b,test')
+    path = write_csv(
+        'path,label,split',
+        *(f'gone/{i}.png,{"ab"[i % 2]},{"train" if i % 3 else ""}' for i in range(200)),
+        'images/0.png,a,test',
+        'images/1.png,b,test',
+    )
     assert len(create(data_csv=path, only='test')[0]['test']) == 2
     with pytest.raises(ValueError, match=r'gone/1\.png'):
         create(data_csv=path)

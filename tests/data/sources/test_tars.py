@@ -1,4 +1,5 @@
 """Images in tar files: links, inner tar files, damage."""
+
 import io
 import os
 import shutil
@@ -50,19 +51,42 @@ def content(reader):
 
 
 def test_links_are_followed(tmp_path):
-    reader = TarReader(write_tar(
-        tmp_path / 'x.tar', ('store/blob', png(1)), ('a/1.png', png(2)), ('a/2.png', 'hard', 'a/1.png'),
-        ('b/3.png', 'hard', 'store/blob'), ('b/4.png', '../a/2.png'), ('b/5.png', '4.png'), ('./b/6.png', png(6)),
-        ('b/later.png', '../b/7.png'), ('b/7.png', png(7))))
+    reader = TarReader(
+        write_tar(
+            tmp_path / 'x.tar',
+            ('store/blob', png(1)),
+            ('a/1.png', png(2)),
+            ('a/2.png', 'hard', 'a/1.png'),
+            ('b/3.png', 'hard', 'store/blob'),
+            ('b/4.png', '../a/2.png'),
+            ('b/5.png', '4.png'),
+            ('./b/6.png', png(6)),
+            ('b/later.png', '../b/7.png'),
+            ('b/7.png', png(7)),
+        )
+    )
     assert content(reader) == {
-        'a/1.png': (2, 'a'), 'a/2.png': (2, 'a'), 'b/3.png': (1, 'b'), 'b/4.png': (2, 'b'), 'b/5.png': (2, 'b'),
-        './b/6.png': (6, 'b'), 'b/later.png': (7, 'b'), 'b/7.png': (7, 'b')}
+        'a/1.png': (2, 'a'),
+        'a/2.png': (2, 'a'),
+        'b/3.png': (1, 'b'),
+        'b/4.png': (2, 'b'),
+        'b/5.png': (2, 'b'),
+        './b/6.png': (6, 'b'),
+        'b/later.png': (7, 'b'),
+        'b/7.png': (7, 'b'),
+    }
 
 
-@pytest.mark.parametrize(('link', 'match'), [
-    (('b/2.png', '../c/9.png'), "'b/2.png' is a link to '../c/9.png', which it does not contain: .*--dereference"),
-    (('b/2.png', '/data/9.png'), 'which it does not contain'), (('b/2.png', '2.png'), 'which it does not contain'),
-    (('b', 'hard', 'c'), 'which it does not contain'), (('b', '/data/b'), 'which it does not contain')])
+@pytest.mark.parametrize(
+    ('link', 'match'),
+    [
+        (('b/2.png', '../c/9.png'), "'b/2.png' is a link to '../c/9.png', which it does not contain: .*--dereference"),
+        (('b/2.png', '/data/9.png'), 'which it does not contain'),
+        (('b/2.png', '2.png'), 'which it does not contain'),
+        (('b', 'hard', 'c'), 'which it does not contain'),
+        (('b', '/data/b'), 'which it does not contain'),
+    ],
+)
 def test_broken_links(tmp_path, link, match):
     with pytest.raises(ValueError, match=f"x.tar': .*{match}"):
         TarReader(write_tar(tmp_path / 'x.tar', ('a/1.png', png(1)), link))
@@ -88,8 +112,9 @@ def test_all_files_of_a_tar_of_linked_files_are_there(tmp_path):
 
 def test_order_and_classes_are_timms(tmp_path):
     write_images(tmp_path, classes=['10', '9', 'Normal', 'glioma'], number=11, size=4)
-    path = write_tar(tmp_path / 'x.tar', *(
-        (str(file.relative_to(tmp_path)), file.read_bytes()) for file in tmp_path.glob('*/*.png')))
+    path = write_tar(
+        tmp_path / 'x.tar', *((str(file.relative_to(tmp_path)), file.read_bytes()) for file in tmp_path.glob('*/*.png'))
+    )
     ours, theirs = TarReader(path), ReaderImageInTar(path)
     assert [ours.filename(i) for i in range(44)] == [theirs.filename(i) for i in range(44)]
     assert ours.targets == theirs.targets.tolist()
@@ -99,13 +124,23 @@ def test_order_and_classes_are_timms(tmp_path):
 def test_hidden_and_other_files(tmp_path, caplog):
     dicom = b'\0' * 128 + b'DICM'
     path = write_tar(
-        tmp_path / 'x.tar', ('a/1.jfif', png(1)), ('a/1.2.840.77', dicom), ('a/._1.jfif', b''), ('a/2.xyz', b'x'),
-        ('__MACOSX/a/1.png', b''), ('.ipynb_checkpoints/1.png', b''), ('a/.ipynb_checkpoints/1.png', b''),
-        ('labels.csv', b''), ('b/1.png', png(2)), ('b/link.txt', 'nowhere'))
+        tmp_path / 'x.tar',
+        ('a/1.jfif', png(1)),
+        ('a/1.2.840.77', dicom),
+        ('a/._1.jfif', b''),
+        ('a/2.xyz', b'x'),
+        ('__MACOSX/a/1.png', b''),
+        ('.ipynb_checkpoints/1.png', b''),
+        ('a/.ipynb_checkpoints/1.png', b''),
+        ('labels.csv', b''),
+        ('b/1.png', png(2)),
+        ('b/link.txt', 'nowhere'),
+    )
     reader = TarReader(path)
     assert [reader.filename(i) for i in range(len(reader))] == ['a/1.2.840.77', 'a/1.jfif', 'b/1.png']
     assert [record.message for record in caplog.records] == [
-        f"Ignored 1 file in '{path}', without an image suffix: a/2.xyz (by suffix: .xyz 1)."]
+        f"Ignored 1 file in '{path}', without an image suffix: a/2.xyz (by suffix: .xyz 1)."
+    ]
 
 
 def test_duplicate_name(tmp_path):
@@ -116,21 +151,25 @@ def test_duplicate_name(tmp_path):
 def test_inner_tar_files(tmp_path):
     for name, grey in (('a', 10), ('b', 20)):
         write_tar(
-            tmp_path / f'{name}.tar', ('1.png', png(grey)), ('./2.png', png(grey + 1)), ('3.png', 'hard', '1.png'))
-    reader = TarReader(write_tar(
-        tmp_path / 'x.tar', *((f'{name}.tar', (tmp_path / f'{name}.tar').read_bytes()) for name in 'ab')))
+            tmp_path / f'{name}.tar', ('1.png', png(grey)), ('./2.png', png(grey + 1)), ('3.png', 'hard', '1.png')
+        )
+    reader = TarReader(
+        write_tar(tmp_path / 'x.tar', *((f'{name}.tar', (tmp_path / f'{name}.tar').read_bytes()) for name in 'ab'))
+    )
     assert reader.classes == ['a', 'b']
     found = [(reader.filename(i), Image.open(reader[i][0]).getpixel((0, 0)), reader[i][1]) for i in range(len(reader))]
     assert sorted(found) == sorted(
-        (name, grey, k) for k, base in enumerate((10, 20))
-        for name, grey in (('1.png', base), ('./2.png', base + 1), ('3.png', base)))
+        (name, grey, k)
+        for k, base in enumerate((10, 20))
+        for name, grey in (('1.png', base), ('./2.png', base + 1), ('3.png', base))
+    )
 
 
 def test_a_tar_file_that_changed_is_read_anew(tmp_path, monkeypatch):
     """timm keeps the list of a large tar file beside it, and takes that whatever the tar file holds by then."""
     path = tmp_path / 'train.tar'
     write_tar(path, ('a/1.png', png(1)), ('b/1.png', png(2)))
-    monkeypatch.setattr('os.path.getsize', lambda path: 2 ** 40)
+    monkeypatch.setattr('os.path.getsize', lambda path: 2**40)
     TarReader(str(path))
     write_tar(path, ('a/1.png', png(1)), ('b/1.png', png(2)), ('b/2.png', png(3)))
     assert len(TarReader(str(path))) == 3
@@ -175,9 +214,9 @@ def test_nothing_is_lost_after_a_damaged_header(tmp_path, caplog):
     with tarfile.open(path) as tar:
         members = tar.getmembers()
         start, end = members[6].offset, tar.offset
-    flipped = whole[:start] + bytes([whole[start] ^ 1]) + whole[start + 1:]
-    zeroed = whole[:start] + bytes(512) + whole[start + 512:]
-    for damaged in (flipped, zeroed, whole[:start + 100], whole + whole):
+    flipped = whole[:start] + bytes([whole[start] ^ 1]) + whole[start + 1 :]
+    zeroed = whole[:start] + bytes(512) + whole[start + 512 :]
+    for damaged in (flipped, zeroed, whole[: start + 100], whole + whole):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"x\.tar'.* at byte .*, but data follows: it is damaged, or several"):
             TarReader(str(path))
@@ -221,7 +260,7 @@ def test_bad_tar_files(image_folder):
     place = image_folder / 'val.tar'
     tar_folder(place, image_folder / 'test')
     whole = place.read_bytes()
-    for content in (b'no tar file', b'', whole[:len(whole) // 2]):
+    for content in (b'no tar file', b'', whole[: len(whole) // 2]):
         place.write_bytes(content)
         with pytest.raises(ValueError, match=r"val\.tar' is not a tar file of images in class folders"):
             create(image_folder)

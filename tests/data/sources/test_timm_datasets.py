@@ -1,4 +1,5 @@
 """Datasets of torchvision, Hugging Face and webdataset, opened by timm."""
+
 import io
 import json
 
@@ -35,9 +36,11 @@ def test_torch_mnist(tmp_path):
     for name, number in (('train', 20), ('t10k', 10)):
         images = np.arange(number, dtype=np.uint8).repeat(28 * 28)
         (raw / f'{name}-images-idx3-ubyte').write_bytes(
-            np.array([0x803, number, 28, 28], '>i4').tobytes() + images.tobytes())
+            np.array([0x803, number, 28, 28], '>i4').tobytes() + images.tobytes()
+        )
         (raw / f'{name}-labels-idx1-ubyte').write_bytes(
-            np.array([0x801, number], '>i4').tobytes() + (np.arange(number, dtype=np.uint8) % 10).tobytes())
+            np.array([0x801, number], '>i4').tobytes() + (np.arange(number, dtype=np.uint8) % 10).tobytes()
+        )
     datasets, classes = create(tmp_path, dataset='torch/mnist')
     assert sizes(datasets) == {'train': 20, 'test': 10}
     assert classes[:2] == ['0 - zero', '1 - one']
@@ -48,6 +51,7 @@ def test_torch_mnist(tmp_path):
 
 class LabelledBy(list):
     """Images of a torchvision dataset with labels in `targets`."""
+
     def __init__(self, targets=None, image=Image.new('L', (8, 8))):
         super().__init__((image, i % 2) for i in range(4))
         if targets is not None:
@@ -87,7 +91,7 @@ def hub_folder(tmp_path):
                 images.append({'bytes': buffer.getvalue(), 'path': names and names[i]})
             table = datasets.Dataset.from_dict({'image': images, key: labels}, features=features)
             table.to_parquet(str(tmp_path / 'hub' / f'{split}.parquet'))
-        return dict(dataset=f"hfds/{tmp_path / 'hub'}", data_dir=str(tmp_path / 'cache'))
+        return dict(dataset=f'hfds/{tmp_path / "hub"}', data_dir=str(tmp_path / 'cache'))
 
     return make
 
@@ -112,9 +116,13 @@ def test_hub_dataset_of_an_image_folder(image_folder, tmp_path):
 
 def test_hub_dataset_with_class_labels(hub_folder, tmp_path):
     import datasets
+
     settings = hub_folder(
-        datasets.ClassLabel(names=['mel', 'nev', 'bcc']), train=[0, 1, 2, 2], test=[2, 1, 0],
-        names=['w.png', 'x.png', 'y.png', 'z.png'])
+        datasets.ClassLabel(names=['mel', 'nev', 'bcc']),
+        train=[0, 1, 2, 2],
+        test=[2, 1, 0],
+        names=['w.png', 'x.png', 'y.png', 'z.png'],
+    )
     splits, classes = create(**settings)
     assert classes == ['mel', 'nev', 'bcc']
     assert splits['train'].targets.tolist() == [0, 1, 2, 2]
@@ -139,6 +147,7 @@ def test_hub_dataset_with_class_labels(hub_folder, tmp_path):
 @pytest.mark.parametrize('key', ['label', 'diagnosis'])
 def test_hub_dataset_with_labels_of_text(hub_folder, key, tmp_path):
     import datasets
+
     settings = hub_folder(datasets.Value('string'), key, train=['nev', 'mel', 'mel'], test=['mel', 'nev'])
     if key != 'label':
         with pytest.raises(ValueError, match=r"No field 'label' of split 'train' .*\(found: image, diagnosis\)"):
@@ -162,6 +171,7 @@ def test_hub_dataset_with_labels_of_text(hub_folder, key, tmp_path):
 
 def test_hub_dataset_with_plain_numbers(hub_folder):
     import datasets
+
     settings = hub_folder(datasets.Value('int64'), train=[0, 1, 2], test=[2, 0])
     splits, classes = create(**settings)
     assert classes == ['0', '1', '2']
@@ -182,11 +192,11 @@ def test_bad_dataset_names(image_folder):
 def shards(tmp_path):
     """Settings of two training shards and a test shard: image i has grey 10 i and class i % 2."""
     import webdataset
+
     info = {'splits': {}}
     for split, lengths in (('train', (5, 3)), ('test', (4,))):
         names = [f'{split}-{i:03}.tar' for i in range(len(lengths))]
-        info['splits'][split] = dict(
-            name=split, num_samples=sum(lengths), filenames=names, shard_lengths=lengths)
+        info['splits'][split] = dict(name=split, num_samples=sum(lengths), filenames=names, shard_lengths=lengths)
         i = 0
         for name, length in zip(names, lengths):
             with webdataset.TarWriter(str(tmp_path / name)) as writer:
@@ -201,14 +211,16 @@ def test_shards(shards, tmp_path):
     datasets, classes = create(**shards)
     assert (sizes(datasets), classes) == ({'train': 8, 'test': 4}, ['0', '1'])
     assert [(image.getpixel((0, 0)), target) for image, target in datasets['test']] == [
-        ((10 * i,) * 3, i % 2) for i in range(4)]
+        ((10 * i,) * 3, i % 2) for i in range(4)
+    ]
     seen = [(image.getpixel((0, 0))[0], target) for image, target in datasets['train']]
     assert sorted(seen) == [(10 * i, i % 2) for i in range(8)]
     # splits as names of shards, and class names
     (tmp_path / 'classes.txt').write_text('mel\nnev\n')
     shards.update(num_classes=None, class_map=str(tmp_path / 'classes.txt'))
     datasets, classes = create(
-        **shards, train_split='train-{000..001}.tar|8', val_split='train-001.tar|3', test_split='test-000.tar|4')
+        **shards, train_split='train-{000..001}.tar|8', val_split='train-001.tar|3', test_split='test-000.tar|4'
+    )
     assert (sizes(datasets), classes) == ({'train': 8, 'val': 3, 'test': 4}, ['mel', 'nev'])
     assert [target for _, target in datasets['val']] == [1, 0, 1]
 
@@ -216,14 +228,16 @@ def test_shards(shards, tmp_path):
 @pytest.mark.parametrize('in_chans', [1, 3])
 def test_images_of_shards_are_read_as_files_are(shards, tmp_path, in_chans):
     import webdataset
+
     buffer = io.BytesIO()
     Image.fromarray(np.full((8, 8), 30000, np.uint16)).save(buffer, 'png')
     with webdataset.TarWriter(str(tmp_path / 'test-000.tar')) as writer:
         for i in range(4):
             writer.write({'__key__': str(i), 'png': buffer.getvalue(), 'cls': i % 2})
     dataset = create(**shards, in_chans=in_chans, only='test')[0]['test']
-    (images, targets), = SplitLoader(
-        dataset, dict(DATA, input_size=(in_chans, 8, 8), mean=(0.5,) * 3, std=(0.25,) * 3), 4, num_workers=0)
+    ((images, targets),) = SplitLoader(
+        dataset, dict(DATA, input_size=(in_chans, 8, 8), mean=(0.5,) * 3, std=(0.25,) * 3), 4, num_workers=0
+    )
     assert targets.tolist() == [0, 1, 0, 1]
     assert torch.allclose(images, torch.full((4, in_chans, 8, 8), (117 / 255 - 0.5) / 0.25))
 
@@ -238,22 +252,27 @@ def test_shards_of_a_wanted_split(shards, tmp_path):
         create(**shards, only='val')
 
 
-@pytest.mark.parametrize(('settings', 'match'), [
-    (dict(num_classes=None), "'wds/tiny' does not define its classes: give --num-classes or --class-map"),
-    (dict(test_split='nothing'), "Cannot open split 'nothing' of dataset 'wds/tiny'"),
-    (dict(test_split=''), "No split 'test' of dataset 'wds/tiny' is specified"),
-    (dict(train_split=''), "No split 'train' of dataset 'wds/tiny' is specified"),
-    (dict(train_fraction=0.5), '--train-fraction needs a dataset with random access'),
-    (dict(val_fraction=0.5), '--val-fraction needs a dataset with random access'),
-    (dict(folds=2), '--folds needs a dataset with random access'),
-])
+@pytest.mark.parametrize(
+    ('settings', 'match'),
+    [
+        (dict(num_classes=None), "'wds/tiny' does not define its classes: give --num-classes or --class-map"),
+        (dict(test_split='nothing'), "Cannot open split 'nothing' of dataset 'wds/tiny'"),
+        (dict(test_split=''), "No split 'test' of dataset 'wds/tiny' is specified"),
+        (dict(train_split=''), "No split 'train' of dataset 'wds/tiny' is specified"),
+        (dict(train_fraction=0.5), '--train-fraction needs a dataset with random access'),
+        (dict(val_fraction=0.5), '--val-fraction needs a dataset with random access'),
+        (dict(folds=2), '--folds needs a dataset with random access'),
+    ],
+)
 def test_bad_shards(shards, settings, match):
     with pytest.raises(ValueError, match=match):
         create(**dict(shards, **settings))
 
 
-@pytest.mark.parametrize(('setting', 'value'), [
-    ('cache', 'ram'), ('class_weights', 'balanced'), ('sampler', 'balanced'), ('smote', 'counts.json')])
+@pytest.mark.parametrize(
+    ('setting', 'value'),
+    [('cache', 'ram'), ('class_weights', 'balanced'), ('sampler', 'balanced'), ('smote', 'counts.json')],
+)
 def test_settings_that_shards_do_not_support(shards, tmp_path, setting, value):
     name = setting.replace('_', '-')
     with pytest.raises(ValueError, match=f"--{name} needs a dataset with random access, 'wds/tiny' has none"):

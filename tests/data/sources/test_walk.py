@@ -1,4 +1,5 @@
 """Which files of a directory tree are images, and in which order."""
+
 import os
 
 from data_helpers import touch
@@ -21,14 +22,22 @@ def test_each_real_folder_once(tmp_path, caplog):
     touch(tmp_path / 'root' / '0.png')
     touch(tmp_path / 'elsewhere' / '2.png')
     for name, target in (
-            ('a', inner), ('b', tmp_path / 'elsewhere'), ('c', tmp_path / 'elsewhere'), ('self', '.'), ('up', '..')):
+        ('a', inner),
+        ('b', tmp_path / 'elsewhere'),
+        ('c', tmp_path / 'elsewhere'),
+        ('self', '.'),
+        ('up', '..'),
+    ):
         os.symlink(target, tmp_path / 'root' / name)
     os.symlink(tmp_path / 'root', inner / 'loop')
     root = str(tmp_path / 'root')
     found = dict(walk_folder(root))
     # a real path goes before a linked one, whatever their names
     assert sorted(path for files in found.values() for path in files) == [
-        f'{root}/0.png', f'{root}/b/2.png', f'{root}/z/deep/1.png']
+        f'{root}/0.png',
+        f'{root}/b/2.png',
+        f'{root}/z/deep/1.png',
+    ]
     passed = [record.message for record in caplog.records]
     assert len(passed) == 5
     for name in ('a', 'c', 'self', 'up', 'z/deep/loop'):
@@ -46,6 +55,7 @@ def test_kinds_of_files(tmp_path):
     os.mkfifo(tmp_path / 'pipe')  # must not be opened
     os.mkfifo(tmp_path / 'pipe.png')
     listing = sort_files(path for _, files in walk_folder(str(tmp_path)) for path in files)
-    assert sorted(listing.images) == sorted([*images, *(
-        str(tmp_path / name) for name in ('broken.png', 'loop.png', 'pipe.png'))])
+    assert sorted(listing.images) == sorted(
+        [*images, *(str(tmp_path / name) for name in ('broken.png', 'loop.png', 'pipe.png'))]
+    )
     assert sorted(listing.others) == sorted([*others, str(tmp_path / 'pipe')])
