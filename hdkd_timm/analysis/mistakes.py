@@ -108,8 +108,8 @@ def show_mistakes(
             pictures.embed(
                 file,
                 (
-                    f'Image {item["name"]} and a heat map of {network.label}: the true class is {item["true"]}, the predicted'
-                    f' class {item["predicted"]} with {item["prob"]}.'
+                    f'Image {item["name"]} and a heat map of {network.label}: the true class is {item["true"]}, the'
+                    f' predicted class {item["predicted"]} with {item["prob"]}.'
                 ),
             )
         )

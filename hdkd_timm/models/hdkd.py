@@ -457,18 +457,10 @@ class HDKDStudent(nn.Module):
         self.dist_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd)) if distilled else None
         self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, embed_dim, **dd))
         self.pos_drop = nn.Dropout(pos_drop_rate)
+        block_args = dict(proj_drop=proj_drop_rate, attn_drop=attn_drop_rate, **dd)
         self.blocks = nn.Sequential(
             *[
-                Block(
-                    embed_dim,
-                    num_heads,
-                    head_dim,
-                    mlp_ratio,
-                    proj_drop=proj_drop_rate,
-                    attn_drop=attn_drop_rate,
-                    drop_path=rate,
-                    **dd,
-                )
+                Block(embed_dim, num_heads, head_dim, mlp_ratio, drop_path=rate, **block_args)
                 for rate in drop_path_rates[sum(depths[1:3]) :]
             ]
         )

@@ -403,8 +403,8 @@ def test_resume_with_other_settings(begun, runs):
         pytest.raises(
             ValueError,
             match=re.escape(
-                f"Run '{begun}' was started with lr 0.001, not 0.002 (3 settings differ: lr, scale, more): resume it with "
-                f'--config {begun / CONFIG_FILE} --resume, or choose another --experiment.'
+                f"Run '{begun}' was started with lr 0.001, not 0.002 (3 settings differ: lr, scale, more): resume it"
+                f' with --config {begun / CONFIG_FILE} --resume, or choose another --experiment.'
             ),
         ),
         run_folder(str(runs), 'run', other, resume=True),
