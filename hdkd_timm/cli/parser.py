@@ -131,12 +131,18 @@ def _read_files(config_cls: Type[Any], args: argparse.Namespace, takes_run: bool
     recipe = getattr(args, 'recipe', None)
     if not (recipe or args.config):
         return {}
-    from ..training.config import DistillConfig, recipe_settings
+    from ..training.config import DistillConfig, TrainConfig, recipe_settings
 
     values = recipe_settings(recipe, config_cls) if recipe else {}
     if args.config:
         classes = [DistillConfig, config_cls] if takes_run else [config_cls]
-        found = check_settings(read_yaml(args.config), classes, f"'{args.config}'")
         fields = {field.name for field in dataclasses.fields(config_cls)}
+        given = read_yaml(args.config)
+        others = {field.name for field in dataclasses.fields(DistillConfig)} - fields
+        if config_cls is TrainConfig and others & given.keys():
+            raise ValueError(
+                f"'{args.config}' holds settings of hdkd distill: {', '.join(sorted(others & given.keys()))}."
+            )
+        found = check_settings(given, classes, f"'{args.config}'")
         values.update({name: value for name, value in found.items() if name in fields})
     return values

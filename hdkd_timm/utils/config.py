@@ -7,6 +7,7 @@ bounds of its value, and where the help lists it.
 import argparse
 import ast
 import dataclasses
+import difflib
 import inspect
 import math
 import operator
@@ -219,7 +220,8 @@ def check_settings(values: Dict[str, Any], config_classes: Iterable[Type[Any]], 
     checked = {}
     for name, value in values.items():
         if name not in hints:
-            raise ValueError(f"Unknown setting '{name}' in {source}.")
+            close = difflib.get_close_matches(str(name), hints, n=1, cutoff=0.75)
+            raise ValueError(f"Unknown setting '{name}' in {source}{f': did you mean {close[0]}?' if close else '.'}")
         try:
             checked[name] = _convert(value, hints[name])
         except TypeError:

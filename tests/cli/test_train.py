@@ -1,7 +1,7 @@
 import pytest
 from helpers import TINY_STUDENT
 
-from hdkd_timm import TrainConfig
+from hdkd_timm import DistillConfig, TrainConfig
 from hdkd_timm.cli import main
 from hdkd_timm.utils.config import to_yaml
 
@@ -46,3 +46,10 @@ def test_settings_without_effect_may_stand_in_a_file(tmp_path, trained):
     (tmp_path / 'config.yaml').write_text(to_yaml(config))
     assert main(['train', '--config', str(tmp_path / 'config.yaml'), '--resume']) == 0
     assert trained == [config]
+
+
+def test_file_of_a_distillation_is_refused(tmp_path, trained, capsys):
+    (tmp_path / 'config.yaml').write_text(to_yaml(DistillConfig(data_dir='d')))
+    assert main(['train', '--config', str(tmp_path / 'config.yaml')]) == 1
+    assert "config.yaml' holds settings of hdkd distill: feature_weight, kd_type" in capsys.readouterr().err
+    assert trained == []

@@ -229,7 +229,8 @@ def test_values_that_are_converted(name, value, expected):
 @pytest.mark.parametrize(
     ('name', 'value', 'message'),
     [
-        ('numbers', 1, "Unknown setting 'numbers' in file."),
+        ('wings', 1, "Unknown setting 'wings' in file."),
+        ('numbers', 1, "Unknown setting 'numbers' in file: did you mean number?"),
         ('number', 1.5, "Setting 'number' in file must be int, got 1.5."),
         ('number', '5', "Setting 'number' in file must be int, got '5'."),
         ('number', True, "Setting 'number' in file must be int, got True."),
