@@ -30,8 +30,8 @@ COMMANDS = {  # heading -> command -> its help; a command is the module of its n
         'check': 'inspect a data set: images, classes, duplicates, leaks',
     },
     'convert and share': {
-        'convert': 'write a model folder for timm from a checkpoint of the published code',
-        'export': 'export a model to ONNX or torch.export, and compare both',
+        'convert': 'convert a checkpoint file, such as one of the published code, to a model folder for timm',
+        'export': 'export a model to ONNX or torch.export, and compare it with PyTorch',
         'push': 'upload a model to the Hugging Face Hub, with a model card made from its run',
     },
     'benchmark and scripts': {
@@ -51,7 +51,7 @@ def create_main_parser() -> argparse.ArgumentParser:
         prog='hdkd',
         usage='hdkd COMMAND ...',
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description='HDKD (arXiv 2407.07516) for timm.',
+        description='HDKD (arXiv 2407.07516) for timm: train a CNN teacher and distil it into a small hybrid student.',
         epilog='\n'.join([*lines, "'hdkd COMMAND --help' shows the options of a command."]),
     )
     parser.add_argument('--version', action='version', version=f'hdkd_timm {__version__}')
@@ -76,7 +76,7 @@ def create_parser(name: str) -> CommandParser:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run a command. Errors end in one line on stderr and exit code 1; `--debug` shows their traceback."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    name = create_main_parser().parse_args(argv[:1]).command
+    name = create_main_parser().parse_args(argv[:1] or ['--help']).command
     parser = create_parser(name)
     if name == 'run':  # the script's arguments, output and errors are its own
         return load_command(name).run(parser, argv[1:])

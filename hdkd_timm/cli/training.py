@@ -22,8 +22,8 @@ def add_run_arguments(parser: CommandParser, config_cls: Type[TrainConfig], **de
         ),
     )
     group = parser.add_mutually_exclusive_group()
-    group.add_argument('--resume', action='store_true', help='resume the run --experiment')
-    group.add_argument('--overwrite', action='store_true', help='replace the run --experiment')
+    group.add_argument('--resume', action='store_true', help='resume the run that --experiment or --config names')
+    group.add_argument('--overwrite', action='store_true', help='replace the run that --experiment or --config names')
     parser.add_argument(
         '--report', default=True, action=argparse.BooleanOptionalAction, help='write report.html at the end'
     )

@@ -59,6 +59,7 @@ class DataConfig(SourceConfig):
         ' and grouped',
         at_least=0,
         below=1,
+        common=True,
     )
     folds: Optional[int] = setting(
         None,

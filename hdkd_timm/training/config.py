@@ -33,7 +33,7 @@ class TrainConfig(DataConfig, AugmentConfig):
     )
     teacher_checkpoint: Optional[str] = setting(
         None,
-        'trained teacher: a model folder, or a checkpoint file of an HDKD network',
+        'trained teacher: a model folder, such as runs/NAME/teacher, a checkpoint file, or released weights',
         group='distillation',
         metavar='PATH',
         common=True,

@@ -163,6 +163,13 @@ def test_help_lists_the_commands_in_groups(capsys):
     }
 
 
+def test_help_without_a_command(capsys):
+    with pytest.raises(SystemExit) as e:
+        main([])
+    assert e.value.code == 0
+    assert capsys.readouterr().out.startswith('usage: hdkd COMMAND ...')
+
+
 def test_help_loads_no_command():
     """Neither the list of commands nor a mistake in their name waits for what commands import."""
     code = """
