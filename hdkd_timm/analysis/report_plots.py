@@ -122,8 +122,9 @@ def plot_network(network: NetworkResults, pictures: Pictures, stem: str) -> Dict
         shown['curves'] = pictures.embed(
             f'{stem}curves.png',
             (
-                f'Learning curves of {network.label} over {len(network.epochs)} epochs: log loss, balanced accuracy and'
-                f' the components of the training loss, which is {first["train_loss"]:.3g} in the first epoch and'
+                f'Learning curves of {network.label} over'
+                f' {len(network.epochs)} epoch{"s" * (len(network.epochs) != 1)}: log loss, balanced accuracy and the'
+                f' components of the training loss, which is {first["train_loss"]:.3g} in the first epoch and'
                 f' {last["train_loss"]:.3g} in the last.'
             ),
         )

@@ -98,7 +98,7 @@ def _describe_training(network: NetworkResults, counts: Dict[str, Dict[str, int]
     size = (network.model.get('pretrained_cfg') or {}).get('input_size')
     images = sum(counts.get('train', {}).values())
     return (
-        f'was trained for {metrics["epochs"]} epochs'
+        f'was trained for {metrics["epochs"]} epoch{"s" * (metrics["epochs"] != 1)}'
         + (f' on {images:,} images' if images else '')
         + f' of {len(network.classes)} classes'
         + (f' at {size[1]} x {size[2]} pixels' if size else '')

@@ -341,7 +341,7 @@ def test_missing_files_are_named(tmp_path):
     write_run(tmp_path / 'run', ['a', 'b', 'c'])
     (tmp_path / 'run' / 'predictions.csv').unlink()
     text = Page(write_report([tmp_path / 'run'], mistakes=1, check=False).read_text()).text
-    assert 'Files of the run are missing, and so are their contents: predictions.csv (ROC,' in text
+    assert 'Not shown, because files of the run are missing: predictions.csv (ROC,' in text
     assert 'Not shown: The predictions are missing' in text
 
 
