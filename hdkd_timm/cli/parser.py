@@ -145,4 +145,16 @@ def _read_files(config_cls: Type[Any], args: argparse.Namespace, takes_run: bool
             )
         found = check_settings(given, classes, f"'{args.config}'")
         values.update({name: value for name, value in found.items() if name in fields})
+    if takes_run and hasattr(args, 'checkpoint'):
+        _drop_architecture(values, args.checkpoint)
     return values
+
+
+def _drop_architecture(values: Dict[str, Any], model: str) -> None:
+    """Remove the settings of a run's student from those of a file, unless the model is a checkpoint file: any other
+    records its own architecture, and may be the run's teacher."""
+    from ..models.checkpoint import is_checkpoint_file
+
+    if not is_checkpoint_file(model):
+        for name in ('model', 'model_kwargs'):
+            values.pop(name, None)

@@ -5,7 +5,6 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import Image
-from sklearn.utils.class_weight import compute_class_weight
 from timm.data.transforms import str_to_pil_interp
 
 from ..utils.memory import available_memory
@@ -45,31 +44,33 @@ def read_class_file(path: str, classes: Sequence[str], what: str) -> List[float]
     return [float(numbers[name]) for name in classes]
 
 
-def class_weights(kind: str, targets: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+def class_weights(kind: str, targets: Optional[np.ndarray], classes: Sequence[str]) -> np.ndarray:
     """Class weights of the cross-entropy, (K,).
 
     Args:
         kind: 'balanced' (N / (K * n_k), scikit-learn's), 'effective' (the inverse effective number of images,
             (1 - beta) / (1 - beta^n_k) with beta 0.999, mean 1; Cui et al., arXiv 1901.05555), or a JSON file of
             weights by class name.
-        targets: Class indices of the training images, (N,).
+        targets: Class indices of the training images, (N,); unused with a file, which streamed datasets can have too.
         classes: Class names by index.
 
     Raises:
         FileNotFoundError, ValueError: as `read_class_file`; if a class without images needs a weight.
     """
+    if kind not in ('balanced', 'effective'):
+        return np.array(read_class_file(kind, classes, 'class weights'))
     counts = np.bincount(targets, minlength=len(classes))
-    if kind in ('balanced', 'effective') and not counts.all():
+    if not counts.all():
         raise ValueError(
             f"Class '{classes[counts.argmin()]}' has no training images, so --class-weights {kind} cannot compute its"
             ' weight: use a file of weights.'
         )
     if kind == 'balanced':
+        from sklearn.utils.class_weight import compute_class_weight
+
         return compute_class_weight('balanced', classes=np.arange(len(classes)), y=targets)
-    if kind == 'effective':
-        weights = (1 - EFFECTIVE_BETA) / (1 - EFFECTIVE_BETA**counts)
-        return weights / weights.mean()
-    return np.array(read_class_file(kind, classes, 'class weights'))
+    weights = (1 - EFFECTIVE_BETA) / (1 - EFFECTIVE_BETA**counts)
+    return weights / weights.mean()
 
 
 def sample_weights(kind: Optional[str], targets: np.ndarray) -> Optional[np.ndarray]:

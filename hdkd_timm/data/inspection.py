@@ -132,6 +132,45 @@ def _inspect_sample(dataset: SampleDataset, index: int) -> ImageRecord:
         return ImageRecord(error=f'{type(e.__cause__).__name__}: {e.__cause__}')
 
 
+def inspect_and_report(
+    samples: Samples,
+    img_mode: str,
+    on_bad_image: str,
+    split: Optional[str] = None,
+) -> List[ImageRecord]:
+    """Read the images of samples once, and report those that cannot be read.
+
+    Args:
+        samples: The images, (N,).
+        img_mode: See `read_image`.
+        on_bad_image: 'error', or 'skip' to warn about each.
+        split: Their split, for messages.
+
+    Returns:
+        Their records, (N,).
+
+    Raises:
+        ValueError: with 'error', if an image cannot be read; names the first.
+    """
+    records = inspect_samples(samples, img_mode, MAX_UNREADABLE if on_bad_image == 'error' else None)
+    unreadable = [i for i, record in enumerate(records) if record.error]
+    if not unreadable:
+        return records
+    if on_bad_image == 'error':
+        first = unreadable[0]
+        number = f'{len(unreadable)} or more' if len(records) < len(samples) else f'{len(unreadable)}'
+        raise ValueError(
+            f"Cannot read image '{samples.filename(first)}' ({records[first].error}); {number} unreadable in"
+            f' {f"split {split!r}" if split else "total"}. Fix or remove it, or skip such images with --on-bad-image'
+            ' skip.'
+        )
+    for i in unreadable:
+        _logger.warning(f"Skipped unreadable image '{samples.filename(i)}' ({records[i].error})")
+    of_split = f" of split '{split}'" if split else ''
+    _logger.warning(f'Skipped {len(unreadable):,} of {len(samples):,} images{of_split}, which cannot be read.')
+    return records
+
+
 def check_images(
     samples: Samples,
     split: str,
@@ -154,20 +193,7 @@ def check_images(
     Raises:
         ValueError: if an image cannot be read, or with 'skip' none of a class.
     """
-    records = inspect_samples(samples, img_mode, MAX_UNREADABLE if on_bad_image == 'error' else None)
-    unreadable = [i for i, record in enumerate(records) if record.error]
-    if unreadable and on_bad_image == 'error':
-        more = ' or more' if len(records) < len(samples) else ''
-        raise ValueError(
-            f"Cannot read image '{samples.filename(unreadable[0])}' ({records[unreadable[0]].error}); {len(unreadable)}"
-            f"{more} unreadable in split '{split}'. Fix or remove it, or skip such images with --on-bad-image skip."
-        )
-    for i in unreadable:
-        _logger.warning(f"Skipped unreadable image '{samples.filename(i)}' ({records[i].error})")
-    if unreadable:
-        _logger.warning(
-            f"Skipped {len(unreadable):,} of {len(samples):,} images of split '{split}', which cannot be read."
-        )
+    records = inspect_and_report(samples, img_mode, on_bad_image, split)
     kept = np.array([not record.error for record in records], bool)
     missing = set(samples.targets.tolist()) - set(samples.targets[kept].tolist())
     if missing:

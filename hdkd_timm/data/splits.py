@@ -6,7 +6,6 @@ import warnings
 from typing import Dict, Optional
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from .samples import Samples
 
@@ -69,6 +68,8 @@ def assign_folds(samples: Samples, folds: int, seed: int = 42) -> np.ndarray:
 
 
 def _stratify(samples: Samples, folds: int, seed: int) -> np.ndarray:
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # here, for a quick --help
+
     splitter = StratifiedKFold if samples.groups is None else StratifiedGroupKFold
     fold_of = np.empty(len(samples), int)
     splits = splitter(folds, shuffle=True, random_state=seed).split(samples.targets, samples.targets, samples.groups)

@@ -7,7 +7,6 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
-from sklearn.metrics import confusion_matrix
 from torch import nn
 
 from ..data.config import DataConfig
@@ -145,6 +144,8 @@ def full_report(
         true, columns predicted). With intervals, each class also has 'precision_95' and 'recall_95', [low, high], see
         `class_intervals`; None for a class that was never predicted, or has no images.
     """
+    from sklearn.metrics import confusion_matrix  # here, for a quick --help
+
     report: Dict[str, Any] = {'images': len(targets), **classification_metrics(probs, targets)}
     per_class: Dict[str, Dict[str, Any]] = per_class_metrics(probs, targets, classes)
     predicted = probs.argmax(axis=1)

@@ -9,7 +9,6 @@ import math
 from typing import Callable, List, Optional, Tuple, overload
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import betaincinv, ndtri, stdtrit  # those of scipy.stats are slow for one number
 
 Interval = Tuple[float, float]
@@ -199,6 +198,8 @@ def single_class_margins(shares: np.ndarray, limits: np.ndarray) -> Interval:
 
 def _solve(distance: Callable[[float], float], inner: float, outer: float) -> float:
     """Root of a function that is negative next to `inner`, between `inner` and `outer`; `outer` if there is none."""
+    from scipy.optimize import brentq  # here, for a quick --help
+
     inner += 1e-9 * (outer - inner)  # at `inner` itself it may be 0
     return float(brentq(distance, inner, outer)) if distance(outer) > 0 else outer
 

@@ -6,11 +6,12 @@ given images (AUROC with a single class) is NaN.
 
 import functools
 import math
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
-from scipy.sparse import csr_array
-from sklearn.metrics import precision_recall_fscore_support
+
+if TYPE_CHECKING:  # SciPy and scikit-learn are imported where they are used: settings only need the names of metrics
+    from scipy.sparse import csr_array
 
 BINS = 15  # confidence bins of the calibration error
 LOWER_IS_BETTER = ('log_loss', 'ece')
@@ -149,18 +150,22 @@ class WeightedImages:
         bin_of, bins = _confidence_bins(probs)
         self._gaps = self._sums(bin_of, bins, self.correct - self.confidence)
 
-    def _sums(self, row_of: np.ndarray, rows: int, values: Optional[np.ndarray] = None) -> csr_array:
+    def _sums(self, row_of: np.ndarray, rows: int, values: Optional[np.ndarray] = None) -> 'csr_array':
         """Sparse matrix (rows, N) whose product with weights (N, B) is the sum of weight times value (N,) per row."""
+        from scipy.sparse import csr_array
+
         values = np.ones(self.num_images) if values is None else values.astype(np.float64)
         return csr_array((values, (row_of, np.arange(self.num_images))), shape=(rows, self.num_images))
 
     @functools.cached_property
-    def _steps(self) -> List[Tuple[csr_array, csr_array]]:
+    def _steps(self) -> 'List[Tuple[csr_array, csr_array]]':
         """Per class, two matrices that sum weights by score: of all images, and of the images of the class.
 
         If the images of the class have M distinct scores, the first has 2 M + 1 rows (below the first score, at it,
         between it and the second, ...) and the second M rows. Memory is one int32 per image and class.
         """
+        from scipy.sparse import csr_array
+
         steps = []
         ones = np.ones(self.num_images)
         for k, scores in enumerate(self.probs.T):
@@ -257,6 +262,8 @@ def classification_metrics(probs: np.ndarray, targets: np.ndarray) -> Dict[str, 
 
 def per_class_metrics(probs: np.ndarray, targets: np.ndarray, classes: Sequence[str]) -> Dict[str, Dict[str, float]]:
     """Class name -> precision, recall, f1 and support (number of images)."""
+    from sklearn.metrics import precision_recall_fscore_support
+
     precision, recall, f1, support = precision_recall_fscore_support(
         targets, probs.argmax(axis=1), labels=np.arange(len(classes)), zero_division=0
     )

@@ -8,7 +8,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from ..data.image_files import IMG_EXTENSIONS
-from ..data.inspection import MAX_UNREADABLE, inspect_samples, warn_of_ranges
+from ..data.inspection import inspect_and_report, warn_of_ranges
 from ..data.samples import FileReader, SampleDataset, Samples
 from ..data.sources.walk import count_suffixes, natural_order, sort_files, walk_folder, warn_ignored_files
 from .classifier import InferenceConfig, load_classifier
@@ -86,24 +86,14 @@ def drop_bad_images(files: Sequence[str], img_mode: str, on_bad_image: str = 'er
         ValueError: if a file cannot be read; with 'skip', if none can.
     """
     samples = file_samples(files)
-    records = inspect_samples(samples, img_mode, MAX_UNREADABLE if on_bad_image == 'error' else None)
-    bad = {path: record.error for path, record in zip(files, records) if record.error}
-    if bad and on_bad_image == 'error':
-        path, error = next(iter(bad.items()))
-        more = ' or more' if len(records) < len(files) else ''
+    records = inspect_and_report(samples, img_mode, on_bad_image)
+    readable = [path for path, record in zip(files, records) if not record.error]
+    if not readable:
         raise ValueError(
-            f"Cannot read image '{path}' ({error}); {len(bad)}{more} unreadable in total. Skip such images with"
-            ' --on-bad-image skip.'
+            f"None of the {len(files):,} images can be read, the first is '{files[0]}' ({records[0].error})."
         )
-    good = [path for path in files if path not in bad]
-    if not good:
-        raise ValueError(f"None of the {len(files):,} images can be read, the first is '{files[0]}' ({bad[files[0]]}).")
-    for path, error in bad.items():
-        _logger.warning(f"Skipped image '{path}', which cannot be read ({error})")
     warn_of_ranges([record.values for record in records], [samples])
-    if bad:
-        _logger.warning(f'Skipped {len(bad):,} of {len(files):,} images, which cannot be read.')
-    return good
+    return readable
 
 
 def predict(

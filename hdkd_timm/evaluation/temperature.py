@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import numpy as np
-from scipy.optimize import brentq, minimize_scalar
-from scipy.stats import chi2
+from scipy.special import chdtri  # scipy.stats takes a second to import
 
 from ..utils.files import PathLike, check_sums, write_json
 from ..utils.parsing import read_json
@@ -48,6 +47,8 @@ def fit_temperature(probs: np.ndarray, targets: np.ndarray) -> float:
         ValueError: if there are no images, or the shapes don't match; if no temperature within `TEMPERATURE_RANGE` is
             optimal, for example because all images are classified correctly, or no better than by chance.
     """
+    from scipy.optimize import minimize_scalar  # here, for a quick --help
+
     if probs.ndim != 2 or targets.shape != probs.shape[:1] or not len(targets):
         raise ValueError(f'Expected (N, K) probabilities and (N,) targets, got {probs.shape} and {targets.shape}.')
     found = minimize_scalar(
@@ -86,6 +87,7 @@ def temperature_interval(
         groups: Group of each image, (N,).
         confidence: Confidence level.
     """
+    from scipy.optimize import brentq
 
     def losses(log_t: float) -> np.ndarray:
         return _log_losses(apply_temperature(probs, np.exp(log_t)), targets)
@@ -93,7 +95,7 @@ def temperature_interval(
     best = np.log(temperature)
     slopes = losses(best + 1e-4) - losses(best - 1e-4)
     number = effective_sample_size(slopes / (np.abs(slopes).max() or 1), groups, confidence=confidence)
-    allowed = chi2.ppf(confidence, 1) / 2 / number
+    allowed = chdtri(1, 1 - confidence) / 2 / number  # quantile of the chi-squared distribution
 
     def excess(log_t: float) -> float:
         return float(losses(log_t).mean() - losses(best).mean()) - allowed

@@ -35,6 +35,7 @@ __all__ = [
     'convert_checkpoint',
     'download',
     'find_model_folder',
+    'is_checkpoint_file',
     'load_model',
     'read_model_config',
     'save_model',
@@ -169,6 +170,12 @@ def find_model_folder(path: PathLike) -> Path:
     return folder
 
 
+def is_checkpoint_file(path: PathLike) -> bool:
+    """Whether a path is a file of its own, not a model folder nor the weights in one."""
+    path = Path(path)
+    return path.is_file() and not (path.name == 'model.safetensors' and (path.parent / 'config.json').is_file())
+
+
 def download(name: str, file: str) -> Path:
     """Path, in the Hub's cache, of a file of 'hf-hub:ORG/NAME' or 'hf-hub:ORG/NAME@REVISION'."""
     repo_id, _, revision = name.partition(':')[2].partition('@')
@@ -207,13 +214,11 @@ def load_model(
             folder holds several models.
     """
     path, name = Path(name), str(name)
-    if path.name == 'model.safetensors' and (path.parent / 'config.json').is_file():
-        path = path.parent
-    if path.is_file():
+    if is_checkpoint_file(path):
         model, args = _load_checkpoint_file(path, model_name, img_size, use_ema, model_kwargs or {})
     else:
         if path.exists():
-            name = f'local-dir:{find_model_folder(path)}'
+            name = f'local-dir:{find_model_folder(path.parent if path.is_file() else path)}'
         elif not name.startswith(SOURCE_PREFIXES) and not is_model_pretrained(name):
             raise FileNotFoundError(
                 f"Model '{name}' does not exist: specify a model folder, such as a run's 'best', a checkpoint file,"

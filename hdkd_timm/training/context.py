@@ -107,11 +107,10 @@ class RunContext:
     def class_weights(self) -> Optional[torch.Tensor]:
         """Weights of the classes in the cross entropy, (K,); None for equal weights."""
         kind = self.config.class_weights
-        return (
-            None
-            if kind is None
-            else torch.tensor(class_weights(kind, self.train_targets, self.classes), dtype=torch.float32)
-        )
+        if kind is None:
+            return None
+        targets = getattr(self.datasets['train'], 'targets', None)  # streamed datasets have none
+        return torch.tensor(class_weights(kind, targets, self.classes), dtype=torch.float32)
 
     def stop_if_asked(self, save: Optional[Callable[[], None]] = None) -> None:
         """Stop if a signal asked any of the processes to; `save` is called first.

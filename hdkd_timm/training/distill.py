@@ -19,7 +19,7 @@ from .config import DistillConfig, TrainConfig
 from .context import RunContext, open_run, prepare_run
 from .results import create_result, write_result
 from .resume import read_result
-from .train import check_settings
+from .train import check_setup
 from .trainer import Trainer
 
 
@@ -52,6 +52,7 @@ def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False
         context = prepare_run(config, world, resume)
         networks = _create_networks(context, config)
         _check_networks(context, config, networks)
+        class_weight = context.class_weights()
         with open_run(context, resume, overwrite, {name: network.config for name, network in networks.items()}):
             results = {}
             for name, network in networks.items():
@@ -59,7 +60,7 @@ def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False
                     results[name] = _test_given_teacher(context, network)
                 else:
                     teacher = networks['teacher'].model if name == 'student' else None
-                    task = create_task(network.model, network.config, context.class_weights(), teacher)
+                    task = create_task(network.model, network.config, class_weight, teacher)
                     results[name] = Trainer(name, task, *network, context.folder / name, context).run()
             metrics = dict(context.describe(), models=results)
             if world.is_primary:
@@ -115,7 +116,7 @@ def _check_networks(context: RunContext, config: DistillConfig, networks: Dict[s
         student.model, teacher.model, config.kd_type, config.stages if config.feature_weight else (), context.input_size
     )
     for network in (teacher, student):
-        check_settings(context, network.model, network.config)
+        check_setup(context, network.model, network.config)
 
 
 def _test_given_teacher(context: RunContext, network: Network) -> Dict[str, Any]:

@@ -62,7 +62,7 @@ def train(config: TrainConfig, resume: bool = False, overwrite: bool = False) ->
             teacher, _ = create_teacher(config.teacher_checkpoint, config, classes)
             check_input(teacher, context.input_size)
         check_input(model, context.input_size)
-        check_settings(context, model, config)
+        check_setup(context, model, config)
         task = create_task(model, config, context.class_weights(), teacher)
         name = model.pretrained_cfg.get('architecture') or type(model).__name__
         with open_run(context, resume, overwrite, {'': config}):
@@ -72,7 +72,7 @@ def train(config: TrainConfig, resume: bool = False, overwrite: bool = False) ->
         leave_world(world)
 
 
-def check_settings(context: RunContext, model: nn.Module, config: TrainConfig) -> None:
+def check_setup(context: RunContext, model: nn.Module, config: TrainConfig) -> None:
     """Build what the training of a network needs once, so that a wrong setting shows before anything is written.
 
     Raises:

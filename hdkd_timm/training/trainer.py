@@ -98,6 +98,7 @@ class Trainer:
         self.context = context
         self.world = context.world
         self.state = TrainState()
+        self.log: Optional[EpochLog] = None
         self.unread: List[Tuple[int, int, Dict[str, torch.Tensor]]] = []  # step, images and losses still on the device
 
     def run(self) -> Dict[str, Any]:
@@ -116,6 +117,7 @@ class Trainer:
         self.open_folder()
         self.set_up()
         self.resume()
+        self.open_log()
         while not self.is_over():
             self.start_epoch()
             for images, target in self.read_batches():
@@ -143,7 +145,7 @@ class Trainer:
                 (self.folder / name).unlink(missing_ok=True)
 
     def set_up(self) -> None:
-        """Loaders, optimiser, schedule, mixed precision, augmentation of batches and logs."""
+        """Loaders, optimiser, schedule, mixed precision and augmentation of batches."""
         config, device = self.config, self.world.device
         random_seed(config.seed, self.world.rank)
         self.task.to(device)
@@ -162,11 +164,6 @@ class Trainer:
             config, len(self.context.classes), device, self.loaders['train'].mean, self.loaders['train'].std
         )
         self.set_up_task(updates_per_epoch)
-        self.log = (
-            EpochLog(self.folder, f'{self.context.config.experiment}/{self.name}', config.log)
-            if self.world.is_primary
-            else None
-        )
 
     def set_up_task(self, updates_per_epoch: int) -> None:
         """Moving average of the weights, compiler and distributed training."""
@@ -209,6 +206,12 @@ class Trainer:
             self.scaler.load_state_dict(saved['scaler'])
         if self.world.is_primary:
             _logger.info(f'{self.name}  continues in epoch {self.state.epoch + 1}, step {self.state.step + 1}.')
+
+    def open_log(self) -> None:
+        """Start the logs, once nothing can keep the training from starting or continuing."""
+        if self.world.is_primary:
+            name = f'{self.context.config.experiment}/{self.name}'
+            self.log = EpochLog(self.folder, name, self.config.log)
 
     # -- an epoch ------------------------------------------------------------------------------------------------------
 
@@ -426,7 +429,8 @@ class Trainer:
     # -- saving and stopping -------------------------------------------------------------------------------------------
 
     def can_save(self) -> bool:
-        """Can all be saved now? Not the gradient of an incomplete update; and processes wait for each other."""
+        """Can the state be saved between these batches? Not within an update, whose gradient is not part of it, nor by
+        one of several processes, for which the others would wait."""
         step = self.state.step
         return not self.world.is_distributed and (step % self.config.grad_accum_steps == 0 or step == self.num_batches)
 

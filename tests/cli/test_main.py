@@ -186,3 +186,20 @@ print(sorted(m for m in set(sys.modules) - before if m.partition('.')[0] in ('sk
 """
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert result.stdout.splitlines()[-1] == '[]', result.stderr
+
+
+def test_options_wait_for_no_numerical_package():
+    """The options of a command and a mistake in them: scikit-learn and SciPy's statistics would double the time."""
+    code = """
+import sys
+from hdkd_timm.cli import main
+for name in ('train', 'distill', 'eval', 'predict', 'calibrate', 'explain'):
+    for args in ([name, '--help'], [name, '--batch-size', 'many']):
+        try:
+            main(args)
+        except SystemExit:
+            pass
+print([m for m in ('sklearn', 'scipy.optimize', 'scipy.stats', 'matplotlib') if m in sys.modules])
+"""
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == '[]', result.stderr

@@ -119,7 +119,7 @@ def test_folders_that_cannot_be_read(image_folder, monkeypatch, caplog):
         return scandir(path)
 
     monkeypatch.setattr('os.scandir', scan)
-    with pytest.raises(OSError, match="Cannot read folder '.*test/b' .PermissionError: Permission denied"):
+    with pytest.raises(OSError, match="Cannot read directory '.*test/b' .PermissionError: Permission denied"):
         find_images([str(image_folder / 'test')])
     assert len(find_images([str(image_folder / 'test')], 'skip')) == 8
     assert 'Skipped a directory: Cannot read directory' in caplog.text
@@ -141,7 +141,7 @@ def test_bad_images(model_folder, image_folder, caplog):
     with pytest.raises(ValueError, match=r"Cannot read image '.*a/0\.png'.*--on-bad-image skip"):
         predict(str(model_folder), [str(image_folder / 'test')], CONFIG)
     assert len(predict(str(model_folder), [str(image_folder / 'test')], CONFIG, on_bad_image='skip')[0]) == 11
-    assert f"Skipped image '{image_folder}/test/a/0.png', which cannot be read (UnidentifiedImageError" in caplog.text
+    assert f"Skipped unreadable image '{image_folder}/test/a/0.png' (UnidentifiedImageError" in caplog.text
     assert 'Skipped 1 of 12 images, which cannot be read.' in caplog.text
     with pytest.raises(ValueError, match='None of the 1 images can be read'):
         predict(str(model_folder), [str(image_folder / 'test' / 'a' / '0.png')], CONFIG, on_bad_image='skip')

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import timm
 import torch
@@ -33,3 +34,12 @@ def test_cache_for_another_network(train_config, image_folder):
     load('nearest')
     gc.collect()
     assert first() is None
+
+
+def test_class_weights_of_streamed_images(train_config, tmp_path):
+    """Of these the numbers of images are not known, a file has the weights all the same."""
+    path = tmp_path / 'weights.json'
+    path.write_text('{"b": 3, "a": 0.5}')
+    config = dataclasses.replace(train_config, class_weights=str(path))
+    run = RunContext(config, World(torch.device('cpu')), {'train': SimpleNamespace()}, ['a', 'b'])
+    assert run.class_weights().tolist() == [0.5, 3]

@@ -99,6 +99,17 @@ def test_given_teacher_is_used_as_it_is(config, tmp_path, run):
     assert 'given' in format_table(metrics)
 
 
+def test_class_weights_are_read_before_a_given_teacher_is_tested(config, tmp_path, run):
+    save_teacher(tmp_path / 'teacher')
+    (tmp_path / 'weights.json').write_text('{"a": 1, "b": 2}')
+    config = dataclasses.replace(
+        config, teacher_checkpoint=str(tmp_path / 'teacher'), class_weights=str(tmp_path / 'weights.json')
+    )
+    with pytest.raises(ValueError, match="class 'c' is missing"):
+        distill(config)
+    assert not run.exists()
+
+
 def test_interrupted_test_of_a_given_teacher_goes_on(config, monkeypatch, tmp_path, run):
     save_teacher(tmp_path / 'teacher')
     config = dataclasses.replace(config, epochs=1, teacher_checkpoint=str(tmp_path / 'teacher'))

@@ -19,7 +19,7 @@ from hdkd_timm.data.loader import SplitLoader
 from hdkd_timm.distillation.losses import hdkd_loss
 from hdkd_timm.training.builders import create_network, create_task
 from hdkd_timm.training.context import RunContext
-from hdkd_timm.training.run_folder import load_state
+from hdkd_timm.training.run_folder import load_state, save_state
 from hdkd_timm.training.trainer import Trainer, describe_average
 from hdkd_timm.utils.distributed import World
 
@@ -98,6 +98,17 @@ def test_settings_of_the_loss(make_trainer, setting, arguments, monkeypatch):
     assert trainer.train_step(images, target)['loss'].item() == pytest.approx(expected.item(), rel=1e-4)
     if 'stages' not in setting:
         assert expected.item() != pytest.approx(loss()['loss'].item(), rel=1e-4)
+
+
+def test_logs_start_once_the_state_is_read(make_trainer):
+    """A run that cannot continue, as of two processes, opens none at Weights & Biases."""
+    trainer = make_trainer()
+    trainer.folder.mkdir()
+    save_state({'progress': [{}, {}]}, trainer.folder / 'last.pth')
+    with pytest.raises(ValueError, match='was saved by 2 processes'):
+        trainer.run()
+    assert trainer.log is None
+    assert [path.name for path in trainer.folder.iterdir() if path.name != 'SHA256SUMS'] == ['last.pth']
 
 
 @pytest.mark.parametrize('clip_mode', ['norm', 'value', 'agc'])
