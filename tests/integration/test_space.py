@@ -149,4 +149,4 @@ def test_hosts(page, host, status):
         except urllib.error.HTTPError as e:
             found, text = e.code, e.read().decode()
         assert found == status, place
-        assert ('HDKD_DEMO_HOSTS lets a name in' in text) == (status == 421)
+        assert ('HDKD_DEMO_HOSTS allows further names' in text) == (status == 421)

@@ -853,5 +853,5 @@ def test_plain_student_made_distilled_is_adapted(tmp_path):
 
 def test_wrong_prefix_tokens_are_explained(tmp_path):
     save_model(timm.create_model('hdkd_student', **TINY_STUDENT), tmp_path / 'm', model_args=TINY_STUDENT)
-    with pytest.raises(ValueError, match='has a distillation token .* use hdkd_student for'):
+    with pytest.raises(ValueError, match='has a distillation token, .*: use hdkd_student for'):
         timm.create_model(f'local-dir:{tmp_path / "m"}', pretrained=True, distilled=False)

@@ -190,7 +190,7 @@ def test_push_of_released_weights(tmp_path):
     assert {path.name: path.read_bytes() for path in (tmp_path / 'out').iterdir()} == {
         path.name: path.read_bytes() for path in find_folder(STUDENT).iterdir()
     }
-    with pytest.raises(ValueError, match=r"hdkd_student.brain_mri' has its model card, README\.md"):
+    with pytest.raises(ValueError, match=r"hdkd_student.brain_mri' already has a model card, README\.md"):
         write_hub_folder(STUDENT, tmp_path / 'other', 'us/net', license='mit')
     # by the model's name, and what was written before, which one may have edited
     (tmp_path / 'out' / 'README.md').write_text('Mine.')

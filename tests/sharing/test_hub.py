@@ -197,7 +197,7 @@ def test_config_on_the_hub_that_is_wrong(run, server, tmp_path):
             weights,
             "model_args hold 'checkpoint_path'",
         ),
-        'two': ({**config, 'num_classes': 4}, weights, 'num_classes contradict each other, 4 in itself, 3 in'),
+        'two': ({**config, 'num_classes': 4}, weights, 'num_classes contradict each other, 4 in the top level, 3 in'),
         'names': ({**config, 'label_names': ['a', 'b']}, weights, '2 label names for the 3 classes'),
         'mean': ({**config, 'pretrained_cfg': {**cfg, 'mean': [0.5, 0.5]}}, weights, 'mean must be 3 numbers'),
         'list': ([1], weights, "config.json' must hold names and values"),
@@ -286,7 +286,7 @@ def test_settings_tell_no_paths(run, tmp_path):
     for file in (tmp_path / 'out').glob('*.*'):
         assert b'/home/me' not in file.read_bytes()
     assert yaml.safe_load((tmp_path / 'out' / 'train.yaml').read_text())['dataset'] == 'hfds/scans'
-    with pytest.raises(FileNotFoundError, match='config.yaml. is no folder'):
+    with pytest.raises(FileNotFoundError, match='config.yaml. is not a directory'):
         write_hub_folder(folder / 'config.yaml', tmp_path / 'other', 'us/net')
 
 

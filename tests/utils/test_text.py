@@ -46,8 +46,8 @@ def test_commands_print_no_escapes(tmp_path, capsys):
     )
     assert done.returncode == 0
     assert main(['predict', str(tmp_path / f'no{evil}'), str(tmp_path)]) == 1
-    for output in (done.stdout, done.stderr, ''.join(capsys.readouterr())):
-        assert '\\x1b' in output
+    for output in (done.stdout + done.stderr, ''.join(capsys.readouterr())):
+        assert '\\x1b]0;title\\x07' in output
         for unsafe in ('\x1b', '\x07', '\u202e'):
             assert unsafe not in output
 
