@@ -1,12 +1,12 @@
 """Train released weights again: `python weights/reproduce.py TAG --data-dir DIR`.
 
 DIR is the data set's folder, with its images.csv. TAG/train.yaml lists the stages of the training, from small images to
-large ones: teacher and student go on from their best epochs of the stage before. A part of the training images, the
-same in all stages and of all seeds, chooses the epoch and, if there are several, the seed; the test images are looked
-at after the last stage alone. A training that was stopped goes on where it was.
+large ones: teacher and student continue from their best epochs of the previous stage. Part of the training images, the
+same in all stages and for all seeds, selects the epoch and, if there are several, the seed; the test images are used
+only after the last stage. A training that was stopped continues where it was.
 
-Folders like those here are written beside the runs. To release one, put it in place of the old one, and its sha256 into
-hdkd_timm/models/pretrained.py.
+Folders like those here are written next to the runs. To release one, replace the old one with it, and put its SHA-256
+into hdkd_timm/models/pretrained.py.
 """
 
 import argparse
@@ -214,9 +214,11 @@ def main() -> None:
         'tag', choices=RELEASES, metavar='TAG', help=f'{", ".join(RELEASES)}; teacher and student are trained together'
     )
     parser.add_argument('--data-dir', required=True, type=Path, help="the data set's folder")
-    parser.add_argument('--changes', type=Path, help='YAML file whose settings and stages win, such as gpu.yaml')
+    parser.add_argument(
+        '--changes', type=Path, help='YAML file of settings and stages that take precedence, such as gpu.yaml'
+    )
     parser.add_argument('--seeds', type=int, nargs='+', help='train with each, release the best on validation')
-    parser.add_argument('--output', default='runs', type=Path, help='folder of the runs')
+    parser.add_argument('--output', default='runs', type=Path, help='folder for runs')
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format='%(message)s')
     logging.getLogger('hdkd_timm').setLevel(logging.INFO)

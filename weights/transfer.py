@@ -1,9 +1,9 @@
-"""What released weights are worth on other data: `python weights/transfer.py --brain-mri DIR --ham10k DIR`
+"""Released weights as a starting point for other data: `python weights/transfer.py --brain-mri DIR --ham10k DIR`
 
-Each student is fine-tuned on a tenth of the other data set, beside one that starts from random weights.
+Each student is fine-tuned on a tenth of the other data set, next to one that starts from random weights.
 
 DIR is a data set's folder, with its images.csv. Same settings for all; the last epoch is tested, once. Runs that were
-stopped go on, those that are done are not repeated.
+stopped continue, finished ones are not repeated.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument('--epochs', type=int, default=25, help='default: %(default)s')
     parser.add_argument('--train-fraction', type=float, default=0.1, help='default: %(default)s')
     parser.add_argument('--seeds', type=int, nargs='+', default=[42, 43, 44], help='default: 42 43 44')
-    parser.add_argument('--output', type=Path, default=Path('runs'), help='folder of the runs')
+    parser.add_argument('--output', type=Path, default=Path('runs'), help='folder for runs')
     args = parser.parse_args()
     if not (args.brain_mri or args.ham10k):
         parser.error('no data: name the folder of at least one data set, --brain-mri DIR, --ham10k DIR')

@@ -140,8 +140,9 @@ def _read_files(config_cls: Type[Any], args: argparse.Namespace, takes_run: bool
         given = read_yaml(args.config)
         others = {field.name for field in dataclasses.fields(DistillConfig)} - fields
         if config_cls is TrainConfig and others & given.keys():
+            first = min(others & given.keys())
             raise ValueError(
-                f"'{args.config}' holds settings of hdkd distill: {', '.join(sorted(others & given.keys()))}."
+                f"'{args.config}' has settings of hdkd distill, such as '{first}': use it with hdkd distill."
             )
         found = check_settings(given, classes, f"'{args.config}'")
         values.update({name: value for name, value in found.items() if name in fields})

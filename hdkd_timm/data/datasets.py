@@ -84,6 +84,8 @@ def _check_settings(config: DataConfig) -> None:
         )
     if config.on_bad_image not in ('error', 'skip'):
         raise ValueError(f"on_bad_image must be 'error' or 'skip', got {config.on_bad_image!r}.")
+    if config.fold and not config.folds:
+        raise ValueError(f'--fold {config.fold} has no effect without --folds: give the number of folds too.')
 
 
 def _check_num_classes(config: DataConfig, classes: Sequence[str]) -> None:

@@ -75,6 +75,7 @@ BAD_CONFIG = dict(
         ),
         (['train', '--data-dir', 'DATA', '--early-stopping', '3'], '--early-stopping needs a val split'),
         (['train', '--data-dir', 'DATA', '--folds', '3', '--fold', '3'], '--fold must be 0 to 2, got 3'),
+        (['train', '--data-dir', 'DATA', '--fold', '1'], '--fold 1 has no effect without --folds'),
         (['train', '--data-dir', 'DATA', '--freeze-stages', '7'], '--freeze-stages must be 0 to 4'),
         (['train', '--data-dir', 'DATA', '--smote', 'gone.json'], "'gone.json' does not exist"),
         (['train', '--data-dir', 'DATA', '--mixup', '0.2', '-b', '3'], '--batch-size must be even with mixup'),
