@@ -7,7 +7,7 @@ of timm, or nothing.
 
 import inspect
 import math
-from typing import Any, Dict, Iterable, Iterator, Optional, Tuple, Type
+from typing import Any, Dict, Iterator, Optional, Tuple, Type
 
 import timm.models
 import torch
@@ -89,7 +89,7 @@ def reset_classifier(model: nn.Module, num_classes: int) -> None:
 # -- data --------------------------------------------------------------------------------------------------------------
 
 
-def iterate_batches(loader: Iterable) -> Iterator[Any]:
+def iterate_batches(loader: Any) -> Iterator[Any]:
     """The batches of a timm loader; timm < 1.0.31 fails on a loader that has none."""
     if isinstance(loader.dataset, IterableDataset) or len(loader):
         yield from loader

@@ -94,7 +94,7 @@ def test_nothing_but_the_files(models):
     assert report['images'] == 12
     assert report['bytes'] == (folder / 's.onnx').stat().st_size
     assert "Largest difference from PyTorch's logits on random images: " in text
-    assert "Largest difference of logits from PyTorch's on 5 images and random ones: " in text
+    assert "Largest difference from PyTorch's logits on 5 images and random ones: " in text
     assert f"{(folder / 's.pt2').stat().st_size / 1e6:.1f} MB written to '{folder / 's.pt2'}'." in text
 
 

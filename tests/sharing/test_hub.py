@@ -200,7 +200,7 @@ def test_config_on_the_hub_that_is_wrong(run, server, tmp_path):
         'two': ({**config, 'num_classes': 4}, weights, 'num_classes contradict each other, 4 in the top level, 3 in'),
         'names': ({**config, 'label_names': ['a', 'b']}, weights, '2 label names for the 3 classes'),
         'mean': ({**config, 'pretrained_cfg': {**cfg, 'mean': [0.5, 0.5]}}, weights, 'mean must be 3 numbers'),
-        'list': ([1], weights, "config.json' must hold names and values"),
+        'list': ([1], weights, "config.json' must be a mapping of names to values"),
         'none': (None, weights, 'config.json'),
         'repeated': (json.dumps(config)[:-1] + ', "num_classes": 5}', weights, "duplicate key 'num_classes'"),
     }
