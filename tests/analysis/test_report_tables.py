@@ -1,0 +1,22 @@
+"""Sentences of a report."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from hdkd_timm.analysis.report_tables import describe_network
+
+
+@pytest.mark.parametrize(('epochs', 'words'), [(1, '1 epoch on'), (2, '2 epochs on')])
+def test_sentence_of_a_network(epochs, words):
+    network = SimpleNamespace(
+        metrics=dict(name='teacher', parameters=3_948_161, epoch=0, epochs=epochs, train_seconds=90.0),
+        model=dict(architecture='hdkd_teacher', pretrained_cfg=dict(input_size=(3, 32, 64))),
+        classes=['a', 'b'],
+        result=dict(images=12, balanced_accuracy=0.5),
+        split='test',
+    )
+    assert describe_network(network, {}, {'train': {'a': 3, 'b': 4}}) == (
+        f'hdkd_teacher (3.9 million parameters) was trained for {words} 7 images of 2 classes at 32 x 64 pixels in'
+        ' 90 s; epoch 1 was kept. On 12 test images, its balanced accuracy is 50.0 %.'
+    )
