@@ -119,7 +119,9 @@ def test_order_of_classes_without_names(order, right, bright_folder, tmp_path, m
 def test_names_of_a_model_win(model_folder, image_folder, caplog):
     config = EvalConfig(data_dir=str(image_folder), workers=0, bootstrap=0, device='cpu', label_names=('a', 'b', 'c'))
     assert 'classes_guessed' not in evaluate_model(str(model_folder), config)[0]
-    with pytest.raises(ValueError, match='has its own class names, a, b, c, which differ from the given ones, c, b, a: omit'):
+    with pytest.raises(
+        ValueError, match='has its own class names, a, b, c, which differ from the given ones, c, b, a: omit'
+    ):
         evaluate_model(str(model_folder), replace(config, label_names=('c', 'b', 'a')))
 
 

@@ -275,7 +275,9 @@ def test_bad_shards(shards, settings, match):
 )
 def test_settings_that_shards_do_not_support(shards, tmp_path, setting, value):
     name = setting.replace('_', '-')
-    with pytest.raises(ValueError, match=f"--{name} needs a dataset with random access, which 'wds/tiny' does not have"):
+    with pytest.raises(
+        ValueError, match=f"--{name} needs a dataset with random access, which 'wds/tiny' does not have"
+    ):
         train(TrainConfig(**shards, output=str(tmp_path / 'runs'), **{setting: value}))
     assert not (tmp_path / 'runs').exists()
 
