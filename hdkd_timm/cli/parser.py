@@ -123,8 +123,14 @@ def read_settings(
         args: Parsed flags.
         takes_run: Accept the config.yaml of a run for `--config`, and use the part of it that `config_cls` has.
         defaults: Defaults of the command that replace the fields' own.
+
+    Raises:
+        ValueError: for a wrong value, or a flag without an effect.
     """
-    return from_arguments(config_cls, args, **{**defaults, **_read_files(config_cls, args, takes_run)})
+    config = from_arguments(config_cls, args, **{**defaults, **_read_files(config_cls, args, takes_run)})
+    if hasattr(args, 'fold') and not config.folds:
+        raise ValueError(f'--fold {args.fold} has no effect without --folds: give the number of folds too.')
+    return config
 
 
 def _read_files(config_cls: Type[Any], args: argparse.Namespace, takes_run: bool) -> Dict[str, Any]:

@@ -4,6 +4,7 @@ What timm ignores silently is an error here: a class without images, classes tha
 another folder level, and images that cannot be read (timm would return a neighbour instead).
 """
 
+import logging
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from .config import DataConfig, SourceConfig
@@ -16,6 +17,8 @@ from .sources.tables import check_first_files, read_csv
 from .sources.timm_datasets import is_iterable, open_iterable, read_timm_dataset
 from .splits import draw_fraction, hold_out, warn_of_leaks
 from .value_range import StoredValues
+
+_logger = logging.getLogger(__name__)
 
 
 def read_samples(config: SourceConfig, only: Optional[str] = None) -> Tuple[Dict[str, Samples], List[str]]:
@@ -85,7 +88,7 @@ def _check_settings(config: DataConfig) -> None:
     if config.on_bad_image not in ('error', 'skip'):
         raise ValueError(f"on_bad_image must be 'error' or 'skip', got {config.on_bad_image!r}.")
     if config.fold and not config.folds:
-        raise ValueError(f'--fold {config.fold} has no effect without --folds: give the number of folds too.')
+        _logger.warning(f'fold {config.fold} has no effect without folds: no fold is held out.')
 
 
 def _check_num_classes(config: DataConfig, classes: Sequence[str]) -> None:

@@ -8,6 +8,8 @@ from data_helpers import DATA, create, sizes, table, truncate
 from helpers import write_images
 from PIL import Image
 
+from hdkd_timm.data.config import DataConfig
+from hdkd_timm.data.datasets import create_datasets
 from hdkd_timm.data.loader import SplitLoader
 from hdkd_timm.data.sources.folders import find_splits
 
@@ -179,3 +181,10 @@ def test_pipes_and_devices_are_refused(write_csv, tmp_path):
         dataset = create(data_csv=path, check_images=False)[0]['train']
         with pytest.raises(ValueError, match=f"Cannot read image '.*{name}' .*is a {kind}"):
             dataset[2]
+
+
+def test_fold_without_folds_is_reported(image_folder, caplog):
+    """Runs of earlier versions may have it in their config.yaml, and still resume."""
+    datasets, _ = create_datasets(DataConfig(data_dir=str(image_folder), fold=1))
+    assert {split: len(dataset) for split, dataset in datasets.items()} == {'train': 24, 'test': 12}
+    assert 'fold 1 has no effect without folds' in caplog.text
