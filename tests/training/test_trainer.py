@@ -186,6 +186,18 @@ def test_batches_are_mixed(make_trainer, changes, shape):
     assert target.shape == shape
 
 
+def test_random_numbers_follow_from_the_step(make_trainer):
+    """A resumed run draws what the uninterrupted one did, and no two steps draw the same."""
+    trainer = make_trainer(mixup=1.0)
+    images, target = torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
+    seen = []
+    for trainer.state.epoch, trainer.state.step in ((0, 0), (0, 1), (1, 0), (0, 0)):
+        seen.append(trainer.augment(images.clone(), target.clone())[1])
+    assert torch.equal(seen[0], seen[3])
+    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2])
+
+
 def test_training_images_are_augmented_as_set(make_trainer):
     """In each way otherwise, and the same at the same place of a training."""
     settings = [
