@@ -198,6 +198,21 @@ def test_random_numbers_follow_from_the_step(make_trainer):
     assert not torch.equal(seen[0], seen[2])
 
 
+def test_weights_that_are_not_finite_are_not_saved(make_trainer):
+    """An update can break the weights while the loss of its step was finite."""
+    trainer = make_trainer()
+    trainer.folder.mkdir()
+    step(trainer)
+    trainer.save()
+    path = trainer.folder / 'last.pth'
+    before = path.read_bytes()
+    with torch.no_grad():
+        trainer.model.head.weight[0, 0] = float('inf')
+    with pytest.raises(FloatingPointError, match=r"the weight became non-finite in epoch 1, step 1: .*'.*last\.pth'"):
+        trainer.save()
+    assert path.read_bytes() == before
+
+
 def test_training_images_are_augmented_as_set(make_trainer):
     """In each way otherwise, and the same at the same place of a training."""
     settings = [
