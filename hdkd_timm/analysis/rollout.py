@@ -1,26 +1,11 @@
 """Attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928): attention flow from patches to prefix tokens."""
 
-from contextlib import ExitStack
-from typing import List
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..layers.attention_maps import attention_layers, collect_attention
 from .grad_cam import NoMapsError
-
-
-def _collect_attention(model: nn.Module, images: torch.Tensor, layers: List[nn.Module]) -> List[torch.Tensor]:
-    """Attention matrices (B, heads, tokens, tokens) of the layers."""
-    attentions: List[torch.Tensor] = []
-    with ExitStack() as stack:
-        for layer in layers:
-            handle = layer.attn_drop.register_forward_pre_hook(lambda module, args: attentions.append(args[0]))
-            stack.callback(handle.remove)
-            stack.callback(setattr, layer, 'fused_attn', layer.fused_attn)
-            layer.fused_attn = False  # the fused kernel does not compute the whole matrix
-        model(images)
-    return attentions
 
 
 @torch.inference_mode()
@@ -38,8 +23,7 @@ def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     Raises:
         NoMapsError: if the model has no such blocks or tokens.
     """
-    layers = [getattr(block, 'attn', None) for block in getattr(model, 'blocks', ())]
-    layers = [layer for layer in layers if hasattr(layer, 'attn_drop') and hasattr(layer, 'fused_attn')]
+    layers = attention_layers(model)
     prefix = getattr(model, 'num_prefix_tokens', 0)
     grid_size = getattr(model, '_get_grid_size', None) or getattr(
         getattr(model, 'patch_embed', None), 'dynamic_feat_size', None
@@ -48,7 +32,9 @@ def attention_rollout(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     if not layers or not prefix or grid_size is None or reduction is None:
         raise NoMapsError(f'{type(model).__name__} has no attention blocks with a class token.')
     rollout = None
-    for attention in _collect_attention(model, images, layers):
+    with collect_attention(layers) as attentions:
+        model(images)
+    for attention in attentions:
         mixed = attention.float().mean(dim=1)  # (B, tokens, tokens)
         mixed = (mixed + torch.eye(mixed.shape[-1], device=mixed.device)) / 2
         rollout = mixed if rollout is None else mixed @ rollout

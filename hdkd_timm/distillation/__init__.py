@@ -1,4 +1,13 @@
-"""Distilling a frozen teacher into a student: the losses, the training task, and what a task sees of a network.
+"""Distilling a frozen teacher into a student: methods, losses, the training task, and what a task sees of a network.
 
-Works on any timm networks and imports nothing of this package: `training` picks the networks and the settings.
+Works on any timm networks and imports nothing of this package but `layers`: `training` picks the networks and the
+settings.
+
+    networks   what a method knows of student and teacher before the first batch
+    outputs    what it sees of them in each batch
+    methods    the methods, one file each; losses has the pure functions of HDKD's
+    student    student, methods and loss as the one module that is trained
+    teacher    the frozen teacher, and what it is given to see
+    task       the training task: `DistillationTask` for any methods, `HDKDTask` for HDKD's
+    checks     do a student and a teacher match?
 """

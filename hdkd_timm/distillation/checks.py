@@ -3,13 +3,13 @@
 from typing import List, Optional, Sequence, Tuple
 
 import torch
-from timm.models import FeatureInfo
 from torch import nn
 
 from .losses import KD_TYPES, feature_distillation_losses, stage_mismatch
+from .networks import NetworkInfo
 from .outputs import forward_stages, has_distillation_head
 
-__all__ = ['check_input', 'check_pair']
+__all__ = ['check_input', 'check_pair', 'check_stages']
 
 
 def check_pair(
@@ -36,10 +36,8 @@ def check_pair(
     """
     if kd_type not in KD_TYPES:
         raise ValueError(f'Unknown logit distillation {kd_type!r}: choose from {", ".join(KD_TYPES)}.')
-    if len(set(stages)) < len(stages):
-        raise ValueError(f'stages must be unique, got {list(stages)}.')
-    if stages:
-        _check_stages(student, teacher, stages)
+    size = (0, 0) if input_size is None else input_size[1:]
+    check_stages(NetworkInfo.of(student, 'student', size), NetworkInfo.of(teacher, 'teacher', size), stages)
     for name in ('num_classes', 'in_chans'):
         of_student, of_teacher = getattr(student, name, None), getattr(teacher, name, None)
         if of_student != of_teacher:
@@ -54,25 +52,26 @@ def check_pair(
         feature_distillation_losses(student_maps, teacher_maps, stages)
 
 
-def _check_stages(student: nn.Module, teacher: nn.Module, stages: Sequence[int]) -> None:
-    """Compare the maps of two timm models at the chosen stages by their `feature_info`."""
-    infos = []
-    for role, model in (('student', student), ('teacher', teacher)):
-        if not hasattr(model, 'forward_intermediates'):
+def check_stages(student: NetworkInfo, teacher: NetworkInfo, stages: Sequence[int]) -> None:
+    """Compare the maps of two networks at the chosen stages by what their `feature_info` says.
+
+    Raises:
+        ValueError: if a network does not have a stage, or the two maps of one differ; names the stage and both shapes.
+    """
+    if len(set(stages)) < len(stages):
+        raise ValueError(f'stages must be unique, got {list(stages)}.')
+    for network in (student, teacher) if stages else ():
+        if not network.stages:
             raise ValueError(
-                f'The {role} {type(model).__name__} has no forward_intermediates(), so it has no stages to compare.'
+                f'The {network.role} {network.name} has no forward_intermediates(), so it has no stages to compare.'
             )
-        infos.append(FeatureInfo(model.feature_info, tuple(range(len(model.feature_info)))))
-        if not stages or min(stages) < 1 or max(stages) > len(model.feature_info):
+        if min(stages) < 1 or max(stages) > len(network.stages):
             raise ValueError(
-                f'stages must be among 1 to {len(model.feature_info)}, the stages of the {role}'
-                f' {type(model).__name__}, got {list(stages)}.'
+                f'stages must be among 1 to {len(network.stages)}, the stages of {network}, got {list(stages)}.'
             )
     for stage in stages:
-        shapes = []
-        for info in infos:
-            reduction = info.reduction(stage - 1)
-            shapes.append(f'(B, {info.channels(stage - 1)}, H/{reduction}, W/{reduction})')
+        infos = [network.stage(stage) for network in (student, teacher)]
+        shapes = [f'(B, {info.channels}, H/{info.stride}, W/{info.stride})' for info in infos]
         if shapes[0] != shapes[1]:
             raise stage_mismatch(stage, *shapes)
 

@@ -70,6 +70,7 @@ def feature_distillation_losses(
     student_maps: Sequence[torch.Tensor],
     teacher_maps: Sequence[torch.Tensor],
     stages: Optional[Sequence[int]] = None,
+    normalize: bool = False,
 ) -> Dict[int, torch.Tensor]:
     """Mean squared difference between the maps of each stage, unweighted, in float32 or higher precision.
 
@@ -77,6 +78,8 @@ def feature_distillation_losses(
         student_maps: The student's maps, one per stage, (B, C, H, W).
         teacher_maps: The teacher's, of the same shapes.
         stages: Numbers of the stages for results and errors; 1, 2, ... if None.
+        normalize: Divide the squared difference of each channel by the teacher's variance in it, over batch and
+            positions. A student that returns the teacher's means then has a loss of 1.
 
     Returns:
         Stage -> scalar loss, in the order given.
@@ -93,7 +96,7 @@ def feature_distillation_losses(
     for stage, s, t in zip(stages, student_maps, teacher_maps):
         if s.shape != t.shape:
             raise stage_mismatch(stage, tuple(s.shape), tuple(t.shape))
-        losses[stage] = _mean_squared_difference(s, t)
+        losses[stage] = _normalized_squared_difference(s, t) if normalize else _mean_squared_difference(s, t)
     return losses
 
 
@@ -105,7 +108,18 @@ def _mean_squared_difference(s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return torch.linalg.vector_norm(s - t, dtype=torch.float32).square() / s.numel()
 
 
-def _sum_stages(losses: Dict[int, torch.Tensor], stage_exponent: float) -> torch.Tensor:
+def _normalized_squared_difference(s: torch.Tensor, t: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
+    """The MSE with each channel divided by the variance of t in it plus eps times the mean variance of the channels:
+    channels that hardly vary do not dominate."""
+    with torch.autocast(s.device.type, enabled=False):
+        s, t = s.float(), t.float()
+        variance = t.var(dim=(0, 2, 3), correction=0)
+        scale = variance + eps * variance.mean() + torch.finfo(t.dtype).tiny
+        return ((s - t).square().mean(dim=(0, 2, 3)) / scale).mean()
+
+
+def sum_stages(losses: Dict[int, torch.Tensor], stage_exponent: float) -> torch.Tensor:
+    """Sum of i^stage_exponent * loss, i = 1, 2, ... in the order of the stages."""
     return sum(i**stage_exponent * loss for i, loss in enumerate(losses.values(), start=1))
 
 
@@ -129,7 +143,7 @@ def feature_distillation_loss(
     Raises:
         ValueError: as `feature_distillation_losses`.
     """
-    return _sum_stages(feature_distillation_losses(student_maps, teacher_maps), stage_exponent)
+    return sum_stages(feature_distillation_losses(student_maps, teacher_maps), stage_exponent)
 
 
 def hdkd_loss(
@@ -192,7 +206,7 @@ def hdkd_loss(
     parts['logit_loss'] = loss = logit_loss
     if len(student_maps) or len(teacher_maps):
         losses = feature_distillation_losses(student_maps, teacher_maps, stages)
-        parts['feature_loss'] = _sum_stages(losses, stage_exponent)
+        parts['feature_loss'] = sum_stages(losses, stage_exponent)
         parts.update({f'feature_loss_{stage}': part for stage, part in losses.items()})
         loss = logit_loss + feature_weight * parts['feature_loss']
     return {'loss': loss, **parts}

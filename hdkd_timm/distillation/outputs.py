@@ -1,13 +1,107 @@
-"""What a distillation method sees of a timm network: logits, maps of its stages, distillation head, normalisation."""
+"""What a distillation method sees of a timm network: logits, maps of its stages, pooled features, attention."""
 
-from typing import Any, List, Sequence, Tuple
+import dataclasses
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.loader import adapt_to_chs
 from torch import nn
 
-__all__ = ['forward_stages', 'get_channel_stats', 'has_distillation_head']
+from ..layers.attention_maps import attention_layers, collect_attention
+
+__all__ = ['Needs', 'Outputs', 'forward_outputs', 'forward_stages', 'get_channel_stats', 'has_distillation_head']
+
+
+class Outputs(NamedTuple):
+    """What a network computed for a batch, as far as it was asked for.
+
+    Args:
+        logits: (B, K); of the class head where the network has two and trains both, else as at inference.
+        dist_logits: (B, K), of the distillation head in distilled training.
+        maps: Stage, from 1 -> (B, C, H, W).
+        prefix_tokens: Stage -> class and other prefix tokens, (B, P, C), of stages that consist of tokens.
+        pooled: Features before the classifier, (B, C).
+        attention: Attention of each block after the softmax, (B, heads, N, N); N includes the prefix tokens.
+    """
+
+    logits: torch.Tensor
+    dist_logits: Optional[torch.Tensor] = None
+    maps: Dict[int, torch.Tensor] = {}
+    prefix_tokens: Dict[int, torch.Tensor] = {}
+    pooled: Optional[torch.Tensor] = None
+    attention: Sequence[torch.Tensor] = ()
+
+    @property
+    def kd_logits(self) -> torch.Tensor:
+        """The logits that learn from the teacher: the distillation head's where there is one."""
+        return self.logits if self.dist_logits is None else self.dist_logits
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What a method takes of a network. `a | b` is what both take.
+
+    Args:
+        logits: Whether a loss acts on the logits, so that a distillation head is trained by it.
+        stages: Stages whose maps are needed, from 1.
+        prefix_tokens: Whether the prefix tokens of stages that have them are needed too.
+        pooled: Whether the pooled features are needed.
+        attention: Whether the attention of the blocks is needed.
+    """
+
+    logits: bool = False
+    stages: Tuple[int, ...] = ()
+    prefix_tokens: bool = False
+    pooled: bool = False
+    attention: bool = False
+
+    def __or__(self, other: 'Needs') -> 'Needs':
+        return Needs(
+            self.logits or other.logits,
+            tuple(dict.fromkeys(self.stages + other.stages)),
+            self.prefix_tokens or other.prefix_tokens,
+            self.pooled or other.pooled,
+            self.attention or other.attention,
+        )
+
+
+def forward_outputs(model: nn.Module, x: torch.Tensor, needs: Needs) -> Outputs:
+    """All that is needed of a network, from one forward pass.
+
+    Args:
+        model: A timm model; with `forward_intermediates` and `forward_head` if more than logits are needed.
+        x: Images (B, C, H, W).
+        needs: What to return.
+    """
+    if not needs.attention:
+        return _forward(model, x, needs)
+    with collect_attention(attention_layers(model)) as attention:
+        outputs = _forward(model, x, needs)
+    return outputs._replace(attention=attention)
+
+
+def _forward(model: nn.Module, x: torch.Tensor, needs: Needs) -> Outputs:
+    if not (needs.stages or needs.pooled):
+        logits = model(x)
+        return Outputs(*logits) if isinstance(logits, tuple) else Outputs(logits)
+    maps: Dict[int, torch.Tensor] = {}
+    prefix_tokens: Dict[int, torch.Tensor] = {}
+    if needs.stages:
+        in_network_order = sorted(needs.stages)
+        # only networks with tokens have the argument; pairs of a map and its prefix tokens are returned for it
+        options = dict(return_prefix_tokens=True) if needs.prefix_tokens and hasattr(model, 'num_prefix_tokens') else {}
+        features, found = model.forward_intermediates(x, [stage - 1 for stage in in_network_order], **options)
+        maps = dict(zip(in_network_order, found))
+        if options:
+            prefix_tokens = {stage: pair[1] for stage, pair in maps.items() if pair[1] is not None}
+            maps = {stage: pair[0] for stage, pair in maps.items()}
+    else:
+        features = model.forward_features(x)
+    logits = model.forward_head(features)
+    pooled = model.forward_head(features, pre_logits=True) if needs.pooled else None
+    cls_logits, dist_logits = logits if isinstance(logits, tuple) else (logits, None)
+    return Outputs(cls_logits, dist_logits, maps, prefix_tokens, pooled)
 
 
 def forward_stages(model: nn.Module, x: torch.Tensor, stages: Sequence[int]) -> Tuple[Any, List[torch.Tensor]]:
@@ -22,11 +116,9 @@ def forward_stages(model: nn.Module, x: torch.Tensor, stages: Sequence[int]) -> 
         What the model returns, logits (B, K) or in distilled training a pair of them, and the maps (B, C_i, H_i, W_i)
         in the order of `stages`.
     """
-    if not stages:
-        return model(x), []
-    in_network_order = sorted(stages)
-    features, maps = model.forward_intermediates(x, [stage - 1 for stage in in_network_order])
-    return model.forward_head(features), [maps[in_network_order.index(stage)] for stage in stages]
+    outputs = _forward(model, x, Needs(stages=tuple(stages)))
+    logits = outputs.logits if outputs.dist_logits is None else (outputs.logits, outputs.dist_logits)
+    return logits, [outputs.maps[stage] for stage in stages]
 
 
 def has_distillation_head(model: nn.Module) -> bool:

@@ -21,8 +21,8 @@ def create_teacher(**kwargs):
         ({}, dict(in_chans=1), {}, 'in_chans of student and teacher differ: 3 and 1'),
         (dict(distilled=False), {}, {}, 'HDKDStudent has no distillation head'),
         ({}, {}, dict(kd_type='warm'), "Unknown logit distillation 'warm': choose from soft, hard, none"),
-        ({}, {}, dict(stages=[0, 1]), r'1 to 4, the stages of the student HDKDStudent, got \[0, 1\]'),
-        ({}, {}, dict(stages=[4]), r'1 to 3, the stages of the teacher HDKDTeacher, got \[4\]'),
+        ({}, {}, dict(stages=[0, 1]), r'1 to 4, the stages of the student hdkd_student, got \[0, 1\]'),
+        ({}, {}, dict(stages=[4]), r'1 to 3, the stages of the teacher hdkd_teacher, got \[4\]'),
         ({}, {}, dict(stages=[3, 3]), r'stages must be unique, got \[3, 3\]'),
         ({}, {}, dict(input_size=(3, 64, 64)), r'HDKDStudent does not accept an image of \(3, 64, 64\): Image height'),
         (

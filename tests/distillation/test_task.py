@@ -157,12 +157,12 @@ def test_teacher_input_is_renormalised():
 
     task(normalize(student), batch()[1])
     torch.testing.assert_close(seen[0], normalize(teacher))
-    assert not HDKDTask(create_student(), create_teacher(), verbose=False).renormalize
+    assert not HDKDTask(create_student(), create_teacher(), verbose=False).teacher_input.renormalize
 
 
 def test_grey_networks():
     task = HDKDTask(create_student(in_chans=1), create_teacher(in_chans=1), verbose=False)
-    assert task.teacher_scale.shape == (1, 1, 1, 1)
+    assert task.teacher_input.scale.shape == (1, 1, 1, 1)
     assert torch.isfinite(task(torch.randn(4, 1, 32, 32), batch()[1])['loss'])
 
 
