@@ -45,7 +45,7 @@ def logit_outputs(student_logits, teacher_logits):
 
 
 def check_published_logit_loss(name, loss_of, seed=0, select=lambda settings: True):
-    """Compare a loss of logits, `loss_of(student_logits, teacher_logits, target, settings)`, with the published tensors.
+    """Compare a loss of logits, `loss_of(student, teacher, target, settings)`, with the tensors of published code.
 
     Returns the number of cases.
     """
