@@ -38,7 +38,12 @@ from .report_tables import (
 _logger = logging.getLogger(__name__)
 
 
-def _load_template() -> Any:
+def load_template(name: str = PAGE) -> Any:
+    """A Jinja template of the package.
+
+    Raises:
+        ImportError: without Jinja2.
+    """
     try:
         import jinja2
     except ImportError as e:
@@ -51,7 +56,7 @@ def _load_template() -> Any:
         lstrip_blocks=True,
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
-    return environment.get_template(PAGE)
+    return environment.get_template(name)
 
 
 def _check_images(run: Path) -> Dict[str, Any]:
@@ -186,7 +191,7 @@ def write_report(
     """
     if mistakes < 0:
         raise ValueError(f'--mistakes must be at least 0, got {mistakes}.')
-    template = _load_template()
+    template = load_template()
     networks = read_networks(runs)
     folders = list(dict.fromkeys(network.run for network in networks))
     if out is None and len(folders) > 1:

@@ -1,11 +1,15 @@
 """`hdkd distill`: train a teacher, and distil it into a student."""
 
 import argparse
-from typing import Any
+import inspect
+import sys
+from typing import Any, Type, TypeVar
 
-from ..training.config import DistillConfig
+from ..training.config import HDKD_FLAGS, DistillConfig
 from .parser import CommandParser, read_settings
 from .training import add_run_arguments, print_results, refuse_unused
+
+ConfigT = TypeVar('ConfigT', bound=DistillConfig)
 
 TRAINS_A_TEACHER = (  # settings of the teacher's training
     'teacher_pretrained',
@@ -23,12 +27,36 @@ def add_arguments(parser: CommandParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if getattr(args, 'method', None) == ['list']:
+        print_methods()
+        return
     run_distillation(read_distill_settings(args), args)
 
 
-def read_distill_settings(args: argparse.Namespace, **defaults: Any) -> DistillConfig:
+def print_methods() -> None:
+    """Print the distillation methods: what they compare, their source, and their settings with the defaults."""
+    from ..distillation.methods import METHODS, method_settings
+
+    for name, method in METHODS.items():
+        summary = (inspect.getdoc(sys.modules[method.__module__]) or '').splitlines()[0].partition(': ')[2]
+        settings = ', '.join(f'{key}={_show(value)}' for key, value in method_settings(method).items())
+        print(f'{name}\n  {summary}\n  source    {method.source}\n  settings  {settings}\n')
+    print('hdkd distill --method NAME [NAME ...] --method-args NAME.SETTING=VALUE ...')
+
+
+def _show(value: Any) -> str:
+    return ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def read_distill_settings(
+    args: argparse.Namespace, config_cls: Type[ConfigT] = DistillConfig, **defaults: Any
+) -> ConfigT:
     """The settings of a distillation, without flags that have no effect; see `read_settings`."""
-    config = read_settings(DistillConfig, args, **defaults)
+    config = read_settings(config_cls, args, **defaults)
+    if 'hdkd' not in config.method:
+        refuse_unused(args, HDKD_FLAGS, f"is a setting of the method 'hdkd', not of {' '.join(config.method)}")
+    if config.method == ('none',):
+        refuse_unused(args, ['ce_weight', 'method_args'], 'is for distillation methods, not for --method none')
     if config.teacher_checkpoint:
         refuse_unused(args, TRAINS_A_TEACHER, 'is not used with --teacher-checkpoint, which is a trained teacher')
     else:

@@ -17,6 +17,7 @@ COMMANDS = {  # heading -> command -> its help; a command is the module of its n
     'train': {
         'train': 'train or fine-tune a timm model on labelled images',
         'distill': 'train a teacher on labelled images and distil it into a student',
+        'study': 'compare networks and distillation methods over seeds, with one teacher',
         'demo': 'try distill at 64 px, on synthetic phantom images or on your own',
     },
     'use a trained model': {
@@ -96,10 +97,10 @@ def _run_command(name: str, args: argparse.Namespace) -> int:
     try:
         return load_command(name).run(args) or 0
     except Interrupted as e:
-        command = 'distill' if name == 'demo' else name
+        command, resume = ('distill' if name == 'demo' else name), ('' if name == 'study' else ' --resume')
         print(
             f'hdkd {name}: {e.signal_name}, the state is saved. Resume with: hdkd {command} --config'
-            f" '{printable(str(e.folder))}/config.yaml' --resume",
+            f" '{printable(str(e.folder))}/config.yaml'{resume}",
             file=sys.stderr,
         )
         return 128 + e.signum

@@ -23,14 +23,18 @@ from .workers import PREFETCH, SignalSafeLoader, create_worker_init, explain_fai
 
 
 class _SeededDataset(Dataset):
-    """A dataset indexed by the keys of `EpochSampler`: each image is augmented with random numbers of its own."""
+    """A dataset indexed by the keys of `EpochSampler`: each image is augmented with random numbers of its own.
 
-    def __init__(self, dataset: Any, transform: Callable, seed: int):
+    Targets are class indices, or with `with_index` pairs of them and the number of the image.
+    """
+
+    def __init__(self, dataset: Any, transform: Callable, seed: int, with_index: bool = False):
         self.dataset = dataset
         self.transform = transform
         self.seed = seed
+        self.with_index = with_index
 
-    def __getitem__(self, key: Tuple[int, int, int]) -> Tuple[torch.Tensor, int]:
+    def __getitem__(self, key: Tuple[int, int, int]) -> Tuple[torch.Tensor, Any]:
         epoch, draw, index = key
         image, target = self.dataset[index]
         states = random.getstate(), np.random.get_state(), torch.get_rng_state()
@@ -39,7 +43,7 @@ class _SeededDataset(Dataset):
         np.random.seed(seed)
         torch.random.default_generator.manual_seed(seed)
         try:
-            return self.transform(image), target
+            return self.transform(image), ((target, index) if self.with_index else target)
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
@@ -93,9 +97,11 @@ class SplitLoader:
         cache: Called with the dataset and the deterministic part of the transform, returns a dataset that caches its
             images, see `cache_images`.
         local_size: Number of processes on this machine, which share its memory.
+        with_index: Add the number of each image in the dataset to the training batches, (B,).
 
     Raises:
-        ValueError: if there are fewer training images than in a batch of all processes.
+        ValueError: if there are fewer training images than in a batch of all processes, or if they are to be numbered
+            and the dataset has no random access.
         TimeoutError, ChildProcessError: during iteration, if loader processes hang or end.
     """
 
@@ -113,6 +119,7 @@ class SplitLoader:
         world_size: int = 1,
         cache: Optional[Callable[[Any, Compose], Dataset]] = None,
         local_size: int = 1,
+        with_index: bool = False,
     ):
         self.dataset = dataset
         self.batch_size = batch_size
@@ -124,7 +131,12 @@ class SplitLoader:
         self.data_config = _match_channels(data_config)
         self.sampler: Optional[EpochSampler] = None
         self.iterable = isinstance(dataset, IterableDataset)
+        self.with_index = with_index
         is_training = augment is not None
+        if self.iterable and with_index:
+            raise ValueError(
+                'The images of a streamed dataset have no numbers: use one with random access, such as a folder.'
+            )
         if not self.iterable and is_training and len(dataset) < batch_size * world_size:
             raise ValueError(
                 f'{len(dataset)} training images are fewer than a batch of {batch_size * world_size}: lower'
@@ -140,7 +152,7 @@ class SplitLoader:
         if is_training:
             self.sampler = EpochSampler(len(dataset), batch_size, seed, weights, rank, world_size)
             self.loader = self._create_loader(
-                _SeededDataset(dataset, transform, seed), num_workers, batch_sampler=self.sampler
+                _SeededDataset(dataset, transform, seed, with_index), num_workers, batch_sampler=self.sampler
             )
         else:
             self.loader = self._create_loader(
@@ -210,11 +222,12 @@ class SplitLoader:
         """Standard deviation that pixels of 0 to 255 are divided by, (1, C, 1, 1)."""
         return self.loader.std
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
-        """The training batches of an epoch, from batch `start` on."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Tuple[torch.Tensor, ...]]:
+        """The training batches of an epoch, from batch `start` on; with `with_index` (images, classes, numbers)."""
         if self.sampler is not None:
             self.sampler.set_epoch(epoch, start)
-            yield from self
+            for images, target in self:
+                yield (images, *target.unbind(dim=1)) if self.with_index else (images, target)
             return
         torch.manual_seed(derive_seed(self.seed, epoch, self.rank))
         if hasattr(self.dataset, 'set_epoch'):

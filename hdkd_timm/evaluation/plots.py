@@ -72,7 +72,7 @@ def _add_legend(axes: Any, labels: Sequence[str], **kwargs: Any) -> None:
         text.set_parse_math(False)
 
 
-def _save(figure: Any, path: PathLike, dpi: int) -> None:
+def save_figure(figure: Any, path: PathLike, dpi: int) -> None:
     """Write a PNG, with fonts for names in other scripts if the system has them."""
     from matplotlib.font_manager import fontManager
     from matplotlib.text import Text
@@ -169,7 +169,7 @@ def plot_confusion_matrix(
     _label_classes(axes, classes, subset)
     if number <= MAX_CELLS:  # beyond that, numbers would be illegible
         _write_counts(axes, counts, shares)
-    _save(figure, path, 120)
+    save_figure(figure, path, 120)
 
 
 def shorten(text: str, length: int = 30) -> str:
@@ -207,7 +207,7 @@ def plot_pairs(
             axes.set(xticks=[], yticks=[])
             lines = [shorten(printable(line)) for line in text.split('\n')]
             axes.set_xlabel('\n'.join(lines), fontsize=7, parse_math=False)
-    _save(figure, path, 100)
+    save_figure(figure, path, 100)
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.6) -> np.ndarray:
@@ -253,7 +253,7 @@ def plot_images(
         line[0].set_ylabel(printable(label, lines=True), fontsize=8, parse_math=False)
     for axes, title in zip(grid[0], titles):
         axes.set_title(title, fontsize=9, parse_math=False)
-    _save(figure, path, 110)
+    save_figure(figure, path, 110)
 
 
 def plot_curves(rows: Sequence[Mapping[str, float]], best_epoch: Optional[int], path: PathLike) -> None:
@@ -299,7 +299,7 @@ def plot_curves(rows: Sequence[Mapping[str, float]], best_epoch: Optional[int], 
     values = [row[key] for row in rows for key in parts]
     if values and min(values) > 0 and max(values) > 20 * min(values):
         panels[2].set_yscale('log')
-    _save(figure, path, 110)
+    save_figure(figure, path, 110)
 
 
 def _plot_classes(
@@ -360,7 +360,7 @@ def plot_roc_pr(probs: np.ndarray, targets: np.ndarray, classes: Sequence[str], 
     for axes in (roc, pr):
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect='equal', anchor='N')
         axes.grid(alpha=0.25)
-    _save(figure, path, 110)
+    save_figure(figure, path, 110)
 
 
 def plot_reliability(probs: np.ndarray, targets: np.ndarray, path: PathLike) -> None:
@@ -404,7 +404,7 @@ def plot_reliability(probs: np.ndarray, targets: np.ndarray, path: PathLike) -> 
     lower.set(xlabel='confidence', ylabel='images', xlim=(0, 1))
     for axes in (upper, lower):
         axes.grid(alpha=0.25)
-    _save(figure, path, 110)
+    save_figure(figure, path, 110)
 
 
 def plot_class_counts(counts: Mapping[str, Mapping[str, int]], path: PathLike) -> None:
@@ -439,4 +439,4 @@ def plot_class_counts(counts: Mapping[str, Mapping[str, int]], path: PathLike) -
     axes.margins(x=0.1, y=0.02)
     axes.set(xlabel='images')
     axes.legend(fontsize=8, loc='lower left', bbox_to_anchor=(0, 1), ncols=len(counts), title=title, title_fontsize=8)
-    _save(figure, path, 110)
+    save_figure(figure, path, 110)

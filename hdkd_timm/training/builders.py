@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
+import numpy as np
 import timm
 import torch
 from timm.models import group_parameters
@@ -11,12 +12,14 @@ from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
 from torch import nn
 
 from .._compat import create_scheduler
-from ..distillation.task import HDKDTask
+from ..distillation.methods import METHODS, convert_settings
+from ..distillation.task import DistillationTask, HDKDTask
 from ..evaluation.metrics import LOWER_IS_BETTER
 from ..models.checkpoint import SOURCE_PREFIXES, load_model
 from ..models.labels import match_classes
 from ..models.preprocessing import adapt_stats
-from .config import DistillConfig, TrainConfig
+from ..utils.config import flag
+from .config import HDKD_FLAGS, DistillConfig, TrainConfig
 
 
 def create_network(
@@ -123,32 +126,22 @@ def create_task(
     teacher: Optional[nn.Module] = None,
 ) -> TrainingTask:
     """What computes the loss of a network: cross entropy, with a teacher also its soft labels, or with the settings of
-    `distill` the loss of HDKD.
+    `distill` the losses of its methods.
 
     Args:
         model: The network to train.
         config: Its settings; those of `distill` and a teacher make it the student.
         class_weight: Weights of the classes in the cross entropy, (K,).
         teacher: The trained teacher.
+
+    Raises:
+        ValueError: as `create_distillation_task`.
     """
-    if teacher is not None and isinstance(config, DistillConfig):
-        return HDKDTask(
-            model,
-            teacher,
-            kind=config.kd_type,
-            alpha=config.alpha,
-            tau=config.tau,
-            feature_weight=config.feature_weight,
-            stages=config.stages,
-            stage_exponent=config.stage_exponent,
-            reduction=config.reduction,
-            class_weight=class_weight,
-            label_smoothing=config.loss_smoothing,
-            verbose=False,
-        )
     criterion = nn.CrossEntropyLoss(class_weight, label_smoothing=config.loss_smoothing)
     if teacher is None:
         return ClassificationTask(model, criterion, verbose=False)
+    if isinstance(config, DistillConfig):
+        return create_distillation_task(model, teacher, config, class_weight)
     return LogitDistillationTask(
         model,
         teacher.requires_grad_(False),
@@ -157,6 +150,67 @@ def create_task(
         temperature=config.tau,
         verbose=False,
     )
+
+
+def create_distillation_task(
+    student: nn.Module,
+    teacher: nn.Module,
+    config: DistillConfig,
+    class_weight: Optional[torch.Tensor] = None,
+    train_targets: Optional[np.ndarray] = None,
+    teacher_img_size: Optional[int] = None,
+    verbose: bool = False,
+) -> TrainingTask:
+    """The task of the methods; HDKD's own where that is the only one, whose losses have their published names.
+
+    Args:
+        student: The network to train.
+        teacher: The trained teacher.
+        config: Settings of the distillation.
+        class_weight: Weights of the classes in the cross entropy, (K,).
+        train_targets: Class index of each training image, (N,), for methods with a memory of them.
+        teacher_img_size: Height and width of the teacher's images; None for those of the student's.
+        verbose: Log what the methods found out of the pair.
+
+    Raises:
+        ValueError: if the pair cannot have a method, or for a wrong setting of one.
+    """
+    if config.method == ('none',):
+        return create_task(student, config, class_weight)
+    shared: Dict[str, Any] = dict(class_weight=class_weight, label_smoothing=config.loss_smoothing, verbose=verbose)
+    size = teacher_img_size or config.img_size
+    teacher_size = None if size == config.img_size else (size, size)
+    method_args = dict(config.method_args)
+    if 'hdkd' in config.method:
+        method_args['hdkd'] = hdkd_settings(config)
+    if config.method == ('hdkd',) and method_args.keys() == {'hdkd'} and config.ce_weight is None and not teacher_size:
+        kind = method_args['hdkd'].pop('kd_type')
+        return HDKDTask(student, teacher, kind=kind, **method_args['hdkd'], **shared)
+    return DistillationTask(
+        student,
+        teacher,
+        config.method,
+        method_args,
+        ce_weight=config.ce_weight,
+        input_size=(config.img_size, config.img_size),
+        teacher_size=teacher_size,
+        train_targets=None if train_targets is None else torch.as_tensor(train_targets),
+        **shared,
+    )
+
+
+def hdkd_settings(config: DistillConfig) -> Dict[str, Any]:
+    """The settings of the method 'hdkd': those that have flags, and the others among the settings of the methods.
+
+    Raises:
+        ValueError: if one that has a flag is given among the others, or the method does not have it.
+    """
+    settings = dict(config.method_args.get('hdkd', {}))
+    for name in HDKD_FLAGS:
+        if name in settings:
+            raise ValueError(f'--method-args hdkd.{name}={settings[name]}: use its flag, {flag(name)}.')
+        settings[name] = getattr(config, name)
+    return convert_settings('hdkd', METHODS['hdkd'], settings)
 
 
 def freeze_stages(model: nn.Module, number: int) -> List[nn.Module]:

@@ -11,10 +11,13 @@ from ..data.config import DataConfig
 from ..distillation.losses import KD_TYPES, REDUCTIONS
 from ..evaluation.metrics import METRICS
 from ..models.hdkd import MIN_IMG_SIZE
-from ..utils.config import KeyValues, check_settings, check_values, flag, read_yaml, setting
+from ..utils.config import KeyValues, NestedKeyValues, check_settings, check_values, flag, read_yaml, setting
 from .logger import LOGS
 
 ConfigT = TypeVar('ConfigT')
+
+# settings of the method 'hdkd' with flags of their own
+HDKD_FLAGS = ('kd_type', 'alpha', 'tau', 'feature_weight', 'stages', 'stage_exponent', 'reduction')
 
 
 @dataclasses.dataclass
@@ -138,6 +141,11 @@ class TrainConfig(DataConfig, AugmentConfig):
     )
     log: Tuple[str, ...] = setting((), 'additional loggers', choices=LOGS)
 
+    @property
+    def input_size(self) -> Tuple[int, int, int]:
+        """Channels, height and width of the network's images."""
+        return self.in_chans, self.img_size, self.img_size
+
     def __post_init__(self) -> None:
         """Raises ValueError for a value out of range; names the flag, the value and the range."""
         check_values(self)
@@ -180,27 +188,76 @@ class DistillConfig(TrainConfig):
         False, 'also train the student without distillation, for comparison', group='distillation', common=True
     )
 
-    kd_type: str = setting('soft', 'distillation of the logits', choices=KD_TYPES, common=True)
-    alpha: float = setting(0.5, 'weight of the distillation in the logit loss', at_least=0, at_most=1, common=True)
-    tau: float = setting(1.0, 'temperature of the soft distillation', above=0, common=True)
+    method: Tuple[str, ...] = setting(
+        ('hdkd',),
+        "distillation methods, one or several; 'list' prints them, 'none' trains by cross entropy alone",
+        common=True,
+        metavar='NAME',
+    )
+    method_args: Dict[str, Any] = setting(
+        {}, 'settings of the methods', nargs='+', action=NestedKeyValues, metavar='METHOD.NAME=VALUE', common=True
+    )
+    ce_weight: Optional[float] = setting(
+        None,
+        'weight of the cross entropy beside the methods (default: as the first method was published; hdkd: 1 - alpha)',
+        at_least=0,
+    )
+    init_from_teacher: Optional[Tuple[str, ...]] = setting(
+        None,
+        "start the student's stages from layers of the teacher's: STAGE:LAYER,LAYER,... from 0, or, without a value,"
+        ' layers at even distances in all stages that both have',
+        nargs='*',
+        metavar='STAGE:LAYERS',
+        common=True,
+    )
+    kd_type: str = setting('soft', 'method hdkd: distillation of the logits', choices=KD_TYPES, common=True)
+    alpha: float = setting(
+        0.5, 'method hdkd: weight of the distillation in the logit loss', at_least=0, at_most=1, common=True
+    )
+    tau: float = setting(1.0, 'method hdkd: temperature of the soft distillation', above=0, common=True)
     reduction: str = setting(
         'mean',
-        'soft distillation: average over images and classes, like the published code, or over images',
+        'method hdkd, soft distillation: average over images and classes, like the published code, or over images',
         choices=REDUCTIONS,
     )
-    feature_weight: float = setting(10.0, 'weight of the feature loss (lambda)', at_least=0, common=True)
-    stages: Tuple[int, ...] = setting((1, 2, 3), 'stages whose feature maps are distilled')
-    stage_exponent: float = setting(1.0, 'weight of the i-th of these stages: i^X (gamma)', at_least=0)
+    feature_weight: float = setting(10.0, 'method hdkd: weight of the feature loss (lambda)', at_least=0, common=True)
+    stages: Tuple[int, ...] = setting((1, 2, 3), 'method hdkd: stages whose feature maps are distilled')
+    stage_exponent: float = setting(1.0, 'method hdkd: weight of the i-th of these stages, i^X (gamma)', at_least=0)
 
     teacher_pretrained: bool = setting(False, 'start the teacher from pretrained weights', group='teacher')
     teacher_kwargs: Dict[str, Any] = setting(
         {}, 'further arguments of the teacher', nargs='*', action=KeyValues, metavar='NAME=VALUE'
+    )
+    teacher_img_size: Optional[int] = setting(
+        None,
+        "height and width of the teacher's images, to which those of the student are resized in distillation (default:"
+        ' --img-size, or the only size that a given teacher takes)',
+        at_least=MIN_IMG_SIZE,
+        metavar='N',
     )
     teacher_epochs: Optional[int] = setting(None, "training epochs of the teacher (default: the student's)", at_least=1)
     teacher_opt: str = setting('adamw', 'optimiser of the teacher')
     teacher_lr: float = setting(1e-3, 'learning rate of the teacher', above=0)
     teacher_weight_decay: float = setting(0.05, 'weight decay of the teacher', at_least=0)
     teacher_sched: str = setting('cosine', 'learning rate schedule of the teacher')
+
+    def __post_init__(self) -> None:
+        """As that of `TrainConfig`; also for settings of methods that are not used."""
+        super().__post_init__()
+        _check_methods(self)
+
+
+def _check_methods(config: 'DistillConfig') -> None:
+    """Raise ValueError for settings of a method that is not among the methods."""
+    if 'none' in config.method and len(config.method) > 1:
+        raise ValueError(f'--method none is no distillation: drop it, or the others, got {" ".join(config.method)}.')
+    for name, settings in config.method_args.items():
+        if not isinstance(settings, dict) or not settings:
+            raise ValueError(f'--method-args: the settings of {name} must be NAME: VALUE, got {settings!r}.')
+        if name not in config.method:
+            raise ValueError(
+                f'--method-args {name}.{min(settings)}: {name} is not among --method {" ".join(config.method)}.'
+            )
 
 
 def recipe_settings(name: str, config_cls: Type[Any]) -> Dict[str, Any]:

@@ -58,10 +58,6 @@ class RunContext:
     caches: Dict[str, Tuple[str, CachedDataset]] = dataclasses.field(default_factory=dict)
 
     @property
-    def input_size(self) -> Tuple[int, int, int]:
-        return self.config.in_chans, self.config.img_size, self.config.img_size
-
-    @property
     def train_targets(self) -> np.ndarray:
         return self.datasets['train'].targets
 
@@ -70,11 +66,24 @@ class RunContext:
         """The split that networks are tested on: 'val' where there is no test split."""
         return 'test' if 'test' in self.datasets else 'val'
 
-    def create_loaders(self, model: nn.Module, only: Optional[str] = None) -> Dict[str, SplitLoader]:
-        """Loaders of all splits, or only of one, normalised for the model; cached once the run's folder is open."""
-        return {split: self._create_loader(split, model) for split in self.datasets if only in (None, split)}
+    def create_loaders(
+        self, model: nn.Module, img_size: int, only: Optional[str] = None, with_index: bool = False
+    ) -> Dict[str, SplitLoader]:
+        """Loaders of all splits, or only of one, normalised for the model; cached once the run's folder is open.
 
-    def _create_loader(self, split: str, model: nn.Module) -> SplitLoader:
+        Args:
+            model: The model.
+            img_size: Height and width of its images.
+            only: The only split to load.
+            with_index: Number the training images, see `SplitLoader`.
+        """
+        return {
+            split: self._create_loader(split, model, img_size, with_index and split == 'train')
+            for split in self.datasets
+            if only in (None, split)
+        }
+
+    def _create_loader(self, split: str, model: nn.Module, img_size: int, with_index: bool) -> SplitLoader:
         config, world = self.config, self.world
         training_args: Dict[str, Any] = {}
         if split == 'train':
@@ -82,7 +91,7 @@ class RunContext:
             training_args = dict(augment=config, weights=weights)
         return SplitLoader(
             self.datasets[split],
-            timm.data.resolve_data_config(dict(input_size=self.input_size), model=model),
+            timm.data.resolve_data_config(dict(input_size=(config.in_chans, img_size, img_size)), model=model),
             config.batch_size,
             num_workers=config.workers,
             device=world.device,
@@ -90,6 +99,7 @@ class RunContext:
             rank=world.rank,
             world_size=world.size,
             local_size=world.local_size,
+            with_index=with_index,
             cache=functools.partial(self._cache, split, config.cache) if config.cache and self.folder.name else None,
             **training_args,
         )

@@ -1,26 +1,33 @@
 """Distillation: a teacher is trained or given, then a student learns from it, each as in `train`."""
 
+import copy
 import dataclasses
+import logging
 from typing import Any, Dict, NamedTuple, Optional
 
 import torch
+from timm.task import TrainingTask
 from timm.utils import random_seed
 from torch import nn
 
-from ..distillation.checks import check_pair
+from ..distillation.checks import check_input, check_pair
+from ..distillation.init import init_from_teacher, parse_layers
+from ..distillation.teacher import find_teacher_size
 from ..evaluation.evaluate import evaluate
 from ..models.checkpoint import SOURCE_PREFIXES, save_model
 from ..models.hdkd import HDKDStudent
 from ..utils.distributed import init_world, leave_world
 from ..utils.files import write_json
 from ..utils.run_files import METRICS_FILE
-from .builders import create_network, create_task, create_teacher
+from .builders import create_distillation_task, create_network, create_task, create_teacher
 from .config import DistillConfig, TrainConfig
 from .context import RunContext, open_run, prepare_run
 from .results import create_result, write_result
 from .resume import read_result
 from .train import check_setup
 from .trainer import Trainer
+
+_logger = logging.getLogger(__name__)
 
 
 class Network(NamedTuple):
@@ -59,13 +66,26 @@ def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False
                 if name == 'teacher' and config.teacher_checkpoint:
                     results[name] = _test_given_teacher(context, network)
                 else:
-                    teacher = networks['teacher'].model if name == 'student' else None
-                    task = create_task(network.model, network.config, class_weight, teacher)
+                    task = _create_task(context, networks, name, class_weight)
                     results[name] = Trainer(name, task, *network, context.folder / name, context).run()
             metrics = dict(context.describe(), models=results)
             if world.is_primary:
                 write_json(metrics, context.folder / METRICS_FILE, summed=True)
         return dict(metrics, run=str(context.folder))
+    finally:
+        leave_world(world)
+
+
+def check_distillation(config: DistillConfig) -> None:
+    """Check all inputs of a distillation, as `distill` does first; nothing is trained or written.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError, MemoryError: as `distill`.
+    """
+    world = init_world(config.device)
+    try:
+        context = prepare_run(config, world, resume=False)
+        _check_networks(context, config, _create_networks(context, config))
     finally:
         leave_world(world)
 
@@ -100,38 +120,80 @@ def _prepare_teacher(context: RunContext, config: DistillConfig) -> Network:
         freeze_stages=0,
         pretrained=config.teacher_pretrained,
         epochs=config.teacher_epochs or config.epochs,
+        img_size=config.teacher_img_size or config.img_size,
     )
     random_seed(config.seed)
     if not config.teacher_checkpoint:
         return Network(*create_network(config.teacher, settings, len(classes), **config.teacher_kwargs), settings)
     # the default does not contradict what a checkpoint file says of itself
     name: Optional[str] = config.teacher if config.teacher != DistillConfig.teacher else None
-    return Network(*create_teacher(config.teacher_checkpoint, config, classes, name), settings)
+    teacher, model_args = create_teacher(config.teacher_checkpoint, config, classes, name)
+    size = find_teacher_size(teacher, (settings.img_size, settings.img_size))
+    if size is not None and size[0] != size[1]:
+        raise ValueError(f"Teacher '{config.teacher_checkpoint}' takes images of {size[0]} x {size[1]}, not squares.")
+    if size is not None and config.teacher_img_size:
+        raise ValueError(
+            f"--teacher-img-size {config.teacher_img_size}: teacher '{config.teacher_checkpoint}' takes images of"
+            f' {size[0]} pixels only, leave it out.'
+        )
+    return Network(teacher, model_args, dataclasses.replace(settings, img_size=size[0]) if size else settings)
 
 
 def _check_networks(context: RunContext, config: DistillConfig, networks: Dict[str, Network]) -> None:
     """Raise ValueError if teacher and student do not match, or for a wrong setting of either."""
     teacher, student = networks['teacher'], networks['student']
-    check_pair(
-        student.model, teacher.model, config.kd_type, config.stages if config.feature_weight else (), context.input_size
-    )
+    if config.method == ('hdkd',) and teacher.config.img_size == config.img_size:
+        stages = config.stages if config.feature_weight else ()
+        check_pair(student.model, teacher.model, config.kd_type, stages, config.input_size)
     for network in (teacher, student):
+        check_input(network.model, network.config.input_size)
         check_setup(context, network.model, network.config)
+    with torch.random.fork_rng(devices=()):
+        copies = dict(networks, student=student._replace(model=copy.deepcopy(student.model)))
+        task = _create_task(context, copies, 'student', None, verbose=True).train()
+        images = torch.zeros(2, *config.input_size)
+        index = (torch.zeros(2, dtype=torch.long),) if getattr(task, 'needs_index', False) else ()
+        with torch.no_grad():
+            task(images, torch.zeros(2, dtype=torch.long), *index)
+
+
+def _create_task(
+    context: RunContext,
+    networks: Dict[str, Network],
+    name: str,
+    class_weight: Optional[torch.Tensor],
+    verbose: bool = False,
+) -> TrainingTask:
+    """The task of a network; the student's has the teacher, from whose layers the student may start."""
+    model, _, config = networks[name]
+    if name != 'student' or not isinstance(config, DistillConfig):
+        return create_task(model, config, class_weight)
+    teacher = networks['teacher']
+    if config.init_from_teacher is not None:
+        layers = init_from_teacher(model, teacher.model, parse_layers(config.init_from_teacher))
+        if verbose:
+            words = ', '.join(f'stage {stage}: {" ".join(map(str, chosen))}' for stage, chosen in layers.items())
+            _logger.info(f"The student starts from layers of the teacher's stages ({words}).")
+    random_seed(config.seed)  # whatever was trained before
+    targets = getattr(context.datasets['train'], 'targets', None)  # streamed datasets have none
+    return create_distillation_task(
+        model, teacher.model, config, class_weight, targets, teacher.config.img_size, verbose
+    )
 
 
 def _test_given_teacher(context: RunContext, network: Network) -> Dict[str, Any]:
     """Test a teacher that was not trained here, and save it beside its student. Returns what metrics.json holds."""
-    folder, config, world, teacher = context.folder / 'teacher', context.config, context.world, network.model
+    folder, config, world, teacher = context.folder / 'teacher', network.config, context.world, network.model
     finished = read_result(folder, config)
     if finished is not None:
         return finished
     layout = torch.channels_last if config.channels_last else torch.preserve_format
     teacher.to(device=world.device, memory_format=layout)
-    loader = context.create_loaders(teacher, context.test_split)[context.test_split]
+    loader = context.create_loaders(teacher, config.img_size, context.test_split)[context.test_split]
     predicted = evaluate(teacher, loader, world, channels_last=config.channels_last, signals=context.signals)
     context.stop_if_asked()
     result = create_result(context, 'teacher', teacher, predicted, checkpoint=config.teacher_checkpoint)
     if world.is_primary:
-        save_model(teacher, folder / 'best', context.classes, network.model_args, context.input_size, replace=True)
+        save_model(teacher, folder / 'best', context.classes, network.model_args, config.input_size, replace=True)
     write_result(context, folder, result, predicted)
     return result

@@ -77,7 +77,7 @@ def load_state(path: Union[str, Path]) -> Dict[str, Any]:
     return state
 
 
-def _check_same_settings(folder: Path, settings: Dict[str, Any], free: Sequence[str]) -> None:
+def check_same_settings(folder: Path, settings: Dict[str, Any], free: Sequence[str]) -> None:
     """A run must be resumed with the settings that it was started with, or its result would belong to neither."""
     before = read_yaml(folder / CONFIG_FILE)
     different = [name for name in {**before, **settings} if name not in free and before.get(name) != settings.get(name)]
@@ -334,7 +334,7 @@ def run_folder(
         raise FileExistsError(f"Another process is writing to run '{folder}': wait until it ends.") from e
 
     def check_same(folder: Path) -> None:
-        _check_same_settings(folder, parse_yaml(settings, 'the settings'), free)
+        check_same_settings(folder, parse_yaml(settings, 'the settings'), free)
         check(folder)
 
     is_ready = is_over = False

@@ -60,8 +60,8 @@ def train(config: TrainConfig, resume: bool = False, overwrite: bool = False) ->
         teacher = None
         if config.teacher_checkpoint:
             teacher, _ = create_teacher(config.teacher_checkpoint, config, classes)
-            check_input(teacher, context.input_size)
-        check_input(model, context.input_size)
+            check_input(teacher, config.input_size)
+        check_input(model, config.input_size)
         check_setup(context, model, config)
         task = create_task(model, config, context.class_weights(), teacher)
         name = model.pretrained_cfg.get('architecture') or type(model).__name__
@@ -80,4 +80,4 @@ def check_setup(context: RunContext, model: nn.Module, config: TrainConfig) -> N
     """
     freeze_stages(model, config.freeze_stages)
     create_schedule(create_optimizer(model, config), config, 1)
-    context.create_loaders(model)
+    context.create_loaders(model, config.img_size)

@@ -120,9 +120,9 @@ class Trainer:
         self.open_log()
         while not self.is_over():
             self.start_epoch()
-            for images, target in self.read_batches():
+            for images, target, *index in self.read_batches():
                 images, target = self.augment(images, target)
-                losses = self.train_step(images, target)
+                losses = self.train_step(images, target, *index)
                 self.record(losses, target)
                 if self.is_update(self.state.step - 1):
                     self.finish_update()
@@ -151,10 +151,12 @@ class Trainer:
         self.task.to(device)
         if config.channels_last:
             set_memory_format(self.task, torch.channels_last)
-        self.loaders = self.context.create_loaders(self.model)
+        self.loaders = self.context.create_loaders(
+            self.model, config.img_size, with_index=getattr(self.task, 'needs_index', False)
+        )
         self.num_batches = len(self.loaders['train'])
         self.frozen = freeze_stages(self.model, config.freeze_stages)
-        self.optimizer = create_optimizer(self.model, config)
+        self.optimizer = create_optimizer(self.task.get_trainable_module(), config)
         updates_per_epoch = math.ceil(self.num_batches / config.grad_accum_steps)
         self.scheduler: Any = create_schedule(self.optimizer, config, updates_per_epoch)
         self.amp_dtype = getattr(torch, config.amp_dtype) if config.amp else None
@@ -195,9 +197,9 @@ class Trainer:
                 f' {self.world.size}.'
             )
         self.state = TrainState(**saved['progress'][self.world.rank])
-        self.task.load_checkpoint_state(saved['state_dict'])
+        self.task.load_checkpoint_state(saved['state_dict'], saved.get('task_state'))
         if self.config.model_ema:
-            self.task.load_checkpoint_state(saved['state_dict_ema'], ema=True)
+            self.task.load_checkpoint_state(saved['state_dict_ema'], saved.get('task_state_ema'), ema=True)
         self.optimizer.load_state_dict(saved['optimizer'])
         if hasattr(self.scheduler, 'lr_scheduler'):  # plateau; others follow from the settings, whose epochs may differ
             self.scheduler.load_state_dict(saved['scheduler'])
@@ -223,6 +225,8 @@ class Trainer:
     def start_epoch(self) -> None:
         state = self.state
         set_train_mode(self.task)
+        if hasattr(self.task, 'set_epoch'):
+            self.task.set_epoch(state.epoch, self.config.epochs)
         for module in self.frozen:
             module.eval()
         if not state.step:
@@ -237,8 +241,9 @@ class Trainer:
         )
         self.clock = time.perf_counter()
 
-    def read_batches(self) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
-        """The epoch's remaining batches, up to a signal: images (B, C, H, W), normalised, and class indices (B,)."""
+    def read_batches(self) -> Iterator[Tuple[torch.Tensor, ...]]:
+        """The epoch's remaining batches, up to a signal: images (B, C, H, W), normalised, class indices (B,) and, for
+        methods with a memory of the images, their numbers (B,)."""
         batches = self.loaders['train'].epoch(self.state.epoch, self.state.step)
         for batch in self.context.signals.watch(batches, self.can_save):
             if self.state.step == self.num_batches:  # datasets without random access only estimate it
@@ -262,12 +267,15 @@ class Trainer:
         accumulated = self.config.grad_accum_steps
         return min(accumulated, self.num_batches - step // accumulated * accumulated)
 
-    def train_step(self, images: torch.Tensor, target: torch.Tensor) -> Dict[str, torch.Tensor]:
+    def train_step(
+        self, images: torch.Tensor, target: torch.Tensor, index: Optional[torch.Tensor] = None
+    ) -> Dict[str, torch.Tensor]:
         """Forward and backward pass of a batch, and the update of the weights where it completes the gradient.
 
         Args:
             images: (B, C, H, W).
             target: Class indices (B,) or probabilities (B, K).
+            index: Number of each image in the training data, (B,), if the task needs it.
 
         Returns:
             'loss', its parts, and 'output', the logits (B, K).
@@ -276,7 +284,7 @@ class Trainer:
         is_update = self.is_update(step)
         with contextlib.nullcontext() if is_update else self.task.no_sync():
             with self.autocast:
-                losses = self.task(images, target)
+                losses = self.task(images, target) if index is None else self.task(images, target, index)
             self.backward(losses['loss'] / self.group_size(step), is_update)
         return losses
 
@@ -477,7 +485,7 @@ class Trainer:
                 self.folder / 'best',
                 self.context.classes,
                 self.model_args,
-                self.context.input_size,
+                self.config.input_size,
                 replace=True,
             )
         self.world.barrier()

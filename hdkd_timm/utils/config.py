@@ -62,6 +62,20 @@ class KeyValues(argparse.Action):
         setattr(namespace, self.dest, pairs)
 
 
+class NestedKeyValues(KeyValues):
+    """Flags of the form GROUP.NAME=VALUE, as a dict of dicts."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        super().__call__(parser, namespace, values, option_string)
+        nested: Dict[str, Dict[str, Any]] = {}
+        for name, value in getattr(namespace, self.dest).items():
+            group, dot, key = name.partition('.')
+            if not (group and dot and key):
+                parser.error(f'argument {option_string}: expected {self.metavar}, got {name}={value}')
+            nested.setdefault(group, {})[key] = value
+        setattr(namespace, self.dest, nested)
+
+
 def flag(name: str) -> str:
     """The flag of a field."""
     return '--' + name.replace('_', '-')

@@ -1,5 +1,6 @@
 """The distillation methods, one file each: `METHODS` has them by name."""
 
+import difflib
 import inspect
 from typing import Any, Callable, Dict, List, Mapping, Sequence, Type, Union
 
@@ -8,7 +9,7 @@ from .base import Method
 from .hdkd import HDKD
 from .kd import KD
 
-__all__ = ['METHODS', 'Method', 'create_methods', 'method_settings']
+__all__ = ['METHODS', 'Method', 'convert_settings', 'create_methods', 'method_settings']
 
 METHODS: Dict[str, Type[Method]] = {method.name: method for method in (HDKD, KD)}
 
@@ -20,6 +21,32 @@ def method_settings(method: Callable[..., Method]) -> Dict[str, Any]:
         for name, parameter in inspect.signature(method).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
+
+
+def convert_settings(name: str, method: Callable[..., Method], settings: Mapping[str, Any]) -> Dict[str, Any]:
+    """Settings as a method takes them: a list may be one value, or text with commas.
+
+    Args:
+        name: Name of the method, for errors.
+        method: What makes it.
+        settings: Setting -> value.
+
+    Raises:
+        ValueError: if the method has no such setting, or the value is not of its type.
+    """
+    known, converted = method_settings(method), dict(settings)
+    for key, value in settings.items():
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f'did you mean {close[0]}? ' if close else ''
+            raise ValueError(f"Method '{name}' has no setting '{key}': {hint}Its settings are {', '.join(known)}.")
+        default = known[key]
+        if isinstance(default, bool) and not isinstance(value, bool):
+            raise ValueError(f'{name}.{key} must be True or False, got {value!r}.')
+        if isinstance(default, tuple):
+            values = value.split(',') if isinstance(value, str) else value
+            converted[key] = tuple(values) if isinstance(values, (list, tuple)) else (values,)
+    return converted
 
 
 def create_methods(
@@ -45,12 +72,8 @@ def create_methods(
         if isinstance(method, str) and method not in METHODS:
             raise ValueError(f"Unknown distillation method '{method}': choose from {', '.join(METHODS)}.")
         method_cls = METHODS[method] if isinstance(method, str) else method
-        settings = method_args.get(method, {}) if isinstance(method, str) else {}
-        known = method_settings(method_cls)
-        for name in settings:
-            if name not in known:
-                raise ValueError(f"Method '{method}' has no setting '{name}': its settings are {', '.join(known)}.")
-        built.append(method_cls(pair, **settings))
+        name = method if isinstance(method, str) else getattr(method, 'name', '')
+        built.append(method_cls(pair, **convert_settings(name, method_cls, method_args.get(name, {}))))
     names = [method.name for method in built]
     for name in names:
         if names.count(name) > 1:

@@ -1,0 +1,122 @@
+"""The settings of a study: those of `distill`, and what is varied."""
+
+import dataclasses
+import re
+from typing import Any, Dict, Iterator, NamedTuple, Optional, Tuple
+
+from ..training.config import DistillConfig
+from ..utils.config import check_settings, setting
+
+# settings that an arm cannot have for itself: they are those of the study
+OF_THE_STUDY = ('output', 'experiment', 'seed', 'seeds', 'arms', 'methods', 'models', 'baseline', 'jobs')
+
+
+@dataclasses.dataclass
+class StudyConfig(DistillConfig):
+    """Settings of `study`: those of `distill`, which all runs share, and the arms that are compared."""
+
+    arms: Dict[str, Any] = setting({}, 'name -> settings of an arm, in a file')
+    methods: Tuple[str, ...] = setting(
+        (),
+        "distillation methods to compare, each an arm: names as --method takes them, 'hdkd+ickd' for both at once,"
+        " 'none' for the student alone",
+        group='study',
+        common=True,
+    )
+    models: Tuple[str, ...] = setting((), 'students to compare, each with all arms (default: --model)', common=True)
+    seeds: Tuple[int, ...] = setting((1, 2, 3), 'random seeds, a run of each arm for each', at_least=0, common=True)
+    baseline: Optional[str] = setting(
+        None, 'arm that the others are compared with (default: the first)', common=True, metavar='ARM'
+    )
+    jobs: int = setting(1, 'runs at a time, each in a process of its own', at_least=1, common=True)
+
+    def __post_init__(self) -> None:
+        """As that of `DistillConfig`; also for arms without a name, unknown settings, and a baseline that is none."""
+        super().__post_init__()
+        for what, values in (('--seeds', self.seeds), ('--methods', self.methods), ('--models', self.models)):
+            repeated = [value for value in values if values.count(value) > 1]
+            if repeated:
+                raise ValueError(f'{what} names {repeated[0]} twice: keep one of them.')
+        if not self.seeds:
+            raise ValueError('--seeds needs at least one seed.')
+
+
+class Run(NamedTuple):
+    """A run of a study.
+
+    Args:
+        arm: Its arm.
+        seed: Its seed.
+        config: Its settings.
+    """
+
+    arm: str
+    seed: int
+    config: DistillConfig
+
+    @property
+    def name(self) -> str:
+        return f'{self.arm}-{self.seed}'
+
+
+def list_arms(config: StudyConfig) -> Dict[str, Dict[str, Any]]:
+    """Name -> settings of each arm: those of the file, then one for each of `methods`; for each of `models`.
+
+    Raises:
+        ValueError: if there are none, a name is unfit for a folder or given twice, a setting is unknown, wrong or that
+            of the whole study, or the baseline is none of them.
+    """
+    arms = {name: {} if values is None else values for name, values in config.arms.items()}
+    for method in config.methods:
+        if method in arms:
+            raise ValueError(f"Arm '{method}' is both in the file and among --methods: keep one of them.")
+        arms[method] = dict(method=tuple(method.split('+')))
+    if not arms:
+        raise ValueError('A study needs arms: give --methods, or a file with `arms`.')
+    if config.models:
+        arms = {
+            f'{model}_{name}'.replace(':', '_').replace('/', '_'): {**values, 'model': model}
+            for model in config.models
+            for name, values in arms.items()
+        }
+    checked = {name: _check_arm(name, values) for name, values in arms.items()}
+    if config.baseline is not None and config.baseline not in checked:
+        raise ValueError(f"--baseline '{config.baseline}' is none of the arms: {', '.join(checked)}.")
+    return checked
+
+
+def _check_arm(name: str, values: Any) -> Dict[str, Any]:
+    if not re.fullmatch(r'[\w.+-]+', name) or name.startswith('.'):
+        raise ValueError(f"Arm '{name}': use letters, digits and _ + - . for a name, which is that of a folder.")
+    if not isinstance(values, dict):
+        raise ValueError(f"Arm '{name}' must hold settings, NAME: VALUE, got {values!r}.")
+    values = {key.replace('-', '_'): value for key, value in values.items()}
+    for key in values:
+        if key in OF_THE_STUDY:
+            raise ValueError(f"Arm '{name}' sets '{key}', which is the same for all arms of a study: move it out.")
+    return check_settings(values, [DistillConfig], f"arm '{name}'")
+
+
+def list_runs(config: StudyConfig, output: str, teacher: str) -> Iterator[Run]:
+    """The runs of a study, seed by seed, so that all arms have as many if it is stopped.
+
+    Args:
+        config: Settings of the study.
+        output: Folder for the runs.
+        teacher: The trained teacher of all runs.
+
+    Raises:
+        ValueError: as `list_arms`, or for settings of an arm that contradict each other; names the arm.
+    """
+    fields = {field.name for field in dataclasses.fields(DistillConfig)}
+    shared = {name: value for name, value in vars(config).items() if name in fields}
+    arms = list_arms(config)
+    for seed in config.seeds:
+        for arm, values in arms.items():
+            own = dict(output=output, experiment=f'{arm}-{seed}', seed=seed)
+            if 'teacher_checkpoint' not in values:
+                own.update(teacher_checkpoint=teacher)
+            try:
+                yield Run(arm, seed, DistillConfig(**{**shared, **values, **own}))
+            except ValueError as e:
+                raise ValueError(f"Arm '{arm}': {e}") from e

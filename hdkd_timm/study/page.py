@@ -1,0 +1,174 @@
+"""The results of a study as CSV, Markdown, a picture and a page."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, Dict, List, Sequence, Tuple
+
+import numpy as np
+
+from ..analysis.comparison import format_differences
+from ..analysis.report import load_template
+from ..analysis.report_plots import Pictures
+from ..evaluation.metrics import IN_PER_CENT, LOWER_IS_BETTER, METRIC_NAMES, format_metric
+from ..evaluation.plots import COLOURS, new_figure, save_figure, shorten_name
+from ..utils.csv_files import write_rows
+from ..utils.files import atomic_write
+from ..utils.run_files import CONFIG_FILE
+from .config import StudyConfig, list_arms
+from .results import ArmResult, study_table
+
+TABLE, MARKDOWN, PICTURE, PAGE = 'results.csv', 'results.md', 'comparison.png', 'study.html'
+RESAMPLES = 2000
+
+
+def write_study(config: StudyConfig, folder: Path, arms: Sequence[ArmResult], problems: Sequence[str]) -> str:
+    """Write results.csv, results.md, comparison.png and study.html into the folder of a study.
+
+    Args:
+        config: Settings of the study.
+        folder: Its folder.
+        arms: Results of its arms, at least one.
+        problems: What the reader must know, such as runs that failed.
+
+    Returns:
+        The table as Markdown.
+
+    Raises:
+        ValueError: if arms were not tested on the same images.
+        ImportError: without Jinja2 or matplotlib.
+    """
+    template = load_template(PAGE)
+    baseline = config.baseline or next(iter(list_arms(config)))
+    metrics = list(dict.fromkeys((config.select_metric, 'accuracy', 'balanced_accuracy', 'macro_auroc', 'log_loss')))
+    rows = study_table(arms, baseline, metrics, RESAMPLES)
+    split = next(iter(arms[0].students.values())).split
+    columns, cells = format_rows(rows, baseline, config.select_metric, split)
+    table = format_markdown(columns, cells)
+    write_rows(rows, folder / TABLE)
+    with atomic_write(folder / MARKDOWN) as file:
+        file.write(f'{table}\n\n{describe(config, baseline, split)}\n')
+    plot_arms(arms, rows, config.select_metric, split, folder / PICTURE)
+    page = template.render(
+        title=folder.resolve().name,
+        summary=describe(config, baseline, split),
+        problems=problems,
+        picture=Pictures(folder).embed(PICTURE, f'{METRIC_NAMES[config.select_metric]} of each arm, see the table'),
+        caption=(
+            f'{METRIC_NAMES[config.select_metric].capitalize()} on {split}: a dot per seed, a bar for their mean; on'
+            f' the right the difference to {baseline} with its 95 % interval.'
+        ),
+        table_caption=f'Best on val first. {split.capitalize()} images took no part in any choice.'
+        if split == 'test'
+        else 'Best first. Without a test split these are the best epochs on val, which are optimistically biased.',
+        columns=columns,
+        rows=cells,
+        config=CONFIG_FILE,
+        arms=[(name, _describe_settings(values)) for name, values in list_arms(config).items()],
+        notice='For research use only. Not a medical device: not for diagnosis, triage or treatment.',
+    )
+    with atomic_write(folder / PAGE) as file:
+        file.write(page)
+    return table
+
+
+def describe(config: StudyConfig, baseline: str, split: str) -> str:
+    """What the table shows, in a few sentences."""
+    return (
+        f'{len(list_arms(config))} arms, {len(config.seeds)} seeds ({", ".join(map(str, config.seeds))}),'
+        f' {config.epochs} epochs at {config.img_size} px. Mean and standard deviation over the seeds; differences to'
+        f' {baseline} are means over the seeds with 95 % intervals of a paired bootstrap over the {split} images'
+        f' ({RESAMPLES} resamples), which do not include the chance of the seeds.'
+    )
+
+
+def _describe_settings(values: Dict[str, Any]) -> str:
+    default = {field.name: field.default for field in dataclasses.fields(StudyConfig)}
+    shown = {name: value for name, value in values.items() if value != default.get(name)}
+    return ', '.join(f'{name}: {value}' for name, value in shown.items()) or 'those of the study'
+
+
+def format_rows(
+    rows: Sequence[Dict[str, Any]], baseline: str, metric: str, split: str
+) -> Tuple[List[str], List[List[str]]]:
+    """Column names and cells for display, the best arm on val first.
+
+    Args:
+        rows: Those of `study_table`.
+        baseline: Name of the arm that the others are compared with.
+        metric: The metric that selects epochs; its differences are shown.
+        split: Split of the results.
+    """
+    shown = list(dict.fromkeys((metric, 'macro_auroc', 'log_loss')))
+    columns = ['arm', 'seeds', *([f'val {METRIC_NAMES[metric]}'] if split != 'val' else [])]
+    columns += [f'{split} {METRIC_NAMES[name]}' for name in shown]
+    columns += [f'difference to {baseline}', 'parameters', 'training']
+    sign = 1 if metric in LOWER_IS_BETTER else -1
+    order = sorted(rows, key=lambda row: _rank(sign * row[f'val_{metric}'], sign * row[f'{split}_{metric}']))
+    cells = []
+    for row in order:
+        difference = '–'
+        if f'{metric}_difference' in row:
+            interval = format_differences(metric, row[f'{metric}_low'], row[f'{metric}_high'])
+            spread = _format_spread(metric, row[f'{metric}_difference_sd'])
+            difference = f'{format_differences(metric, row[f"{metric}_difference"])}{spread} ({interval})'
+        values = [_format_mean(row, 'val', metric)] if split != 'val' else []
+        values += [_format_mean(row, split, name) for name in shown]
+        size, time = f'{row["parameters"]:,}', f'{row["seconds"] / 60:.1f} min'
+        cells.append([row['arm'], str(row['seeds']), *values, difference, size, time])
+    return columns, cells
+
+
+def _rank(*values: float) -> List[float]:
+    return [math.inf if math.isnan(value) else value for value in values]
+
+
+def _format_mean(row: Dict[str, Any], split: str, metric: str) -> str:
+    return format_metric(metric, row[f'{split}_{metric}']) + _format_spread(metric, row[f'{split}_{metric}_sd'])
+
+
+def _format_spread(metric: str, spread: float) -> str:
+    if math.isnan(spread):
+        return ''
+    return f' ± {100 * spread:.1f}' if metric in IN_PER_CENT else f' ± {spread:.3f}'
+
+
+def format_markdown(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; all but the first column are aligned to the right."""
+    lines = [columns, ['---', *['---:'] * (len(columns) - 1)], *cells]
+    return '\n'.join(f'| {" | ".join(cell.replace("|", "/") for cell in line)} |' for line in lines)
+
+
+def plot_arms(arms: Sequence[ArmResult], rows: Sequence[Dict[str, Any]], metric: str, split: str, path: Path) -> None:
+    """Write a PNG of a metric of each arm: a dot per seed and the mean, and the differences to the baseline.
+
+    Args:
+        arms: Results of the arms.
+        rows: Their rows of `study_table`.
+        metric: The metric.
+        split: Split of the results.
+        path: File to write.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    scale = 100 if metric in IN_PER_CENT else 1
+    unit = ' (%)' if metric in IN_PER_CENT else ''
+    figure = new_figure(9.0, 1.2 + 0.36 * len(arms))
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.4, 1))
+    for i, (arm, row) in enumerate(zip(arms, rows)):
+        values = scale * np.array(arm.values(split, metric))
+        left.plot(values, np.full(len(values), i), 'o', color=COLOURS[0], alpha=0.6, markersize=5)
+        left.plot([values.mean()] * 2, [i - 0.3, i + 0.3], color=COLOURS[3], linewidth=2)
+        if f'{metric}_difference' in row:
+            middle, low, high = (scale * row[f'{metric}_{name}'] for name in ('difference', 'low', 'high'))
+            right.plot([low, high], [i, i], color=COLOURS[0], linewidth=2)
+            right.plot(middle, i, 'o', color=COLOURS[3], markersize=5)
+    right.axvline(0, color='0.5', linewidth=0.8)
+    left.set_yticks(range(len(arms)), [shorten_name(arm.arm, 28) for arm in arms], parse_math=False)
+    left.invert_yaxis()
+    left.set(xlabel=f'{split} {METRIC_NAMES[metric]}{unit}')
+    right.set(xlabel=f'difference to the baseline{" (points)" if unit else ""}')
+    for axes in (left, right):
+        axes.grid(axis='x', alpha=0.3)
+    save_figure(figure, path, 110)

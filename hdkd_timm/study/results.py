@@ -1,0 +1,149 @@
+"""What a study found: each arm's metrics over its seeds, and its difference to the baseline on the same images."""
+
+import math
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+
+import numpy as np
+
+from ..analysis.comparison import match_images
+from ..evaluation.bootstrap import bootstrap
+from ..evaluation.intervals import percentile_interval
+from ..evaluation.metrics import METRICS, WeightedImages
+from ..evaluation.run_results import NetworkResults, read_networks
+from ..utils.run_files import METRICS_FILE
+from .config import Run
+
+
+class ArmResult(NamedTuple):
+    """Results of an arm.
+
+    Args:
+        arm: Its name.
+        students: Seed -> its student.
+        seeds: Number of seeds that it was to have.
+    """
+
+    arm: str
+    students: Dict[int, NetworkResults]
+    seeds: int
+
+    def values(self, split: str, metric: str) -> List[float]:
+        """A metric of each seed: on 'val' that of the epoch that is kept, else on the split of the results."""
+        if split != 'val' or next(iter(self.students.values())).split == 'val':
+            return [student.result[metric] for student in self.students.values()]
+        found = [student.epochs[student.metrics['epoch']].get(f'val_{metric}') for student in self.students.values()]
+        return [value for value in found if value is not None]
+
+
+def mean_and_spread(values: Sequence[float]) -> List[float]:
+    """Mean and standard deviation over seeds (of n - 1 degrees of freedom); NaN where there are too few."""
+    mean = float(np.mean(values)) if len(values) else math.nan
+    return [mean, float(np.std(values, ddof=1)) if len(values) > 1 else math.nan]
+
+
+def read_arms(runs: Sequence[Run]) -> List[ArmResult]:
+    """The arms with at least one finished run, in the order of the study.
+
+    Raises:
+        ValueError: if a file is damaged.
+    """
+    arms: Dict[str, Dict[int, NetworkResults]] = {}
+    for run in runs:
+        folder = Path(run.config.output, str(run.config.experiment), 'student')
+        if (folder / METRICS_FILE).is_file():
+            arms.setdefault(run.arm, {})[run.seed] = read_networks([folder])[0]
+    seeds = {run.arm: sum(other.arm == run.arm for other in runs) for run in runs}
+    return [ArmResult(arm, students, seeds[arm]) for arm, students in arms.items()]
+
+
+def compare_arms(
+    baseline: ArmResult, arm: ArmResult, resamples: int = 1000, seed: int = 42, confidence: float = 0.95
+) -> Optional[Dict[str, Dict[str, Any]]]:
+    """Differences of all metrics, arm minus baseline, averaged over the seeds that both have, by paired bootstrap.
+
+    In each resample, of images or of their groups, all networks see the same images: the interval tells how certain the
+    difference of these trainings is on other images. The spread over seeds is another source of chance, which the table
+    shows beside it.
+
+    Args:
+        baseline: The arm to compare with.
+        arm: The other one.
+        resamples: Number of resamples.
+        seed: Seed of the resampling.
+        confidence: Confidence level.
+
+    Returns:
+        Metric -> 'difference', 'interval' [low, high] and 'seeds', the difference of each seed; None if they share no
+        seed. The interval is NaN if no resample differs from another, as between networks that see one class only.
+
+    Raises:
+        ValueError: if they were not tested on the same images.
+    """
+    shared = [number for number in baseline.students if number in arm.students]
+    if not shared:
+        return None
+    first = baseline.students[shared[0]]
+    images: List[WeightedImages] = []
+    for side in (baseline, arm):
+        for number in shared:
+            student = side.students[number]
+            match = match_images(first, student)
+            if match.problem:
+                raise ValueError(f"Arms '{baseline.arm}' and '{arm.arm}' cannot be compared: {match.problem}")
+            images.append(WeightedImages(student.probs[match.indices], first.targets))
+    estimates = [network.metrics(np.ones((network.num_images, 1))) for network in images]
+    resampled = bootstrap(images, first.groups, resamples, seed)
+    found = {}
+    for metric in METRICS:
+        of_seeds = [
+            float(after[metric][0] - before[metric][0])
+            for before, after in zip(estimates[: len(shared)], estimates[len(shared) :])
+        ]
+        draws = np.mean([draw[metric] for draw in resampled[len(shared) :]], axis=0) - np.mean(
+            [draw[metric] for draw in resampled[: len(shared)]], axis=0
+        )
+        is_constant = len(draws) < 2 or np.ptp(draws) < 1e-12
+        interval = [math.nan, math.nan] if is_constant else percentile_interval(draws, confidence)
+        found[metric] = dict(difference=float(np.mean(of_seeds)), interval=interval, seeds=of_seeds)
+    return found
+
+
+def study_table(
+    arms: Sequence[ArmResult], baseline: str, metrics: Sequence[str], resamples: int
+) -> List[Dict[str, Any]]:
+    """A row per arm.
+
+    Args:
+        arms: The arms.
+        baseline: Name of the arm that the others are compared with.
+        metrics: Metrics to report.
+        resamples: Resamples of the paired bootstrap; 0 for none.
+
+    Returns:
+        'arm', 'seeds', 'parameters', 'seconds' (mean training time of the student), for each metric and split, such as
+        'test_accuracy', mean and spread ('test_accuracy_sd'), and of each metric on the test split the difference to
+        the baseline ('accuracy_difference'), its spread over the seeds ('accuracy_difference_sd') and its interval
+        ('accuracy_low', 'accuracy_high').
+    """
+    of_baseline = next((arm for arm in arms if arm.arm == baseline), None)
+    rows = []
+    for arm in arms:
+        students = list(arm.students.values())
+        row: Dict[str, Any] = dict(
+            arm=arm.arm,
+            seeds=len(students),
+            parameters=students[0].metrics['parameters'],
+            seconds=round(float(np.mean([student.metrics['train_seconds'] for student in students])), 1),
+        )
+        for split in dict.fromkeys(('val', students[0].split)):
+            for metric in metrics:
+                row[f'{split}_{metric}'], row[f'{split}_{metric}_sd'] = mean_and_spread(arm.values(split, metric))
+        compared = None
+        if of_baseline is not None and arm is not of_baseline and resamples:
+            compared = compare_arms(of_baseline, arm, resamples)
+        for metric in metrics if compared else ():
+            row[f'{metric}_difference'], row[f'{metric}_difference_sd'] = mean_and_spread(compared[metric]['seeds'])
+            row[f'{metric}_low'], row[f'{metric}_high'] = compared[metric]['interval']
+        rows.append(row)
+    return rows

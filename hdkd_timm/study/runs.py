@@ -1,0 +1,226 @@
+"""The runs of a study: each is `hdkd distill` in a process of its own, resumed if it was stopped, skipped if it is
+finished."""
+
+import dataclasses
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Dict, List, Sequence, Tuple
+
+import torch
+
+from ..training.config import DistillConfig, TrainConfig
+from ..training.distill import check_distillation
+from ..training.resume import free_settings
+from ..training.run_folder import check_same_settings
+from ..utils.config import to_yaml
+from ..utils.files import atomic_write
+from ..utils.parsing import parse_yaml
+from ..utils.run_files import CONFIG_FILE, METRICS_FILE
+from ..utils.signals import Interrupted, Signals
+from .config import Run, StudyConfig, list_runs
+
+_logger = logging.getLogger(__name__)
+
+TEACHER, RUNS, LOGS, SETTINGS = 'teacher', 'runs', 'logs', 'settings'  # in the folder of a study
+
+
+def teacher_config(config: StudyConfig, folder: Path) -> TrainConfig:
+    """The settings of the teacher of all runs, which is trained once, with the first seed, where none is given."""
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    values = {name: value for name, value in vars(config).items() if name in fields}
+    values.update(
+        model=config.teacher,
+        model_kwargs=config.teacher_kwargs,
+        pretrained=config.teacher_pretrained,
+        opt=config.teacher_opt,
+        lr=config.teacher_lr,
+        weight_decay=config.teacher_weight_decay,
+        sched=config.teacher_sched,
+        epochs=config.teacher_epochs or config.epochs,
+        img_size=config.teacher_img_size or config.img_size,
+        freeze_stages=0,
+        seed=config.seeds[0],
+        output=str(folder),
+        experiment=TEACHER,
+    )
+    return TrainConfig(**values)
+
+
+def is_finished(config: TrainConfig) -> bool:
+    """Whether the run of these settings has its results.
+
+    Raises:
+        ValueError: if the folder of this name is the run of other settings; names those that differ.
+    """
+    folder = Path(config.output, str(config.experiment))
+    if not (folder / METRICS_FILE).is_file() or not (folder / CONFIG_FILE).is_file():
+        return False
+    free = [name for name in free_settings(config) if name not in ('epochs', 'teacher_epochs')]
+    check_same_settings(folder, parse_yaml(to_yaml(config), 'the settings'), free)
+    return True
+
+
+class Runner:
+    """Runs the processes of a study, and passes a signal that asks it to stop on to them.
+
+    Args:
+        folder: Folder of the study; gets the settings and the output of each run.
+        jobs: Processes at a time.
+        signals: Notes the signal.
+    """
+
+    def __init__(self, folder: Path, jobs: int, signals: Signals):
+        self.folder = folder
+        self.jobs = jobs
+        self.signals = signals
+        self.processes: List[subprocess.Popen] = []
+        self.finished: List[str] = []
+        self.failed: Dict[str, str] = {}
+        self.lock = threading.Lock()  # between starting a process and stopping all
+
+    def environment(self) -> Dict[str, str]:
+        """That of a process, which has its share of the cores unless the user decided otherwise."""
+        threads = str(max(1, torch.get_num_threads() // self.jobs))
+        return {**({'OMP_NUM_THREADS': threads} if self.jobs > 1 else {}), **os.environ}
+
+    def run(self, command: str, config: TrainConfig) -> None:
+        """Run `hdkd train` or `hdkd distill`, to its end or until the study is stopped.
+
+        Raises:
+            ChildProcessError: if it ends with an error.
+        """
+        name = str(config.experiment)
+        settings, log = self.folder / SETTINGS / f'{name}.yaml', self.folder / LOGS / f'{name}.log'
+        for path in (settings, log):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(settings) as file:
+            file.write(to_yaml(config))
+        arguments = [command, '--config', str(settings), '--no-report']
+        if Path(config.output, name, CONFIG_FILE).is_file():
+            arguments.append('--resume')
+        with log.open('a', encoding='utf-8') as output:
+            with self.lock:
+                if self.signals.received:
+                    return
+                process = subprocess.Popen(
+                    [sys.executable, '-m', 'hdkd_timm', *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=self.environment(),
+                    start_new_session=True,  # a Ctrl-C reaches the study alone, which passes it on
+                )
+                self.processes.append(process)
+            code = process.wait()
+        if code and not self.signals.received:
+            lines = log.read_text(encoding='utf-8', errors='replace').strip().splitlines()
+            raise ChildProcessError(f'{lines[-1] if lines else f"exit code {code}"} (its output is in {log})')
+
+    def run_all(self, runs: Sequence[Run], total: int) -> None:
+        """Run those that are not finished, of so many; the others go on if one fails.
+
+        Raises:
+            Interrupted: if a signal asked to stop.
+        """
+        with ThreadPoolExecutor(self.jobs) as pool:
+            futures = [pool.submit(self._run_one, run, total - len(runs), total) for run in runs]
+            self._wait(futures)
+
+    def run_alone(self, command: str, config: TrainConfig) -> None:
+        """`run`, so that a signal is passed on.
+
+        Raises:
+            Interrupted: if a signal asked to stop.
+            ChildProcessError: as `run`.
+        """
+        with ThreadPoolExecutor(1) as pool:
+            self._wait([pool.submit(self.run, command, config)])
+
+    def _run_one(self, run: Run, done: int, total: int) -> None:
+        start = time.monotonic()
+        try:
+            self.run('distill', run.config)
+        except ChildProcessError as e:
+            self.failed[run.name] = str(e)
+            _logger.error(f'{run.name}  failed: {e}')
+            return
+        if not self.signals.received:
+            self.finished.append(run.name)
+            minutes = (time.monotonic() - start) / 60
+            _logger.info(f'{run.name}  is finished after {minutes:.1f} min ({done + len(self.finished)} of {total})')
+
+    def _wait(self, futures: Sequence) -> None:
+        """Wait for the processes; a signal ends them, with their states saved."""
+        while not all(future.done() for future in futures):
+            if self.signals.received:
+                for future in futures:
+                    future.cancel()
+                with self.lock:
+                    for process in self.processes:
+                        if process.poll() is None:
+                            process.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
+        if self.signals.received:
+            raise Interrupted(self.signals.received, self.folder)
+        for future in futures:
+            future.result()
+
+
+def run_study(config: StudyConfig) -> Tuple[List[Run], Dict[str, str]]:
+    """Run what a study lacks: the teacher, if none is given, then every arm with every seed.
+
+    All arms are checked with the first seed before anything is trained.
+
+    Returns:
+        All runs, and name -> error of those that failed.
+
+    Raises:
+        FileNotFoundError, ValueError: for wrong settings, or a run of this name with other ones.
+        Interrupted: if a signal asked to stop; the states are saved, and the same command goes on.
+        ChildProcessError: if the teacher fails, or all runs do.
+    """
+    folder = Path(config.output, str(config.experiment))
+    teacher = teacher_config(config, folder)
+    given = config.teacher_checkpoint or str(folder / TEACHER / 'best')
+    runs = list(list_runs(config, str(folder / RUNS), given))
+    open_runs = [run for run in runs if not is_finished(run.config)]
+    with Signals() as signals:
+        runner = Runner(folder, config.jobs, signals)
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(folder / CONFIG_FILE) as file:
+            file.write(to_yaml(config))
+        if not config.teacher_checkpoint and not is_finished(teacher):
+            _check_arms(runs, config, teacher_is_trained=False)
+            _logger.info(f'{config.teacher}  is trained as the teacher of all runs.')
+            runner.run_alone('train', teacher)
+        else:
+            _check_arms(open_runs, config, teacher_is_trained=True)
+        if len(open_runs) < len(runs):
+            _logger.info(f'{len(runs) - len(open_runs)} of {len(runs)} runs are finished already.')
+        runner.run_all(open_runs, len(runs))
+    if len(runner.failed) == len(runs):
+        raise ChildProcessError(f'All runs failed, the first with: {next(iter(runner.failed.values()))}')
+    return runs, runner.failed
+
+
+def _check_arms(runs: Sequence[Run], config: StudyConfig, teacher_is_trained: bool) -> None:
+    """Check each arm with its first open run; the teacher is one without training where there is none yet.
+
+    Raises:
+        ValueError: for a wrong setting, or if the pair cannot have a method; names the arm.
+    """
+    for arm in dict.fromkeys(run.arm for run in runs):
+        settings: DistillConfig = next(run.config for run in runs if run.arm == arm)
+        if not teacher_is_trained and settings.teacher_checkpoint != config.teacher_checkpoint:
+            settings = dataclasses.replace(settings, teacher_checkpoint=config.teacher_checkpoint)
+        try:
+            check_distillation(settings)
+        except ValueError as e:
+            raise ValueError(f"Arm '{arm}': {e}") from e

@@ -1,0 +1,44 @@
+import pytest
+
+from hdkd_timm.study.config import StudyConfig, list_arms, list_runs
+
+
+def test_arms_of_methods_and_models(settings):
+    config = StudyConfig(**settings, methods=('none', 'hdkd+kd'), models=('hdkd_student', 'resnet10t'))
+    assert list_arms(config) == {
+        'hdkd_student_none': dict(method=('none',), model='hdkd_student'),
+        'hdkd_student_hdkd+kd': dict(method=('hdkd', 'kd'), model='hdkd_student'),
+        'resnet10t_none': dict(method=('none',), model='resnet10t'),
+        'resnet10t_hdkd+kd': dict(method=('hdkd', 'kd'), model='resnet10t'),
+    }
+
+
+def test_runs_have_the_settings_of_the_study_and_of_their_arm(settings):
+    arms = {'a': {'method': 'kd', 'method-args': {'kd': {'tau': 2}}, 'lr': '1e-4'}, 'b': None}
+    runs = list(list_runs(StudyConfig(**settings, arms=arms, seeds=(3, 5), tau=2.0), 'out', 'teacher/best'))
+    assert [run.name for run in runs] == ['a-3', 'b-3', 'a-5', 'b-5']
+    config = runs[2].config
+    assert (config.seed, config.lr, config.method, config.method_args) == (5, 1e-4, ('kd',), {'kd': {'tau': 2}})
+    assert (config.output, config.experiment, config.teacher_checkpoint) == ('out', 'a-5', 'teacher/best')
+    assert (runs[3].config.method, runs[3].config.tau, runs[3].config.epochs) == (('hdkd',), 2.0, 1)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'match'),
+    [
+        (dict(), 'A study needs arms'),
+        (dict(arms={'a/b': {}}), "Arm 'a/b': use letters"),
+        (dict(arms={'a': 3}), "Arm 'a' must hold settings"),
+        (dict(arms={'a': dict(seed=3)}), "Arm 'a' sets 'seed', which is the same for all arms"),
+        (dict(arms={'a': dict(wings=2)}), "Unknown setting 'wings' in arm 'a'"),
+        (dict(arms={'a': dict(lr=-1.0)}), "Setting 'lr' in arm 'a' must be above 0"),
+        (dict(arms={'a': dict(method=('kd', 'none'))}), "Arm 'a': --method none is no distillation"),
+        (dict(arms={'kd': {}}, methods=('kd',)), "Arm 'kd' is both in the file and among --methods"),
+        (dict(methods=('kd',), baseline='none'), "--baseline 'none' is none of the arms: kd"),
+        (dict(methods=('kd',), seeds=(1, 1)), '--seeds names 1 twice'),
+        (dict(methods=('kd', 'kd')), '--methods names kd twice'),
+    ],
+)
+def test_wrong_settings(settings, changes, match):
+    with pytest.raises(ValueError, match=match):
+        list(list_runs(StudyConfig(**settings, **changes), 'out', 'teacher/best'))

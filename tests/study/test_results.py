@@ -1,0 +1,73 @@
+import math
+
+import numpy as np
+import pytest
+from helpers import write_run
+from sklearn.metrics import balanced_accuracy_score
+
+from hdkd_timm.evaluation.run_results import read_networks
+from hdkd_timm.study.results import ArmResult, compare_arms, mean_and_spread, study_table
+
+
+def write_arm(folder, arm, right, seeds=(1, 2, 3), number=40):
+    """An arm of networks that are right on about this share of the images."""
+    students = {}
+    for seed in seeds:
+        write_run(folder / f'{arm}-{seed}', ['a', 'b', 'c'], number, right, seed=seed + round(1000 * right))
+        students[seed] = read_networks([folder / f'{arm}-{seed}'])[0]
+    return ArmResult(arm, students, len(seeds))
+
+
+def score(student):
+    return balanced_accuracy_score(student.targets, student.probs.argmax(axis=1))
+
+
+def test_differences_are_means_over_the_seeds(tmp_path):
+    worse, better = write_arm(tmp_path, 'worse', 0.4), write_arm(tmp_path, 'better', 0.7)
+    found = compare_arms(worse, better)['balanced_accuracy']
+    expected = [score(better.students[seed]) - score(worse.students[seed]) for seed in (1, 2, 3)]
+    np.testing.assert_allclose(found['seeds'], expected, atol=1e-7)
+    assert found['difference'] == pytest.approx(np.mean(expected))
+    low, high = found['interval']
+    assert 0 < low < found['difference'] < high
+    # three networks on 120 images: the standard error of the mean of their differences is about 0.05
+    assert 0.1 < high - low < 0.3
+
+
+def test_only_shared_seeds_are_compared(tmp_path):
+    first, second = write_arm(tmp_path, 'x', 0.4, (1, 2)), write_arm(tmp_path, 'y', 0.6, (2, 3))
+    assert compare_arms(first, second)['accuracy']['seeds'] == pytest.approx(
+        [(second.students[2].result['accuracy'] - first.students[2].result['accuracy'])]
+    )
+    assert compare_arms(first, write_arm(tmp_path, 'z', 0.6, (7,))) is None
+
+
+def test_other_images_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="Arms 'x' and 'y' cannot be compared: They were tested on different images"):
+        compare_arms(write_arm(tmp_path, 'x', 0.4), write_arm(tmp_path, 'y', 0.6, number=30))
+
+
+def test_interval_without_variation_is_undefined(tmp_path):
+    arm = write_arm(tmp_path, 'x', 1.0)
+    found = compare_arms(arm, arm)['accuracy']
+    assert found['difference'] == 0
+    assert all(map(math.isnan, found['interval']))
+
+
+def test_table(tmp_path):
+    arms = [write_arm(tmp_path, 'worse', 0.4), write_arm(tmp_path, 'better', 0.7)]
+    first, second = study_table(arms, 'worse', ['accuracy', 'log_loss'], 100)
+    accuracies = [student.result['accuracy'] for student in arms[1].students.values()]
+    assert second['test_accuracy'] == pytest.approx(np.mean(accuracies))
+    assert second['test_accuracy_sd'] == pytest.approx(np.std(accuracies, ddof=1))
+    assert (second['arm'], second['seeds'], second['parameters'], second['seconds']) == ('better', 3, 5, 2.0)
+    assert second['val_log_loss'] == 1.0  # that of the kept epoch in summary.csv
+    assert second['accuracy_difference'] == pytest.approx(second['test_accuracy'] - first['test_accuracy'])
+    assert 'accuracy_difference' not in first
+
+
+def test_spread():
+    assert mean_and_spread([1.0, 3.0]) == pytest.approx([2.0, math.sqrt(2)])
+    assert mean_and_spread([1.0])[0] == 1.0
+    assert math.isnan(mean_and_spread([1.0])[1])
+    assert all(map(math.isnan, mean_and_spread([])))

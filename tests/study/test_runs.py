@@ -1,0 +1,119 @@
+"""Studies in real processes, of tiny networks."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from hdkd_timm.cli import main
+from hdkd_timm.study.config import StudyConfig
+from hdkd_timm.study.runs import is_finished, run_study, teacher_config
+from hdkd_timm.training.config import DistillConfig
+from hdkd_timm.utils.parsing import to_yaml
+
+
+def write_settings(path, **settings):
+    path.write_text(to_yaml(settings))
+    return str(path)
+
+
+def test_a_study_from_its_teacher_to_its_page(settings, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    settings.pop('teacher_checkpoint')
+    teacher = dict(dims=settings['model_kwargs']['dims'], depths=(2, 1, 2))
+    arms = dict(alone=dict(method='none'), kd=dict(method='kd', method_args=dict(kd=dict(tau=2.0))))
+    path = write_settings(
+        tmp_path / 'study.yaml',
+        **settings,
+        teacher_kwargs=teacher,
+        arms=arms,
+        seeds=[4],
+        val_fraction=0.25,
+    )
+    assert main(['study', '--config', path, '--jobs', '2']) == 0
+    folder = tmp_path / 'runs' / 'study'
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0].startswith('| arm | seeds | val balanced accuracy | test balanced accuracy')
+    assert (folder / 'results.md').read_text().startswith('| arm |')
+    assert (folder / 'comparison.png').read_bytes()[:4] == b'\x89PNG'
+    assert 'difference to alone' in (folder / 'study.html').read_text()
+    with (folder / 'results.csv').open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row['arm'] for row in rows] == ['alone', 'kd']
+    saved = [yaml.safe_load((folder / 'runs' / f'{arm}-4' / 'config.yaml').read_text()) for arm in arms]
+    assert [values['method'] for values in saved] == [['none'], ['kd']]
+    assert {values['teacher_checkpoint'] for values in saved} == {str(folder / 'teacher' / 'best')}
+    times = {file: file.stat().st_mtime_ns for file in folder.rglob('last.pth')}
+    assert len(times) == 3
+    # a second time, with one more seed, only that is trained
+    assert main(['study', '--config', path, '--seeds', '4', '5']) == 0
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob('last.pth') if file in times} == times
+    assert sorted(run.name for run in (folder / 'runs').iterdir()) == ['alone-4', 'alone-5', 'kd-4', 'kd-5']
+    # the runs of other settings are not taken for its own
+    capsys.readouterr()
+    assert main(['study', '--config', path, '--lr', '0.1']) == 1
+    assert 'was started with lr 0.001' in capsys.readouterr().err
+
+
+def test_wrong_arm_stops_it_before_anything_is_trained(settings, tmp_path):
+    arms = dict(kd=dict(method='kd'), wrong=dict(method='kd', method_args=dict(kd=dict(tau=-1))))
+    with pytest.raises(ValueError, match=r"Arm 'wrong': kd\.tau must be a number above 0"):
+        run_study(StudyConfig(**settings, arms=arms))
+    assert not list((tmp_path / 'runs' / 'study').glob('runs/*'))
+
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(settings, tmp_path, capsys, caplog):
+    path = write_settings(
+        tmp_path / 'study.yaml',
+        **settings,
+    )
+    taken = tmp_path / 'runs' / 'study' / 'runs' / 'kd-1'
+    taken.mkdir(parents=True)
+    (taken / 'notes.txt').write_text('mine')  # no run, and not to be written into
+    assert main(['study', '--config', path, '--methods', 'none', 'kd', '--seeds', '1']) == 1
+    assert 'kd-1  failed: hdkd distill: error:' in caplog.text
+    assert '| none | 1 |' in capsys.readouterr().out
+    assert 'kd-1 failed' in (tmp_path / 'runs' / 'study' / 'study.html').read_text()
+    assert (taken / 'notes.txt').read_text() == 'mine'
+
+
+def test_a_signal_reaches_the_runs(settings, tmp_path):
+    path = write_settings(
+        tmp_path / 'study.yaml',
+        **dict(settings, epochs=2000),
+    )
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'hdkd_timm', 'study', '--config', path, '--methods', 'none', '--seeds', '1'],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    state = tmp_path / 'runs' / 'study' / 'runs' / 'none-1' / 'student' / 'last.pth'
+    while not state.exists() and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert f"Resume with: hdkd study --config '{tmp_path / 'runs' / 'study'}/config.yaml'\n" in err
+    log = (tmp_path / 'runs' / 'study' / 'logs' / 'none-1.log').read_text()
+    assert 'SIGTERM, the state is saved' in log
+
+
+def test_teacher_has_its_own_settings(settings, tmp_path):
+    config = StudyConfig(**settings, teacher_lr=0.5, teacher_epochs=7, teacher='resnet18', seeds=(8, 9), tau=2.0)
+    teacher = teacher_config(config, tmp_path)
+    assert (teacher.model, teacher.lr, teacher.epochs, teacher.seed) == ('resnet18', 0.5, 7, 8)
+    assert (teacher.output, teacher.experiment, teacher.model_kwargs) == (str(tmp_path), 'teacher', {})
+
+
+def test_a_started_run_is_not_finished(settings, tmp_path):
+    config = DistillConfig(**dict(settings, experiment='r'))
+    assert not is_finished(config)
+    os.makedirs(tmp_path / 'runs' / 'r')
+    (tmp_path / 'runs' / 'r' / 'config.yaml').write_text('lr: 0.001')
+    assert not is_finished(config)
