@@ -5,12 +5,13 @@ from typing import Any, Callable, Dict, List, Mapping, Sequence, Type, Union
 
 from ..networks import Pair
 from .base import Method
+from .dkd import DKD
 from .hdkd import HDKD
 from .kd import KD
 
 __all__ = ['METHODS', 'Method', 'create_methods', 'method_settings']
 
-METHODS: Dict[str, Type[Method]] = {method.name: method for method in (HDKD, KD)}
+METHODS: Dict[str, Type[Method]] = {method.name: method for method in (HDKD, KD, DKD)}
 
 
 def method_settings(method: Callable[..., Method]) -> Dict[str, Any]:
