@@ -4,14 +4,16 @@ import inspect
 from typing import Any, Callable, Dict, List, Mapping, Sequence, Type, Union
 
 from ..networks import Pair
+from .at import AT
 from .base import Method
+from .dist import DIST
 from .dkd import DKD
 from .hdkd import HDKD
 from .kd import KD
 
 __all__ = ['METHODS', 'Method', 'create_methods', 'method_settings']
 
-METHODS: Dict[str, Type[Method]] = {method.name: method for method in (HDKD, KD, DKD)}
+METHODS: Dict[str, Type[Method]] = {method.name: method for method in (HDKD, KD, DKD, DIST, AT)}
 
 
 def method_settings(method: Callable[..., Method]) -> Dict[str, Any]:

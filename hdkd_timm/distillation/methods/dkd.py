@@ -22,7 +22,7 @@ def dkd_losses(
     TCKD is the divergence of the two probabilities (p_y, 1 - p_y), y the target; NCKD that of the softmax over the
     K - 1 other classes. KL(p_t || p_s) over all classes is TCKD + (1 - p_y of the teacher) * NCKD for each image.
 
-    Source: arXiv 2203.08679, equation 7 without the factor 1 - p_y.
+    Source: arXiv 2203.08679.
 
     Args:
         student_logits: (B, K).
