@@ -8,12 +8,13 @@ from .at import AT
 from .base import Method
 from .dist import DIST
 from .dkd import DKD
+from .fitnet import FitNet
 from .hdkd import HDKD
 from .kd import KD
 
 __all__ = ['METHODS', 'Method', 'create_methods', 'method_settings']
 
-METHODS: Dict[str, Type[Method]] = {method.name: method for method in (HDKD, KD, DKD, DIST, AT)}
+METHODS: Dict[str, Type[Method]] = {method.name: method for method in (HDKD, KD, DKD, DIST, FitNet, AT)}
 
 
 def method_settings(method: Callable[..., Method]) -> Dict[str, Any]:
