@@ -11,10 +11,11 @@ from .dkd import DKD
 from .fitnet import FitNet
 from .hdkd import HDKD
 from .kd import KD
+from .ofa import OFA
 
 __all__ = ['METHODS', 'Method', 'create_methods', 'method_settings']
 
-METHODS: Dict[str, Type[Method]] = {method.name: method for method in (HDKD, KD, DKD, DIST, FitNet, AT)}
+METHODS: Dict[str, Type[Method]] = {method.name: method for method in (HDKD, KD, DKD, DIST, OFA, FitNet, AT)}
 
 
 def method_settings(method: Callable[..., Method]) -> Dict[str, Any]:

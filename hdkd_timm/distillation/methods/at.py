@@ -54,9 +54,9 @@ class AT(Method):
     source = 'Zagoruyko and Komodakis 2017, arXiv 1612.03928; tensors of RepDistiller (b84f547)'
 
     def __init__(self, pair: Pair, *, weight: float = 1000.0, p: float = 2.0, stages: Sequence[str] = ()):
-        self.pairs = pair.match_stages(self.name, stages)
-        needs = (Needs(stages=tuple(dict.fromkeys(numbers))) for numbers in zip(*self.pairs))
-        super().__init__(pair, weight, *needs)
+        pairs = pair.match_stages(self.name, stages)
+        super().__init__(pair, weight, *(Needs(stages=tuple(dict.fromkeys(numbers))) for numbers in zip(*pairs)))
+        self.pairs = pairs
         self.p = check_number(self.name, 'p', p, at_least=1)
 
     def describe(self) -> Dict[str, Any]:

@@ -112,12 +112,12 @@ class FitNet(Method):
         relu: bool = False,
     ):
         matched = pair.match_stages(self.name, stages)
-        self.pairs = matched if stages else [matched[len(matched) // 2]]
-        needs = (Needs(stages=tuple(dict.fromkeys(numbers))) for numbers in zip(*self.pairs))
-        super().__init__(pair, weight, *needs)
+        pairs = matched if stages else [matched[len(matched) // 2]]
+        super().__init__(pair, weight, *(Needs(stages=tuple(dict.fromkeys(numbers))) for numbers in zip(*pairs)))
+        self.pairs = pairs
         check_choice(self.name, 'projector', projector, PROJECTORS)
         self.projectors = nn.ModuleDict(
-            {str(s): Projector(pair.student.stage(s), pair.teacher.stage(t), projector, relu) for s, t in self.pairs}
+            {str(s): Projector(pair.student.stage(s), pair.teacher.stage(t), projector, relu) for s, t in pairs}
         )
         if relu and all(p.is_identity for p in self.projectors.values()):
             _logger.warning("Method 'fitnet': maps of equal shape have no projector, so that fitnet.relu does nothing.")
