@@ -27,8 +27,8 @@ def ofa_loss(
 
         - mean over images of sum over classes of ((p_t + m)^eps - m) log p_s
 
-    with p = softmax(logits / tau) and m = 1 for the target, else 0. With eps 1 it is the cross entropy with p_t. As in the
-    published code the other classes are raised to eps too, and m is subtracted, as the cross entropy is added apart.
+    with p = softmax(logits / tau), and m = 1 for the target, else 0. With eps 1 it is the cross entropy with p_t. As in
+    the published code the other classes are raised to eps too, and m is subtracted, as the cross entropy is added apart.
 
     Source: arXiv 2310.19444.
 
