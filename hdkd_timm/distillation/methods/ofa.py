@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Union
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ def ofa_loss(
         - mean over images of sum over classes of ((p_t + m)^eps - m) log p_s
 
     with p = softmax(logits / tau), and m = 1 for the target, else 0. With eps 1 it is the cross entropy with p_t. As in
-    the published code the other classes are raised to eps too, and m is subtracted, as the cross entropy is added apart.
+    the published code the other classes are raised to eps too, and m is subtracted: the cross entropy is added apart.
 
     Source: arXiv 2310.19444.
 
@@ -196,7 +196,7 @@ class OFA(Method):
         logit_weight: float = 1.0,
         exit_weight: float = 1.0,
         eps: float = 1.0,
-        exit_eps: Sequence[float] = (),
+        exit_eps: Union[float, Sequence[float]] = (),
         tau: float = 1.0,
         stages: Sequence[str] = (),
     ):
@@ -256,9 +256,10 @@ def _choose_stages(pair: Pair, stages: Sequence[str]) -> List[int]:
     return [int(name) for name in names]
 
 
-def _read_exit_eps(exit_eps: Sequence[float], eps: float, number: int) -> List[float]:
+def _read_exit_eps(exit_eps: Union[float, Sequence[float]], eps: float, number: int) -> List[float]:
     """The exponent of each exit."""
-    values = [check_number('ofa', 'exit_eps', value, above=0) for value in exit_eps or [eps]]
+    given = [exit_eps] if isinstance(exit_eps, (int, float)) else list(exit_eps)
+    values = [check_number('ofa', 'exit_eps', value, above=0) for value in given or [eps]]
     if len(values) not in (1, number):
         raise ValueError(f'ofa.exit_eps must be one number for each of {number} exits, or one, got {values}.')
     return values * number if len(values) == 1 else values

@@ -217,7 +217,8 @@ def test_settings_reach_the_loss():
     torch.testing.assert_close(method(Outputs(s, d, maps), Outputs(t), F.one_hot(TARGET, 5) * 0.9 + 0.02), result)
     assert method.weight == 2
     assert OFA(create_pair(), eps=1.2).exit_eps == {1: 1.2, 2: 1.2, 3: 1.2, 4: 1.2}
-    assert OFA(create_pair(), exit_eps=[1.3], stages=['4']).exit_eps == {4: 1.3}
+    for one in (1.3, [1.3]):
+        assert OFA(create_pair(), exit_eps=one, stages=['3', '4']).exit_eps == {3: 1.3, 4: 1.3}
 
 
 def test_logits_only():
