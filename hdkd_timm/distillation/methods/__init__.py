@@ -5,13 +5,18 @@ import inspect
 from typing import Any, Callable, Dict, List, Mapping, Sequence, Type, Union
 
 from ..networks import Pair
+from .at import AT
 from .base import Method
+from .dist import DIST
+from .dkd import DKD
+from .fitnet import FitNet
 from .hdkd import HDKD
 from .kd import KD
+from .ofa import OFA
 
 __all__ = ['METHODS', 'Method', 'convert_settings', 'create_methods', 'method_settings']
 
-METHODS: Dict[str, Type[Method]] = {method.name: method for method in (HDKD, KD)}
+METHODS: Dict[str, Type[Method]] = {method.name: method for method in (HDKD, KD, DKD, DIST, OFA, FitNet, AT)}
 
 
 def method_settings(method: Callable[..., Method]) -> Dict[str, Any]:
