@@ -1,6 +1,7 @@
 """What a distillation method knows of a student and a teacher before the first batch, to build its layers."""
 
 import dataclasses
+import inspect
 import math
 from typing import Any, List, Optional, Sequence, Tuple
 
@@ -43,7 +44,7 @@ class NetworkInfo:
         num_classes: Number of classes.
         stages: Its stages; stage 1 is the first. Empty where it has no `forward_intermediates`.
         pooled_dim: Length of the features before its classifier; None if unknown.
-        num_prefix_tokens: Class and other tokens that precede the patch tokens.
+        num_prefix_tokens: Class and other tokens that precede the patch tokens; 0 if they cannot be had of a stage.
         attention_heads: Heads of the attention of each block that has one.
         token_grid: Rows and columns of patch tokens that the attention is over; None without blocks of attention.
         distilled: Whether it has a distillation head.
@@ -81,7 +82,7 @@ class NetworkInfo:
             getattr(model, 'num_classes', 0),
             tuple(stages),
             getattr(model, 'head_hidden_size', None) or getattr(model, 'num_features', None),
-            getattr(model, 'num_prefix_tokens', 0),
+            getattr(model, 'num_prefix_tokens', 0) if _returns_prefix_tokens(model) else 0,
             tuple(layer.num_heads for layer in layers),
             tokens[-1].size if layers and tokens else None,
             has_distillation_head(model),
@@ -104,6 +105,12 @@ class NetworkInfo:
     @property
     def strides(self) -> str:
         return ', '.join(str(stage.stride) for stage in self.stages)
+
+
+def _returns_prefix_tokens(model: nn.Module) -> bool:
+    """Whether the stages of a model can be had with their prefix tokens; XCiT and CaiT add them after all blocks."""
+    forward = getattr(model, 'forward_intermediates', None)
+    return forward is not None and 'return_prefix_tokens' in inspect.signature(forward).parameters
 
 
 def _stage_info(info: Any, input_size: Tuple[int, int], has_tokens: bool) -> StageInfo:

@@ -45,7 +45,7 @@ class Needs:
     Args:
         logits: Whether a loss acts on the logits, so that a distillation head is trained by it.
         stages: Stages whose maps are needed, from 1.
-        prefix_tokens: Whether the prefix tokens of stages that have them are needed too.
+        prefix_tokens: Whether the prefix tokens of the stages are needed too, of a network that has some.
         pooled: Whether the pooled features are needed.
         attention: Whether the attention of the blocks is needed.
     """
@@ -89,8 +89,8 @@ def _forward(model: nn.Module, x: torch.Tensor, needs: Needs) -> Outputs:
     prefix_tokens: Dict[int, torch.Tensor] = {}
     if needs.stages:
         in_network_order = sorted(needs.stages)
-        # only networks with tokens have the argument; pairs of a map and its prefix tokens are returned for it
-        options = dict(return_prefix_tokens=True) if needs.prefix_tokens and hasattr(model, 'num_prefix_tokens') else {}
+        # not all networks have the argument, for which pairs of a map and its prefix tokens are returned
+        options = dict(return_prefix_tokens=True) if needs.prefix_tokens else {}
         features, found = model.forward_intermediates(x, [stage - 1 for stage in in_network_order], **options)
         maps = dict(zip(in_network_order, found))
         if options:

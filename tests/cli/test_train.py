@@ -51,5 +51,5 @@ def test_settings_without_effect_may_stand_in_a_file(tmp_path, trained):
 def test_file_of_a_distillation_is_refused(tmp_path, trained, capsys):
     (tmp_path / 'config.yaml').write_text(to_yaml(DistillConfig(data_dir='d')))
     assert main(['train', '--config', str(tmp_path / 'config.yaml')]) == 1
-    assert "config.yaml' has settings of hdkd distill, such as 'feature_weight'" in capsys.readouterr().err
+    assert "config.yaml' has settings of hdkd distill, such as 'ce_weight'" in capsys.readouterr().err
     assert trained == []

@@ -16,6 +16,8 @@ FRACTION, PART = 'above 0 and at most 1', '0 or more and below 1'
 # name, range, values just within, values just out of it
 RANGES = [
     ('img_size', '28 or more', (28, 1000), (27, 0, -28)),
+    ('teacher_img_size', '28 or more', (28, None), (27, 0)),
+    ('ce_weight', SOME, (0.0, 10.0, None), (-0.1,)),
     ('train_fraction', FRACTION, (1e-6, 1.0), (0.0, 1.01, -0.5)),
     ('layer_decay', FRACTION, (0.01, 1.0, None), (0.0, 1.1)),
     ('decay_rate', FRACTION, (0.01, 1.0), (0.0, 1.1)),

@@ -23,7 +23,7 @@ def test_cache_for_another_network(train_config, image_folder):
 
     def load(interpolation):
         model.pretrained_cfg['interpolation'] = interpolation
-        run.create_loaders(model, 'test')
+        run.create_loaders(model, 32, 'test')
         return run.caches['test'][1]
 
     first = load('bilinear')
