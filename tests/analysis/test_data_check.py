@@ -3,14 +3,13 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 import tarfile
 
 import numpy as np
 import pytest
 from helpers import smooth_image, write_images
 from PIL import Image
+from processes import hdkd
 
 from hdkd_timm.analysis.data_check import (
     CheckConfig,
@@ -192,11 +191,7 @@ def test_names_may_hold_anything(tmp_path):
         for label in ('<b>$x$', 'a_b, "c"'):
             (tmp_path / 'data' / split / label).mkdir(parents=True)
             smooth_image([1, split == 'test']).save(tmp_path / 'data' / split / label / '$\\alpha$.png')
-    process = subprocess.run(
-        [sys.executable, '-m', 'hdkd_timm', 'check', tmp_path / 'data', '--out', tmp_path / 'out'],
-        capture_output=True,
-        text=True,
-    )
+    process = hdkd('check', tmp_path / 'data', '--out', tmp_path / 'out')
     assert process.returncode == 0, process.stderr
     with (tmp_path / 'out' / 'duplicates.csv').open(newline='') as file:
         rows = list(csv.DictReader(file))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from helpers import BROWSER, write_images, write_run
 from PIL import Image
+from processes import flags
 
 from hdkd_timm import DistillConfig, TrainConfig, distill, train
 from hdkd_timm.analysis.mistakes import find_mistakes
@@ -261,27 +262,9 @@ def test_bad_input(runs, tmp_path, capsys):
 
 
 def test_run_ends_with_its_report(image_folder, tmp_path, capsys, monkeypatch):
-    args = [
-        'train',
-        '--data-dir',
-        str(image_folder),
-        '--output',
-        str(tmp_path / 'runs'),
-        '--model',
-        'resnet10t',
-        '--img-size',
-        '32',
-        '--epochs',
-        '1',
-        '-j',
-        '0',
-        '-b',
-        '8',
-        '--bootstrap',
-        '10',
-        '--device',
-        'cpu',
-    ]
+    settings = dict(img_size=32, epochs=1, workers=0, batch_size=8, bootstrap=10, device='cpu')
+    args = flags(data_dir=image_folder, output=tmp_path / 'runs', model='resnet10t', **settings)
+    args = ['train', *args]
     assert main([*args, '--experiment', 'a']) == 0
     assert (tmp_path / 'runs' / 'a' / 'report.html').stat().st_size > 1e5
     assert main([*args, '--experiment', 'b', '--no-report']) == 0

@@ -1,6 +1,7 @@
 """The benchmark measures what it says; how long that takes does not matter here."""
 
 import pytest
+from processes import flags
 
 from hdkd_timm.benchmark.benchmark import run_benchmark
 from hdkd_timm.benchmark.config import BenchConfig
@@ -10,40 +11,10 @@ from hdkd_timm.utils.csv_files import read_rows
 
 def test_command(tmp_path, capsys):
     out = tmp_path / 'bench.csv'
-    args = [
-        'bench',
-        '--img-size',
-        '32',
-        '-b',
-        '4',
-        '--rounds',
-        '1',
-        '--models',
-        'hdkd_student_s4',
-        'resnet10t',
-        '--forms',
-        'eager',
-        'fused',
-        '--inference-batches',
-        '1',
-        '2',
-        '--growth-sizes',
-        '32',
-        '64',
-        '--growth-batches',
-        '2',
-        '4',
-        '--epoch-images',
-        '16',
-        '--no-compiled',
-        '--no-memory',
-        '--device',
-        'cpu',
-        '-j',
-        '0',
-        '--out',
-        str(out),
-    ]
+    settings = dict(img_size=32, batch_size=4, rounds=1, device='cpu', workers=0, epoch_images=16, out=out)
+    settings.update(models=['hdkd_student_s4', 'resnet10t'], forms=['eager', 'fused'], inference_batches=[1, 2])
+    settings.update(growth_sizes=[32, 64], growth_batches=[2, 4], no_compiled=True, no_memory=True)
+    args = ['bench', *flags(**settings)]
     assert main(args) == 0
     shown = capsys.readouterr().out
     rows = read_rows(out)

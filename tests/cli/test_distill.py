@@ -1,58 +1,20 @@
-import subprocess
-import sys
-
 import pytest
+from processes import flags, hdkd
 
 from hdkd_timm.cli import main
 
 
 def test_distill_command(image_folder, tmp_path):
-    result = subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'hdkd_timm',
-            'distill',
-            '--data-dir',
-            image_folder,
-            '--img-size',
-            '28',
-            '--epochs',
-            '1',
-            '-b',
-            '8',
-            '--train-fraction',
-            '0.99',
-            '--output',
-            tmp_path / 'runs',
-            '--experiment',
-            'e',
-            '--stages',
-            '2',
-            '3',
-            '-j',
-            '0',
-            '--bootstrap',
-            '5',
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    """A Python of its own, as a user starts it."""
+    settings = dict(img_size=28, epochs=1, batch_size=8, train_fraction=0.99, stages=(2, 3), workers=0, bootstrap=5)
+    networks = dict(model_kwargs=dict(depths=(1, 1, 1, 2)), teacher_kwargs=dict(depths=(1, 1, 2)))
+    args = flags(data_dir=image_folder, output=tmp_path / 'runs', experiment='e', **settings, **networks)
+    result = hdkd('distill', *args, fresh=True)
     assert result.returncode == 0, result.stderr
     assert 'student  epoch 1/1' in result.stderr
     assert '\r' not in result.stderr  # no bar where there is no terminal
-    assert result.stdout.splitlines()[0].split() == [
-        'network',
-        'parameters',
-        'test',
-        'accuracy',
-        'balanced',
-        'accuracy',
-        'macro',
-        'AUROC',
-        'training',
-    ]
+    head = 'network parameters test accuracy balanced accuracy macro AUROC training'
+    assert result.stdout.splitlines()[0].split() == head.split()
     assert (tmp_path / 'runs' / 'e' / 'student' / 'best' / 'model.safetensors').is_file()
 
 

@@ -1,12 +1,12 @@
 """The command as a whole: which commands there are, and that what goes wrong is one line."""
 
+import ast
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
+from processes import flags, hdkd, run
 
 from hdkd_timm.cli.main import COMMANDS, main
 
@@ -125,12 +125,8 @@ def test_too_large_an_image_is_one_line(image_folder, tmp_path):
     """Pillow warns, too, of what ends in an error."""
     path = image_folder / 'train' / 'a' / '0.png'
     Image.new('L', (60, 50)).save(path)
-    process = subprocess.run(
-        [sys.executable, '-m', 'hdkd_timm', 'train', '--data-dir', image_folder, '--output', tmp_path],
-        capture_output=True,
-        text=True,
-        env={**os.environ, 'HDKD_MAX_IMAGE_PIXELS': '2900'},
-    )
+    env = {**os.environ, 'HDKD_MAX_IMAGE_PIXELS': '2900'}
+    process = hdkd('train', *flags(data_dir=image_folder, output=tmp_path), env=env)
     assert process.returncode == 1
     (line,) = process.stderr.splitlines()
     assert f"Cannot read image '{path}' (ValueError: 60 x 50 pixels, more than the limit of 2,900" in line
@@ -171,36 +167,50 @@ def test_help_without_a_command(capsys):
     assert capsys.readouterr().out.startswith('usage: hdkd COMMAND ...')
 
 
-def test_help_loads_no_command():
-    """Neither the list of commands nor a mistake in their name waits for what commands import."""
-    code = """
+# modules that are imported by the list of commands, and then by the options of all commands
+IMPORTS = """
 import sys, hdkd_timm
+from io import StringIO
 before = set(sys.modules)
 from hdkd_timm.cli import main
-for args in (['--help'], ['fly'], []):
-    try:
-        main(args)
-    except SystemExit:
-        pass
-print(sorted(m for m in set(sys.modules) - before if m.partition('.')[0] in ('sklearn', 'scipy', 'torchvision')
-             or m.startswith('hdkd_timm') and not m.startswith(('hdkd_timm.cli', 'hdkd_timm.utils'))))
-"""
-    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    assert result.stdout.splitlines()[-1] == '[]', result.stderr
 
-
-def test_options_wait_for_no_numerical_package():
-    """The options of a command and a mistake in them: scikit-learn and SciPy's statistics would double the time."""
-    code = """
-import sys
-from hdkd_timm.cli import main
-for name in ('train', 'distill', 'eval', 'predict', 'calibrate', 'explain'):
-    for args in ([name, '--help'], [name, '--batch-size', 'many']):
+def imported(*commands):
+    for args in commands:
+        sys.stdout = sys.stderr = StringIO()
         try:
             main(args)
         except SystemExit:
             pass
-print([m for m in ('sklearn', 'scipy.optimize', 'scipy.stats', 'matplotlib') if m in sys.modules])
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+    return sorted(set(sys.modules) - before)
+
+print(imported(['--help'], ['fly'], []))
+for name in ('train', 'distill', 'eval', 'predict', 'calibrate', 'explain'):
+    imported([name, '--help'], [name, '--batch-size', 'many'])
+print(sorted(sys.modules))
 """
-    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    assert result.stdout.splitlines()[-1] == '[]', result.stderr
+
+
+@pytest.fixture(scope='module')
+def imported():
+    """Those modules, of a process."""
+    result = run('-c', IMPORTS, fresh=True)
+    assert result.returncode == 0, result.stderr
+    return [ast.literal_eval(line) for line in result.stdout.splitlines()]
+
+
+def test_help_loads_no_command(imported):
+    """Neither the list of commands nor a mistake in their name waits for what commands import."""
+    assert [
+        name
+        for name in imported[0]
+        if name.partition('.')[0] in ('sklearn', 'scipy', 'torchvision')
+        or (name.startswith('hdkd_timm') and not name.startswith(('hdkd_timm.cli', 'hdkd_timm.utils')))
+    ] == []
+    assert 'hdkd_timm.cli.main' in imported[0]
+
+
+def test_options_wait_for_no_numerical_package(imported):
+    """The options of a command and a mistake in them: scikit-learn and SciPy's statistics would double the time."""
+    assert 'hdkd_timm.cli.explain' in imported[1]
+    assert not {'sklearn', 'scipy.optimize', 'scipy.stats', 'matplotlib'} & set(imported[1])

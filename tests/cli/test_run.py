@@ -2,15 +2,9 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
-
-
-def run(*args, **kwargs):
-    return subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, timeout=300, **kwargs)
-
+from processes import flags, run
 
 SCRIPT = """
 import json, os, sys
@@ -42,7 +36,7 @@ def test_run_as_python_would(script, tmp_path):
     args = ['--help', '-x', '--', 'a b', '--data-dir=c']
     env = dict(os.environ, CODE='7')
     ours = run('-m', 'hdkd_timm', 'run', '--', 'scripts/script.py', *args, cwd=tmp_path, env=env)
-    plain = run('scripts/script.py', *args, cwd=tmp_path, env=env)
+    plain = run('scripts/script.py', *args, cwd=tmp_path, env=env, fresh=True)
     assert ours.returncode == plain.returncode == 7, ours.stderr
     ours, plain = parse_script_output(ours), parse_script_output(plain)
     assert len(ours.pop('models')) == 5
@@ -58,24 +52,9 @@ def test_error_of_a_script_comes_through(script, tmp_path):
 
 
 def test_run_under_torchrun(script, tmp_path):
-    result = run(
-        '-m',
-        'torch.distributed.run',
-        '--nproc_per_node',
-        2,
-        '--master_port',
-        0,
-        '--rdzv_backend',
-        'c10d',
-        '--rdzv_endpoint',
-        'localhost:0',
-        '-m',
-        'hdkd_timm',
-        'run',
-        script,
-        '--flag',
-        cwd=tmp_path,
-    )
+    launcher = flags(nproc_per_node=2, master_port=0, rdzv_backend='c10d', rdzv_endpoint='localhost:0')
+    args = ['-m', 'torch.distributed.run', *launcher, '-m', 'hdkd_timm', 'run', script, '--flag']
+    result = run(*args, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     outputs = [json.loads(line) for line in result.stdout.splitlines() if line.startswith('{')]
     assert sorted(o['rank'] for o in outputs) == ['0', '1']

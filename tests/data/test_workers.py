@@ -2,9 +2,7 @@
 
 import os
 import select
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from data_helpers import DATA, Numbered, Stream, numbers
+from processes import run, run_on_a_small_disk
 
 from hdkd_timm.data import workers
 from hdkd_timm.data.augment import AugmentConfig
@@ -67,13 +66,9 @@ def test_loader_processes_ignore_signals(wrap, signum):
     assert set(sum(numbers(loader), [])) == set(range(8))
 
 
-def run_python(prefix, code):
-    """Run Python code, in which this file and the helpers of the tests can be imported."""
-    here = Path(__file__).parent
-    env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(here), str(here.parent)]))
-    return subprocess.run(
-        [*prefix, sys.executable, '-c', code], capture_output=True, text=True, timeout=300, env=env, check=False
-    )
+HERE = Path(__file__).parent
+# where this file and the helpers of the tests can be imported
+IMPORTS = dict(os.environ, PYTHONPATH=os.pathsep.join([str(HERE), str(HERE.parent)]))
 
 
 class Hanging(Numbered):
@@ -100,7 +95,7 @@ except TimeoutError as e:
 
 def test_loader_that_hangs():
     """It ends in an error, and its process with it: neither waits for the other."""
-    result = run_python([], HANG)
+    result = run('-c', HANG, env=IMPORTS)
     assert result.returncode == 0, result.stderr
     assert 'The loader processes returned no batch (DataLoader timed out after 1 seconds)' in result.stdout
     assert 'use --workers 0' in result.stdout
@@ -175,15 +170,10 @@ def test_too_little_shared_memory_is_reported(monkeypatch, caplog):
     assert caplog.text.count('loader processes') == 1
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which('unshare'), reason='mounts a small disk')
 def test_small_shared_memory():
     """As in a container of 64 KiB: loader processes would wait there for ever."""
-    mount = ['unshare', '-m', 'sh', '-c', 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"', 'sh']
-    result = run_python(
-        mount, 'from test_workers import *\nprint(numbers(SplitLoader(Numbered(8), DATA, 2, num_workers=2)))'
-    )
-    if result.returncode == 32 or 'unshare failed' in result.stderr:
-        pytest.skip('no right to mount')
+    code = 'from test_workers import *\nprint(numbers(SplitLoader(Numbered(8), DATA, 2, num_workers=2)))'
+    result = run_on_a_small_disk('/dev/shm', '64k', code, env=IMPORTS)
     assert result.stdout.strip() == '[[0, 1], [2, 3], [4, 5], [6, 7]]', result.stderr
     assert 'using none,' in result.stderr
 

@@ -1,41 +1,28 @@
-"""Two real processes on the CPU, started by torchrun."""
+"""Two real processes on the CPU, started by torchrun, or with the variables that it or SLURM sets."""
 
 import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
 from helpers import write_images
+from processes import flags, run, start
 from safetensors.torch import load_file
 
 from hdkd_timm.cli import main
 from hdkd_timm.evaluation.metrics import METRICS
 from hdkd_timm.utils.distributed import pick_device
 
-SETTINGS = [
-    '--img-size',
-    32,
-    '-b',
-    4,
-    '-j',
-    1,
-    '--device',
-    'cpu',
-    '--bootstrap',
-    5,
-    '--model-kwargs',
-    'depths=(1,1,1,1)',
-    'dims=(8,16,24)',
-    'embed_dim=32',
-    'num_heads=2',
-    'head_dim=8',
-    'mlp_ratio=2',
-]
+NETWORK = dict(depths=(1, 1, 1, 1), dims=(8, 16, 24), embed_dim=32, num_heads=2, head_dim=8, mlp_ratio=2)
+SETTINGS = flags(img_size=32, batch_size=4, workers=1, device='cpu', bootstrap=5, model_kwargs=NETWORK)
+LAUNCHER = ['-m', 'torch.distributed.run', *flags(nproc_per_node=2, rdzv_backend='c10d', rdzv_endpoint='localhost:0')]
+# names of the variables: number of processes, rank, rank on this machine
+TORCHRUN = ('WORLD_SIZE', 'RANK', 'LOCAL_RANK')
+SLURM = ('SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID')
 
 
 @pytest.fixture(scope='module')
@@ -50,35 +37,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def launch(command, folder, *more, timeout=300):
-    args = [
-        '-m',
-        'torch.distributed.run',
-        '--nproc_per_node',
-        2,
-        '--rdzv_backend',
-        'c10d',
-        '--rdzv_endpoint',
-        'localhost:0',
-        '-m',
-        'hdkd_timm',
-        command,
-        '--data-dir',
-        folder / 'data',
-        '--output',
-        folder / 'runs',
-        *SETTINGS,
-        *more,
-    ]
-    process = subprocess.Popen(
-        [sys.executable, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        output = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # torchrun ends its processes too
-        raise
-    return subprocess.CompletedProcess(args, process.returncode, *output)
+def command(name, folder, **settings):
+    """Arguments of Python for a command; of what is given twice, the last counts."""
+    args = flags(data_dir=folder / 'data', output=folder / 'runs')
+    return ['-m', 'hdkd_timm', name, *args, *SETTINGS, *flags(**settings)]
 
 
 def free_port():
@@ -88,129 +50,65 @@ def free_port():
         return server.getsockname()[1]
 
 
-def test_metrics_are_those_of_one_process(folder, capsys):
-    result = launch(
-        'distill',
-        folder,
-        '--experiment',
-        'two',
-        '--epochs',
-        2,
-        '--teacher-kwargs',
-        'depths=(1,1,1)',
-        'dims=(8,16,24)',
-        '--model-ema',
-        '--grad-accum-steps',
-        2,
-    )
-    assert result.returncode == 0, result.stderr
+def run_two(names, args):
+    """Run two processes that variables of these names tell of each other. Returns stdout and stderr of each."""
+    size, rank, local_rank = names
+    env = {**os.environ, 'MASTER_ADDR': 'localhost', 'MASTER_PORT': str(free_port()), size: '2'}
+    processes = [start(*args, env={**env, rank: str(i), local_rank: str(i)}) for i in range(2)]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    return [process.returncode for process in processes], *zip(*outputs)
+
+
+def evaluate(model, folder, split, out):
+    """What `hdkd eval` writes."""
+    settings = dict(data_dir=folder / 'data', split=split, device='cpu', workers=0, bootstrap=0, out_dir=out)
+    assert main(['eval', str(model), *flags(**settings)]) == 0
+    return json.loads((out / 'metrics.json').read_text())
+
+
+def test_metrics_are_those_of_one_process(folder):
+    settings = dict(experiment='two', epochs=2, model_ema=True, grad_accum_steps=2)
+    teacher = dict(depths=(1, 1, 1), dims=(8, 16, 24))
+    codes, outputs, errors = run_two(TORCHRUN, command('distill', folder, teacher_kwargs=teacher, **settings))
+    assert codes == [0, 0], errors
     run = folder / 'runs' / 'two'
-    assert result.stdout.count('network ') == 1  # the first process alone speaks
-    assert result.stderr.count('student  epoch 2/2') == 1
+    assert [text.count('network ') for text in outputs] == [1, 0]  # the first process alone speaks
+    assert [text.count('student  epoch 2/2') for text in errors] == [1, 0]
     for name in ('teacher', 'student'):
         metrics = json.loads((run / name / 'metrics.json').read_text())
-        for split, expected in (('test', metrics['test']),):
-            out = folder / f'{name}-{split}'
-            assert (
-                main(
-                    [
-                        'eval',
-                        str(run / name),
-                        '--data-dir',
-                        str(folder / 'data'),
-                        '--split',
-                        split,
-                        '--device',
-                        'cpu',
-                        '-j',
-                        '0',
-                        '--bootstrap',
-                        '0',
-                        '--out-dir',
-                        str(out),
-                    ]
-                )
-                == 0
-            )
-            ours = json.loads((out / 'metrics.json').read_text())
-            assert ours['images'] == expected['images'] == 11  # every image once
-            assert ours['confusion_matrix'] == expected['confusion_matrix']
-            assert {k: ours[k] for k in METRICS} == pytest.approx({k: expected[k] for k in METRICS}, abs=1e-6)
-            assert [line.split(',')[0] for line in (out / 'predictions.csv').read_text().splitlines()] == [
-                line.split(',')[0] for line in (run / name / 'predictions.csv').read_text().splitlines()
-            ]
+        expected, out = metrics['test'], folder / f'{name}-test'
+        ours = evaluate(run / name, folder, 'test', out)
+        assert ours['images'] == expected['images'] == 11  # every image once
+        assert ours['confusion_matrix'] == expected['confusion_matrix']
+        assert {k: ours[k] for k in METRICS} == pytest.approx({k: expected[k] for k in METRICS}, abs=1e-6)
+        assert [line.split(',')[0] for line in (out / 'predictions.csv').read_text().splitlines()] == [
+            line.split(',')[0] for line in (run / name / 'predictions.csv').read_text().splitlines()
+        ]
     # the validation metrics of the kept epoch, likewise
     row = (run / 'student' / 'summary.csv').read_text().splitlines()
     values = dict(zip(row[0].split(','), row[1 + metrics['epoch']].split(',')))
-    capsys.readouterr()
-    assert (
-        main(
-            [
-                'eval',
-                str(run / 'student'),
-                '--data-dir',
-                str(folder / 'data'),
-                '--split',
-                'val',
-                '--device',
-                'cpu',
-                '-j',
-                '0',
-                '--bootstrap',
-                '0',
-                '--out-dir',
-                str(folder / 'val'),
-            ]
-        )
-        == 0
-    )
-    ours = json.loads((folder / 'val' / 'metrics.json').read_text())
+    ours = evaluate(run / 'student', folder, 'val', folder / 'val')
     assert ours['images'] == 13
     assert ours['log_loss'] == pytest.approx(float(values['val_log_loss']), abs=1e-6)
 
 
-def test_slurm_variables_and_resume(folder):
-    """The processes are told by SLURM's variables; a run of two ends as it would unbroken."""
-    args = ['--epochs', 2, '--recovery-interval', 1]
-    assert launch('train', folder, '--experiment', 'whole', *args).returncode == 0
-    env = dict(os.environ, SLURM_NTASKS='2', MASTER_ADDR='localhost')
-
-    def start(*more):
-        command = [
-            '-m',
-            'hdkd_timm',
-            'train',
-            '--data-dir',
-            folder / 'data',
-            '--output',
-            folder / 'runs',
-            *SETTINGS,
-            *args,
-            '--experiment',
-            'slurm',
-            *more,
-        ]
-        port = str(free_port())
-        processes = [
-            subprocess.Popen(
-                [sys.executable, *map(str, command)],
-                stderr=subprocess.PIPE,
-                text=True,
-                env=dict(env, MASTER_PORT=port, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank)),
-            )
-            for rank in range(2)
-        ]
-        return [(p, p.communicate(timeout=300)[1]) for p in processes]
-
-    for process, errors in start():
-        assert process.returncode == 0, errors
+def test_slurm_variables(folder):
+    """The processes are told by SLURM's variables, and train as those of torchrun."""
+    whole, slurm = (
+        command('train', folder, epochs=2, recovery_interval=1, experiment=e, no_report=True)
+        for e in ('whole', 'slurm')
+    )
+    result = run(*LAUNCHER, *whole)
+    assert result.returncode == 0, result.stderr
+    codes, _, errors = run_two(SLURM, slurm)
+    assert codes == [0, 0], errors
     runs = folder / 'runs'
     state = load_file(runs / 'slurm' / 'best' / 'model.safetensors')
     for name, value in load_file(runs / 'whole' / 'best' / 'model.safetensors').items():
         assert state[name].equal(value), name
-    refused = start()
-    assert [p.returncode for p, _ in refused] == [1, 1]
-    assert all('already exists: --resume' in errors for _, errors in refused)
+    codes, _, errors = run_two(SLURM, slurm)
+    assert codes == [1, 1]
+    assert all('already exists: --resume' in text for text in errors)
 
 
 @pytest.fixture
@@ -229,29 +127,11 @@ def digits(folder):
 
 def test_a_process_without_val_images_and_resume_by_another_number(digits, folder, capsys):
     """The network has batch statistics, which processes compare in each pass: one has an image, the other none."""
-    result = launch(
-        'train',
-        folder,
-        '--experiment',
-        'two',
-        '--epochs',
-        1,
-        '--overwrite',
-        '--dataset',
-        'torch/mnist',
-        '--data-dir',
-        digits,
-        '--val-split',
-        'validation',
-        '--test-split',
-        '',
-        '--model',
-        'resnet10t',
-        '--model-kwargs',
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr
-    run = folder / 'runs' / 'two'
+    args = command('train', folder, experiment='digits', epochs=1, no_report=True, model='resnet10t', model_kwargs={})
+    data = flags(dataset='torch/mnist', data_dir=digits, val_split='validation', test_split='')
+    codes, _, errors = run_two(TORCHRUN, [*args, *data])
+    assert codes == [0, 0], errors
+    run = folder / 'runs' / 'digits'
     metrics = json.loads((run / 'metrics.json').read_text())['val']
     assert metrics['images'] == np.sum(metrics['confusion_matrix']) == 1
     ((path, target, _, *probs),) = [row.split(',') for row in (run / 'predictions.csv').read_text().splitlines()[1:]]
@@ -267,31 +147,8 @@ def test_a_process_without_val_images_and_resume_by_another_number(digits, folde
 def test_end_of_torchrun_alone(folder, signum):
     """It hands neither signal on; its processes save the state and leave the run to the next job."""
     name = f'alone-{signum}'
-    args = [
-        '-m',
-        'torch.distributed.run',
-        '--nproc_per_node',
-        2,
-        '--rdzv_backend',
-        'c10d',
-        '--rdzv_endpoint',
-        'localhost:0',
-        '-m',
-        'hdkd_timm',
-        'train',
-        '--data-dir',
-        folder / 'data',
-        '--output',
-        folder / 'runs',
-        *SETTINGS,
-        '--epochs',
-        100_000,
-        '--experiment',
-        name,
-    ]
-    process = subprocess.Popen(
-        [sys.executable, *map(str, args)], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    args = [*LAUNCHER, *command('train', folder, epochs=100_000, experiment=name)]
+    process = start(*args, fresh=True, start_new_session=True)
     run = folder / 'runs' / name
     while not (run / 'last.pth').exists():
         assert process.poll() is None, process.communicate()[1]

@@ -7,14 +7,13 @@ import runpy
 import shlex
 import shutil
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import timm
 import yaml
 from helpers import TINY_STUDENT, TINY_TEACHER, write_images
+from processes import flags, run
 
 import hdkd_timm
 from hdkd_timm.cli.main import main
@@ -190,10 +189,7 @@ def test_readme_is_short():
 
 def test_model_tables():
     """The figures are what their command prints."""
-    result = subprocess.run(
-        [sys.executable, ROOT / 'examples' / 'model_table.py'], capture_output=True, text=True, check=True
-    )
-    rows = dict(re.findall(r'^\| `(\w+)` \| (.*?) \|$', result.stdout, re.M))
+    rows = dict(re.findall(r'^\| `(\w+)` \| (.*?) \|$', run_example('model_table.py'), re.M))
     assert len(rows) == 5
     for page in ('README.md', 'docs/models.md'):
         for name, figures in rows.items():
@@ -227,12 +223,7 @@ def test_picture_of_imports():
 
 
 def run_example(name, *args):
-    result = subprocess.run(
-        [sys.executable, ROOT / 'examples' / name, *map(str, args)],
-        capture_output=True,
-        text=True,
-        env=dict(os.environ, CUDA_VISIBLE_DEVICES=''),
-    )
+    result = run(ROOT / 'examples' / name, *args, env=dict(os.environ, CUDA_VISIBLE_DEVICES=''))
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -246,19 +237,8 @@ def two_classes(tmp_path):
 
 def test_finetune_example(two_classes, tmp_path):
     save_model(timm.create_model('hdkd_student', **TINY_STUDENT), tmp_path / 'model', model_args=TINY_STUDENT)
-    output = run_example(
-        'finetune.py',
-        tmp_path / 'model',
-        two_classes,
-        '--epochs',
-        2,
-        '--batch-size',
-        4,
-        '--workers',
-        0,
-        '--out',
-        tmp_path / 'out',
-    )
+    args = flags(epochs=2, batch_size=4, workers=0, out=tmp_path / 'out')
+    output = run_example('finetune.py', tmp_path / 'model', two_classes, *args)
     assert re.search(r'test accuracy \d+\.\d%', output)
     model = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True)
     assert list(model.pretrained_cfg['label_names']) == ['p', 'q']
@@ -267,21 +247,8 @@ def test_finetune_example(two_classes, tmp_path):
 def test_distill_example(two_classes, tmp_path):
     args = dict(TINY_TEACHER, num_classes=2)
     save_model(timm.create_model('hdkd_teacher', **args), tmp_path / 'teacher', list('pq'), args)
-    output = run_example(
-        'distill.py',
-        tmp_path / 'teacher',
-        two_classes,
-        '--epochs',
-        2,
-        '--batch-size',
-        4,
-        '--workers',
-        0,
-        '--img-size',
-        32,
-        '--out',
-        tmp_path / 'out',
-    )
+    args = flags(epochs=2, batch_size=4, workers=0, img_size=32, out=tmp_path / 'out')
+    output = run_example('distill.py', tmp_path / 'teacher', two_classes, *args)
     assert 'feature_loss_3' in output
     assert re.search(r'test accuracy \d+\.\d%', output)
     assert timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True).num_classes == 2
@@ -289,33 +256,10 @@ def test_distill_example(two_classes, tmp_path):
 
 def test_cross_validation_example(two_classes, tmp_path):
     shutil.rmtree(two_classes / 'test')
-    args = [
-        'cross_validation.py',
-        '--data-dir',
-        two_classes,
-        '--folds',
-        3,
-        '--epochs',
-        1,
-        '-b',
-        4,
-        '-j',
-        0,
-        '--img-size',
-        32,
-        '--output',
-        tmp_path / 'runs',
-        '--bootstrap',
-        0,
-        '--device',
-        'cpu',
-        '--model-kwargs',
-        'depths=(1,1,1,1)',
-        'dims=(8,16,24)',
-        'embed_dim=32',
-        'num_heads=2',
-        'head_dim=8',
-    ]
+    network = dict(depths=(1, 1, 1, 1), dims=(8, 16, 24), embed_dim=32, num_heads=2, head_dim=8)
+    settings = dict(folds=3, epochs=1, batch_size=4, workers=0, img_size=32, bootstrap=0, device='cpu')
+    args = flags(data_dir=two_classes, output=tmp_path / 'runs', model_kwargs=network, **settings)
+    args = ['cross_validation.py', *args]
     output = run_example(*args)
     assert output.count('2 classes, 4 images') == 3
     mean, std = map(float, re.search(r'^balanced_accuracy +(\S+) +(\S+)$', output, re.M).groups())

@@ -2,72 +2,43 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 from helpers import write_images
+from processes import flags, hdkd, run, start
 from safetensors.torch import load_file
 
 from hdkd_timm.cli import main
 from hdkd_timm.training.run_folder import run_folder
 
-NETWORKS = [
-    '--model-kwargs',
-    'depths=(1,1,1,1)',
-    'dims=(8,16,24)',
-    'embed_dim=32',
-    'num_heads=2',
-    'head_dim=8',
-    'mlp_ratio=2',
-    'pos_drop_rate=0.1',
-    '--teacher-kwargs',
-    'depths=(1,1,1)',
-    'dims=(8,16,24)',
-]
+NETWORK = dict(depths=(1, 1, 1, 1), dims=(8, 16, 24), embed_dim=32, num_heads=2, head_dim=8, mlp_ratio=2)
+STUDENT = flags(model_kwargs=dict(NETWORK, pos_drop_rate=0.1))
+NETWORKS = [*STUDENT, *flags(teacher_kwargs=dict(depths=(1, 1, 1), dims=(8, 16, 24)))]
 # all that has a state: dropout, erasing, mixup, accumulation, moving average, a schedule with counters
-SETTINGS = [
-    '--img-size',
-    32,
-    '--epochs',
-    4,
-    '-b',
-    4,
-    '-j',
-    1,
-    '--device',
-    'cpu',
-    '--bootstrap',
-    5,
-    '--drop-path',
-    0.2,
-    '--reprob',
-    0.5,
-    '--mixup',
-    0.2,
-    '--smoothing',
-    0.1,
-    '--model-ema',
-    '--model-ema-decay',
-    0.9,
-    '--clip-grad',
-    5,
-    '--grad-accum-steps',
-    2,
-    '--val-fraction',
-    0.3,
-    '--recovery-interval',
-    2,
-    '--sampler',
-    'balanced',
-    '--sched',
-    'plateau',
-    '--warmup-epochs',
-    1,
-    '--color-jitter',
-    0.4,
-]
+SETTINGS = flags(
+    img_size=32,
+    epochs=4,
+    batch_size=4,
+    workers=1,
+    device='cpu',
+    bootstrap=5,
+    drop_path=0.2,
+    reprob=0.5,
+    mixup=0.2,
+    smoothing=0.1,
+    model_ema=True,
+    model_ema_decay=0.9,
+    clip_grad=5,
+    grad_accum_steps=2,
+    val_fraction=0.3,
+    recovery_interval=2,
+    sampler='balanced',
+    sched='plateau',
+    warmup_epochs=1,
+    color_jitter=0.4,
+    no_report=True,
+)
 # a training whose Ctrl-C comes in the first step, to all its processes; its one loader process starts as it is told
 LAUNCHER = """
 import multiprocessing
@@ -129,15 +100,11 @@ sys.exit(main())
 FILES = [f'{name}/best/model.safetensors' for name in ('teacher', 'student')]
 
 
-def start(image_folder, output, experiment, *more, program=('-m', 'hdkd_timm'), **env):
-    args = ['distill', '--data-dir', image_folder, '--output', output, '--experiment', experiment, *SETTINGS, *NETWORKS]
-    return subprocess.Popen(
-        [sys.executable, *program, *map(str, (*args, *more))],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, **env},
-    )
+def begin(image_folder, output, experiment, *more, program=('-m', 'hdkd_timm'), **env):
+    """Start a distillation in a process group of its own."""
+    args = flags(data_dir=image_folder, output=output, experiment=experiment)
+    args = ['distill', *args, *SETTINGS, *NETWORKS, *more]
+    return start(*program, *args, env={**os.environ, **env}, start_new_session=True)
 
 
 def finish(process):
@@ -169,7 +136,7 @@ def unbroken(tmp_path_factory):
     folder = tmp_path_factory.mktemp('resume')
     write_images(folder / 'data' / 'train', number=12)
     write_images(folder / 'data' / 'test', number=4, seed=1)
-    code, errors = finish(start(folder / 'data', folder / 'runs', 'unbroken'))
+    code, errors = finish(begin(folder / 'data', folder / 'runs', 'unbroken'))
     assert code == 0, errors
     return folder / 'data', folder / 'runs'
 
@@ -179,14 +146,14 @@ def unbroken(tmp_path_factory):
 def test_killed_in_a_step(unbroken, step):
     data, runs = unbroken
     name = f'killed{step}'
-    code, errors = finish(start(data, runs, name, program=('-c', KILLED), STEPS=str(step)))
+    code, errors = finish(begin(data, runs, name, program=('-c', KILLED), STEPS=str(step)))
     assert code == -signal.SIGKILL, errors
     saved = [path.parent.name for path in (runs / name).rglob('last.pth')]
     assert sorted(saved) == ['student', 'teacher'][2 - (step > 24) - (step > 1) :]
     for path in (runs / name).rglob('*.safetensors'):
         if not path.parent.name.startswith('.best-'):  # what was being written
             load_file(path)
-    code, errors = finish(start(data, runs, name, '--resume'))
+    code, errors = finish(begin(data, runs, name, '--resume'))
     assert code == 0, errors
     assert_same_run(runs / name, runs / 'unbroken')
 
@@ -204,7 +171,7 @@ def test_killed_in_a_step(unbroken, step):
 def test_interrupted_in_the_middle_of_an_epoch(unbroken, send, signum, expected):
     data, runs = unbroken
     name = f'{send.__name__}-{signum.name}'
-    process = start(data, runs, name)
+    process = begin(data, runs, name)
     wait_for(runs / name / 'student' / 'last.pth', process)
     send(process.pid, signum)
     code, errors = finish(process)
@@ -214,9 +181,7 @@ def test_interrupted_in_the_middle_of_an_epoch(unbroken, send, signum, expected)
     assert line == (
         f"hdkd distill: {signum.name}, the state is saved. Resume with: hdkd distill --config '{config}' --resume"
     )
-    process = subprocess.run(  # as it says
-        [sys.executable, '-m', 'hdkd_timm', 'distill', '--config', config, '--resume'], capture_output=True, text=True
-    )
+    process = hdkd('distill', '--config', config, '--resume', '--no-report')  # as it says
     assert process.returncode == 0, process.stderr
     assert 'teacher  is finished' in process.stderr
     assert 'student  continues in epoch' in process.stderr
@@ -227,34 +192,11 @@ def test_ctrl_c_with_loaders_of_the_fork_server(unbroken, tmp_path):
     """The step that it comes in is the first of 12 of an update, whose images the loader has yet to read."""
     data, runs = unbroken
     (tmp_path / 'launcher.py').write_text(LAUNCHER)
-    args = [
-        'train',
-        '--data-dir',
-        data,
-        '--output',
-        runs,
-        '--img-size',
-        32,
-        '--epochs',
-        2,
-        '-b',
-        3,
-        '--device',
-        'cpu',
-        '--grad-accum-steps',
-        12,
-        '--bootstrap',
-        0,
-        *NETWORKS[:8],
-    ]
-    assert main([*map(str, args), '--experiment', 'whole', '-j', '0']) == 0
-    process = subprocess.run(
-        [sys.executable, tmp_path / 'launcher.py', *map(str, args), '--experiment', 'ctrl-c', '-j', '1'],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        start_new_session=True,
-    )
+    args = flags(data_dir=data, output=runs, img_size=32, epochs=2, batch_size=3, device='cpu', bootstrap=0)
+    args = ['train', *args, *flags(grad_accum_steps=12, no_report=True), *STUDENT]
+    assert main([*args, '--experiment', 'whole', '-j', '0']) == 0
+    args = [tmp_path / 'launcher.py', *args, '--experiment', 'ctrl-c', '-j', '1']
+    process = run(*args, fresh=True, start_new_session=True)
     assert process.returncode == 130, process.stderr
     assert 'Traceback' not in process.stderr
     assert process.stderr.strip().splitlines()[-1].startswith('hdkd train: SIGINT, the state is saved.')
@@ -266,37 +208,12 @@ def test_ctrl_c_with_loaders_of_the_fork_server(unbroken, tmp_path):
 @pytest.mark.parametrize('workers', [0, 1])
 def test_interrupted_while_a_disk_hangs(unbroken, workers, tmp_path):
     data, runs = unbroken
-    args = [
-        'train',
-        '--data-dir',
-        data,
-        '--output',
-        runs,
-        '--img-size',
-        32,
-        '--epochs',
-        2,
-        '-b',
-        4,
-        '--device',
-        'cpu',
-        '--bootstrap',
-        0,
-        '--no-report',
-        '-j',
-        workers,
-        *NETWORKS[:8],
-    ]
-    args = list(map(str, args))
+    args = flags(data_dir=data, output=runs, img_size=32, epochs=2, batch_size=4, device='cpu', bootstrap=0)
+    args = ['train', *args, *flags(no_report=True, workers=workers), *STUDENT]
     assert main([*args, '--experiment', f'awake{workers}']) == 0
     name, mark = f'hanging{workers}', tmp_path / 'mark'
-    process = subprocess.Popen(
-        [sys.executable, '-c', HANGING, *args, '--experiment', name],
-        env={**os.environ, 'MARK': str(mark)},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    env = {**os.environ, 'MARK': str(mark)}
+    process = start('-c', HANGING, *args, '--experiment', name, env=env, start_new_session=True)
     wait_for(mark, process)
     wait_for(runs / name / 'last.pth', process)
     os.killpg(process.pid, signal.SIGTERM)
@@ -316,7 +233,7 @@ def test_two_runs_cannot_share_a_folder(unbroken):
             ('--resume',): 'Another process is writing',
             ('--overwrite',): 'Another process is writing',
         }
-        for process, message in [(start(data, runs, 'shared', *more), message) for more, message in expected.items()]:
+        for process, message in [(begin(data, runs, 'shared', *more), message) for more, message in expected.items()]:
             code, errors = finish(process)
             assert code == 1
             assert 'Traceback' not in errors
@@ -330,13 +247,13 @@ def test_two_runs_cannot_share_a_folder(unbroken):
 def test_resume_of_a_finished_run_changes_nothing(unbroken):
     data, runs = unbroken
     before = {path: path.stat().st_mtime_ns for path in (runs / 'unbroken').rglob('*.safetensors')}
-    code, errors = finish(start(data, runs, 'unbroken', '--resume'))
+    code, errors = finish(begin(data, runs, 'unbroken', '--resume'))
     assert code == 0, errors
     assert before == {path: path.stat().st_mtime_ns for path in (runs / 'unbroken').rglob('*.safetensors')}
 
 
 def test_resume_with_other_settings_is_refused(unbroken):
     data, runs = unbroken
-    code, errors = finish(start(data, runs, 'unbroken', '--resume', '--lr', 0.5))
+    code, errors = finish(begin(data, runs, 'unbroken', '--resume', '--lr', 0.5))
     assert code == 1
     assert 'was started with lr 0.001, not 0.5' in errors

@@ -47,15 +47,28 @@ def app(*models):
         process.wait(30)
 
 
-@pytest.mark.skipif(BROWSER is None, reason='there is no Chromium')
-def test_upload_answer_picture(tmp_path):
+LABELS = [f'kind {i}' for i in range(TINY_STUDENT['num_classes'])]
+
+
+@pytest.fixture(scope='module')
+def page(tmp_path_factory):
+    """Address of a page of two networks, of colour and of grey images, and the name of the latter."""
     pytest.importorskip('gradio')
+    folder = tmp_path_factory.mktemp('models')
+    for name, in_chans in (('colour', 3), ('grey', 1)):
+        settings = dict(TINY_STUDENT, in_chans=in_chans)
+        model = timm.create_model('hdkd_student', **settings)
+        save_model(model, folder / name, LABELS, settings, (in_chans, 32, 32))
+    with app(str(folder / 'colour'), str(folder / 'grey')) as address:
+        yield address, str(folder / 'grey')
+
+
+@pytest.mark.skipif(BROWSER is None, reason='there is no Chromium')
+def test_upload_answer_picture(page, tmp_path):
     playwright = pytest.importorskip('playwright.sync_api')
-    model = timm.create_model('hdkd_student', **TINY_STUDENT)
-    labels = [f'kind {i}' for i in range(TINY_STUDENT['num_classes'])]
-    save_model(model, tmp_path / 'model', labels, TINY_STUDENT, (3, 32, 32))
     write_images(tmp_path / 'images', classes=['a'], number=1)
-    with app(str(tmp_path / 'model')) as address, playwright.sync_playwright() as p:
+    address, _ = page
+    with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=BROWSER, args=['--no-sandbox'])
         page = browser.new_page()
         asked = []
@@ -69,23 +82,11 @@ def test_upload_answer_picture(tmp_path):
         page.get_by_role('button', name='Classify').click()
         page.get_by_text('Grad-CAM for kind').wait_for(timeout=60_000)
         text = page.inner_text('body')
-        assert all(label in text for label in labels)
+        assert all(label in text for label in LABELS)
         assert 'rollout, distillation token' in text
         assert page.locator('img').count() >= 5
         browser.close()
     assert all(url.startswith((address, 'data:', 'blob:')) for url in asked), asked
-
-
-@pytest.fixture(scope='module')
-def page(tmp_path_factory):
-    """Address of the page, and the name of its network, of grey images."""
-    pytest.importorskip('gradio')
-    folder = tmp_path_factory.mktemp('model')
-    settings = dict(TINY_STUDENT, in_chans=1)
-    model = timm.create_model('hdkd_student', **settings)
-    save_model(model, folder / 'model', [f'kind {i}' for i in range(settings['num_classes'])], settings, (1, 32, 32))
-    with app(str(folder / 'model')) as address:
-        yield address, str(folder / 'model')
 
 
 def ask(page, path):

@@ -7,14 +7,13 @@ import os
 import re
 import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import timm
 import yaml
 from helpers import write_images
+from processes import PACKAGES, flags, run
 
 import hdkd_timm
 from hdkd_timm import DistillConfig
@@ -25,13 +24,8 @@ STUDENT, TEACHER = 'hdkd_student.brain_mri', 'hdkd_teacher.brain_mri'
 CLASSES = timm.get_pretrained_cfg(STUDENT).label_names
 
 
-def call(script, *args, **env):
-    return subprocess.run(
-        [sys.executable, ROOT / 'weights' / script, *map(str, args)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **env},
-    )
+def call(script, *args, **kwargs):
+    return run(ROOT / 'weights' / script, *args, **kwargs)
 
 
 @pytest.fixture(scope='module')
@@ -61,19 +55,8 @@ def released(data_dir, tmp_path_factory):
             )
         )
     )
-    args = (
-        'reproduce.py',
-        STUDENT,
-        '--data-dir',
-        data_dir,
-        '--changes',
-        folder / 'tiny.yaml',
-        '--seeds',
-        1,
-        2,
-        '--output',
-        folder,
-    )
+    args = flags(data_dir=data_dir, changes=folder / 'tiny.yaml', seeds=(1, 2), output=folder)
+    args = ('reproduce.py', STUDENT, *args)
     process = call(*args)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count('sha256') == 2
@@ -143,40 +126,27 @@ def test_check(released, data_dir, tmp_path):
     shutil.copytree(released / 'brain_mri-tiny-released', package / 'weights')
     args = ('check.py', STUDENT, '--data-dir', data_dir)
     path = os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')])
-    process = call(*args, PYTHONPATH=path)
+    of_package = dict(modules=PACKAGES, env={**os.environ, 'PYTHONPATH': path})
+    process = call(*args, **of_package)
     assert process.returncode == 1
     assert 'its sha256 is not' in process.stderr
     sha256 = hashlib.sha256((package / 'weights' / STUDENT / WEIGHTS).read_bytes()).hexdigest()
     source = (package / 'models' / 'pretrained.py').read_text()
     (package / 'models' / 'pretrained.py').write_text(source.replace(RELEASES[STUDENT].sha256, sha256))
-    process = call(*args, PYTHONPATH=path)
+    process = call(*args, **of_package)
     assert process.returncode == 0, process.stdout + process.stderr
     assert 'balanced accuracy' in process.stdout
     metrics = json.loads((package / 'weights' / STUDENT / 'metrics.json').read_text())
     metrics['test']['macro_auroc'] += 0.002
     (package / 'weights' / STUDENT / 'metrics.json').write_text(json.dumps(metrics))
-    process = call(*args, PYTHONPATH=path)
+    process = call(*args, **of_package)
     assert process.returncode == 1
     assert process.stdout.count('differs') == 1
 
 
 def test_transfer(data_dir, tmp_path):
-    args = (
-        'transfer.py',
-        '--brain-mri',
-        data_dir,
-        '--img-size',
-        32,
-        '--epochs',
-        1,
-        '--train-fraction',
-        1,
-        '--seeds',
-        1,
-        2,
-        '--output',
-        tmp_path,
-    )
+    args = flags(brain_mri=data_dir, img_size=32, epochs=1, train_fraction=1, seeds=(1, 2), output=tmp_path)
+    args = ('transfer.py', *args)
     process = call(*args)
     assert process.returncode == 0, process.stderr
     rows = process.stdout.splitlines()[2:]
@@ -184,9 +154,9 @@ def test_transfer(data_dir, tmp_path):
     for row, start in zip(rows, ('random', 'ham10k')):
         reports = []
         for seed in (1, 2):
-            (run,) = tmp_path.glob(f'transfer-hdkd_student-brain_mri-{start}*-{seed}')
-            reports.append(json.loads((run / 'metrics.json').read_text())['test'])
-            assert yaml.safe_load((run / 'config.yaml').read_text())['pretrained'] == (start != 'random')
+            (folder,) = tmp_path.glob(f'transfer-hdkd_student-brain_mri-{start}*-{seed}')
+            reports.append(json.loads((folder / 'metrics.json').read_text())['test'])
+            assert yaml.safe_load((folder / 'config.yaml').read_text())['pretrained'] == (start != 'random')
         assert f' {sum(50 * report["balanced_accuracy"] for report in reports):.1f} % |' in row
     assert call(*args).stdout == process.stdout  # runs that are done are not repeated
     assert 'error: no data: name the folder' in call('transfer.py').stderr

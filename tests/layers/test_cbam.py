@@ -30,3 +30,16 @@ def test_symbolic_tracing():
     traced = torch.fx.symbolic_trace(cbam)
     assert [node.name for node in traced.graph.nodes if node.op == 'call_function' and 'mean_max' in node.name]
     torch.testing.assert_close(traced(x), cbam(x))
+
+
+def test_compiled_gradient_under_autocast():
+    """Kernels compute x anew, unrounded, for the backward pass: no x may equal the rounded maximum that was kept."""
+    model, again = Cbam(16), Cbam(16)
+    again.load_state_dict(model.state_dict())
+    x = torch.randn(4, 16, 16, 16)
+    for forward in (model, torch.compile(again, fullgraph=True)):
+        with torch.autocast('cpu', torch.bfloat16):
+            loss = forward(x).float().square().mean()
+        loss.backward()
+    gradients = [torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (model, again)]
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.99

@@ -39,6 +39,11 @@ def create_tiny(name, **kwargs):
     return create(name, **{**(TINY_STUDENT if is_student(name) else TINY_TEACHER), 'img_size': SIZE, **kwargs})
 
 
+def create_shallow(name, **kwargs):
+    """One layer of each kind, for what takes long on each."""
+    return create_tiny(name, **{'depths': (1, 1, 1, 1) if is_student(name) else (1, 1, 1), **kwargs})
+
+
 def images(batch_size=2, chans=3, size=SIZE):
     height, width = (size, size) if isinstance(size, int) else size
     return torch.randn(batch_size, chans, height, width)
@@ -138,7 +143,7 @@ def test_pretrained_cfg(name):
 
 @pytest.mark.parametrize('name', MODELS)
 def test_reset_classifier(name):
-    model = create(name, dtype=torch.bfloat16).train()
+    model = create_tiny(name, dtype=torch.bfloat16).train()
     x = images(batch_size=4).bfloat16()
     model.reset_classifier(11)
     heads = model.get_classifier() if is_distilled(name) else (model.get_classifier(),)
@@ -156,7 +161,7 @@ def test_reset_classifier(name):
     assert model(x).shape == (4, 3)
     with pytest.raises(ValueError, match='global_pool'):
         model.reset_classifier(3, 'median')
-    assert create(name, num_classes=0, global_pool='').eval()(images()).ndim == unpooled.ndim
+    assert create_tiny(name, num_classes=0, global_pool='').eval()(images()).ndim == unpooled.ndim
 
 
 def test_unpooled_teacher_gives_a_map_of_logits_whose_mean_is_the_pooled_one():
@@ -524,7 +529,7 @@ def test_channels_last(name):
 
 @pytest.mark.parametrize('name', MODELS)
 def test_compile_fullgraph(name):
-    model = create_tiny(name).eval()
+    model = create_shallow(name).eval()
     x = images()
     compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
     torch.testing.assert_close(compiled(x), model(x))
@@ -533,8 +538,8 @@ def test_compile_fullgraph(name):
 @pytest.mark.parametrize('name', ['hdkd_teacher', 'hdkd_student'])
 @pytest.mark.parametrize('grad_checkpointing', [False, True])
 def test_compile_fullgraph_in_training(name, grad_checkpointing):
-    kwargs = TINY_STUDENT if is_student(name) else TINY_TEACHER
-    model, again = timm.create_model(name, **kwargs).train(), timm.create_model(name, **kwargs).train()
+    depths = (1, 1, 1, 2) if is_student(name) else (1, 1, 2)
+    model, again = (create_tiny(name, img_size=32, depths=depths).train() for _ in range(2))
     again.load_state_dict(model.state_dict())
     again.set_grad_checkpointing(grad_checkpointing)
     if is_student(name):
@@ -554,53 +559,43 @@ def test_compile_fullgraph_in_training(name, grad_checkpointing):
         torch.testing.assert_close(c, b, msg=lambda m, n=n: f'{n}: {m}')
 
 
-def test_compiled_gradient_under_autocast():
-    """Kernels compute x anew, unrounded, for the backward pass: no x may equal the rounded maximum that was kept."""
-    model, again = (timm.create_model('hdkd_teacher', **TINY_TEACHER).train() for _ in range(2))
-    again.load_state_dict(model.state_dict())
-    x, target = images(batch_size=4), torch.tensor([0, 1, 2, 0])
-    for forward in (model, torch.compile(again, fullgraph=True)):
-        with torch.autocast('cpu', torch.bfloat16):
-            loss = torch.nn.functional.cross_entropy(forward(x), target)
-        loss.backward()
-    gradients = [torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (model, again)]
-    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.99
-
-
 def test_compile_inductor():
-    model = timm.create_model('hdkd_student', **TINY_STUDENT).eval()
+    model = create_shallow('hdkd_student', img_size=32).eval()
     x = images(size=32)
     torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('name', MODELS)
 def test_export(name):
-    model = create_tiny(name).eval()
+    model = create_shallow(name).eval()
     batch = torch.export.Dim('batch', min=1, max=64)
     exported = torch.export.export(model, (images(),), dynamic_shapes=({0: batch},)).module()
     x = images(batch_size=5)
     torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('pad', [True, False])
-def test_export_with_dynamic_image_size(pad):
+@pytest.mark.parametrize(
+    ('name', 'kwargs'),
+    [
+        ('hdkd_teacher', {}),
+        ('hdkd_student', dict(dynamic_img_size=True, dynamic_img_pad=True)),
+        ('hdkd_student', dict(dynamic_img_size=True, dynamic_img_pad=False)),
+    ],
+)
+def test_export_with_dynamic_image_size(name, kwargs):
     auto = torch.export.Dim.AUTO
-    for model in (
-        timm.create_model('hdkd_student', **TINY_STUDENT, dynamic_img_size=True, dynamic_img_pad=pad).eval(),
-        timm.create_model('hdkd_teacher', **TINY_TEACHER).eval(),
-    ):
-        exported = torch.export.export(
-            model, (images(size=(64, 80)),), dynamic_shapes=({0: auto, 2: auto, 3: auto},)
-        ).module()
-        for size in ((96, 48), (61, 33)):
-            x = images(batch_size=3, size=size)
-            torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
+    model = create_shallow(name, img_size=32, **kwargs).eval()
+    x = images(size=(64, 80))
+    exported = torch.export.export(model, (x,), dynamic_shapes=({0: auto, 2: auto, 3: auto},)).module()
+    for size in ((96, 48), (61, 33)):
+        x = images(batch_size=3, size=size)
+        torch.testing.assert_close(exported(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('attn', ['cbam', 'se'])
 @pytest.mark.parametrize('name', MODELS)
 def test_reparameterize(name, attn):
-    model = randomize_batch_stats(create_tiny(name, attn=attn)).eval()
+    model = randomize_batch_stats(create_shallow(name, attn=attn)).eval()
     x = images()
     with torch.no_grad():
         expected, expected_maps = model(x), model.forward_intermediates(x, intermediates_only=True)
@@ -665,18 +660,18 @@ def test_autocast(name):
 @pytest.mark.parametrize('training', [False, True])
 def test_torchscript(name, training):
     dynamic = dict(dynamic_img_size=True) if is_student(name) else {}
-    model = create_tiny(name, scriptable=True, **dynamic)
+    model = create_shallow(name, scriptable=True, **dynamic)
     model.train(training)
     scripted = torch.jit.script(model)
     x = images(batch_size=3)
     torch.testing.assert_close(scripted(x), model(x), rtol=1e-4, atol=1e-4)
     if is_student(name):
-        fixed = create_tiny(name, scriptable=True).train(training)
+        fixed = create_shallow(name, scriptable=True).train(training)
         torch.testing.assert_close(torch.jit.script(fixed)(x), fixed(x), rtol=1e-4, atol=1e-4)
 
 
 def test_trace(tmp_path):
-    model, x = create_tiny('hdkd_student').eval(), images()
+    model, x = create_shallow('hdkd_student').eval(), images()
     traced = torch.jit.trace(model, x)
     traced.save(tmp_path / 'traced.pt')
     torch.testing.assert_close(torch.jit.load(tmp_path / 'traced.pt')(x), model(x))
@@ -696,7 +691,7 @@ def test_fx_feature_extraction(name):
 def test_onnx_export(tmp_path):
     pytest.importorskip('onnxscript')
     onnx = pytest.importorskip('onnx')
-    model = timm.create_model('hdkd_student', **TINY_STUDENT).eval()
+    model = create_shallow('hdkd_student', img_size=32).eval()
     torch.onnx.export(model, (images(size=32),), tmp_path / 'student.onnx', dynamo=True, verbose=False)
     onnx.checker.check_model(str(tmp_path / 'student.onnx'))
 

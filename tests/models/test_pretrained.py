@@ -4,8 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import torch
 import yaml
 from helpers import write_images
 from hub_server import hub_server
+from processes import PACKAGES, run
 
 import hdkd_timm
 from hdkd_timm import DistillConfig, distill
@@ -166,7 +165,8 @@ for name in ({NC_STUDENT!r}, {NC_STUDENT!r}, {STUDENT!r}):
     timm.create_model(name, pretrained=True)
 timm.create_model({NC_TEACHER!r})
 """
-    process = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    process = run('-c', code)
+    assert process.returncode == 0, process.stderr
     assert process.stderr.count('UserWarning') == 1
     assert f"The weights '{NC_STUDENT}' are for non-commercial use only, cc-by-nc-4.0." in process.stderr
     assert 'ViDIR Group' in process.stderr
@@ -219,8 +219,8 @@ def test_commands_take_their_names(tmp_path):
     for experiment, changes in dict(
         scratch={}, free=dict(model=STUDENT, pretrained=True), nc=dict(model=NC_STUDENT, pretrained=True)
     ).items():
-        run = distill(DistillConfig(**settings, **changes, experiment=experiment))['run']
-        write_hub_folder(f'{run}/student', tmp_path / experiment, 'us/net')
+        folder = distill(DistillConfig(**settings, **changes, experiment=experiment))['run']
+        write_hub_folder(f'{folder}/student', tmp_path / experiment, 'us/net')
         cards[experiment] = (tmp_path / experiment / 'README.md').read_text()
         assert '## Licence\n\n' in cards[experiment]
         assert '| `teacher_checkpoint` | hdkd\\_teacher.brain\\_mri |' in cards[experiment]
@@ -234,7 +234,7 @@ def test_commands_take_their_names(tmp_path):
     assert 'started from' not in cards['scratch']
     config = json.loads((tmp_path / 'scratch' / 'config.json').read_text())
     assert not {'license', 'tag'} & set(config['pretrained_cfg'])
-    write_hub_folder(f'{run}/student', tmp_path / 'other', 'us/net', license='other')
+    write_hub_folder(f'{folder}/student', tmp_path / 'other', 'us/net', license='other')
     assert (
         'other. The weights that the training started from: cc-by-nc-4.0.'
         in (tmp_path / 'other' / 'README.md').read_text()
@@ -260,23 +260,17 @@ def bare_package(tmp_path_factory):
 def load(bare_package, tmp_path):
     """Load models in a process with that package, from a server or from none."""
 
-    def run(*names, endpoint='http://127.0.0.1:9', **env):
+    def load(*names, endpoint='http://127.0.0.1:9', **env):
         environment = {k: v for k, v in os.environ.items() if not k.startswith(('HF_', 'HDKD_'))}
         environment.update(
             HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path / 'hf'), HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_DISABLE_XET='1'
         )
-        process = subprocess.run(  # a process finds the package of its folder first
-            [sys.executable, '-c', LOAD, *names],
-            cwd=bare_package,
-            env={**environment, **env},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        # a process finds the package of its folder first
+        process = run('-c', LOAD, *names, cwd=bare_package, env={**environment, **env}, modules=PACKAGES)
         assert process.returncode == 0, process.stderr
         return json.loads(process.stdout)
 
-    return run
+    return load
 
 
 def test_hub(load, tmp_path):

@@ -14,6 +14,7 @@ import timm
 import torch
 from helpers import TINY_STUDENT, TINY_TEACHER, randomize_batch_stats, write_images
 from PIL import Image
+from processes import flags
 
 from hdkd_timm import evaluate_model, predict
 from hdkd_timm.cli import main
@@ -23,11 +24,14 @@ from hdkd_timm.models.checkpoint import save_model
 from hdkd_timm.sharing.export import export_model
 
 CONFIG = InferenceConfig(workers=0, device='cpu', batch_size=3)
+# one layer of each kind: exports take long on each
+STUDENT = dict(TINY_STUDENT, num_classes=3, depths=(1, 1, 1, 1))
+TEACHER = dict(TINY_TEACHER, num_classes=3, depths=(1, 1, 1))
 
 
 def save_student(folder, name='hdkd_student', **kwargs):
     """A model folder with the classes a, b, c whose outputs depend on the BatchNorms and on the image."""
-    args = dict(TINY_TEACHER if 'teacher' in name else TINY_STUDENT, num_classes=3, **kwargs)
+    args = dict(TEACHER if 'teacher' in name else STUDENT, **kwargs)
     model = randomize_batch_stats(timm.create_model(name, **args))
     for head in model.get_classifier() if isinstance(model.get_classifier(), tuple) else [model.get_classifier()]:
         torch.nn.init.normal_(head.weight)
@@ -45,28 +49,10 @@ def models(tmp_path_factory):
     write_images(folder / 'data' / 'test', number=4, seed=1)
     test, train = str(folder / 'data' / 'test'), str(folder / 'data' / 'train')
     with redirect_stdout(io.StringIO()) as text:
-        assert (
-            main(
-                ['export', str(folder / 'student'), '--int8', '--calibration', train, '--out', str(folder / 's8.onnx')]
-            )
-            == 0
-        )
-        assert (
-            main(
-                [
-                    'export',
-                    str(folder / 'student'),
-                    '--format',
-                    'torch-export',
-                    '--out',
-                    str(folder / 's.pt2'),
-                    '--images',
-                    f'{test}/a/0.png',
-                    f'{test}/b',
-                ]
-            )
-            == 0
-        )
+        args = ['export', str(folder / 'student')]
+        assert main([*args, *flags(int8=True, calibration=train, out=folder / 's8.onnx')]) == 0
+        settings = dict(format='torch-export', out=folder / 's.pt2', images=[f'{test}/a/0.png', f'{test}/b'])
+        assert main([*args, *flags(**settings)]) == 0
     report = export_model(folder / 'student', folder / 's.onnx', images=[test])
     return folder, report, text.getvalue()
 
@@ -248,7 +234,7 @@ def test_errors_of_export(models, args, message, tmp_path, monkeypatch, capsys):
     (tmp_path / 'bad.png').write_text('no image')
     for name, kwargs in (('headless', dict(num_classes=0)), ('four', dict(in_chans=4))):
         if name in args:
-            save_model(timm.create_model('hdkd_student', **{**TINY_STUDENT, **kwargs}), tmp_path / name)
+            save_model(timm.create_model('hdkd_student', **{**STUDENT, **kwargs}), tmp_path / name)
     before = sorted([*tmp_path.rglob('*'), *folder.rglob('*')])
     args = [arg.replace('DIR', str(folder)).replace('MODEL', str(folder / 'student')) for arg in args]
     assert main(['export', *args]) == 1
@@ -340,8 +326,7 @@ def test_metadata_that_is_wrong(models, changes, message, tmp_path):
 
 def test_names_go_into_the_file(models, tmp_path):
     """Class names of a model without any."""
-    args = dict(TINY_TEACHER, num_classes=3)
-    save_model(timm.create_model('hdkd_teacher', **args), tmp_path / 'm', model_args=args)
+    save_model(timm.create_model('hdkd_teacher', **TEACHER), tmp_path / 'm', model_args=TEACHER)
     assert main(['export', str(tmp_path / 'm'), '--out', str(tmp_path / 'a.onnx'), '--label-names', 'x', 'Y', 'z']) == 0
     assert load_classifier(str(tmp_path / 'a.onnx'), CONFIG).classes == ['x', 'Y', 'z']
     export_model(tmp_path / 'm', tmp_path / 'b.onnx')

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,8 @@ import torch
 import yaml
 from helpers import TINY_STUDENT, write_images
 from hub_server import hub_server
+from processes import PACKAGES
+from processes import run as run_python
 from safetensors.torch import load_file, save
 
 from hdkd_timm import TrainConfig, train
@@ -82,9 +82,7 @@ def call(code, *args, server=None, **env):
         HF_HUB_DISABLE_XET='1',
         **env,
     )
-    return subprocess.run(
-        [sys.executable, '-c', code, *args], env=environment, capture_output=True, text=True, timeout=300
-    )
+    return run_python('-c', code, *args, env=environment, modules=PACKAGES)
 
 
 def drive(commands, **kwargs):

@@ -9,13 +9,14 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import TINY_STUDENT
 from kill_table import count_operations
+from processes import run_on_a_small_disk, start
 
 from hdkd_timm import TrainConfig, train
 from hdkd_timm.data.config import DataConfig
@@ -325,7 +326,6 @@ def test_modes_are_the_users(runs, tmp_path, umask):
         assert stat.S_IMODE(path.stat().st_mode) == (0o777 if path.is_dir() else 0o666) & ~umask, path
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which('unshare'), reason='mounts a small disk')
 def test_full_disk(tmp_path):
     """The old state is kept, and the error says what is wrong."""
     code = f"""
@@ -338,10 +338,7 @@ except Exception as e:
     print(type(e).__name__, e)
 print(load_state('{tmp_path}/last.pth'))
 """
-    mount = ['unshare', '-m', 'sh', '-c', f'mount -t tmpfs -o size=1m tmpfs {tmp_path} && exec "$@"', 'sh']
-    result = subprocess.run([*mount, sys.executable, '-c', code], capture_output=True, text=True, check=False)
-    if result.returncode == 32 or 'unshare failed' in result.stderr:
-        pytest.skip('no right to mount')
+    result = run_on_a_small_disk(tmp_path, '1m', code)
     assert f"No space left on device: '{tmp_path}/last.pth'" in result.stdout, result.stdout
     assert result.stdout.splitlines()[-1] == "{'progress': 1}"
 
@@ -660,23 +657,23 @@ def test_images_that_are_not_told(tmp_path):
 
 
 HOLD = """
-import sys
+import sys, time
 from hdkd_timm.training.run_folder import run_folder
-with run_folder(sys.argv[1], 'run', sys.argv[2]):
-    print('mine', flush=True)
-    sys.stdin.read()
+with run_folder(sys.argv[1], 'run', sys.argv[2]) as folder:
+    (folder / 'mine').touch()
+    time.sleep(1000)
 """
 
 
 @pytest.fixture
 def other_process(runs):
-    """A process that writes to the run until its input ends."""
-    with subprocess.Popen(
-        [sys.executable, '-c', HOLD, str(runs), SETTINGS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout.readline() == 'mine\n'
-        yield process
-        process.kill()
+    """A process that writes to the run until it is killed."""
+    process = start('-c', HOLD, runs, SETTINGS)
+    while not (runs / 'run' / 'mine').exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    yield process
+    process.kill()
 
 
 def test_run_of_another_process(runs, other_process):
@@ -693,7 +690,7 @@ def test_run_of_another_process(runs, other_process):
     assert (runs / 'run' / '.lock').exists()
     with run_folder(str(runs), 'run', SETTINGS, resume=True):
         pass
-    assert content(runs / 'run') == [CONFIG_FILE]
+    assert content(runs / 'run') == [CONFIG_FILE, 'mine']
 
 
 def test_a_run_goes_on_with_the_same_images_only(image_folder, tmp_path):

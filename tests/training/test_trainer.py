@@ -11,7 +11,7 @@ import torch
 from helpers import TINY_STUDENT, TINY_TEACHER, write_images
 from timm.utils import unwrap_model
 from torch.nn import functional as F
-from training_helpers import interrupt_test, load, predict_val, read_summary, save_teacher
+from training_helpers import STUDENT, interrupt_test, load, predict_val, read_summary, save_teacher
 
 from hdkd_timm import DistillConfig, TrainConfig, distill, train
 from hdkd_timm.data.datasets import create_datasets
@@ -459,7 +459,9 @@ def test_moving_average_is_what_is_kept(train_config, run):
 
 
 def test_compiled_training_is_the_same(train_config, run):
-    config = dataclasses.replace(train_config, epochs=1, opt='sgd', lr=0.05)  # Adam would make much of rounding noise
+    network = dict(STUDENT, depths=(1, 1, 1, 1))  # compilation takes long on each layer
+    config = dataclasses.replace(train_config, epochs=1, model_kwargs=network)
+    config = dataclasses.replace(config, opt='sgd', lr=0.05)  # Adam would make much of rounding noise
     train(config)
     train(dataclasses.replace(config, torchcompile='aot_eager', experiment='compiled'))
     state = load(run.parent / 'compiled').state_dict()
@@ -494,7 +496,8 @@ def test_nan_loss_ends_the_run(config, train_config, run):
 def test_plateau_schedule_is_given_its_metric(train_config, image_folder, monkeypatch, run):
     write_images(image_folder / 'val', number=2, seed=2)
     predict_val(monkeypatch, *[3] * 16)
-    train(dataclasses.replace(train_config, sched='plateau', epochs=16, warmup_epochs=0, min_lr=0.0))
+    settings = dict(sched='plateau', epochs=16, warmup_epochs=0, min_lr=0.0)
+    train(dataclasses.replace(train_config, batch_size=24, **settings))
     lrs = [float(row['lr']) for row in read_summary(run)]
     assert lrs[0] == 2e-3
     assert lrs[-1] < 1e-3

@@ -1,11 +1,8 @@
 """YAML and JSON of others: the right values, or an error of one line that names file and line, in little memory."""
 
-import resource
-import subprocess
-import sys
-
 import pytest
 import yaml
+from processes import run
 
 from hdkd_timm.cli import main
 from hdkd_timm.utils.parsing import MAX_YAML, parse_json, parse_yaml, read_json, to_yaml
@@ -151,17 +148,19 @@ def test_json(tmp_path):
         read_json(tmp_path / 'b.json')
 
 
+# the command in little memory
+LIMITED = """
+import resource, sys
+from hdkd_timm.cli import main
+resource.setrlimit(resource.RLIMIT_DATA, (2 << 30, 2 << 30))
+sys.exit(main())
+"""
+
+
 def test_bomb_in_a_config(tmp_path):
     """The whole command takes no more memory than with another error."""
     (tmp_path / 'bomb.yaml').write_text(BOMB)
-    limit = 2 << 30
-    done = subprocess.run(
-        [sys.executable, '-m', 'hdkd_timm', 'train', '--config', str(tmp_path / 'bomb.yaml')],
-        text=True,
-        timeout=300,
-        capture_output=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
-    )
+    done = run('-c', LIMITED, 'train', '--config', tmp_path / 'bomb.yaml')
     assert done.returncode == 1
     assert 'with its aliases (*NAME) expanded' in done.stderr
     assert done.stderr.count('\n') == 1

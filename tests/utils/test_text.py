@@ -1,11 +1,10 @@
 """Text of others cannot control a terminal."""
 
 import logging
-import subprocess
-import sys
 
 import pytest
 from helpers import write_images
+from processes import hdkd
 
 from hdkd_timm.cli import main
 from hdkd_timm.utils.text import PrintableFormatter, printable
@@ -38,12 +37,7 @@ def test_commands_print_no_escapes(tmp_path, capsys):
     write_images(tmp_path / 'data' / 'train', classes=[evil, 'b'], number=2)
     (tmp_path / 'data' / 'train' / evil / 'broken\x1b[31m.png').write_bytes(b'broken')
     # a process of its own, as tests redirect the log
-    done = subprocess.run(
-        [sys.executable, '-m', 'hdkd_timm', 'check', str(tmp_path / 'data')],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = hdkd('check', tmp_path / 'data')
     assert done.returncode == 0
     assert main(['predict', str(tmp_path / f'no{evil}'), str(tmp_path)]) == 1
     for output in (done.stdout + done.stderr, ''.join(capsys.readouterr())):
