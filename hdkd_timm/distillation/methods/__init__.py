@@ -6,11 +6,12 @@ from typing import Any, Callable, Dict, List, Mapping, Sequence, Type, Union
 from ..networks import Pair
 from .base import Method
 from .hdkd import HDKD
+from .ickd import ICKD
 from .kd import KD
 
 __all__ = ['METHODS', 'Method', 'create_methods', 'method_settings']
 
-METHODS: Dict[str, Type[Method]] = {method.name: method for method in (HDKD, KD)}
+METHODS: Dict[str, Type[Method]] = {method.name: method for method in (HDKD, KD, ICKD)}
 
 
 def method_settings(method: Callable[..., Method]) -> Dict[str, Any]:
