@@ -1,4 +1,4 @@
-"""What the tests of the methods of maps, pooled features and attention share: pairs of any sizes, and a step of them."""
+"""What tests of methods of maps, pooled features and attention share: pairs of any sizes, and a step of them."""
 
 import timm
 import torch

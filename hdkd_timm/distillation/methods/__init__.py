@@ -8,10 +8,11 @@ from .base import Method
 from .hdkd import HDKD
 from .ickd import ICKD
 from .kd import KD
+from .mgd import MGD
 
 __all__ = ['METHODS', 'Method', 'create_methods', 'method_settings']
 
-METHODS: Dict[str, Type[Method]] = {method.name: method for method in (HDKD, KD, ICKD)}
+METHODS: Dict[str, Type[Method]] = {method.name: method for method in (HDKD, KD, ICKD, MGD)}
 
 
 def method_settings(method: Callable[..., Method]) -> Dict[str, Any]:
