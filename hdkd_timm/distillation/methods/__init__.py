@@ -9,10 +9,11 @@ from .hdkd import HDKD
 from .ickd import ICKD
 from .kd import KD
 from .mgd import MGD
+from .reviewkd import ReviewKD
 
 __all__ = ['METHODS', 'Method', 'create_methods', 'method_settings']
 
-METHODS: Dict[str, Type[Method]] = {method.name: method for method in (HDKD, KD, ICKD, MGD)}
+METHODS: Dict[str, Type[Method]] = {method.name: method for method in (HDKD, KD, ICKD, ReviewKD, MGD)}
 
 
 def method_settings(method: Callable[..., Method]) -> Dict[str, Any]:
