@@ -5,15 +5,17 @@ from typing import Any, Callable, Dict, List, Mapping, Sequence, Type, Union
 
 from ..networks import Pair
 from .base import Method
+from .crd import CRD
 from .hdkd import HDKD
 from .ickd import ICKD
+from .infonce import InfoNCE
 from .kd import KD
 from .mgd import MGD
 from .reviewkd import ReviewKD
 
 __all__ = ['METHODS', 'Method', 'create_methods', 'method_settings']
 
-METHODS: Dict[str, Type[Method]] = {method.name: method for method in (HDKD, KD, ICKD, ReviewKD, MGD)}
+METHODS: Dict[str, Type[Method]] = {method.name: method for method in (HDKD, KD, ICKD, CRD, ReviewKD, MGD, InfoNCE)}
 
 
 def method_settings(method: Callable[..., Method]) -> Dict[str, Any]:
