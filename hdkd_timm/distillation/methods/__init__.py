@@ -12,10 +12,13 @@ from .infonce import InfoNCE
 from .kd import KD
 from .mgd import MGD
 from .reviewkd import ReviewKD
+from .sinkhorn import Sinkhorn
 
 __all__ = ['METHODS', 'Method', 'create_methods', 'method_settings']
 
-METHODS: Dict[str, Type[Method]] = {method.name: method for method in (HDKD, KD, ICKD, CRD, ReviewKD, MGD, InfoNCE)}
+METHODS: Dict[str, Type[Method]] = {
+    method.name: method for method in (HDKD, KD, ICKD, CRD, ReviewKD, MGD, InfoNCE, Sinkhorn)
+}
 
 
 def method_settings(method: Callable[..., Method]) -> Dict[str, Any]:

@@ -40,8 +40,8 @@ class InfoNCE(Method):
     """Contrast of the pooled features within the batch, which each network's linear layer brings to one length.
 
     It is the part of TAS (arXiv 2410.12342) that fits any pair of networks, between teacher and student, without the
-    assistant that TAS builds of both. The paper does not state its projections, directions and initial temperature; those
-    here are CLIP's (arXiv 2103.00020). The temperature is learned, 1/100 at least.
+    assistant that TAS builds of both. Its projections, directions and initial temperature are not known here: those of
+    CLIP (arXiv 2103.00020) are taken. The temperature is learned, and 0.01 at least.
 
     The loss depends on the whole batch: other images are the negatives, also those of the same class. With several
     processes each contrasts its own batch.
