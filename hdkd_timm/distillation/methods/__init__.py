@@ -5,6 +5,7 @@ from typing import Any, Callable, Dict, List, Mapping, Sequence, Type, Union
 
 from ..networks import Pair
 from .base import Method
+from .c2vkd import C2VKD
 from .crd import CRD
 from .hdkd import HDKD
 from .ickd import ICKD
@@ -17,7 +18,7 @@ from .sinkhorn import Sinkhorn
 __all__ = ['METHODS', 'Method', 'create_methods', 'method_settings']
 
 METHODS: Dict[str, Type[Method]] = {
-    method.name: method for method in (HDKD, KD, ICKD, CRD, ReviewKD, MGD, InfoNCE, Sinkhorn)
+    method.name: method for method in (HDKD, KD, ICKD, CRD, ReviewKD, MGD, C2VKD, InfoNCE, Sinkhorn)
 }
 
 
