@@ -4,6 +4,7 @@ import inspect
 from typing import Any, Callable, Dict, List, Mapping, Sequence, Type, Union
 
 from ..networks import Pair
+from .a2d import A2D
 from .base import Method
 from .c2vkd import C2VKD
 from .crd import CRD
@@ -18,7 +19,7 @@ from .sinkhorn import Sinkhorn
 __all__ = ['METHODS', 'Method', 'create_methods', 'method_settings']
 
 METHODS: Dict[str, Type[Method]] = {
-    method.name: method for method in (HDKD, KD, ICKD, CRD, ReviewKD, MGD, C2VKD, InfoNCE, Sinkhorn)
+    method.name: method for method in (HDKD, KD, ICKD, CRD, ReviewKD, MGD, A2D, C2VKD, InfoNCE, Sinkhorn)
 }
 
 
