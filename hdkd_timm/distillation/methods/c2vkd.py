@@ -10,7 +10,7 @@ from torch import nn
 from ..networks import Pair
 from ..outputs import Needs, Outputs
 from .base import Method, check_number
-from .last_stages import match_last_stages
+from .one_stage import match_one_stage
 
 
 def pdd_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -133,7 +133,7 @@ class C2VKD(Method):
         patch_weight: float = 0.1,
         stages: Sequence[str] = (),
     ):
-        self.stages = match_last_stages(pair, self.name, stages)
+        self.stages = match_one_stage(pair, self.name, stages)
         # PDD trains what the cross entropy would: it does not ask for a distillation head to be trained apart
         super().__init__(pair, weight, Needs(stages=self.stages[:1]), Needs(logits=True, stages=self.stages[1:]))
         self.global_weight = check_number(self.name, 'global_weight', global_weight, at_least=0)

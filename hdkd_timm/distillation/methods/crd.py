@@ -113,6 +113,7 @@ class CRD(Method):
                 'crd compares each image with a memory of itself, so it needs the number of each, and no mixtures of'
                 ' images: pass `index`, and turn mixup and cutmix off.'
             )
+        index = index.to(self.targets.device)
         embedded_s, embedded_t = self.embed_student(student.pooled), self.embed_teacher(teacher.pooled)
         with torch.autocast(index.device.type, enabled=False):  # exp(1 / temperature) is beyond float16
             embedded_s, embedded_t = (F.normalize(e.float(), dim=1) for e in (embedded_s, embedded_t))

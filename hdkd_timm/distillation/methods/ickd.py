@@ -9,7 +9,7 @@ from torch import nn
 from ..networks import Pair
 from ..outputs import Needs, Outputs
 from .base import Method
-from .last_stages import match_last_stages
+from .one_stage import match_one_stage
 
 
 def channel_correlation(features: torch.Tensor) -> torch.Tensor:
@@ -55,7 +55,7 @@ class ICKD(Method):
     source = 'Liu et al. 2021, ICCV; compared with ADLab-AutoDrive/ICKD at 403b8d3'
 
     def __init__(self, pair: Pair, *, weight: float = 2.5, stages: Sequence[str] = ()):
-        self.stages = match_last_stages(pair, self.name, stages)
+        self.stages = match_one_stage(pair, self.name, stages)
         super().__init__(pair, weight, Needs(stages=self.stages[:1]), Needs(stages=self.stages[1:]))
         channels = pair.teacher.stage(self.stages[1]).channels
         self.embed = nn.Sequential(

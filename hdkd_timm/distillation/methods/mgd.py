@@ -8,6 +8,7 @@ from torch import nn
 from ..networks import Pair
 from ..outputs import Needs, Outputs
 from .base import Method, check_number
+from .one_stage import match_one_stage
 
 
 def draw_keep_mask(features: torch.Tensor, mask_ratio: float) -> torch.Tensor:
@@ -16,10 +17,25 @@ def draw_keep_mask(features: torch.Tensor, mask_ratio: float) -> torch.Tensor:
 
 
 def mgd_loss(generated_map: torch.Tensor, teacher_map: torch.Tensor) -> torch.Tensor:
-    """Sum of the squared differences of two maps for each image, (B, C, H, W) each, averaged over the images.
+    """Sum of the squared differences of two maps for each image, averaged over the images.
 
     Computed in float32. Source: arXiv 2205.01529, without its factor alpha.
+
+    Args:
+        generated_map: (B, C, H, W).
+        teacher_map: (B, C, H, W).
+
+    Returns:
+        Scalar loss.
+
+    Raises:
+        ValueError: if the shapes differ.
     """
+    if generated_map.shape != teacher_map.shape:
+        raise ValueError(
+            f"mgd: the generated map is {tuple(generated_map.shape)}, the teacher's {tuple(teacher_map.shape)}: choose"
+            ' other stages, mgd.stages=STUDENT:TEACHER.'
+        )
     with torch.autocast(generated_map.device.type, enabled=False):
         return (generated_map.float() - teacher_map.float()).square().sum() / len(teacher_map)
 
@@ -46,9 +62,7 @@ class MGD(Method):
     source = 'Yang et al. 2022, arXiv 2205.01529; compared with yzd-v/MGD at 2c9da0b'
 
     def __init__(self, pair: Pair, *, weight: float = 7e-5, mask_ratio: float = 0.15, stages: Sequence[str] = ()):
-        if len(stages) > 1:
-            raise ValueError(f'mgd.stages must name one stage of each network, STUDENT:TEACHER, got {list(stages)}.')
-        of_student, of_teacher = self.stages = pair.match_stages(self.name, stages)[-1]
+        of_student, of_teacher = self.stages = match_one_stage(pair, self.name, stages, same_stride=True)
         super().__init__(pair, weight, Needs(stages=(of_student,)), Needs(stages=(of_teacher,)))
         self.mask_ratio = check_number(self.name, 'mask_ratio', mask_ratio, at_least=0, at_most=1)
         s, t = pair.student.stage(of_student), pair.teacher.stage(of_teacher)

@@ -123,7 +123,8 @@ class ReviewKD(Method):
         return {'stages': ' '.join(f'{s}:{t}' for s, t in self.stages) + ' and pooled'}
 
     def set_epoch(self, epoch: int, epochs: int) -> None:
-        self.warm.fill_(min(1.0, epoch / (self.warmup * epochs)) if self.warmup else 1.0)
+        length = self.warmup * epochs
+        self.warm.fill_(min(1.0, epoch / length) if length else 1.0)
 
     def fuse(self, student_maps: Sequence[torch.Tensor], sizes: Sequence[Tuple[int, int]]) -> List[torch.Tensor]:
         """The student's maps to compare with the teacher's.

@@ -65,6 +65,12 @@ def test_step(networks, stages):
     assert task.trainable_module.methods['ickd'].describe() == {'stages': stages}
 
 
+def test_one_graph():
+    method = ICKD(describe_pair(dict(stages=[(4, 4)]), dict(stages=[(6, 8)])))
+    args = *(Outputs(torch.empty(0), maps={1: torch.randn(2, c, n, n)}) for c, n in ((4, 4), (6, 8))), torch.zeros(2)
+    torch.testing.assert_close(torch.compile(method, backend='eager', fullgraph=True)(*args), method(*args))
+
+
 def test_settings():
     pair = describe_pair(dict(stages=[(4, 8), (6, 4)]), dict(stages=[(5, 8), (7, 4)]))
     method = ICKD(pair, weight=3.0, stages=['2:1'])

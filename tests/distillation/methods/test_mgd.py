@@ -74,6 +74,17 @@ def test_step(networks, stages):
     assert task.trainable_module.methods['mgd'].describe()['stages'] == stages
 
 
+def test_maps_that_turn_out_to_differ_are_refused():
+    with pytest.raises(ValueError, match=r'the generated map is \(2, 3, 4, 4\), the teacher\'s \(2, 3, 1, 1\): choose'):
+        mgd_loss(torch.randn(2, 3, 4, 4), torch.randn(2, 3, 1, 1))
+
+
+def test_one_graph():
+    method = MGD(describe_pair(dict(stages=[(4, 4)]), dict(stages=[(6, 4)])), mask_ratio=0.0)
+    args = *(Outputs(torch.empty(0), maps={1: torch.randn(2, c, 4, 4)}) for c in (4, 6)), torch.zeros(2)
+    torch.testing.assert_close(torch.compile(method, backend='eager', fullgraph=True)(*args), method(*args))
+
+
 def test_weight_per_entry_is_stated():
     pair = describe_pair(dict(stages=[(64, 28), (256, 7)]), dict(stages=[(192, 28), (512, 7)]))
     assert MGD(pair).describe() == {'stages': '2:2', 'weight per entry': '1.76'}

@@ -89,6 +89,11 @@ def test_step(networks, stages):
     assert task.trainable_module.methods['reviewkd'].describe() == {'stages': f'{stages} and pooled'}
 
 
+def test_one_graph():
+    method, args = ReviewKD(describe_pair(STUDENT, TEACHER)), (*random_outputs(), torch.zeros(4))
+    torch.testing.assert_close(torch.compile(method, backend='eager', fullgraph=True)(*args), method(*args))
+
+
 def test_stages_are_fused_in_the_order_of_the_network():
     pair = describe_pair(STUDENT, TEACHER)
     method = ReviewKD(pair, stages=['3:2', '1:1'], weight=2.0)
