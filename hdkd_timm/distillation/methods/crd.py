@@ -46,8 +46,8 @@ class CRD(Method):
     images of other classes, and the reverse. Then the memory moves half-way to the new embeddings.
 
     The memory, and the constants Z that the first batch sets, are buffers that checkpoints hold, so that a run resumes
-    as it was. With several processes it takes the embeddings of all batches, which must be of one size, and Z is the
-    mean of all: both stay equal on all processes. The loss is that of the process's own batch.
+    as it was. Several processes start with the same memory, which takes the embeddings of all batches (of one size), and
+    Z is the mean of all, so that both are equal on all processes. The loss is that of the process's own batch.
 
     Args:
         pair: The networks, with the class indices of the training images (`train_targets`).
@@ -86,9 +86,11 @@ class CRD(Method):
         self.embed_student = nn.Linear(dim_s, dim)
         self.embed_teacher = nn.Linear(dim_t, dim)
         self.register_buffer('targets', targets, persistent=False)
+        generator = torch.Generator().manual_seed(0)  # the same on all processes, whose global generators may differ
         bound = (3 / dim) ** 0.5  # embeddings of length 1 on average
         for network in ('student', 'teacher'):
-            self.register_buffer(f'memory_{network}', torch.empty(len(targets), dim).uniform_(-bound, bound))
+            memory = torch.empty(len(targets), dim, device='cpu').uniform_(-bound, bound, generator=generator)
+            self.register_buffer(f'memory_{network}', memory)
             self.register_buffer(f'z_{network}', torch.zeros(()))  # 0 until the first batch
 
     def describe(self) -> Dict[str, Any]:

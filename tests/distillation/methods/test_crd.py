@@ -1,9 +1,8 @@
 import copy
-import os
 import subprocess
 import sys
-from pathlib import Path
 
+import crd_process
 import pytest
 import torch
 from helpers import strip_prefix
@@ -184,42 +183,21 @@ def test_resumed_training_is_equal_bit_by_bit(tmp_path):
         assert torch.equal(value, expected[name]), name
 
 
-PROCESS = """
-import sys
-
-import torch
-import torch.distributed as dist
-from map_helpers import create_task
-
-rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
-torch.manual_seed(rank)  # memories that differ before they are told of each other
-targets = torch.arange(20) % 5
-task = create_task('crd', train_targets=targets, k=8)
-task.prepare_distributed()
-state = task.trainable_module.module.methods['crd'].state_dict()
-torch.save({name: value.clone() for name, value in state.items()}, f'{folder}/start{rank}.pt')
-for index in ([0, 2], [1, 0]), ([4, 5], [6, 7]):
-    index = torch.tensor(index[rank])
-    task(torch.randn(2, 3, 32, 32), targets[index], index)['loss'].backward()
-torch.save(state, f'{folder}/end{rank}.pt')
-dist.destroy_process_group()
-"""
-
-
 def test_memory_is_equal_on_all_processes(tmp_path):
-    env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(Path(__file__).parents[2]), *sys.path]))
-    processes = [
-        subprocess.Popen([sys.executable, '-c', PROCESS, str(rank), str(tmp_path)], env=env) for rank in range(2)
-    ]
-    assert [process.wait() for process in processes] == [0, 0]
-    start, end, other = (torch.load(tmp_path / name, weights_only=True) for name in ('start0.pt', 'end0.pt', 'end1.pt'))
-    for name, value in end.items():
-        assert torch.equal(value, other[name]), name
-    assert end['z_student'] > 0
-    for name in ('memory_student', 'memory_teacher'):  # it has the images of both
-        changed = (end[name] != start[name]).any(dim=1)
-        assert changed.nonzero().flatten().tolist() == [0, 1, 2, 4, 5, 6, 7]
+    process = subprocess.Popen([sys.executable, crd_process.__file__, '1', str(tmp_path)])
+    crd_process.train(0, tmp_path)
+    assert process.wait() == 0
+    states, others = (torch.load(tmp_path / f'memory{rank}.pt', weights_only=True) for rank in range(2))
+    for state, other in zip(states, others):
+        assert set(state) == {'memory_student', 'memory_teacher', 'z_student', 'z_teacher'}
+        for name, value in state.items():
+            assert torch.equal(value, other[name]), name
+    assert states[0]['z_student'] == 0
+    assert 5 < states[1]['z_student'] == states[3]['z_student']
+    for before, after, batches in zip(states, states[1:], crd_process.BATCHES):
+        for name in ('memory_student', 'memory_teacher'):  # it has the images of both
+            changed = (after[name] != before[name]).any(dim=1).nonzero().flatten()
+            assert changed.tolist() == sorted({*batches[0], *batches[1]})
 
 
 def test_scores_as_good_as_chance_have_the_loss_of_chance():
