@@ -46,8 +46,8 @@ class CRD(Method):
     images of other classes, and the reverse. Then the memory moves half-way to the new embeddings.
 
     The memory, and the constants Z that the first batch sets, are buffers that checkpoints hold, so that a run resumes
-    as it was. Several processes start with the same memory, which takes the embeddings of all batches (of one size), and
-    Z is the mean of all, so that both are equal on all processes. The loss is that of the process's own batch.
+    as it was. Several processes start with the same memory, which takes the embeddings of all their batches, of one
+    size, and Z is the mean of all: both are equal everywhere. The loss is that of the process's own batch.
 
     Args:
         pair: The networks, with the class indices of the training images (`train_targets`).
