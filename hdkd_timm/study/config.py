@@ -8,7 +8,7 @@ from ..training.config import DistillConfig
 from ..utils.config import check_settings, setting
 
 # settings that an arm cannot have for itself: they are those of the study
-OF_THE_STUDY = ('output', 'experiment', 'seed', 'seeds', 'arms', 'methods', 'models', 'baseline', 'jobs')
+OF_THE_STUDY = ('output', 'experiment', 'seed', 'split_seed', 'seeds', 'arms', 'methods', 'models', 'baseline', 'jobs')
 
 
 @dataclasses.dataclass
@@ -97,6 +97,12 @@ def _check_arm(name: str, values: Any) -> Dict[str, Any]:
     return check_settings(values, [DistillConfig], f"arm '{name}'")
 
 
+def split_seed(config: StudyConfig) -> int:
+    """The seed of the splits, which all runs of a study and its teacher share: the teacher must not have seen the
+    validation images of any of them."""
+    return config.seed if config.split_seed is None else config.split_seed
+
+
 def list_runs(config: StudyConfig, output: str, teacher: str) -> Iterator[Run]:
     """The runs of a study, seed by seed, so that all arms have as many if it is stopped.
 
@@ -113,7 +119,7 @@ def list_runs(config: StudyConfig, output: str, teacher: str) -> Iterator[Run]:
     arms = list_arms(config)
     for seed in config.seeds:
         for arm, values in arms.items():
-            own = dict(output=output, experiment=f'{arm}-{seed}', seed=seed)
+            own = dict(output=output, experiment=f'{arm}-{seed}', seed=seed, split_seed=split_seed(config))
             if 'teacher_checkpoint' not in values:
                 own.update(teacher_checkpoint=teacher)
             try:

@@ -1,4 +1,4 @@
-"""A2D's attention alignment: the student's heads of all blocks are mixed into each of the teacher's."""
+"""A2D's attention alignment: the attention of each of the teacher's heads is a mixture of the student's heads."""
 
 from typing import Any, Dict, Optional, Sequence
 

@@ -1,4 +1,4 @@
-"""C2VKD: a CNN teaches a transformer by its last map and, in place of the labels alone, by labels and its own say."""
+"""C2VKD: the last maps, by channel and by position; the average of label and teacher takes the place of the label."""
 
 import math
 from typing import Any, Dict, Optional, Sequence, Tuple

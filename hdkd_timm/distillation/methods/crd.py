@@ -1,4 +1,4 @@
-"""CRD: the student's features of an image agree with the teacher's, and differ from those of other classes."""
+"""CRD: an image's features in student and teacher agree, and differ from those of images of other classes."""
 
 import logging
 from typing import Any, Dict, Optional, Sequence, Tuple

@@ -1,4 +1,4 @@
-"""ICKD: which channels of the last map go together."""
+"""ICKD: correlations between the channels of the last map."""
 
 from typing import Any, Dict, Optional, Sequence
 

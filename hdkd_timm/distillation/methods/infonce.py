@@ -1,4 +1,4 @@
-"""InfoNCE: the student's features of an image tell the teacher's of the same image from those of the batch."""
+"""InfoNCE: an image's features in the student identify its features in the teacher among those of the batch."""
 
 import math
 from typing import Any, Dict, Optional

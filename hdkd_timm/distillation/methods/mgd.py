@@ -1,4 +1,4 @@
-"""MGD: the student's map, a part of its channels erased, generates the teacher's."""
+"""MGD: the teacher's map is generated from the student's with some of its channels masked."""
 
 from typing import Any, Dict, Optional, Sequence
 

@@ -1,4 +1,4 @@
-"""ReviewKD: each map of the teacher teaches the student's map of that stage and all deeper ones."""
+"""ReviewKD: a fusion of the student's maps of a stage and all deeper ones is compared with the teacher's map."""
 
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 

@@ -1,4 +1,4 @@
-"""Sinkhorn: the student's features of a batch are moved onto the teacher's, whichever image is whose, at least cost."""
+"""Sinkhorn: optimal transport between the student's and the teacher's features of a batch, in any order."""
 
 import math
 from typing import Any, Dict, Optional
