@@ -29,7 +29,8 @@ SHOWN_SETTINGS = (
     'amp',
     'seed',
 )
-SHOWN_OF_STUDENTS = ('teacher', 'teacher_checkpoint', 'kd_type', 'alpha', 'tau', 'feature_weight')
+SHOWN_OF_STUDENTS = ('teacher', 'teacher_checkpoint', 'method', 'method_args', 'ce_weight', 'init_from_teacher')
+SHOWN_OF_HDKD = ('kd_type', 'alpha', 'tau', 'feature_weight')
 
 
 def escape(text: Any) -> str:
@@ -41,6 +42,13 @@ def escape(text: Any) -> str:
         text,
         flags=re.IGNORECASE,
     )
+
+
+def _format_setting(value: Any) -> str:
+    """A setting as text: lists and nested settings without Python's brackets."""
+    if isinstance(value, dict):
+        return ', '.join(f'{key}: {_format_setting(inner)}' for key, inner in value.items())
+    return ' '.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _format_name(name: Any) -> str:
@@ -105,11 +113,12 @@ def _settings_table(network: Optional[str], settings: Dict[str, Any]) -> str:
     """
     keys: Sequence[str] = SHOWN_SETTINGS
     if network == 'student':
-        keys = SHOWN_SETTINGS + SHOWN_OF_STUDENTS
+        uses_hdkd = 'hdkd' in settings.get('method', ('hdkd',))  # runs of earlier versions had no other method
+        keys = SHOWN_SETTINGS + SHOWN_OF_STUDENTS + (SHOWN_OF_HDKD if uses_hdkd else ())
     elif network == 'teacher' and 'teacher' in settings:  # those without a prefix are the student's
         own = {key.removeprefix('teacher_'): value for key, value in settings.items() if key.startswith('teacher_')}
         settings = {**settings, **{k: v for k, v in own.items() if v is not None}, 'model': settings['teacher']}
-    rows = [[f'`{key}`', escape(settings[key])] for key in keys if settings.get(key) is not None]
+    rows = [[f'`{key}`', escape(_format_setting(settings[key]))] for key in keys if settings.get(key) not in (None, {})]
     return _table(['setting', 'value'], rows) if rows else ''
 
 
