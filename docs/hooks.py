@@ -15,11 +15,14 @@ OUTSIDE = re.compile(r'\[([^\]]+)\]\((\.\./[^)#]+)(#[^)]*)?\)')
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **kwargs: object) -> str:
-    root = Path(config.docs_dir).parent
+    docs = Path(config.docs_dir)
+    root = docs.parent
 
     def replace(match: re.Match) -> str:
         text, target, anchor = match.groups()
-        path = (root / 'docs' / target).resolve()
+        path = (docs / page.file.src_uri).parent.joinpath(target).resolve()
+        if path.is_relative_to(docs):  # a page in another folder, which MkDocs checks
+            return match[0]
         if not path.exists():
             raise PluginError(f"{page.file.src_uri}: '{target}' does not exist.")
         if not config.repo_url:
