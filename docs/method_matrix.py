@@ -4,7 +4,6 @@ python docs/method_matrix.py    # writes docs/tables/method_matrix.csv and updat
 """
 
 import csv
-import re
 from pathlib import Path
 
 import timm
@@ -17,7 +16,6 @@ TEACHERS = ('resnet18', 'tf_efficientnet_lite0', 'vit_tiny_patch16_224', 'hdkd_t
 STUDENTS = ('hdkd_student', 'hdkd_student_s4', 'mobilevit_xxs', 'deit_tiny_distilled_patch16_224')
 SIZE, CLASSES = 64, 4
 FOLDER = Path(__file__).parent
-MARKS = ('<!-- matrix -->', '<!-- end of matrix -->')
 
 
 def create(name: str) -> torch.nn.Module:
@@ -53,16 +51,6 @@ def main() -> None:
         writer = csv.writer(file)
         writer.writerow(['teacher', 'student', 'method', 'error'])
         writer.writerows(rows)
-    lines = ['| teacher | student | trains | does not |', '| --- | --- | --- | --- |']
-    for teacher in TEACHERS:
-        for student in STUDENTS:
-            of_pair = [row for row in rows if row[:2] == (teacher, student)]
-            lists = (', '.join(f'`{row[2]}`' for row in of_pair if bool(row[3]) is failed) for failed in (False, True))
-            lines.append(f'| {teacher} | {student} | {" | ".join(text or "–" for text in lists)} |')
-    page = FOLDER / 'methods' / 'index.md'
-    text = page.read_text()
-    block = '\n'.join([MARKS[0], '', *lines, '', MARKS[1]])
-    page.write_text(re.sub(f'{MARKS[0]}.*?{MARKS[1]}', lambda match: block, text, flags=re.S))
 
 
 if __name__ == '__main__':

@@ -88,8 +88,19 @@ def network_inference(rows: Rows) -> str:
     )
 
 
+def method_matrix(rows: Rows) -> str:
+    lines = []
+    for pair in dict.fromkeys((r['teacher'], r['student']) for r in rows):
+        methods = [r for r in rows if (r['teacher'], r['student']) == pair]
+        lists = (
+            ', '.join(f'`{r["method"]}`' for r in methods if bool(r['error']) is failed) for failed in (False, True)
+        )
+        lines.append(f'| {" | ".join([*pair, *(text or "–" for text in lists)])} |\n')
+    return '| teacher | student | trains | does not |\n| --- | --- | --- | --- |\n' + ''.join(lines)
+
+
 TABLES: Dict[str, Callable[[Rows], str]] = {
-    f.__name__: f for f in (small_data, training_step, student_inference, network_inference)
+    f.__name__: f for f in (small_data, training_step, student_inference, network_inference, method_matrix)
 }
 
 
@@ -107,6 +118,6 @@ def fill(page: str) -> str:
 
 
 if __name__ == '__main__':
-    for path in sorted(DOCS.glob('*.md')):
+    for path in sorted(DOCS.glob('**/*.md')):
         text = path.read_text(encoding='utf-8')
         path.write_text(fill(text), encoding='utf-8')
