@@ -4,6 +4,7 @@ import argparse
 from typing import Any, Dict
 
 from ..evaluation.evaluate import EvalConfig, evaluate_model
+from ..evaluation.metrics import METRIC_NAMES
 from ..utils.text import printable
 from .parser import MODEL, CommandParser, read_settings
 
@@ -39,13 +40,13 @@ def format_report(report: Dict[str, Any]) -> str:
     for key, value in report.items():
         if isinstance(value, float):
             interval = '   95 % interval {:.4f} to {:.4f}'.format(*intervals[key]) if key in intervals else ''
-            lines.append(f'{key.replace("_", " "):<20}{value:.4f}{interval}')
+            lines.append(f'{METRIC_NAMES.get(key, key.replace("_", " ")):<24}{value:.4f}{interval}')
     lines.append(
-        f'{"class":<20}{"precision":>10}{"recall":>10}{"f1":>10}{"support":>10}'
+        f'{"class":<24}{"precision":>10}{"recall":>10}{"f1":>10}{"support":>10}'
         + (f'{"recall, 95 % interval":>24}' if intervals else '')
     )
     for name, scores in report['per_class'].items():
         cells = ''.join(f'{scores[key]:>10.4f}' for key in ('precision', 'recall', 'f1'))
         interval = '{:.4f} to {:.4f}'.format(*scores['recall_95']) if scores.get('recall_95') else ''
-        lines.append(f'{printable(name):<20}{cells}{scores["support"]:>10}{interval:>24}'.rstrip())
+        lines.append(f'{printable(name):<24}{cells}{scores["support"]:>10}{interval:>24}'.rstrip())
     return '\n'.join(lines)

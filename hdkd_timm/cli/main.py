@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import os
 import sys
 import warnings
 from importlib import import_module
@@ -95,7 +96,9 @@ def _run_command(name: str, args: argparse.Namespace) -> int:
     from ..utils.signals import Interrupted
 
     try:
-        return load_command(name).run(args) or 0
+        code = load_command(name).run(args) or 0
+        sys.stdout.flush()
+        return code
     except Interrupted as e:
         command, resume = ('distill' if name == 'demo' else name), ('' if name == 'study' else ' --resume')
         print(
@@ -107,6 +110,9 @@ def _run_command(name: str, args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f'hdkd {name}: interrupted.', file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        return 128 + 13  # SIGPIPE
     except Exception as e:
         if args.debug:
             raise

@@ -1,5 +1,7 @@
 """Evaluation of a saved model with settings of its run."""
 
+import re
+
 import pytest
 import timm
 import torch
@@ -11,7 +13,9 @@ from hdkd_timm.models.checkpoint import save_model
 
 def test_eval_with_the_settings_of_a_run(run_of_a_student, capsys):
     assert main(['eval', str(run_of_a_student), '--config', str(run_of_a_student / 'config.yaml')]) == 0
-    assert "12 images of split 'test'" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "12 images of split 'test'" in printed
+    assert re.search(r'(?m)^macro AUROC +0\.\d{4}', printed)
     (run_of_a_student / 'other.yaml').write_text('wings: 2')
     assert main(['eval', str(run_of_a_student), '--config', str(run_of_a_student / 'other.yaml')]) == 1
     assert "Unknown setting 'wings' in" in capsys.readouterr().err

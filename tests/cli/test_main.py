@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import sys
 
 import pytest
 from PIL import Image
@@ -214,3 +215,13 @@ def test_options_wait_for_no_numerical_package(imported):
     """The options of a command and a mistake in them: scikit-learn and SciPy's statistics would double the time."""
     assert 'hdkd_timm.cli.explain' in imported[1]
     assert not {'sklearn', 'scipy.optimize', 'scipy.stats', 'matplotlib'} & set(imported[1])
+
+
+def test_output_that_nobody_reads(monkeypatch, capsys):
+    """As in `hdkd ... | head`: no message, and the code of SIGPIPE."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, 'w') as stream:
+        os.close(reading)
+        monkeypatch.setattr(sys, 'stdout', stream)
+        assert main(['distill', '--method', 'list']) == 141
+    assert capsys.readouterr().err == ''

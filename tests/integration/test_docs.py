@@ -175,7 +175,9 @@ def test_all_pages_are_in_the_navigation():
         return [page for item in value for page in flatten(item)] if isinstance(value, list) else [value]
 
     settings = yaml.load((ROOT / 'mkdocs.yml').read_text(encoding='utf-8'), Loader)
-    assert sorted(flatten(settings['nav'])) == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.glob('**/*.md'))
+    assert sorted(flatten(settings['nav'])) == sorted(
+        path.relative_to(DOCS).as_posix() for path in DOCS.glob('**/*.md')
+    )
 
 
 def test_api_lists_all_public_names():
