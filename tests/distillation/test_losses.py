@@ -98,3 +98,21 @@ def test_bad_arguments(kwargs, match):
     kwargs = {'teacher_logits': torch.zeros(4, 5), **kwargs}
     with pytest.raises(ValueError, match=match):
         hdkd_loss(torch.zeros(4, 5), torch.zeros(4, 5), target=torch.zeros(4, dtype=torch.long), **kwargs)
+
+
+def test_normalised_feature_loss():
+    torch.manual_seed(3)
+    t = torch.randn(8, 4, 6, 6) * torch.tensor([1.0, 2.0, 3.0, 1e-3]).view(1, 4, 1, 1) + 5
+    variance = t.var(dim=(0, 2, 3), correction=0)
+    (means,) = feature_distillation_losses(
+        [t.mean(dim=(0, 2, 3), keepdim=True).expand_as(t)], [t], normalize=True
+    ).values()
+    torch.testing.assert_close(means, (variance / (variance + 0.1 * variance.mean())).mean())
+    # the scale of a teacher does not matter, nor that of one channel among the others but little
+    s = torch.randn_like(t)
+    (loss,) = feature_distillation_losses([s], [t], normalize=True).values()
+    (scaled,) = feature_distillation_losses([100 * s], [100 * t], normalize=True).values()
+    torch.testing.assert_close(scaled, loss)
+    (half,) = feature_distillation_losses([s.half()], [t.half()], normalize=True).values()
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, loss, rtol=1e-2, atol=0)
