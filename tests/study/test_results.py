@@ -34,6 +34,26 @@ def test_differences_are_means_over_the_seeds(tmp_path):
     assert 0.1 < high - low < 0.3
 
 
+def test_images_are_matched_by_name(tmp_path):
+    worse, better = write_arm(tmp_path, 'worse', 0.4), write_arm(tmp_path, 'better', 0.7)
+    order = np.random.default_rng(0).permutation(120)
+    moved = {
+        seed: s._replace(names=[s.names[i] for i in order], targets=s.targets[order], probs=s.probs[order])
+        for seed, s in better.students.items()
+    }
+    found, expected = compare_arms(worse, better._replace(students=moved)), compare_arms(worse, better)
+    for name in ('balanced_accuracy', 'log_loss'):
+        for key in ('difference', 'interval', 'seeds'):
+            assert found[name][key] == pytest.approx(expected[name][key])
+
+
+def test_more_seeds_are_more_certain(tmp_path):
+    worse, better = write_arm(tmp_path, 'worse', 0.4), write_arm(tmp_path, 'better', 0.7)
+    one = better._replace(students={1: better.students[1]})
+    widths = [np.ptp(compare_arms(worse, arm)['accuracy']['interval']) for arm in (one, better)]
+    assert widths[1] < 0.75 * widths[0]  # the networks' mistakes are independent here
+
+
 def test_only_shared_seeds_are_compared(tmp_path):
     first, second = write_arm(tmp_path, 'x', 0.4, (1, 2)), write_arm(tmp_path, 'y', 0.6, (2, 3))
     assert compare_arms(first, second)['accuracy']['seeds'] == pytest.approx(

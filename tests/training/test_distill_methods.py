@@ -48,6 +48,35 @@ def test_options_of_hdkd_reach_its_task(config):
     assert method.fade == 0.75
 
 
+def test_methods_are_told_the_epoch(given, run):
+    distill(dataclasses.replace(given, epochs=3, method_args={'hdkd': {'feature_fade': True}}))
+    weights = []
+    for row in read_summary(run / 'student'):
+        loss, logit, feature = (float(row[f'train_{name}']) for name in ('loss', 'logit_loss', 'feature_loss'))
+        weights.append((loss - logit) / feature)
+    assert weights == pytest.approx([10, 5, 0], abs=1e-3)
+
+
+def test_layers_of_a_method_are_trained_from_the_seed(config, given, run, monkeypatch):
+    """They start alike whatever was trained before them."""
+    starts = []
+    set_up = Trainer.set_up
+
+    def keep(self):
+        set_up(self)
+        starts.append({name: value.clone() for name, value in self.task.get_task_state().get('methods', {}).items()})
+
+    monkeypatch.setattr(Trainer, 'set_up', keep)
+    for settings in (given, dataclasses.replace(config, epochs=1, experiment='other')):
+        distill(dataclasses.replace(settings, method=('ofa',)))
+    first, last = starts[0], starts[-1]
+    assert set(first) == set(last)
+    assert all(torch.equal(value, last[name]) for name, value in first.items())
+    trained = torch.load(run / 'student' / 'last.pth', weights_only=True)['task_state']['methods']
+    changed = [name for name, value in trained.items() if not torch.equal(value, first[name])]
+    assert any(name.startswith('ofa.exits.1.') and name.endswith('weight') for name in changed)
+
+
 def test_no_method_is_the_cross_entropy(given, run):
     distill(dataclasses.replace(given, method=('none',)))
     assert [name for name in read_summary(run / 'student')[0] if name.endswith('_loss')] == [
