@@ -134,22 +134,22 @@ def assert_same_run(run, reference):
 def unbroken(tmp_path_factory):
     """Images and the folder of runs, with one that was not interrupted."""
     folder = tmp_path_factory.mktemp('resume')
-    write_images(folder / 'data' / 'train', number=12)
+    write_images(folder / 'data' / 'train', number=8)
     write_images(folder / 'data' / 'test', number=4, seed=1)
     code, errors = finish(begin(folder / 'data', folder / 'runs', 'unbroken'))
     assert code == 0, errors
     return folder / 'data', folder / 'runs'
 
 
-# of 24 steps a network: before anything is saved, between two states, in an epoch whose best was kept, in the student
-@pytest.mark.parametrize('step', [1, 9, 21, 36])
+# of 16 steps a network: before anything is saved, between two states, in an epoch whose best was kept, in the student
+@pytest.mark.parametrize('step', [1, 7, 15, 24])
 def test_killed_in_a_step(unbroken, step):
     data, runs = unbroken
     name = f'killed{step}'
     code, errors = finish(begin(data, runs, name, program=('-c', KILLED), STEPS=str(step)))
     assert code == -signal.SIGKILL, errors
     saved = [path.parent.name for path in (runs / name).rglob('last.pth')]
-    assert sorted(saved) == ['student', 'teacher'][2 - (step > 24) - (step > 1) :]
+    assert sorted(saved) == ['student', 'teacher'][2 - (step > 16) - (step > 1) :]
     for path in (runs / name).rglob('*.safetensors'):
         if not path.parent.name.startswith('.best-'):  # what was being written
             load_file(path)
@@ -189,14 +189,14 @@ def test_interrupted_in_the_middle_of_an_epoch(unbroken, send, signum, expected)
 
 
 def test_ctrl_c_with_loaders_of_the_fork_server(unbroken, tmp_path):
-    """The step that it comes in is the first of 12 of an update, whose images the loader has yet to read."""
+    """The step that it comes in is the first of 8 of an update, whose images the loader has yet to read."""
     data, runs = unbroken
     (tmp_path / 'launcher.py').write_text(LAUNCHER)
     args = flags(data_dir=data, output=runs, img_size=32, epochs=2, batch_size=3, device='cpu', bootstrap=0)
-    args = ['train', *args, *flags(grad_accum_steps=12, no_report=True), *STUDENT]
+    args = ['train', *args, *flags(grad_accum_steps=8, no_report=True), *STUDENT]
     assert main([*args, '--experiment', 'whole', '-j', '0']) == 0
     args = [tmp_path / 'launcher.py', *args, '--experiment', 'ctrl-c', '-j', '1']
-    process = run(*args, fresh=True, start_new_session=True)
+    process = run(*args, start_new_session=True)
     assert process.returncode == 130, process.stderr
     assert 'Traceback' not in process.stderr
     assert process.stderr.strip().splitlines()[-1].startswith('hdkd train: SIGINT, the state is saved.')

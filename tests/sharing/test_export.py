@@ -29,14 +29,12 @@ STUDENT = dict(TINY_STUDENT, num_classes=3, depths=(1, 1, 1, 1))
 TEACHER = dict(TINY_TEACHER, num_classes=3, depths=(1, 1, 1))
 
 
-def save_student(folder, name='hdkd_student', **kwargs):
+def save_student(folder):
     """A model folder with the classes a, b, c whose outputs depend on the BatchNorms and on the image."""
-    args = dict(TEACHER if 'teacher' in name else STUDENT, **kwargs)
-    model = randomize_batch_stats(timm.create_model(name, **args))
-    for head in model.get_classifier() if isinstance(model.get_classifier(), tuple) else [model.get_classifier()]:
+    model = randomize_batch_stats(timm.create_model('hdkd_student', **STUDENT))
+    for head in model.get_classifier():
         torch.nn.init.normal_(head.weight)
-    save_model(model, folder, list('abc'), args)
-    return folder
+    save_model(model, folder, list('abc'), STUDENT)
 
 
 @pytest.fixture(scope='module')
@@ -181,25 +179,33 @@ def test_calibration_images_without_class_folders(models, tmp_path, caplog):
 
 
 def test_other_models(tmp_path):
-    """A grey teacher, and a timm network without class names at another size."""
-    save_student(tmp_path / 'grey', 'hdkd_teacher', in_chans=1)
+    """A grey teacher, and a timm network at another size; neither has class names, which go into the file if given."""
+    args = dict(TEACHER, in_chans=1)
+    model = randomize_batch_stats(timm.create_model('hdkd_teacher', **args))
+    torch.nn.init.normal_(model.head.weight)
+    save_model(model, tmp_path / 'grey', model_args=args)
     write_images(tmp_path / 'images', number=2)
-    export_model(tmp_path / 'grey', tmp_path / 'grey.onnx', opset=18, images=[str(tmp_path / 'images')])
+    images = [str(tmp_path / 'images')]
+    settings = dict(out=tmp_path / 'grey.onnx', opset=18, images=images, label_names=['x', 'Y', 'z'])
+    assert main(['export', str(tmp_path / 'grey'), *flags(**settings)]) == 0
     assert onnx.load(tmp_path / 'grey.onnx').opset_import[0].version == 18
-    expected = predict(str(tmp_path / 'grey'), [str(tmp_path / 'images')], CONFIG)[1]
-    np.testing.assert_allclose(
-        predict(str(tmp_path / 'grey.onnx'), [str(tmp_path / 'images')], CONFIG)[1], expected, atol=1e-5
-    )
+    expected = predict(str(tmp_path / 'grey'), images, CONFIG)[1]
+    _, probs, classes = predict(str(tmp_path / 'grey.onnx'), images, CONFIG)
+    np.testing.assert_allclose(probs, expected, atol=1e-5)
+    assert load_classifier(str(tmp_path / 'grey.onnx'), CONFIG).classes == classes == ['x', 'Y', 'z']
     assert len(OnnxModel(tmp_path / 'grey.onnx').metadata['data_config']['mean']) == 1
 
     model = randomize_batch_stats(timm.create_model('resnet10t', num_classes=4))
     save_model(model, tmp_path / 'resnet', model_args=dict(num_classes=4))
     export_model(tmp_path / 'resnet', tmp_path / 'resnet.onnx', img_size=64)
     config = InferenceConfig(workers=0, device='cpu', img_size=64)
-    _, probs, classes = predict(str(tmp_path / 'resnet.onnx'), [str(tmp_path / 'images')], config)
+    assert load_classifier(str(tmp_path / 'resnet.onnx'), config).classes is None
+    _, probs, classes = predict(str(tmp_path / 'resnet.onnx'), images, config)
     assert classes == ['0', '1', '2', '3']
-    expected = predict(str(tmp_path / 'resnet'), [str(tmp_path / 'images')], config)[1]
+    expected = predict(str(tmp_path / 'resnet'), images, config)[1]
     np.testing.assert_allclose(probs, expected, atol=1e-5)
+    config = InferenceConfig(workers=0, device='cpu', label_names=('v', 'x', 'Y', 'z'))
+    assert load_classifier(str(tmp_path / 'resnet.onnx'), config).classes == ['v', 'x', 'Y', 'z']
 
 
 ERRORS = [
@@ -322,17 +328,6 @@ def test_metadata_that_is_wrong(models, changes, message, tmp_path):
         return
     with pytest.raises(ValueError, match=message):
         load_classifier(str(tmp_path / 's.onnx'), CONFIG)
-
-
-def test_names_go_into_the_file(models, tmp_path):
-    """Class names of a model without any."""
-    save_model(timm.create_model('hdkd_teacher', **TEACHER), tmp_path / 'm', model_args=TEACHER)
-    assert main(['export', str(tmp_path / 'm'), '--out', str(tmp_path / 'a.onnx'), '--label-names', 'x', 'Y', 'z']) == 0
-    assert load_classifier(str(tmp_path / 'a.onnx'), CONFIG).classes == ['x', 'Y', 'z']
-    export_model(tmp_path / 'm', tmp_path / 'b.onnx')
-    assert load_classifier(str(tmp_path / 'b.onnx'), CONFIG).classes is None
-    config = InferenceConfig(workers=0, device='cpu', label_names=('x', 'Y', 'z'))
-    assert load_classifier(str(tmp_path / 'b.onnx'), config).classes == ['x', 'Y', 'z']
 
 
 @pytest.mark.parametrize('name', ['gone.onnx', 'gone.pt2'])
