@@ -17,6 +17,7 @@ COMMANDS = {  # heading -> command -> its help; a command is the module of its n
     'train': {
         'train': 'train or fine-tune a timm model on labelled images',
         'distill': 'train a teacher on labelled images and distil it into a student',
+        'cache-logits': "store trained teachers' logits for the training images, so that no teacher runs in distill",
         'study': 'compare networks and distillation methods over seeds, with one teacher',
         'demo': 'try distill at 64 px, on synthetic phantom images or on your own',
     },
@@ -47,7 +48,7 @@ def create_main_parser() -> argparse.ArgumentParser:
     """The parser of all before a command's own arguments."""
     lines = []
     for heading, commands in COMMANDS.items():
-        lines += [f'{heading}:', *(f'  {name:<11}{text}' for name, text in commands.items()), '']
+        lines += [f'{heading}:', *(f'  {name:<14}{text}' for name, text in commands.items()), '']
     parser = argparse.ArgumentParser(
         prog='hdkd',
         usage='hdkd COMMAND ...',
@@ -62,7 +63,7 @@ def create_main_parser() -> argparse.ArgumentParser:
 
 def load_command(name: str) -> ModuleType:
     """The module of a command, with `add_arguments` and `run`."""
-    return import_module(f'.{name}', __package__)
+    return import_module(f'.{name.replace("-", "_")}', __package__)
 
 
 def create_parser(name: str) -> CommandParser:
@@ -97,6 +98,9 @@ def _run_command(name: str, args: argparse.Namespace) -> int:
     try:
         return load_command(name).run(args) or 0
     except Interrupted as e:
+        if not e.is_saved:
+            print(f'hdkd {name}: {e}.', file=sys.stderr)
+            return 128 + e.signum
         command, resume = ('distill' if name == 'demo' else name), ('' if name == 'study' else ' --resume')
         print(
             f'hdkd {name}: {e.signal_name}, the state is saved. Resume with: hdkd {command} --config'

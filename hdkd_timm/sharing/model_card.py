@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional, Sequence
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..evaluation.metrics import METRIC_NAMES, format_interval, format_metric
-from ..evaluation.run_results import result_split
+from ..evaluation.run_results import is_teacher, result_split
 from ..utils.text import printable
 
 CONFUSION_PICTURE = 'confusion.png'
@@ -29,7 +29,7 @@ SHOWN_SETTINGS = (
     'amp',
     'seed',
 )
-SHOWN_OF_STUDENTS = ('teacher', 'teacher_checkpoint', 'kd_type', 'alpha', 'tau', 'feature_weight')
+SHOWN_OF_STUDENTS = ('teacher', 'teacher_checkpoint', 'teacher_logits', 'kd_type', 'alpha', 'tau', 'feature_weight')
 
 
 def escape(text: Any) -> str:
@@ -106,10 +106,11 @@ def _settings_table(network: Optional[str], settings: Dict[str, Any]) -> str:
     keys: Sequence[str] = SHOWN_SETTINGS
     if network == 'student':
         keys = SHOWN_SETTINGS + SHOWN_OF_STUDENTS
-    elif network == 'teacher' and 'teacher' in settings:  # those without a prefix are the student's
+    elif is_teacher(network or '') and 'teacher' in settings:  # those without a prefix are the student's
         own = {key.removeprefix('teacher_'): value for key, value in settings.items() if key.startswith('teacher_')}
         settings = {**settings, **{k: v for k, v in own.items() if v is not None}, 'model': settings['teacher']}
-    rows = [[f'`{key}`', escape(settings[key])] for key in keys if settings.get(key) is not None]
+    shown = {k: ', '.join(map(str, v)) if isinstance(v, list) else v for k, v in settings.items()}
+    rows = [[f'`{key}`', escape(shown[key])] for key in keys if shown.get(key) is not None]
     return _table(['setting', 'value'], rows) if rows else ''
 
 
