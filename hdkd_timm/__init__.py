@@ -8,7 +8,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .distillation.losses import hdkd_loss
-    from .distillation.task import HDKDTask
+    from .distillation.task import DistillationTask, HDKDTask
     from .evaluation.evaluate import EvalConfig, evaluate_model
     from .evaluation.predict import predict
     from .sharing.export import export_model
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # loaded on first use, so that registering the models costs nothing beside `import timm`
 _LAZY = {
+    'DistillationTask': 'distillation.task',
     'HDKDTask': 'distillation.task',
     'hdkd_loss': 'distillation.losses',
     'TrainConfig': 'training.config',
@@ -33,6 +34,7 @@ _LAZY = {
 __all__ = [
     'models',
     '__version__',
+    'DistillationTask',
     'HDKDTask',
     'hdkd_loss',
     'TrainConfig',

@@ -106,6 +106,24 @@ def _describe_training(network: NetworkResults, counts: Dict[str, Dict[str, int]
     )
 
 
+def _describe_distillation(settings: Dict[str, Any]) -> str:
+    methods = settings.get('method') or ['hdkd']  # runs of earlier versions had no other
+    given = settings.get('teacher_checkpoint')
+    several = isinstance(given, list) and len(given) > 1
+    text = f', distilled from {len(given)} teachers' if several else ', distilled from a teacher'
+    if settings.get('teacher_logits'):
+        text = ', distilled from stored logits'
+    if methods == ['none']:
+        text = ', trained without distillation'
+    elif methods != ['hdkd']:
+        text += f' by {" and ".join(methods)}'
+    if settings.get('pretrained'):
+        text += ', starting from pretrained weights'
+    if settings.get('init_from_teacher') is not None:
+        text += ", starting from layers of the teacher's"
+    return f'{text},'
+
+
 def describe_network(
     network: NetworkResults,
     settings: Dict[str, Any],
@@ -122,9 +140,7 @@ def describe_network(
     size = f'{parameters / 1e6:.1f} million' if parameters >= 1e6 else f'{parameters:,}'
     text = f'{network.model.get("architecture") or metrics["name"]} ({size} parameters)'
     if metrics['name'] == 'student':
-        text += ', distilled from a teacher,' + (
-            ' starting from pretrained weights,' if settings.get('pretrained') else ''
-        )
+        text += _describe_distillation(settings)
     interval = format_interval('balanced_accuracy', (network.result.get('intervals_95') or {}).get('balanced_accuracy'))
     shown = f' (95 % interval {interval.replace(" %", "")})' if interval else ''
     split = {'test': 'test', 'val': 'validation'}[network.split]

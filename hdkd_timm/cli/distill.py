@@ -46,7 +46,9 @@ def print_methods() -> None:
 
 
 def _show(value: Any) -> str:
-    return ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        return ','.join(map(str, value)) or 'auto'
+    return f'{value:.3g}' if isinstance(value, float) else str(value)
 
 
 def read_distill_settings(

@@ -13,7 +13,7 @@ DEFAULTS = dict(experiment='study')
 def add_arguments(parser: CommandParser) -> None:
     parser.usage = f'{parser.prog} --data-dir DIR --methods NAME [NAME ...] [OPTION ...]'
     parser.add_argument('--recipe', metavar='NAME', help='settings of a recipe; --config and flags take precedence')
-    parser.add_settings(StudyConfig, ('arms', 'method', 'student_alone', 'seed'), **DEFAULTS)
+    parser.add_settings(StudyConfig, ('arms', 'method', 'method_args', 'student_alone', 'seed'), **DEFAULTS)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -51,7 +51,7 @@ class DataConfig(SourceConfig):
     )
     in_chans: int = setting(3, 'image channels, 3 (RGB) or 1 (greyscale)')
     train_fraction: float = setting(
-        1.0, 'fraction of the training images to use, sampled per class with --seed', above=0, at_most=1
+        1.0, 'fraction of the training images to use, sampled per class', above=0, at_most=1
     )
     val_fraction: float = setting(
         0.0,
@@ -68,6 +68,12 @@ class DataConfig(SourceConfig):
         at_least=2,
     )
     fold: int = setting(0, 'fold that is held out, from 0', at_least=0)
+    split_seed: Optional[int] = setting(
+        None,
+        'random seed of --train-fraction, --val-fraction and --folds, so that runs with other seeds share their images'
+        ' (default: --seed)',
+        at_least=0,
+    )
     on_bad_image: str = setting('error', 'stop at images that cannot be read, or skip them', choices=('error', 'skip'))
     check_images: bool = setting(
         True,

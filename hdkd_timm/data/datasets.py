@@ -105,13 +105,14 @@ def _read_splits(config: DataConfig, only: Optional[str]) -> Tuple[Dict[str, Sam
         check_first_files(config, needed)
     samples, classes = read_samples(config, needed)
     _check_num_classes(config, classes)
+    seed = config.seed if config.split_seed is None else config.split_seed
     if 'train' in samples:
         train = samples['train']
-        samples['train'] = train.take(draw_fraction(train.targets, config.train_fraction, config.seed))
+        samples['train'] = train.take(draw_fraction(train.targets, config.train_fraction, seed))
     if needed is None:
         if len(classes) < 2:
             raise ValueError(f"The data has only one class, '{classes[0]}': at least two classes are required.")
-        samples = hold_out(samples, config.folds, config.fold, config.val_fraction, config.seed)
+        samples = hold_out(samples, config.folds, config.fold, config.val_fraction, seed)
         warn_of_leaks(samples)
     if only is not None:
         if only not in samples:

@@ -49,7 +49,7 @@ class _SeededDataset(Dataset):
         np.random.seed(seed)
         torch.random.default_generator.manual_seed(seed)
         try:
-            return self.transform(image), ((target, index) if self.with_index else target)
+            return self.transform(image), (np.array([target, index]) if self.with_index else target)
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])

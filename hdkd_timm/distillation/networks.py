@@ -175,6 +175,54 @@ class Pair:
             )
         return pairs
 
+    def match_one_stage(self, method: str, stages: Sequence[str] = (), same_stride: bool = False) -> Tuple[int, int]:
+        """A stage of the student and one of the teacher, for methods that compare one.
+
+        Args:
+            method: Name of the method, for errors.
+            stages: One 'S:T', a stage of the student and one of the teacher, from 1; empty for the last.
+            same_stride: Whether the last are those of the largest stride that both have, and not of each network.
+
+        Returns:
+            (stage of the student, stage of the teacher).
+
+        Raises:
+            ValueError: if more than one pair of stages is named, for a stage that a network does not have, or if a
+                network has no stages, or none of the other's strides if `same_stride`.
+        """
+        if len(stages) > 1:
+            raise ValueError(
+                f'{method}.stages must name one stage of each network, STUDENT:TEACHER, got {list(stages)}.'
+            )
+        if stages or same_stride:
+            return self.match_stages(method, stages)[-1]
+        for network in (self.student, self.teacher):
+            if not network.stages:
+                raise self.error(
+                    method, f'{network.name} has no stages to take a map of: choose a method of the logits.'
+                )
+        return len(self.student.stages), len(self.teacher.stages)
+
+    def pooled_dims(self, method: str) -> Tuple[int, int]:
+        """Length of the features before the classifier, of the student and of the teacher.
+
+        Args:
+            method: Name of the method, for errors.
+
+        Raises:
+            ValueError: if a network does not return them.
+        """
+        dims = []
+        for network in (self.student, self.teacher):
+            # a network without stages can be asked for nothing but its logits
+            if network.pooled_dim is None or not network.stages:
+                raise self.error(
+                    method,
+                    f'{network.name} does not return the features before its classifier: choose another method.',
+                )
+            dims.append(network.pooled_dim)
+        return dims[0], dims[1]
+
     def _parse_stages(self, method: str, stages: Sequence[str]) -> List[Tuple[int, int]]:
         pairs = []
         for text in stages:

@@ -29,7 +29,16 @@ SHOWN_SETTINGS = (
     'amp',
     'seed',
 )
-SHOWN_OF_STUDENTS = ('teacher', 'teacher_checkpoint', 'teacher_logits', 'kd_type', 'alpha', 'tau', 'feature_weight')
+SHOWN_OF_STUDENTS = (
+    'teacher',
+    'teacher_checkpoint',
+    'teacher_logits',
+    'method',
+    'method_args',
+    'ce_weight',
+    'init_from_teacher',
+)
+SHOWN_OF_HDKD = ('kd_type', 'alpha', 'tau', 'feature_weight')
 
 
 def escape(text: Any) -> str:
@@ -41,6 +50,13 @@ def escape(text: Any) -> str:
         text,
         flags=re.IGNORECASE,
     )
+
+
+def _format_setting(value: Any) -> str:
+    """A setting as text: lists and nested settings without Python's brackets."""
+    if isinstance(value, dict):
+        return ', '.join(f'{key}: {_format_setting(inner)}' for key, inner in value.items())
+    return ' '.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _format_name(name: Any) -> str:
@@ -105,12 +121,12 @@ def _settings_table(network: Optional[str], settings: Dict[str, Any]) -> str:
     """
     keys: Sequence[str] = SHOWN_SETTINGS
     if network == 'student':
-        keys = SHOWN_SETTINGS + SHOWN_OF_STUDENTS
+        uses_hdkd = 'hdkd' in settings.get('method', ('hdkd',))  # runs of earlier versions had no other method
+        keys = SHOWN_SETTINGS + SHOWN_OF_STUDENTS + (SHOWN_OF_HDKD if uses_hdkd else ())
     elif is_teacher(network or '') and 'teacher' in settings:  # those without a prefix are the student's
         own = {key.removeprefix('teacher_'): value for key, value in settings.items() if key.startswith('teacher_')}
         settings = {**settings, **{k: v for k, v in own.items() if v is not None}, 'model': settings['teacher']}
-    shown = {k: ', '.join(map(str, v)) if isinstance(v, list) else v for k, v in settings.items()}
-    rows = [[f'`{key}`', escape(shown[key])] for key in keys if shown.get(key) is not None]
+    rows = [[f'`{key}`', escape(_format_setting(settings[key]))] for key in keys if settings.get(key) not in (None, {})]
     return _table(['setting', 'value'], rows) if rows else ''
 
 

@@ -8,7 +8,7 @@ from ..training.config import DistillConfig
 from ..utils.config import check_settings, setting
 
 # settings that an arm cannot have for itself: they are those of the study
-OF_THE_STUDY = ('output', 'experiment', 'seed', 'seeds', 'arms', 'methods', 'models', 'baseline', 'jobs')
+OF_THE_STUDY = ('output', 'experiment', 'seed', 'split_seed', 'seeds', 'arms', 'methods', 'models', 'baseline', 'jobs')
 
 
 @dataclasses.dataclass
@@ -104,6 +104,12 @@ def _choose_teacher(shared: Dict[str, Any], values: Dict[str, Any], teacher: Any
     return dict(teacher_logits=logits, teacher_checkpoint=None if logits else teacher)
 
 
+def split_seed(config: StudyConfig) -> int:
+    """The seed of the splits, which all runs of a study and its teacher share: the teacher must not have seen the
+    validation images of any of them."""
+    return config.seed if config.split_seed is None else config.split_seed
+
+
 def list_runs(config: StudyConfig, output: str, teacher: Union[str, Tuple[str, ...]]) -> Iterator[Run]:
     """The runs of a study, seed by seed, so that all arms have as many if it is stopped.
 
@@ -120,7 +126,7 @@ def list_runs(config: StudyConfig, output: str, teacher: Union[str, Tuple[str, .
     arms = list_arms(config)
     for seed in config.seeds:
         for arm, values in arms.items():
-            own = dict(output=output, experiment=f'{arm}-{seed}', seed=seed)
+            own = dict(output=output, experiment=f'{arm}-{seed}', seed=seed, split_seed=split_seed(config))
             try:
                 yield Run(
                     arm, seed, DistillConfig(**{**shared, **_choose_teacher(shared, values, teacher), **values, **own})

@@ -24,7 +24,7 @@ from ..utils.files import atomic_write
 from ..utils.parsing import parse_yaml
 from ..utils.run_files import CONFIG_FILE, METRICS_FILE
 from ..utils.signals import Interrupted, Signals
-from .config import Run, StudyConfig, list_runs
+from .config import Run, StudyConfig, list_runs, split_seed
 
 _logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ TEACHER, RUNS, LOGS, SETTINGS = 'teacher', 'runs', 'logs', 'settings'  # in the 
 
 
 def teacher_config(config: StudyConfig, folder: Path) -> TrainConfig:
-    """The settings of the teacher of all runs, which is trained once, with the first seed, where none is given."""
+    """The settings of the teacher of all runs, which is trained once where none is given."""
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
     values = {name: value for name, value in vars(config).items() if name in fields}
     values.update(
@@ -46,7 +46,7 @@ def teacher_config(config: StudyConfig, folder: Path) -> TrainConfig:
         epochs=config.teacher_epochs or config.epochs,
         img_size=config.teacher_img_size or config.img_size,
         freeze_stages=0,
-        seed=config.seeds[0],
+        split_seed=split_seed(config),
         output=str(folder),
         experiment=TEACHER,
     )

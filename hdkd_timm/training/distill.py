@@ -207,10 +207,12 @@ def _check_networks(
     with torch.random.fork_rng(devices=()):
         copies = dict(networks, student=student._replace(model=copy.deepcopy(student.model)))
         task = _create_task(context, copies, 'student', None, stored, verbose=True).train()
-        images = torch.zeros(2, *config.input_size)
-        index = (torch.zeros(2, dtype=torch.long),) if getattr(task, 'needs_index', False) else ()
+        target = torch.zeros(2, dtype=torch.long)
+        index = (target,) if getattr(task, 'needs_index', False) else ()
+        if config.mixup or config.cutmix:
+            target = torch.nn.functional.one_hot(target, len(context.classes)).float()
         with torch.no_grad():
-            task(images, torch.zeros(2, dtype=torch.long), *index)
+            task(torch.zeros(2, *config.input_size), target, *index)
 
 
 def _create_task(

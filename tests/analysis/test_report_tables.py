@@ -3,8 +3,10 @@
 from types import SimpleNamespace
 
 import pytest
+from helpers import write_run
 
 from hdkd_timm.analysis.report_tables import describe_network
+from hdkd_timm.evaluation.run_results import read_networks
 
 
 @pytest.mark.parametrize(('epochs', 'words'), [(1, '1 epoch on'), (2, '2 epochs on')])
@@ -20,3 +22,21 @@ def test_sentence_of_a_network(epochs, words):
         f'hdkd_teacher (3.9 million parameters) was trained for {words} 7 images of 2 classes at 32 x 64 pixels in'
         ' 90 s; epoch 1 was kept. On 12 test images, its balanced accuracy is 50.0 %.'
     )
+
+
+@pytest.mark.parametrize(
+    ('settings', 'text'),
+    [
+        ({}, '), distilled from a teacher, was'),
+        (dict(method=['hdkd'], pretrained=True), '), distilled from a teacher, starting from pretrained weights, was'),
+        (dict(method=['kd', 'at']), '), distilled from a teacher by kd and at, was'),
+        (
+            dict(method=['none'], init_from_teacher=[]),
+            "), trained without distillation, starting from layers of the teacher's, was",
+        ),
+    ],
+)
+def test_how_a_student_was_trained(settings, text, tmp_path):
+    write_run(tmp_path / 'run', ['a', 'b'])
+    (network,) = read_networks([tmp_path / 'run'])
+    assert text in describe_network(network, settings, {})

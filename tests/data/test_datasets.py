@@ -188,3 +188,14 @@ def test_fold_without_folds_is_reported(image_folder, caplog):
     datasets, _ = create_datasets(DataConfig(data_dir=str(image_folder), fold=1))
     assert {split: len(dataset) for split, dataset in datasets.items()} == {'train': 24, 'test': 12}
     assert 'fold 1 has no effect without folds' in caplog.text
+
+
+def test_splits_of_their_own_seed(image_folder):
+    def names(**settings):
+        datasets, _ = create_datasets(
+            DataConfig(data_dir=str(image_folder), train_fraction=0.75, val_fraction=0.25, **settings)
+        )
+        return [sorted(datasets[split].samples.filenames()) for split in ('train', 'val')]
+
+    assert names(seed=1, split_seed=5) == names(seed=2, split_seed=5) == names(seed=5)
+    assert names(seed=1) != names(seed=5)

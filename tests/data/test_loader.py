@@ -203,3 +203,16 @@ class Broken(Numbered):
 def test_errors_of_images_are_their_own(num_workers):
     with pytest.raises(RuntimeError, match='image 0 is broken'):
         next(iter(SplitLoader(Broken(4), DATA, 2, num_workers=num_workers)))
+
+
+def test_numbers_of_the_images(dataset):
+    data_config = dict(STATS, input_size=(3, 32, 32))
+    plain, numbered = (
+        list(SplitLoader(dataset, data_config, 4, STRONG, num_workers=0, with_index=with_index).epoch(1, start=1))
+        for with_index in (False, True)
+    )
+    assert_equal(plain, [(images, targets) for images, targets, _ in numbered])
+    for _, targets, index in numbered:
+        assert targets.tolist() == [dataset[i][1] for i in index.tolist()]
+    drawn = torch.cat([index for *_, index in numbered])
+    assert len(drawn.unique()) == len(drawn) == len(dataset) // 4 * 4 - 4

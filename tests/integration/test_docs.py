@@ -21,7 +21,7 @@ from hdkd_timm.models.checkpoint import save_model
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / 'docs'
-PAGES = [*sorted(ROOT.glob('*.md')), *sorted(DOCS.glob('*.md')), ROOT / 'weights' / 'README.md']
+PAGES = [*sorted(ROOT.glob('*.md')), *sorted(DOCS.glob('**/*.md')), ROOT / 'weights' / 'README.md']
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding='utf-8') for path in PAGES}
 
 

@@ -102,6 +102,26 @@ def test_settings_are_those_of_the_network():
     assert shown['student']['tau'] == '3.0'
 
 
+def test_settings_of_other_methods():
+    settings = vars(DistillConfig(method=('kd', 'at'), method_args={'kd': {'tau': 2.0}}, init_from_teacher=('3:0,4',)))
+    card = write_card('us/net', CONFIG, dict(test=RESULT, name='student'), settings)
+    shown = dict(re.findall(r'^\| `(\w+)` \| (.*) \|$', card, re.M))
+    assert (shown['method'], shown['method_args'], shown['init_from_teacher']) == (
+        'kd at',
+        'kd&#58; tau&#58; 2.0',
+        '3&#58;0,4',
+    )
+    assert not {'tau', 'alpha', 'kd_type'} & set(shown)  # those of HDKD
+    earlier = {name: value for name, value in vars(DistillConfig(tau=3.0)).items() if 'method' not in name}
+    shown = dict(
+        re.findall(
+            r'^\| `(\w+)` \| (.*) \|$', write_card('us/net', CONFIG, dict(test=RESULT, name='student'), earlier), re.M
+        )
+    )
+    assert shown['tau'] == '3.0'
+    assert 'method_args' not in shown
+
+
 def test_texts_are_not_templates():
     card = write_card(
         'us/net',

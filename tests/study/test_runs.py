@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from hdkd_timm.cli import main
-from hdkd_timm.study.config import StudyConfig
+from hdkd_timm.study.config import StudyConfig, list_runs
 from hdkd_timm.study.runs import is_finished, run_study, teacher_config
 from hdkd_timm.training.config import DistillConfig
 from hdkd_timm.utils.parsing import to_yaml
@@ -107,8 +107,9 @@ def test_a_signal_reaches_the_runs(settings, tmp_path):
 def test_teacher_has_its_own_settings(settings, tmp_path):
     config = StudyConfig(**settings, teacher_lr=0.5, teacher_epochs=7, teacher='resnet18', seeds=(8, 9), tau=2.0)
     teacher = teacher_config(config, tmp_path)
-    assert (teacher.model, teacher.lr, teacher.epochs, teacher.seed) == ('resnet18', 0.5, 7, 8)
+    assert (teacher.model, teacher.lr, teacher.epochs, teacher.seed) == ('resnet18', 0.5, 7, 42)
     assert (teacher.output, teacher.experiment, teacher.model_kwargs) == (str(tmp_path), 'teacher', {})
+    assert (teacher.split_seed, next(list_runs(config, 'o', 't')).config.split_seed) == (42, 42)
 
 
 def test_a_started_run_is_not_finished(settings, tmp_path):

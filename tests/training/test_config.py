@@ -58,6 +58,7 @@ RANGES = [
         for name in (
             'warmup_epochs',
             'seed',
+            'split_seed',
             'workers',
             'mixup_off_epoch',
             'freeze_stages',

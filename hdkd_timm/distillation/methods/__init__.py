@@ -5,18 +5,45 @@ import inspect
 from typing import Any, Callable, Dict, List, Mapping, Sequence, Type, Union
 
 from ..networks import Pair
+from .a2d import A2D
 from .at import AT
 from .base import Method
+from .c2vkd import C2VKD
+from .crd import CRD
 from .dist import DIST
 from .dkd import DKD
 from .fitnet import FitNet
 from .hdkd import HDKD
+from .ickd import ICKD
+from .infonce import InfoNCE
 from .kd import KD
+from .mgd import MGD
 from .ofa import OFA
+from .reviewkd import ReviewKD
+from .sinkhorn import Sinkhorn
 
 __all__ = ['METHODS', 'Method', 'convert_settings', 'create_methods', 'method_settings']
 
-METHODS: Dict[str, Type[Method]] = {method.name: method for method in (HDKD, KD, DKD, DIST, OFA, FitNet, AT)}
+METHODS: Dict[str, Type[Method]] = {
+    method.name: method
+    for method in (
+        HDKD,
+        KD,
+        DKD,
+        DIST,
+        OFA,
+        FitNet,
+        AT,
+        ICKD,
+        CRD,
+        ReviewKD,
+        MGD,
+        A2D,
+        C2VKD,
+        InfoNCE,
+        Sinkhorn,
+    )
+}
 
 
 def method_settings(method: Callable[..., Method]) -> Dict[str, Any]:

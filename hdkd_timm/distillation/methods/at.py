@@ -1,4 +1,4 @@
-"""AT: where the student's maps are strong, the teacher's are."""
+"""AT: student and teacher agree where in the image the map of a stage is active."""
 
 from typing import Any, Dict, Optional, Sequence
 

@@ -8,7 +8,7 @@ from torch import nn
 from ..networks import Pair
 from ..outputs import Needs, Outputs
 
-__all__ = ['Method', 'check_choice', 'check_number']
+__all__ = ['Method', 'check_choice', 'check_number', 'check_whole_number']
 
 
 class Method(nn.Module):
@@ -106,3 +106,14 @@ def check_choice(method: str, name: str, value: Any, choices: Sequence[str]) -> 
     if value not in choices:
         raise ValueError(f'{method}.{name} must be one of {", ".join(choices)}, got {value!r}.')
     return value
+
+
+def check_whole_number(method: str, name: str, value: Any, at_least: int) -> int:
+    """Return a setting of a method if it is a whole number, such as 3 or 3.0, that is large enough.
+
+    Raises:
+        ValueError: if not; names the setting, the value and the bound.
+    """
+    if check_number(method, name, value, at_least=at_least) != int(value):
+        raise ValueError(f'{method}.{name} must be a whole number, got {value!r}.')
+    return int(value)

@@ -1,4 +1,4 @@
-"""DKD: two terms of the divergence with weights of their own, of the target class and of the classes beside it."""
+"""DKD: the target class and the other classes are distilled apart, with weights of their own."""
 
 import logging
 from typing import Dict, Optional, Tuple
