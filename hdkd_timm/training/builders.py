@@ -97,7 +97,10 @@ def create_teacher(
             f'{e} For a teacher, convert it with these settings, `hdkd convert {name} FOLDER`, and use FOLDER as the'
             ' teacher.'
         ) from e
-    match_classes(model, classes, config.teacher_label_names, f"Teacher '{name}'")
+    label_names = config.teacher_label_names
+    if len(config.teacher_checkpoint or ()) > 1:  # no flag could tell the names of each: their own order them
+        label_names = model.pretrained_cfg.get('label_names')
+    match_classes(model, classes, label_names, f"Teacher '{name}'")
     if model.in_chans != config.in_chans:
         raise ValueError(f"Teacher '{name}' takes {model.in_chans} channels, the student {config.in_chans}.")
     adapt_stats(model)
