@@ -12,7 +12,7 @@ import numpy as np
 from ..data.config import SourceConfig
 from ..evaluation.metrics import IN_PER_CENT, LOWER_IS_BETTER, METRIC_NAMES
 from ..evaluation.paired_tests import mcnemar, paired_bootstrap
-from ..evaluation.run_results import ROLES, NetworkResults, read_settings
+from ..evaluation.run_results import NetworkResults, is_role, read_settings
 
 
 class ImageMatch(NamedTuple):
@@ -79,7 +79,7 @@ def choose_comparisons(networks: Sequence[NetworkResults]) -> Iterator[Tuple[Net
         if (
             first.run.resolve() == second.run.resolve()
             or len(roles) == 1
-            or not roles.issubset(ROLES)
+            or not all(map(is_role, roles))
             or (len(networks) == 2)
         ):
             yield first, second

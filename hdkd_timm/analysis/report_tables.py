@@ -108,7 +108,11 @@ def _describe_training(network: NetworkResults, counts: Dict[str, Dict[str, int]
 
 def _describe_distillation(settings: Dict[str, Any]) -> str:
     methods = settings.get('method') or ['hdkd']  # runs of earlier versions had no other
-    text = ', distilled from a teacher'
+    given = settings.get('teacher_checkpoint')
+    several = isinstance(given, list) and len(given) > 1
+    text = f', distilled from {len(given)} teachers' if several else ', distilled from a teacher'
+    if settings.get('teacher_logits'):
+        text = ', distilled from stored logits'
     if methods == ['none']:
         text = ', trained without distillation'
     elif methods != ['hdkd']:

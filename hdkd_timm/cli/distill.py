@@ -11,6 +11,7 @@ from .training import add_run_arguments, print_results, refuse_unused
 
 ConfigT = TypeVar('ConfigT', bound=DistillConfig)
 
+OF_A_TEACHER = ('teacher', 'teacher_img_size', 'teacher_label_names')
 TRAINS_A_TEACHER = (  # settings of the teacher's training
     'teacher_pretrained',
     'teacher_kwargs',
@@ -58,8 +59,14 @@ def read_distill_settings(
     if 'hdkd' not in config.method:
         refuse_unused(args, HDKD_FLAGS, f"is a setting of the method 'hdkd', not of {' '.join(config.method)}")
     if config.method == ('none',):
-        refuse_unused(args, ['ce_weight', 'method_args'], 'is for distillation methods, not for --method none')
-    if config.teacher_checkpoint:
+        unused = ['ce_weight', 'method_args', 'teachers', 'teacher_logits']
+        refuse_unused(args, unused, 'is for distillation methods, not for --method none')
+    if len(config.teacher_checkpoint or ()) < 2 and not config.teacher_logits:
+        refuse_unused(args, ['teachers'], 'is only used with several of --teacher-checkpoint')
+    if config.teacher_logits:
+        unused = (*TRAINS_A_TEACHER, *OF_A_TEACHER)
+        refuse_unused(args, unused, 'is not used with --teacher-logits, instead of a teacher')
+    elif config.teacher_checkpoint:
         refuse_unused(args, TRAINS_A_TEACHER, 'is not used with --teacher-checkpoint, which is a trained teacher')
     else:
         refuse_unused(args, ['teacher_label_names'], 'is only used with --teacher-checkpoint')

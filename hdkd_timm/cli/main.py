@@ -18,6 +18,7 @@ COMMANDS = {  # heading -> command -> its help; a command is the module of its n
     'train': {
         'train': 'train or fine-tune a timm model on labelled images',
         'distill': 'train a teacher on labelled images and distil it into a student',
+        'cache-logits': "store trained teachers' logits for the training images, so that no teacher runs in distill",
         'study': 'compare networks and distillation methods over seeds, with one teacher',
         'demo': 'try distill at 64 px, on synthetic phantom images or on your own',
     },
@@ -48,7 +49,7 @@ def create_main_parser() -> argparse.ArgumentParser:
     """The parser of all before a command's own arguments."""
     lines = []
     for heading, commands in COMMANDS.items():
-        lines += [f'{heading}:', *(f'  {name:<11}{text}' for name, text in commands.items()), '']
+        lines += [f'{heading}:', *(f'  {name:<14}{text}' for name, text in commands.items()), '']
     parser = argparse.ArgumentParser(
         prog='hdkd',
         usage='hdkd COMMAND ...',
@@ -63,7 +64,7 @@ def create_main_parser() -> argparse.ArgumentParser:
 
 def load_command(name: str) -> ModuleType:
     """The module of a command, with `add_arguments` and `run`."""
-    return import_module(f'.{name}', __package__)
+    return import_module(f'.{name.replace("-", "_")}', __package__)
 
 
 def create_parser(name: str) -> CommandParser:
@@ -100,6 +101,9 @@ def _run_command(name: str, args: argparse.Namespace) -> int:
         sys.stdout.flush()
         return code
     except Interrupted as e:
+        if not e.is_saved:
+            print(f'hdkd {name}: {e}.', file=sys.stderr)
+            return 128 + e.signum
         command, resume = ('distill' if name == 'demo' else name), ('' if name == 'study' else ' --resume')
         print(
             f'hdkd {name}: {e.signal_name}, the state is saved. Resume with: hdkd {command} --config'

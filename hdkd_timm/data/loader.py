@@ -25,17 +25,23 @@ from .workers import PREFETCH, SignalSafeLoader, create_worker_init, explain_fai
 class _SeededDataset(Dataset):
     """A dataset indexed by the keys of `EpochSampler`: each image is augmented with random numbers of its own.
 
-    Targets are class indices, or with `with_index` pairs of them and the number of the image.
+    Targets are class indices, or with `with_index` pairs of them and the number of the image. With `views` these random
+    numbers follow from the view, the epoch modulo `views`, and the number of the image, however it was drawn.
     """
 
-    def __init__(self, dataset: Any, transform: Callable, seed: int, with_index: bool = False):
+    def __init__(
+        self, dataset: Any, transform: Callable, seed: int, with_index: bool = False, views: Optional[int] = None
+    ):
         self.dataset = dataset
         self.transform = transform
         self.seed = seed
         self.with_index = with_index
+        self.views = views
 
     def __getitem__(self, key: Tuple[int, int, int]) -> Tuple[torch.Tensor, Any]:
         epoch, draw, index = key
+        if self.views is not None:
+            epoch, draw = epoch % self.views, index
         image, target = self.dataset[index]
         states = random.getstate(), np.random.get_state(), torch.get_rng_state()
         seed = derive_seed(self.seed, epoch, draw)
@@ -98,10 +104,14 @@ class SplitLoader:
             images, see `cache_images`.
         local_size: Number of processes on this machine, which share its memory.
         with_index: Add the number of each image in the dataset to the training batches, (B,).
+        views: Give each training image so many fixed augmented views: epoch e shows view e mod `views`. They depend on
+            the seed, the view and the number of the image only. With at least as many views as epochs, a training
+            without `weights` is the same as without the argument.
+        in_order: Batches of all training images in their order, of one process; the last one may be smaller.
 
     Raises:
         ValueError: if there are fewer training images than in a batch of all processes, or if they are to be numbered
-            and the dataset has no random access.
+            or to have views and the dataset has no random access.
         TimeoutError, ChildProcessError: during iteration, if loader processes hang or end.
     """
 
@@ -120,6 +130,8 @@ class SplitLoader:
         cache: Optional[Callable[[Any, Compose], Dataset]] = None,
         local_size: int = 1,
         with_index: bool = False,
+        views: Optional[int] = None,
+        in_order: bool = False,
     ):
         self.dataset = dataset
         self.batch_size = batch_size
@@ -133,11 +145,11 @@ class SplitLoader:
         self.iterable = isinstance(dataset, IterableDataset)
         self.with_index = with_index
         is_training = augment is not None
-        if self.iterable and with_index:
+        if self.iterable and (with_index or views):
             raise ValueError(
                 'The images of a streamed dataset have no numbers: use one with random access, such as a folder.'
             )
-        if not self.iterable and is_training and len(dataset) < batch_size * world_size:
+        if not self.iterable and is_training and not in_order and len(dataset) < batch_size * world_size:
             raise ValueError(
                 f'{len(dataset)} training images are fewer than a batch of {batch_size * world_size}: lower'
                 ' --batch-size.'
@@ -150,9 +162,9 @@ class SplitLoader:
             deterministic, transform = split_transform(transform)
             dataset = cache(dataset, deterministic)
         if is_training:
-            self.sampler = EpochSampler(len(dataset), batch_size, seed, weights, rank, world_size)
+            self.sampler = EpochSampler(len(dataset), batch_size, seed, weights, rank, world_size, in_order)
             self.loader = self._create_loader(
-                _SeededDataset(dataset, transform, seed, with_index), num_workers, batch_sampler=self.sampler
+                _SeededDataset(dataset, transform, seed, with_index, views), num_workers, batch_sampler=self.sampler
             )
         else:
             self.loader = self._create_loader(

@@ -24,6 +24,7 @@ class EpochSampler(Sampler):
         weights: Weight of each image for drawing with replacement, (num_samples,); None for a shuffle.
         rank: Rank of this process.
         world_size: Number of processes.
+        in_order: All images in their order instead, of one process; the last batch may be smaller.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class EpochSampler(Sampler):
         weights: Optional[np.ndarray] = None,
         rank: int = 0,
         world_size: int = 1,
+        in_order: bool = False,
     ):
         self.num_samples = num_samples
         self.batch_size = batch_size
@@ -41,6 +43,7 @@ class EpochSampler(Sampler):
         self.probabilities = None if weights is None else weights / weights.sum()
         self.rank = rank
         self.world_size = world_size
+        self.in_order = in_order
         self.epoch = 0
         self.start = 0
 
@@ -49,11 +52,15 @@ class EpochSampler(Sampler):
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
+        if self.in_order:
+            return -(-self.num_samples // self.batch_size) - self.start
         return self.num_samples // (self.batch_size * self.world_size) - self.start
 
     def __iter__(self) -> Iterator[List[Tuple[int, int, int]]]:
         rng = np.random.default_rng([self.seed, self.epoch])
-        if self.probabilities is None:
+        if self.in_order:
+            draws = order = np.arange(self.num_samples)
+        elif self.probabilities is None:
             draws = order = rng.permutation(self.num_samples)
         else:  # an image can be drawn again, and is then augmented differently
             draws, order = (

@@ -20,18 +20,25 @@ class StudentModule(nn.Module):
 
     Args:
         student: The model to train.
-        methods: What is added to the cross entropy.
+        methods: What is added to the cross entropy, for each teacher. With several they are named NAME_1, NAME_2, ...
         ce_weight: Weight of the cross entropy.
         label_smoothing: Label smoothing of the cross entropy.
     """
 
-    def __init__(self, student: nn.Module, methods: Sequence[Method], ce_weight: float, label_smoothing: float):
+    def __init__(
+        self, student: nn.Module, methods: Sequence[Sequence[Method]], ce_weight: float, label_smoothing: float
+    ):
         super().__init__()
         self.student = student
-        self.methods = nn.ModuleDict({method.name: method for method in methods})
+        self.methods = nn.ModuleDict()
+        self.teacher_of: Dict[str, int] = {}
+        for i, of_teacher in enumerate(methods):
+            for method in of_teacher:
+                name = f'{method.name}_{i + 1}' if len(methods) > 1 else method.name
+                self.methods[name], self.teacher_of[name] = method, i
         self.ce_weight = ce_weight
         self.label_smoothing = label_smoothing
-        self.needs = functools.reduce(Needs.__or__, (method.student_needs for method in methods), Needs())
+        self.needs = functools.reduce(Needs.__or__, (m.student_needs for m in self.methods.values()), Needs())
 
     def no_weight_decay(self) -> set:
         names = self.student.no_weight_decay() if hasattr(self.student, 'no_weight_decay') else ()
@@ -49,7 +56,7 @@ class StudentModule(nn.Module):
         self,
         x: torch.Tensor,
         target: torch.Tensor,
-        teacher: Outputs,
+        teachers: Sequence[Outputs],
         class_weight: Optional[torch.Tensor] = None,
         index: Optional[torch.Tensor] = None,
     ) -> Dict[str, torch.Tensor]:
@@ -58,7 +65,7 @@ class StudentModule(nn.Module):
         Args:
             x: Images (B, C, H, W).
             target: Class indices (B,), or class probabilities (B, K).
-            teacher: What the methods need of the teacher.
+            teachers: What the methods need of each teacher.
             class_weight: Weights of the classes in the cross entropy, (K,).
             index: Number of each image in the training data, (B,).
 
@@ -71,7 +78,7 @@ class StudentModule(nn.Module):
         ce_loss = F.cross_entropy(outputs.logits, target, weight=class_weight, label_smoothing=self.label_smoothing)
         loss, parts = self.ce_weight * ce_loss, {'ce_loss': ce_loss}
         for name, method in self.methods.items():
-            losses = method(outputs, teacher, target, index)
+            losses = method(outputs, teachers[self.teacher_of[name]], target, index)
             loss = loss + method.weight * losses['loss']
             parts.update({f'{name}_{part}': value for part, value in losses.items()})
         return {'output': output.detach(), 'loss': loss, **parts}

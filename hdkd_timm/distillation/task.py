@@ -1,5 +1,6 @@
-"""Distillation of a frozen teacher into a student as a `timm.task.TrainingTask`: any methods, or HDKD's."""
+"""Distillation of frozen teachers into a student as a `timm.task.TrainingTask`: any methods, or HDKD's."""
 
+import dataclasses
 import functools
 import logging
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
@@ -15,15 +16,21 @@ from .methods.hdkd import HDKD
 from .networks import NetworkInfo, Pair, image_size
 from .outputs import Needs, Outputs, forward_outputs, has_distillation_head
 from .student import StudentModule
-from .teacher import TeacherInput, find_teacher_size, freeze_teacher
+from .teacher import StoredLogits, TeacherInput, average_logits, find_teacher_size, freeze_teacher
 
 _logger = logging.getLogger(__name__)
 
+TEACHERS = ('average', 'separate')  # what several teachers are to the methods
+
 
 class DistillationTask(TrainingTask):
-    """Distil a frozen teacher into a student by one or several methods, beside the cross entropy.
+    """Distil a frozen teacher, or several, into a student by one or several methods, beside the cross entropy.
 
         loss = ce_weight * cross_entropy + sum over the methods of weight * loss
+
+    Of several teachers either the class probabilities are averaged, `teachers='average'`: the methods see one teacher
+    whose logits are the logarithm of the mean, and can have nothing else of it. Or every method is there once for each
+    of M teachers with weight / M and layers of its own, 'separate'; it is then named NAME_1, NAME_2, ...
 
     A step takes one forward pass of each network, whatever the methods need of it. Student and teacher may be any timm
     models with the same classes and input channels. The logit methods act on the distillation head of a student that
@@ -31,8 +38,9 @@ class DistillationTask(TrainingTask):
 
     Args:
         student_model: The model to train.
-        teacher_model: The trained teacher. The task keeps a copy that is optimised for inference: BatchNorms folded (if
-            the model supports it), channels-last, frozen, always in eval mode.
+        teacher_model: The trained teacher, or several. The task keeps a copy that is optimised for inference:
+            BatchNorms folded (if the model supports it), channels-last, frozen, always in eval mode. Or `StoredLogits`
+            in place of one teacher or several, for methods that need nothing but logits.
         methods: Names of methods (`hdkd_timm.distillation.methods.METHODS`), or what makes one of a `Pair`: a class of
             your own or a `functools.partial` of one.
         method_args: Name -> settings of this method.
@@ -40,21 +48,23 @@ class DistillationTask(TrainingTask):
         class_weight: Weights of the classes in the cross entropy, (K,).
         label_smoothing: Label smoothing of the cross entropy.
         input_size: Height and width of the student's images; None for the size that it was built for.
-        teacher_size: Height and width to which they are resized for the teacher; None for no resizing, unless the
+        teacher_size: Height and width to which they are resized for the teachers; None for no resizing, unless a
             teacher takes one size only.
         train_targets: Class index of each training image, (N,), for methods with a memory of them.
+        teachers: What several teachers are to the methods, 'average' or 'separate'.
         device: Device of the task's buffers and of the methods.
         dtype: Dtype of the task's buffers and of the methods.
         verbose: Log the settings.
 
     Raises:
-        ValueError: if a method is unknown, a setting is out of range, or this pair cannot have the method.
+        ValueError: if a method is unknown, a setting is out of range, this pair cannot have the method, or it needs
+            more than logits where there is nothing else.
     """
 
     def __init__(
         self,
         student_model: nn.Module,
-        teacher_model: nn.Module,
+        teacher_model: Union[nn.Module, Sequence[nn.Module]],
         methods: Sequence[Union[str, Callable[..., Method]]] = ('hdkd',),
         method_args: Mapping[str, Mapping[str, Any]] = {},
         *,
@@ -64,45 +74,97 @@ class DistillationTask(TrainingTask):
         input_size: Optional[Tuple[int, int]] = None,
         teacher_size: Optional[Tuple[int, int]] = None,
         train_targets: Optional[torch.Tensor] = None,
+        teachers: str = 'average',
         device: Optional[torch.device] = None,
         dtype: Optional[torch.dtype] = None,
         verbose: bool = True,
     ):
         super().__init__(device=device, dtype=dtype, verbose=verbose)
-        student, teacher = unwrap_model(student_model), unwrap_model(teacher_model)
-        _check_classes(student, teacher)
+        if teachers not in TEACHERS:
+            raise ValueError(f"teachers must be one of {', '.join(TEACHERS)}, got '{teachers}'.")
+        student, given = unwrap_model(student_model), _list_teachers(teacher_model)
+        for teacher in given:
+            _check_classes(student, teacher)
         input_size = input_size or image_size(student)
-        teacher_size = teacher_size or find_teacher_size(teacher, input_size)
-        pair = Pair(
-            NetworkInfo.of(student, 'student', input_size),
-            NetworkInfo.of(teacher, 'teacher', teacher_size or input_size),
-            train_targets,
-        )
+        pairs = _create_pairs(student, given, input_size, teacher_size, train_targets)
+        self.epoch = 0
+        self.is_stored = isinstance(given[0], StoredLogits)
+        self.is_averaged = len(pairs) > 1 and teachers == 'average'
         dd: Dict[str, Any] = {'device': self.device, 'dtype': self.dtype}
-        built = [method.to(**dd) for method in create_methods(methods, pair, method_args)]
-        self.needs_index = any(method.needs_index for method in built)
-        if ce_weight is None:
-            ce_weight = built[0].ce_weight
-        self.trainable_module: nn.Module = StudentModule(student, built, ce_weight, label_smoothing)
-        self.teacher_needs = functools.reduce(Needs.__or__, (method.teacher_needs for method in built), Needs())
-        # only where a loss acts on the logits is the distillation head trained apart
-        self.distilled = has_distillation_head(student) and any(method.student_needs.logits for method in built)
-        self.teacher = freeze_teacher(teacher)
-        self.teacher_input = TeacherInput(student, teacher, teacher_size, **dd)
+        built = [
+            [method.to(**dd) for method in create_methods(methods, pair, method_args)]
+            for pair in (pairs[:1] if self.is_averaged else pairs)
+        ]
+        self.set_up_methods(student, built, pairs, ce_weight, label_smoothing)
+        self.set_up_teachers(student, given, input_size, teacher_size, **dd)
         weight = None if class_weight is None else torch.as_tensor(class_weight).to(**dd)
         self.register_buffer('class_weight', weight, persistent=False)
         if self.verbose:
-            self.log_settings(pair, teacher_size)
+            self.log_settings(pairs)
 
-    def log_settings(self, pair: Pair, teacher_size: Optional[Tuple[int, int]]) -> None:
-        """Log what follows from the pair: matched stages, weights, another size of the teacher's images."""
-        trainable = unwrap_model(self.trainable_module)
-        words = [
-            f'{method.name} (weight {method.weight:g}{_describe(method)})' for method in trainable.methods.values()
+    def set_up_methods(
+        self,
+        student: nn.Module,
+        methods: Sequence[Sequence[Method]],
+        pairs: Sequence[Pair],
+        ce_weight: Optional[float],
+        label_smoothing: float,
+    ) -> None:
+        """The trained module of student and methods, those of each teacher or of all at once."""
+        every = [method for of_teacher in methods for method in of_teacher]
+        if self.is_stored or self.is_averaged:
+            for method in every:
+                _check_logits_only(method, pairs, self.is_stored)
+        for method in every:
+            method.weight /= len(methods)
+        self.needs_index = self.is_stored or any(method.needs_index for method in every)
+        if ce_weight is None:
+            ce_weight = every[0].ce_weight
+        self.trainable_module: nn.Module = StudentModule(student, methods, ce_weight, label_smoothing)
+        needs = [
+            functools.reduce(Needs.__or__, (m.teacher_needs for m in of_teacher), Needs()) for of_teacher in methods
         ]
-        size = f'; images are resized to {teacher_size[0]} x {teacher_size[1]} for the teacher' if teacher_size else ''
+        self.teacher_needs = needs * len(pairs) if self.is_averaged else needs
+        # only where a loss acts on the logits is the distillation head trained apart
+        self.distilled = has_distillation_head(student) and any(method.student_needs.logits for method in every)
+
+    def set_up_teachers(
+        self,
+        student: nn.Module,
+        teachers: Sequence[nn.Module],
+        input_size: Tuple[int, int],
+        teacher_size: Optional[Tuple[int, int]],
+        **dd: Any,
+    ) -> None:
+        """The frozen teachers, and what each is given to see. Of several, `teacher` and `teacher_input` are lists."""
+        inputs = []
+        if self.is_stored:
+            frozen = list(teachers)
+        else:
+            frozen = [freeze_teacher(teacher) for teacher in teachers]
+            for teacher in teachers:
+                size = teacher_size or find_teacher_size(teacher, input_size)
+                inputs.append(TeacherInput(student, teacher, size, **dd))
+        self.teacher: Any = frozen[0] if len(frozen) == 1 else nn.ModuleList(frozen)
+        self.teacher_input: Any = inputs[0] if len(inputs) == 1 else nn.ModuleList(inputs)
+
+    @property
+    def views(self) -> Optional[int]:
+        """Number of the fixed views that the training images must have; None for an augmentation as usual."""
+        return self.teacher.views if self.is_stored else None
+
+    def log_settings(self, pairs: Sequence[Pair]) -> None:
+        """Log what follows from the pairs: matched stages, weights, another size of the teachers' images."""
+        trainable = unwrap_model(self.trainable_module)
+        words = [f'{name} (weight {m.weight:g}{_describe(m)})' for name, m in trainable.methods.items()]
+        names = ', '.join(pair.teacher.name for pair in pairs)
+        what = f'{"the mean of " if self.is_averaged else ""}{names}{" (stored logits)" if self.is_stored else ""}'
+        sizes = {prepare.size: None for prepare in _as_list(self.teacher_input) if prepare.size}
+        size = (
+            f'; images are resized to {" and ".join(f"{h} x {w}" for h, w in sizes)} for the teacher' if sizes else ''
+        )
         _logger.info(
-            f'Distillation of {pair.teacher.name} into {pair.student.name}: {", ".join(words)}, cross entropy (weight'
+            f'Distillation of {what} into {pairs[0].student.name}: {", ".join(words)}, cross entropy (weight'
             f' {trainable.ce_weight:g}){size}.'
         )
 
@@ -112,7 +174,8 @@ class DistillationTask(TrainingTask):
         return self
 
     def set_epoch(self, epoch: int, epochs: int) -> None:
-        """Tell the methods how many epochs are done of how many; call it before each."""
+        """Tell the methods, and stored logits, how many epochs are done of how many; call it before each."""
+        self.epoch = epoch
         for module in (self.trainable_module, getattr(self, 'trainable_module_ema', None)):
             if module is not None:
                 for method in _unwrap_student_module(module).methods.values():
@@ -171,8 +234,22 @@ class DistillationTask(TrainingTask):
             raise RuntimeError('The moving average has no state to load before setup_ema().')
         _unwrap_student_module(module).methods.load_state_dict((state or {}).get('methods', {}), strict=strict)
 
-    def _teacher_forward(self, x: torch.Tensor) -> Outputs:
-        return forward_outputs(self.teacher, x, self.teacher_needs)
+    def _teacher_forward(self, inputs: Sequence[torch.Tensor]) -> List[Outputs]:
+        return [
+            forward_outputs(teacher, x, needs)
+            for teacher, x, needs in zip(_as_list(self.teacher), inputs, self.teacher_needs)
+        ]
+
+    @torch.no_grad()
+    def forward_teachers(self, input: torch.Tensor, index: Optional[torch.Tensor] = None) -> List[Outputs]:
+        """What the methods see of each teacher; of the mean of all if they are averaged. Arguments as in `forward`."""
+        if self.is_stored:
+            outputs = [Outputs(logits) for logits in self.teacher(index, self.epoch)]
+        else:
+            outputs = self._teacher_forward([prepare(input) for prepare in _as_list(self.teacher_input)])
+        if self.is_averaged:
+            outputs = [Outputs(average_logits(torch.stack([output.logits for output in outputs])))]
+        return outputs
 
     def forward(
         self, input: torch.Tensor, target: torch.Tensor, index: Optional[torch.Tensor] = None
@@ -195,13 +272,13 @@ class DistillationTask(TrainingTask):
         if self.distilled and not student.training:
             raise ValueError('The student is in eval mode: call task.train() before a step.')
         if self.needs_index and index is None:
-            raise ValueError('These methods remember the training images: pass their numbers as `index`.')
-        with torch.no_grad():
-            teacher = self._teacher_forward(self.teacher_input(input))
+            what = 'The logits are stored by' if self.is_stored else 'These methods remember the'
+            raise ValueError(f'{what} training images: pass their numbers as `index`.')
+        teachers = self.forward_teachers(input, index)
         if self.distilled:
             student.set_distilled_training(True)
         try:
-            return self.trainable_module(input, target, teacher, self.class_weight, index)
+            return self.trainable_module(input, target, teachers, self.class_weight, index)
         finally:
             if self.distilled:
                 student.set_distilled_training(False)
@@ -214,8 +291,64 @@ def _unwrap_student_module(module: nn.Module) -> Any:
     return module
 
 
+def _as_list(module: nn.Module) -> List[Any]:
+    return list(module) if isinstance(module, nn.ModuleList) else [module]
+
+
+def _list_teachers(given: Union[nn.Module, Sequence[nn.Module]]) -> List[nn.Module]:
+    """The teachers, one or several.
+
+    Raises:
+        ValueError: if there is none, or stored logits are one of several.
+    """
+    teachers = [unwrap_model(teacher) for teacher in ([given] if isinstance(given, nn.Module) else given)]
+    if not teachers:
+        raise ValueError('A distillation needs at least one teacher.')
+    if len(teachers) > 1 and any(isinstance(teacher, StoredLogits) for teacher in teachers):
+        raise ValueError('Stored logits cannot be one of several teachers: store the logits of all of them.')
+    return teachers
+
+
+def _create_pairs(
+    student: nn.Module,
+    teachers: Sequence[nn.Module],
+    input_size: Tuple[int, int],
+    teacher_size: Optional[Tuple[int, int]],
+    train_targets: Optional[torch.Tensor],
+) -> List[Pair]:
+    """The student with each teacher. One with stored logits has the student's stages here, so that all methods can be
+    built, and those that need more than logits can be told from the others."""
+    info = NetworkInfo.of(student, 'student', input_size)
+    if isinstance(teachers[0], StoredLogits):
+        infos = [dataclasses.replace(info, role='teacher', name=name) for name in teachers[0].names]
+    else:
+        sizes = [teacher_size or find_teacher_size(teacher, input_size) or input_size for teacher in teachers]
+        infos = [NetworkInfo.of(teacher, 'teacher', size) for teacher, size in zip(teachers, sizes)]
+    return [Pair(info, teacher, train_targets) for teacher in infos]
+
+
+def _check_logits_only(method: Method, pairs: Sequence[Pair], is_stored: bool) -> None:
+    """Raise ValueError if a method needs more than logits of teachers that have nothing else."""
+    needs = method.teacher_needs
+    if needs == Needs(logits=needs.logits):
+        return
+    maps = f'maps of the stages {", ".join(map(str, needs.stages))}' if needs.stages else ''
+    extra = [maps, 'pooled features' if needs.pooled else '', 'attention' if needs.attention else '']
+    what = ' and '.join(filter(None, extra)) or 'prefix tokens'
+    names = ', '.join(pair.teacher.name for pair in pairs)
+    if is_stored:
+        place, way_out = f'stored logits of {names} do', 'let the teacher run (--teacher-checkpoint)'
+    else:
+        place = f'the mean of {len(pairs)} teachers ({names}) does'
+        way_out = "use each teacher by itself, teachers='separate' (--teachers separate)"
+    raise ValueError(
+        f"Method '{method.name}' needs {what} of the teacher, which {place} not have: {way_out}, or choose a method"
+        ' of the logits, such as kd (or hdkd with a feature_weight of 0).'
+    )
+
+
 def _check_classes(student: nn.Module, teacher: nn.Module) -> None:
-    for name in ('num_classes', 'in_chans'):
+    for name in ('num_classes',) if isinstance(teacher, StoredLogits) else ('num_classes', 'in_chans'):
         of_student, of_teacher = getattr(student, name, None), getattr(teacher, name, None)
         if of_student != of_teacher:
             raise ValueError(f'{name} of student and teacher differ: {of_student} and {of_teacher}.')

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Type
@@ -19,7 +20,7 @@ from ..utils.run_files import CONFIG_FILE, IMAGES_FILE, METRICS_FILE, PREDICTION
 from .metrics import IN_PER_CENT, format_interval, format_metric
 from .predictions import read_predictions
 
-ROLES = ('teacher', 'student_alone', 'student')  # networks of `distill`, in the order of training
+ROLES = ('teacher', 'student_alone', 'student')  # networks of `distill`, in the order of training; see `is_teacher`
 
 
 class NetworkResults(NamedTuple):
@@ -57,6 +58,28 @@ class NetworkResults(NamedTuple):
     @property
     def classes(self) -> List[str]:
         return self.metrics['classes']
+
+
+def is_teacher(name: str) -> bool:
+    """Whether a network of `distill` is the teacher, or one of several: 'teacher_1', 'teacher_2', ..."""
+    return re.fullmatch(r'teacher(_\d+)?', name) is not None
+
+
+def is_role(name: str) -> bool:
+    """Whether a network is one of those of `distill`."""
+    return name in ROLES or is_teacher(name)
+
+
+def list_roles(settings: Dict[str, Any]) -> List[str]:
+    """The networks of a run of `distill`, in the order of training, by its settings; none of another run."""
+    if 'teacher' not in settings:
+        return []
+    given = settings.get('teacher_checkpoint')
+    number = len(given) if isinstance(given, (list, tuple)) else 1
+    teachers = ['teacher'] if number == 1 else [f'teacher_{i + 1}' for i in range(number)]
+    if settings.get('teacher_logits'):
+        teachers = []
+    return [*teachers, *(['student_alone'] if settings.get('student_alone') else []), 'student']
 
 
 def result_split(metrics: Dict[str, Any]) -> Optional[str]:
@@ -195,7 +218,9 @@ def _find_networks(path: Path) -> List[Tuple[Path, Path]]:
     if (path / METRICS_FILE).is_file() and (path / 'best').is_dir():
         folders = [path]
     else:
-        folders = [path / role for role in ROLES if (path / role / METRICS_FILE).is_file()]
+        found = sorted((folder.parent.name for folder in path.glob(f'*/{METRICS_FILE}')), key=natural_key)
+        roles = [*filter(is_teacher, found), *(role for role in ROLES if role in found and not is_teacher(role))]
+        folders = [path / role for role in roles]
     if not folders:
         raise FileNotFoundError(
             f"'{path}' has no finished network (none of {METRICS_FILE}, {'/, '.join(ROLES)}/{METRICS_FILE} with its"
@@ -206,7 +231,7 @@ def _find_networks(path: Path) -> List[Tuple[Path, Path]]:
 
 def _label_networks(places: Sequence[Tuple[Path, Path]]) -> List[str]:
     """The shortest labels that distinguish networks, given run and folder of each."""
-    roles = [folder.name if folder.name in ROLES else '' for _, folder in places]
+    roles = [folder.name if is_role(folder.name) else '' for _, folder in places]
     if len({run.resolve() for run, _ in places}) == 1:
         return [role or run.resolve().name for role, (run, _) in zip(roles, places)]
     labels = ['/'.join(part for part in (run.resolve().name, role) if part) for role, (run, _) in zip(roles, places)]
@@ -235,12 +260,7 @@ def list_unfinished(runs: Sequence[PathLike]) -> List[str]:
     """Networks without results, among those of whole runs of `distill`."""
     found = []
     for run in map(Path, runs):
-        settings = read_settings(run)
-        expected = [
-            role
-            for role in ROLES
-            if 'teacher' in settings and (role != 'student_alone' or settings.get('student_alone'))
-        ]
+        expected = list_roles(read_settings(run))
         found += [f'{run.resolve().name}/{role}' for role in expected if not (run / role / METRICS_FILE).is_file()]
     return found
 

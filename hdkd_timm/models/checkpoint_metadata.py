@@ -107,7 +107,7 @@ def read_run_metadata(path: PathLike) -> CheckpointMetadata:
         return _read_model_config(folder / 'best' / 'config.json')
     for run in (folder, folder.parent):
         if (run / 'config.yaml').is_file():
-            is_teacher = run != folder and folder.name == 'teacher'
+            is_teacher = run != folder and folder.name == 'teacher'  # of several none is trained
             return _read_run_config(run / 'config.yaml', is_teacher)
     return CheckpointMetadata()
 

@@ -4,7 +4,7 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional
 
 import timm
 from huggingface_hub import HfApi, ModelCard, constants
@@ -17,13 +17,13 @@ from huggingface_hub.errors import (
 )
 
 from ..evaluation.plots import plot_confusion_matrix
-from ..evaluation.run_results import count_images, read_json_file, read_settings, result_split
+from ..evaluation.run_results import count_images, is_teacher, read_json_file, read_settings, result_split
 from ..evaluation.temperature import CALIBRATION_FILE
 from ..models.checkpoint import SOURCE_PREFIXES, find_model_folder
 from ..models.pretrained import find_folder, find_weights, full_name
 from ..utils.files import PathLike, check_sums, new_folder, write_json
 from ..utils.parsing import to_yaml
-from ..utils.run_files import CONFIG_FILE, IMAGES_FILE, METRICS_FILE
+from ..utils.run_files import CONFIG_FILE, IMAGES_FILE, METRICS_FILE, TEACHER_LOGITS_FILE
 from ..version import __version__
 from .model_card import CONFUSION_PICTURE, write_card
 
@@ -64,8 +64,8 @@ class _TrainedModel(NamedTuple):
     @property
     def is_finetuned(self) -> bool:
         """Whether the training of the network started from other weights."""
-        is_teacher = self.metrics.get('name') == 'teacher' and 'teacher' in self.settings
-        name, pretrained = ('teacher', 'teacher_pretrained') if is_teacher else ('model', 'pretrained')
+        of_teacher = is_teacher(str(self.metrics.get('name'))) and 'teacher' in self.settings
+        name, pretrained = ('teacher', 'teacher_pretrained') if of_teacher else ('model', 'pretrained')
         return bool(self.settings.get(pretrained)) or str(self.settings.get(name)).startswith(SOURCE_PREFIXES)
 
 
@@ -100,19 +100,42 @@ def _read_model(folder: Path) -> _TrainedModel:
         folder,
         config,
         metrics,
-        {} if run is None else read_settings(run),
+        {} if run is None else _read_settings(run),
         {} if run is None else count_images(run / IMAGES_FILE),
     )
+
+
+def _read_settings(run: Path) -> Dict[str, Any]:
+    """The settings of a run; where it has stored logits, with the teachers that they are of."""
+    settings, origin = read_settings(run), read_json_file(run / TEACHER_LOGITS_FILE)
+    return dict(settings, teacher_checkpoint=origin['checkpoints']) if origin else settings
+
+
+def _list_teachers(settings: Dict[str, Any]) -> List[str]:
+    """The given teachers; earlier versions have one as text."""
+    given = settings.get('teacher_checkpoint') or []
+    return [given] if isinstance(given, str) else list(given)
+
+
+def _without_path(name: str) -> str:
+    """A model's name; of one on this machine, no more than its last folder."""
+    if name.startswith(('hf-hub:', 'hf_hub:')) or timm.is_model(name.split('.')[0]):
+        return name
+    path = Path(name.removeprefix('local-dir:'))
+    return f'a locally trained model ({path.parent.name if path.name == "best" else path.name})'
 
 
 def _remove_paths(settings: Dict[str, Any]) -> Dict[str, Any]:
     """Settings of a run without those that reveal the machine."""
     settings = {k: v for k, v in settings.items() if k not in MACHINE_SETTINGS}
-    for key in ('model', 'teacher', 'teacher_checkpoint'):
-        name = settings.get(key)
-        if name and not name.startswith(('hf-hub:', 'hf_hub:')) and not timm.is_model(name.split('.')[0]):
-            path = Path(name.removeprefix('local-dir:'))
-            settings[key] = f'a locally trained model ({path.parent.name if path.name == "best" else path.name})'
+    for key in ('model', 'teacher'):
+        if settings.get(key):
+            settings[key] = _without_path(settings[key])
+    if settings.get('teacher_checkpoint'):
+        teachers = [_without_path(name) for name in _list_teachers(settings)]
+        settings['teacher_checkpoint'] = teachers[0] if len(teachers) == 1 else teachers
+    if settings.get('teacher_logits'):
+        settings['teacher_logits'] = Path(settings['teacher_logits']).name
     if settings.get('class_weights'):
         settings['class_weights'] = Path(settings['class_weights']).name
     source, _, place = (settings.get('dataset') or '').partition('/')
@@ -127,9 +150,9 @@ def _inherited_licences(model: _TrainedModel) -> Dict[str, str]:
     license = model.config['pretrained_cfg'].get('license')
     if license and (not model.settings or model.is_finetuned):
         found[f'The weights that the training started from: {license}.'] = license
-    teacher = model.settings.get('teacher_checkpoint') or ''
-    if model.metrics.get('name') not in ('teacher', 'student_alone') and timm.models.is_model_pretrained(teacher):
-        license = timm.get_pretrained_cfg(teacher).license
+    name = str(model.metrics.get('name'))
+    for teacher in [] if is_teacher(name) or name == 'student_alone' else _list_teachers(model.settings):
+        license = timm.get_pretrained_cfg(teacher).license if timm.models.is_model_pretrained(teacher) else None
         if license:
             found[f'Its teacher, {teacher}: {license}.'] = license
     return found

@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional, Sequence
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..evaluation.metrics import METRIC_NAMES, format_interval, format_metric
-from ..evaluation.run_results import result_split
+from ..evaluation.run_results import is_teacher, result_split
 from ..utils.text import printable
 
 CONFUSION_PICTURE = 'confusion.png'
@@ -29,7 +29,15 @@ SHOWN_SETTINGS = (
     'amp',
     'seed',
 )
-SHOWN_OF_STUDENTS = ('teacher', 'teacher_checkpoint', 'method', 'method_args', 'ce_weight', 'init_from_teacher')
+SHOWN_OF_STUDENTS = (
+    'teacher',
+    'teacher_checkpoint',
+    'teacher_logits',
+    'method',
+    'method_args',
+    'ce_weight',
+    'init_from_teacher',
+)
 SHOWN_OF_HDKD = ('kd_type', 'alpha', 'tau', 'feature_weight')
 
 
@@ -115,7 +123,7 @@ def _settings_table(network: Optional[str], settings: Dict[str, Any]) -> str:
     if network == 'student':
         uses_hdkd = 'hdkd' in settings.get('method', ('hdkd',))  # runs of earlier versions had no other method
         keys = SHOWN_SETTINGS + SHOWN_OF_STUDENTS + (SHOWN_OF_HDKD if uses_hdkd else ())
-    elif network == 'teacher' and 'teacher' in settings:  # those without a prefix are the student's
+    elif is_teacher(network or '') and 'teacher' in settings:  # those without a prefix are the student's
         own = {key.removeprefix('teacher_'): value for key, value in settings.items() if key.startswith('teacher_')}
         settings = {**settings, **{k: v for k, v in own.items() if v is not None}, 'model': settings['teacher']}
     rows = [[f'`{key}`', escape(_format_setting(settings[key]))] for key in keys if settings.get(key) not in (None, {})]

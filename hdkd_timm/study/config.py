@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from typing import Any, Dict, Iterator, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, NamedTuple, Optional, Tuple, Union
 
 from ..training.config import DistillConfig
 from ..utils.config import check_settings, setting
@@ -97,19 +97,26 @@ def _check_arm(name: str, values: Any) -> Dict[str, Any]:
     return check_settings(values, [DistillConfig], f"arm '{name}'")
 
 
+def _choose_teacher(shared: Dict[str, Any], values: Dict[str, Any], teacher: Any) -> Dict[str, Any]:
+    """The teachers, or stored logits, of an arm that does not name its own: an arm's teachers replace the study's
+    logits, and its logits the study's teachers."""
+    logits = None if values.get('teacher_checkpoint') else values.get('teacher_logits', shared['teacher_logits'])
+    return dict(teacher_logits=logits, teacher_checkpoint=None if logits else teacher)
+
+
 def split_seed(config: StudyConfig) -> int:
     """The seed of the splits, which all runs of a study and its teacher share: the teacher must not have seen the
     validation images of any of them."""
     return config.seed if config.split_seed is None else config.split_seed
 
 
-def list_runs(config: StudyConfig, output: str, teacher: str) -> Iterator[Run]:
+def list_runs(config: StudyConfig, output: str, teacher: Union[str, Tuple[str, ...]]) -> Iterator[Run]:
     """The runs of a study, seed by seed, so that all arms have as many if it is stopped.
 
     Args:
         config: Settings of the study.
         output: Folder for the runs.
-        teacher: The trained teacher of all runs.
+        teacher: The trained teacher of all runs without teachers, or stored logits, of their own.
 
     Raises:
         ValueError: as `list_arms`, or for settings of an arm that contradict each other; names the arm.
@@ -120,9 +127,9 @@ def list_runs(config: StudyConfig, output: str, teacher: str) -> Iterator[Run]:
     for seed in config.seeds:
         for arm, values in arms.items():
             own = dict(output=output, experiment=f'{arm}-{seed}', seed=seed, split_seed=split_seed(config))
-            if 'teacher_checkpoint' not in values:
-                own.update(teacher_checkpoint=teacher)
             try:
-                yield Run(arm, seed, DistillConfig(**{**shared, **values, **own}))
+                yield Run(
+                    arm, seed, DistillConfig(**{**shared, **_choose_teacher(shared, values, teacher), **values, **own})
+                )
             except ValueError as e:
                 raise ValueError(f"Arm '{arm}': {e}") from e

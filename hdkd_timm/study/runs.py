@@ -11,13 +11,13 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 
 from ..training.config import DistillConfig, TrainConfig
 from ..training.distill import check_distillation
-from ..training.resume import free_settings
+from ..training.resume import default_settings, free_settings
 from ..training.run_folder import check_same_settings
 from ..utils.config import to_yaml
 from ..utils.files import atomic_write
@@ -63,7 +63,7 @@ def is_finished(config: TrainConfig) -> bool:
     if not (folder / METRICS_FILE).is_file() or not (folder / CONFIG_FILE).is_file():
         return False
     free = [name for name in free_settings(config) if name not in ('epochs', 'teacher_epochs')]
-    check_same_settings(folder, parse_yaml(to_yaml(config), 'the settings'), free)
+    check_same_settings(folder, parse_yaml(to_yaml(config), 'the settings'), free, default_settings(config))
     return True
 
 
@@ -188,20 +188,21 @@ def run_study(config: StudyConfig) -> Tuple[List[Run], Dict[str, str]]:
     """
     folder = Path(config.output, str(config.experiment))
     teacher = teacher_config(config, folder)
-    given = config.teacher_checkpoint or str(folder / TEACHER / 'best')
-    runs = list(list_runs(config, str(folder / RUNS), given))
+    own = str(folder / TEACHER / 'best')
+    runs = list(list_runs(config, str(folder / RUNS), config.teacher_checkpoint or own))
+    needs_teacher = not config.teacher_checkpoint and any(run.config.teacher_checkpoint == (own,) for run in runs)
     open_runs = [run for run in runs if not is_finished(run.config)]
     with Signals() as signals:
         runner = Runner(folder, config.jobs, signals)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / CONFIG_FILE) as file:
             file.write(to_yaml(config))
-        if not config.teacher_checkpoint and not is_finished(teacher):
-            _check_arms(runs, config, teacher_is_trained=False)
+        if needs_teacher and not is_finished(teacher):
+            _check_arms(runs, untrained=own)
             _logger.info(f'{config.teacher}  is trained as the teacher of all runs.')
             runner.run_alone('train', teacher)
         else:
-            _check_arms(open_runs, config, teacher_is_trained=True)
+            _check_arms(open_runs)
         if len(open_runs) < len(runs):
             _logger.info(f'{len(runs) - len(open_runs)} of {len(runs)} runs are finished already.')
         runner.run_all(open_runs, len(runs))
@@ -210,16 +211,20 @@ def run_study(config: StudyConfig) -> Tuple[List[Run], Dict[str, str]]:
     return runs, runner.failed
 
 
-def _check_arms(runs: Sequence[Run], config: StudyConfig, teacher_is_trained: bool) -> None:
-    """Check each arm with its first open run; the teacher is one without training where there is none yet.
+def _check_arms(runs: Sequence[Run], untrained: Optional[str] = None) -> None:
+    """Check each arm with its first open run.
+
+    Args:
+        runs: The open runs.
+        untrained: The teacher that is not trained yet: it is one without training here.
 
     Raises:
         ValueError: for a wrong setting, or if the pair cannot have a method; names the arm.
     """
     for arm in dict.fromkeys(run.arm for run in runs):
         settings: DistillConfig = next(run.config for run in runs if run.arm == arm)
-        if not teacher_is_trained and settings.teacher_checkpoint != config.teacher_checkpoint:
-            settings = dataclasses.replace(settings, teacher_checkpoint=config.teacher_checkpoint)
+        if untrained and settings.teacher_checkpoint == (untrained,):
+            settings = dataclasses.replace(settings, teacher_checkpoint=None)
         try:
             check_distillation(settings)
         except ValueError as e:

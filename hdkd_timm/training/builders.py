@@ -1,7 +1,7 @@
 """Network, task, optimiser and schedule of a training, built from its settings by timm's factories."""
 
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import timm
@@ -14,6 +14,7 @@ from torch import nn
 from .._compat import create_scheduler
 from ..distillation.methods import METHODS, convert_settings
 from ..distillation.task import DistillationTask, HDKDTask
+from ..distillation.teacher import StoredLogits
 from ..evaluation.metrics import LOWER_IS_BETTER
 from ..models.checkpoint import SOURCE_PREFIXES, load_model
 from ..models.labels import match_classes
@@ -96,7 +97,10 @@ def create_teacher(
             f'{e} For a teacher, convert it with these settings, `hdkd convert {name} FOLDER`, and use FOLDER as the'
             ' teacher.'
         ) from e
-    match_classes(model, classes, config.teacher_label_names, f"Teacher '{name}'")
+    label_names = config.teacher_label_names
+    if len(config.teacher_checkpoint or ()) > 1:  # no flag could tell the names of each: their own order them
+        label_names = model.pretrained_cfg.get('label_names')
+    match_classes(model, classes, label_names, f"Teacher '{name}'")
     if model.in_chans != config.in_chans:
         raise ValueError(f"Teacher '{name}' takes {model.in_chans} channels, the student {config.in_chans}.")
     adapt_stats(model)
@@ -154,7 +158,7 @@ def create_task(
 
 def create_distillation_task(
     student: nn.Module,
-    teacher: nn.Module,
+    teacher: Union[nn.Module, Sequence[nn.Module]],
     config: DistillConfig,
     class_weight: Optional[torch.Tensor] = None,
     train_targets: Optional[np.ndarray] = None,
@@ -165,11 +169,12 @@ def create_distillation_task(
 
     Args:
         student: The network to train.
-        teacher: The trained teacher.
+        teacher: The trained teacher, several of them, or their `StoredLogits`.
         config: Settings of the distillation.
         class_weight: Weights of the classes in the cross entropy, (K,).
         train_targets: Class index of each training image, (N,), for methods with a memory of them.
-        teacher_img_size: Height and width of the teacher's images; None for those of the student's.
+        teacher_img_size: Height and width of the teachers' images; None for those of the student's, unless a teacher
+            takes one size only.
         verbose: Log what the methods found out of the pair.
 
     Raises:
@@ -183,7 +188,8 @@ def create_distillation_task(
     method_args = dict(config.method_args)
     if 'hdkd' in config.method:
         method_args['hdkd'] = hdkd_settings(config)
-    if config.method == ('hdkd',) and method_args.keys() == {'hdkd'} and config.ce_weight is None and not teacher_size:
+    is_plain = isinstance(teacher, nn.Module) and not isinstance(teacher, StoredLogits) and not teacher_size
+    if is_plain and config.method == ('hdkd',) and method_args.keys() == {'hdkd'} and config.ce_weight is None:
         kind = method_args['hdkd'].pop('kd_type')
         return HDKDTask(student, teacher, kind=kind, **method_args['hdkd'], **shared)
     return DistillationTask(
@@ -195,6 +201,7 @@ def create_distillation_task(
         input_size=(config.img_size, config.img_size),
         teacher_size=teacher_size,
         train_targets=None if train_targets is None else torch.as_tensor(train_targets),
+        teachers=config.teachers,
         **shared,
     )
 

@@ -9,6 +9,7 @@ from ..data.augment import AugmentConfig
 from ..data.cache import CACHES
 from ..data.config import DataConfig
 from ..distillation.losses import KD_TYPES, REDUCTIONS
+from ..distillation.task import TEACHERS
 from ..evaluation.metrics import METRICS
 from ..models.hdkd import MIN_IMG_SIZE
 from ..utils.config import KeyValues, NestedKeyValues, check_settings, check_values, flag, read_yaml, setting
@@ -34,15 +35,18 @@ class TrainConfig(DataConfig, AugmentConfig):
     model_kwargs: Dict[str, Any] = setting(
         {}, 'further arguments of the network', nargs='*', action=KeyValues, metavar='NAME=VALUE'
     )
-    teacher_checkpoint: Optional[str] = setting(
+    teacher_checkpoint: Optional[Tuple[str, ...]] = setting(
         None,
-        'trained teacher: a model folder, such as runs/NAME/teacher, a checkpoint file, or released weights',
+        'trained teacher (distill: or several): model folder, such as runs/NAME/teacher, checkpoint file, or released'
+        ' weights',
         group='distillation',
         metavar='PATH',
         common=True,
     )
     teacher_label_names: Optional[Tuple[str, ...]] = setting(
-        None, 'class names of --teacher-checkpoint by index, if it has none or a different order than the data'
+        None,
+        'class names of --teacher-checkpoint by index, if it has none or a different order than the data; with one'
+        ' teacher',
     )
     img_size: int = setting(
         224, 'height and width in pixels to which images are resized', at_least=MIN_IMG_SIZE, group='model', common=True
@@ -148,7 +152,10 @@ class TrainConfig(DataConfig, AugmentConfig):
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value out of range; names the flag, the value and the range."""
+        if isinstance(self.teacher_checkpoint, str):  # as in Python, and in files of earlier versions
+            self.teacher_checkpoint = (self.teacher_checkpoint,)
         check_values(self)
+        _check_teachers(self)
         for name, most in (('scale', 1), ('ratio', math.inf)):
             low, high = getattr(self, name)
             if not 0 < low <= high <= most or math.isinf(high):
@@ -188,6 +195,18 @@ class DistillConfig(TrainConfig):
         False, 'also train the student without distillation, for comparison', group='distillation', common=True
     )
 
+    teachers: str = setting(
+        'average',
+        'what several teachers teach: the mean of their class probabilities (methods of the logits only), or each'
+        ' method once for every teacher, with its share of the weight',
+        choices=TEACHERS,
+    )
+    teacher_logits: Optional[str] = setting(
+        None,
+        "logits that 'hdkd cache-logits' stored, instead of a teacher: no teacher runs, and the student sees the views"
+        ' that the teacher saw (of a file with --views 0 other images: the teacher saw them un-augmented)',
+        metavar='FILE',
+    )
     method: Tuple[str, ...] = setting(
         ('hdkd',),
         "distillation methods, one or several; 'list' prints them, 'none' trains by cross entropy alone",
@@ -245,6 +264,25 @@ class DistillConfig(TrainConfig):
         """As that of `TrainConfig`; also for settings of methods that are not used."""
         super().__post_init__()
         _check_methods(self)
+        if self.teacher_logits and self.teacher_checkpoint:
+            raise ValueError(
+                f"--teacher-logits '{self.teacher_logits}' is instead of a teacher: drop it, or --teacher-checkpoint."
+            )
+        if self.teacher_logits and self.init_from_teacher is not None:
+            raise ValueError('--init-from-teacher needs a teacher, not --teacher-logits: give --teacher-checkpoint.')
+
+
+def _check_teachers(config: TrainConfig) -> None:
+    """Raise ValueError for teachers that are given twice, or class names for several of them."""
+    given = config.teacher_checkpoint or ()
+    for name in given:
+        if given.count(name) > 1:
+            raise ValueError(f"--teacher-checkpoint names '{name}' twice: keep one of them.")
+    if len(given) > 1 and config.teacher_label_names:
+        raise ValueError(
+            f'--teacher-label-names is for one teacher, got {len(given)}: write the class names into each with hdkd'
+            ' convert --label-names.'
+        )
 
 
 def _check_methods(config: 'DistillConfig') -> None:

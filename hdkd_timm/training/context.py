@@ -29,7 +29,7 @@ from ..utils.signals import Interrupted, Signals
 from ..version import __version__
 from .config import TrainConfig
 from .logger import check_logs
-from .resume import check_run, free_settings
+from .resume import check_run, default_settings, free_settings
 from .run_folder import keep_images, run_folder
 
 _logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class RunContext:
         return 'test' if 'test' in self.datasets else 'val'
 
     def create_loaders(
-        self, model: nn.Module, img_size: int, only: Optional[str] = None, with_index: bool = False
+        self, model: nn.Module, img_size: int, only: Optional[str] = None, **of_training: Any
     ) -> Dict[str, SplitLoader]:
         """Loaders of all splits, or only of one, normalised for the model; cached once the run's folder is open.
 
@@ -75,23 +75,26 @@ class RunContext:
             model: The model.
             img_size: Height and width of its images.
             only: The only split to load.
-            with_index: Number the training images, see `SplitLoader`.
+            of_training: Arguments of `SplitLoader` for the training split: with_index, views, in_order.
         """
         return {
-            split: self._create_loader(split, model, img_size, with_index and split == 'train')
+            split: self._create_loader(split, model, img_size, **(of_training if split == 'train' else {}))
             for split in self.datasets
             if only in (None, split)
         }
 
-    def _create_loader(self, split: str, model: nn.Module, img_size: int, with_index: bool) -> SplitLoader:
+    def data_config(self, model: nn.Module, img_size: int) -> Dict[str, Any]:
+        """How timm resizes, crops and normalises images for a model."""
+        return timm.data.resolve_data_config(dict(input_size=(self.config.in_chans, img_size, img_size)), model=model)
+
+    def _create_loader(self, split: str, model: nn.Module, img_size: int, **training_args: Any) -> SplitLoader:
         config, world = self.config, self.world
-        training_args: Dict[str, Any] = {}
         if split == 'train':
             weights = sample_weights(config.sampler, self.train_targets) if config.sampler else None
-            training_args = dict(augment=config, weights=weights)
+            training_args.update(augment=config, weights=weights)
         return SplitLoader(
             self.datasets[split],
-            timm.data.resolve_data_config(dict(input_size=(config.in_chans, img_size, img_size)), model=model),
+            self.data_config(model, img_size),
             config.batch_size,
             num_workers=config.workers,
             device=world.device,
@@ -99,7 +102,6 @@ class RunContext:
             rank=world.rank,
             world_size=world.size,
             local_size=world.local_size,
-            with_index=with_index,
             cache=functools.partial(self._cache, split, config.cache) if config.cache and self.folder.name else None,
             **training_args,
         )
@@ -251,6 +253,7 @@ def _open_folder(
                 overwrite,
                 free_settings(config),
                 functools.partial(check_run, networks),
+                default_settings(config),
             )
         )
 

@@ -1,9 +1,10 @@
-"""Distillation: a teacher is trained or given, then a student learns from it, each as in `train`."""
+"""Distillation: a teacher is trained or given, then a student learns from it, each as in `train`. Several teachers can
+be given, or the logits that they computed before."""
 
 import copy
 import dataclasses
 import logging
-from typing import Any, Dict, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Union
 
 import torch
 from timm.task import TrainingTask
@@ -12,8 +13,9 @@ from torch import nn
 
 from ..distillation.checks import check_input, check_pair
 from ..distillation.init import init_from_teacher, parse_layers
-from ..distillation.teacher import find_teacher_size
+from ..distillation.teacher import StoredLogits, find_teacher_size
 from ..evaluation.evaluate import evaluate
+from ..evaluation.run_results import is_teacher
 from ..models.checkpoint import SOURCE_PREFIXES, save_model
 from ..models.hdkd import HDKDStudent
 from ..utils.distributed import init_world, leave_world
@@ -24,6 +26,7 @@ from .config import DistillConfig, TrainConfig
 from .context import RunContext, open_run, prepare_run
 from .results import create_result, write_result
 from .resume import read_result
+from .teacher_logits import keep_origin, load_teacher_logits
 from .train import check_setup
 from .trainer import Trainer
 
@@ -49,24 +52,29 @@ def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False
         overwrite: Replace a run of this name.
 
     Returns:
-        As `train`, with the networks 'teacher', 'student_alone' (on demand) and 'student'.
+        As `train`, with the networks 'teacher' ('teacher_1', ... where there are several, none with stored logits),
+        'student_alone' (on demand) and 'student'.
 
     Raises:
-        ValueError: if teacher and student do not match, see `check_pair`; and as `train`.
+        ValueError: if teacher and student do not match, see `check_pair`, or stored logits do not fit, see
+            `load_teacher_logits`; and as `train`.
     """
     world = init_world(config.device)
     try:
         context = prepare_run(config, world, resume)
         networks = _create_networks(context, config)
-        _check_networks(context, config, networks)
+        stored = _load_stored(context, config, networks)
+        _check_networks(context, config, networks, stored)
         class_weight = context.class_weights()
         with open_run(context, resume, overwrite, {name: network.config for name, network in networks.items()}):
             results = {}
+            if config.teacher_logits:
+                keep_origin(context, config)
             for name, network in networks.items():
-                if name == 'teacher' and config.teacher_checkpoint:
-                    results[name] = _test_given_teacher(context, network)
+                if is_teacher(name) and config.teacher_checkpoint:
+                    results[name] = _test_given_teacher(context, name, network)
                 else:
-                    task = _create_task(context, networks, name, class_weight)
+                    task = _create_task(context, networks, name, class_weight, stored)
                     results[name] = Trainer(name, task, *network, context.folder / name, context).run()
             metrics = dict(context.describe(), models=results)
             if world.is_primary:
@@ -85,7 +93,8 @@ def check_distillation(config: DistillConfig) -> None:
     world = init_world(config.device)
     try:
         context = prepare_run(config, world, resume=False)
-        _check_networks(context, config, _create_networks(context, config))
+        networks = _create_networks(context, config)
+        _check_networks(context, config, networks, _load_stored(context, config, networks))
     finally:
         leave_world(world)
 
@@ -93,7 +102,7 @@ def check_distillation(config: DistillConfig) -> None:
 def _create_networks(context: RunContext, config: DistillConfig) -> Dict[str, Network]:
     """The networks of a run by name, in the order of their training. Each is drawn from the seed anew."""
     num_classes = len(context.classes)
-    networks = {'teacher': _prepare_teacher(context, config)}
+    networks = create_teachers(context, config)
     random_seed(config.seed)
     student = Network(*create_network(config.model, config, num_classes, **config.model_kwargs), config)
     if config.student_alone:
@@ -107,7 +116,47 @@ def _create_networks(context: RunContext, config: DistillConfig) -> Dict[str, Ne
     return dict(networks, student=student)
 
 
-def _prepare_teacher(context: RunContext, config: DistillConfig) -> Network:
+def create_teachers(context: RunContext, config: DistillConfig) -> Dict[str, Network]:
+    """The teacher to train, or those that are given, by name: 'teacher', or 'teacher_1', ... of several.
+
+    None where logits are stored. The settings of a given one name it alone as `teacher_checkpoint`.
+    """
+    if config.teacher_logits:
+        return {}
+    given = config.teacher_checkpoint or ()
+    if len(given) <= 1:
+        return {'teacher': _prepare_teacher(context, config, *given)}
+    return {f'teacher_{i}': _prepare_teacher(context, config, name) for i, name in enumerate(given, 1)}
+
+
+def _load_stored(context: RunContext, config: DistillConfig, networks: Dict[str, Network]) -> Optional[StoredLogits]:
+    """The stored logits of the teachers, if they are to be used."""
+    if not config.teacher_logits or config.method == ('none',):
+        return None
+    stored = load_teacher_logits(context, config, networks['student'].model)
+    if context.world.is_primary:
+        _describe_stored(config, stored)
+    return stored
+
+
+def _describe_stored(config: DistillConfig, stored: StoredLogits) -> None:
+    """Log which views the student sees; warn where they are not those of the teachers."""
+    names = ', '.join(stored.names)
+    if stored.views is None:
+        _logger.warning(
+            f"'{config.teacher_logits}' has the logits of {names} for images without augmentation: the student, which"
+            ' is augmented as usual, sees another image than the teacher did (--views 1 or more stores those of the'
+            ' same).'
+        )
+        return
+    times = f', about {config.epochs / stored.views:.3g} times each' if config.epochs > stored.views else ''
+    _logger.info(
+        f"No teacher runs: the logits of {names} are those of '{config.teacher_logits}', and the student sees its"
+        f' {stored.views} views of each image{times}.'
+    )
+
+
+def _prepare_teacher(context: RunContext, config: DistillConfig, checkpoint: Optional[str] = None) -> Network:
     """The teacher to train, with settings of its own, or the one that is given."""
     classes = context.classes
     settings = dataclasses.replace(
@@ -121,36 +170,43 @@ def _prepare_teacher(context: RunContext, config: DistillConfig) -> Network:
         pretrained=config.teacher_pretrained,
         epochs=config.teacher_epochs or config.epochs,
         img_size=config.teacher_img_size or config.img_size,
+        teacher_checkpoint=None if checkpoint is None else (checkpoint,),
     )
     random_seed(config.seed)
-    if not config.teacher_checkpoint:
+    if checkpoint is None:
         return Network(*create_network(config.teacher, settings, len(classes), **config.teacher_kwargs), settings)
     # the default does not contradict what a checkpoint file says of itself
     name: Optional[str] = config.teacher if config.teacher != DistillConfig.teacher else None
-    teacher, model_args = create_teacher(config.teacher_checkpoint, config, classes, name)
+    teacher, model_args = create_teacher(checkpoint, config, classes, name)
     size = find_teacher_size(teacher, (settings.img_size, settings.img_size))
     if size is not None and size[0] != size[1]:
-        raise ValueError(f"Teacher '{config.teacher_checkpoint}' takes images of {size[0]} x {size[1]}, not squares.")
+        raise ValueError(f"Teacher '{checkpoint}' takes images of {size[0]} x {size[1]}, not squares.")
     if size is not None and config.teacher_img_size:
         raise ValueError(
-            f"--teacher-img-size {config.teacher_img_size}: teacher '{config.teacher_checkpoint}' takes images of"
-            f' {size[0]} pixels only, leave it out.'
+            f"--teacher-img-size {config.teacher_img_size}: teacher '{checkpoint}' takes images of {size[0]} pixels"
+            ' only, leave it out.'
         )
     return Network(teacher, model_args, dataclasses.replace(settings, img_size=size[0]) if size else settings)
 
 
-def _check_networks(context: RunContext, config: DistillConfig, networks: Dict[str, Network]) -> None:
-    """Raise ValueError if teacher and student do not match, or for a wrong setting of either."""
-    teacher, student = networks['teacher'], networks['student']
-    if config.method == ('hdkd',) and teacher.config.img_size == config.img_size:
+def _list_teachers(networks: Dict[str, Network]) -> List[Network]:
+    return [network for name, network in networks.items() if is_teacher(name)]
+
+
+def _check_networks(
+    context: RunContext, config: DistillConfig, networks: Dict[str, Network], stored: Optional[StoredLogits]
+) -> None:
+    """Raise ValueError if teachers and student do not match, or for a wrong setting of either."""
+    teachers, student = _list_teachers(networks), networks['student']
+    if config.method == ('hdkd',) and len(teachers) == 1 and teachers[0].config.img_size == config.img_size:
         stages = config.stages if config.feature_weight else ()
-        check_pair(student.model, teacher.model, config.kd_type, stages, config.input_size)
-    for network in (teacher, student):
+        check_pair(student.model, teachers[0].model, config.kd_type, stages, config.input_size)
+    for network in (*teachers, student):
         check_input(network.model, network.config.input_size)
         check_setup(context, network.model, network.config)
     with torch.random.fork_rng(devices=()):
         copies = dict(networks, student=student._replace(model=copy.deepcopy(student.model)))
-        task = _create_task(context, copies, 'student', None, verbose=True).train()
+        task = _create_task(context, copies, 'student', None, stored, verbose=True).train()
         target = torch.zeros(2, dtype=torch.long)
         index = (target,) if getattr(task, 'needs_index', False) else ()
         if config.mixup or config.cutmix:
@@ -164,28 +220,34 @@ def _create_task(
     networks: Dict[str, Network],
     name: str,
     class_weight: Optional[torch.Tensor],
+    stored: Optional[StoredLogits] = None,
     verbose: bool = False,
 ) -> TrainingTask:
-    """The task of a network; the student's has the teacher, from whose layers the student may start."""
+    """The task of a network; the student's has the teachers, from the layers of whose first one it may start."""
     model, _, config = networks[name]
     if name != 'student' or not isinstance(config, DistillConfig):
         return create_task(model, config, class_weight)
-    teacher = networks['teacher']
+    teachers = _list_teachers(networks)
     if config.init_from_teacher is not None:
-        layers = init_from_teacher(model, teacher.model, parse_layers(config.init_from_teacher))
+        layers = init_from_teacher(model, teachers[0].model, parse_layers(config.init_from_teacher))
         if verbose:
             words = ', '.join(f'stage {stage}: {" ".join(map(str, chosen))}' for stage, chosen in layers.items())
-            _logger.info(f"The student starts from layers of the teacher's stages ({words}).")
+            whose = "the teacher's" if len(teachers) == 1 else "the first teacher's"
+            _logger.info(f'The student starts from layers of {whose} stages ({words}).')
     random_seed(config.seed)  # whatever was trained before
     targets = getattr(context.datasets['train'], 'targets', None)  # streamed datasets have none
-    return create_distillation_task(
-        model, teacher.model, config, class_weight, targets, teacher.config.img_size, verbose
-    )
+    given: Union[nn.Module, Sequence[nn.Module], None] = stored
+    size = config.teacher_img_size
+    if teachers:
+        given = [teacher.model for teacher in teachers]
+    if len(teachers) == 1:
+        given, size = teachers[0].model, teachers[0].config.img_size
+    return create_distillation_task(model, given, config, class_weight, targets, size, verbose)
 
 
-def _test_given_teacher(context: RunContext, network: Network) -> Dict[str, Any]:
+def _test_given_teacher(context: RunContext, name: str, network: Network) -> Dict[str, Any]:
     """Test a teacher that was not trained here, and save it beside its student. Returns what metrics.json holds."""
-    folder, config, world, teacher = context.folder / 'teacher', network.config, context.world, network.model
+    folder, config, world, teacher = context.folder / name, network.config, context.world, network.model
     finished = read_result(folder, config)
     if finished is not None:
         return finished
@@ -194,7 +256,7 @@ def _test_given_teacher(context: RunContext, network: Network) -> Dict[str, Any]
     loader = context.create_loaders(teacher, config.img_size, context.test_split)[context.test_split]
     predicted = evaluate(teacher, loader, world, channels_last=config.channels_last, signals=context.signals)
     context.stop_if_asked()
-    result = create_result(context, 'teacher', teacher, predicted, checkpoint=config.teacher_checkpoint)
+    result = create_result(context, name, teacher, predicted, checkpoint=config.teacher_checkpoint[0])
     if world.is_primary:
         save_model(teacher, folder / 'best', context.classes, network.model_args, config.input_size, replace=True)
     write_result(context, folder, result, predicted)

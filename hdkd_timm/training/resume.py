@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from ..models.checkpoint_file import read_checkpoint
-from ..utils.config import read_yaml
+from ..utils.config import read_yaml, to_yaml
 from ..utils.files import check_sums
-from ..utils.parsing import read_json
+from ..utils.parsing import parse_yaml, read_json
 from ..utils.run_files import CONFIG_FILE, METRICS_FILE, STATE_FILE
 from .builders import create_schedule
 from .config import TrainConfig
@@ -41,6 +41,11 @@ def free_settings(config: TrainConfig) -> Tuple[str, ...]:
     """Names of the settings that may change when a run is resumed."""
     unused = () if config.model_ema else ('model_ema_decay', 'model_ema_warmup')
     return (*FREE_ON_RESUME, *unused)
+
+
+def default_settings(config: TrainConfig) -> Dict[str, Any]:
+    """The defaults of all settings as config.yaml has them, for runs of versions without some of them."""
+    return parse_yaml(to_yaml(type(config)()), 'the defaults')
 
 
 def read_result(folder: Path, config: TrainConfig) -> Optional[Dict[str, Any]]:

@@ -10,7 +10,8 @@ import shutil
 import zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Sequence, Union
+from types import MappingProxyType
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Sequence, Union
 
 import numpy as np
 import torch
@@ -77,10 +78,26 @@ def load_state(path: Union[str, Path]) -> Dict[str, Any]:
     return state
 
 
-def check_same_settings(folder: Path, settings: Dict[str, Any], free: Sequence[str]) -> None:
-    """A run must be resumed with the settings that it was started with, or its result would belong to neither."""
-    before = read_yaml(folder / CONFIG_FILE)
-    different = [name for name in {**before, **settings} if name not in free and before.get(name) != settings.get(name)]
+def check_same_settings(
+    folder: Path, settings: Dict[str, Any], free: Sequence[str], defaults: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """A run must be resumed with the settings that it was started with, or its result would belong to neither.
+
+    Args:
+        folder: Folder of the run.
+        settings: Settings to resume it with.
+        free: Those that may differ.
+        defaults: Settings of a run that was started before they existed.
+
+    Raises:
+        ValueError: if one differs; names it and both values.
+    """
+    before = {**defaults, **read_yaml(folder / CONFIG_FILE)}
+    different = [
+        name
+        for name in {**before, **settings}
+        if name not in free and _as_list(before.get(name)) != _as_list(settings.get(name))
+    ]
     if different:
         name = different[0]
         raise ValueError(
@@ -88,6 +105,11 @@ def check_same_settings(folder: Path, settings: Dict[str, Any], free: Sequence[s
             f' ({len(different)} settings differ: {", ".join(different)}): resume it with --config'
             f' {folder / CONFIG_FILE} --resume, or choose another --experiment.'
         )
+
+
+def _as_list(value: Any) -> Any:
+    """A value by itself means the same as a list of it: earlier versions took only one of what is now a list."""
+    return [value] if isinstance(value, (str, int, float)) else value
 
 
 def _within(rows: Rows) -> Rows:
@@ -301,6 +323,7 @@ def run_folder(
     overwrite: bool = False,
     free: Sequence[str] = (),
     check: Callable[[Path], None] = lambda folder: None,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> Iterator[Path]:
     """The folder of a run, locked for this process while it is open.
 
@@ -316,6 +339,7 @@ def run_folder(
         overwrite: Replace an existing run.
         free: Settings that may change when a run is resumed.
         check: Called with the folder of a run to resume before anything is written; raises if it cannot be resumed.
+        defaults: As in `check_same_settings`.
 
     Raises:
         FileExistsError: if the run exists and neither `resume` nor `overwrite` is set, or another process uses it.
@@ -334,7 +358,7 @@ def run_folder(
         raise FileExistsError(f"Another process is writing to run '{folder}': wait until it ends.") from e
 
     def check_same(folder: Path) -> None:
-        check_same_settings(folder, parse_yaml(settings, 'the settings'), free)
+        check_same_settings(folder, parse_yaml(settings, 'the settings'), free, defaults)
         check(folder)
 
     is_ready = is_over = False

@@ -52,6 +52,11 @@ def train(config: TrainConfig, resume: bool = False, overwrite: bool = False) ->
     """
     world = init_world(config.device)
     try:
+        if len(config.teacher_checkpoint or ()) > 1:
+            raise ValueError(
+                f'hdkd train takes one teacher, got {len(config.teacher_checkpoint)}: several teach in hdkd distill'
+                ' --method kd.'
+            )
         context = prepare_run(config, world, resume)
         config, classes = context.config, context.classes
         random_seed(config.seed)
@@ -59,7 +64,7 @@ def train(config: TrainConfig, resume: bool = False, overwrite: bool = False) ->
         random_seed(config.seed)
         teacher = None
         if config.teacher_checkpoint:
-            teacher, _ = create_teacher(config.teacher_checkpoint, config, classes)
+            teacher, _ = create_teacher(config.teacher_checkpoint[0], config, classes)
             check_input(teacher, config.input_size)
         check_input(model, config.input_size)
         check_setup(context, model, config)

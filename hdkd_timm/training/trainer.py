@@ -152,7 +152,10 @@ class Trainer:
         if config.channels_last:
             set_memory_format(self.task, torch.channels_last)
         self.loaders = self.context.create_loaders(
-            self.model, config.img_size, with_index=getattr(self.task, 'needs_index', False)
+            self.model,
+            config.img_size,
+            with_index=getattr(self.task, 'needs_index', False),
+            views=getattr(self.task, 'views', None),
         )
         self.num_batches = len(self.loaders['train'])
         self.frozen = freeze_stages(self.model, config.freeze_stages)

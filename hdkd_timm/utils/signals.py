@@ -14,17 +14,20 @@ STOP_SIGNALS = tuple(
 
 
 class Interrupted(Exception):
-    """A run was stopped by a signal after its state was saved.
+    """A run was stopped by a signal after its state was saved, or something else before it wrote anything.
 
     Args:
         signum: Number of the signal.
         folder: Directory of the run.
+        is_saved: Whether there is a state.
     """
 
-    def __init__(self, signum: int, folder: Union[str, Path]):
-        super().__init__(f"{signal.Signals(signum).name}, the state of run '{folder}' is saved")
+    def __init__(self, signum: int, folder: Union[str, Path], is_saved: bool = True):
+        what = f"the state of run '{folder}' is saved" if is_saved else 'nothing was written'
+        super().__init__(f'{signal.Signals(signum).name}, {what}')
         self.signum = signum
         self.folder = folder
+        self.is_saved = is_saved
 
     @property
     def signal_name(self) -> str:

@@ -10,7 +10,7 @@ from hdkd_timm.cli.main import HELP, create_parser, main
 from hdkd_timm.training.config import recipe_names
 
 # command -> its flags, which scripts of users rely on: a flag may be added, none may go
-FLAGS = dict(re.findall(r'(?m)^(\w+): (.*)$', (Path(__file__).parent / 'flags.txt').read_text()))
+FLAGS = dict(re.findall(r'(?m)^([\w-]+): (.*)$', (Path(__file__).parent / 'flags.txt').read_text()))
 
 
 def show(capsys, command, flag):

@@ -19,7 +19,7 @@ def test_runs_have_the_settings_of_the_study_and_of_their_arm(settings):
     assert [run.name for run in runs] == ['a-3', 'b-3', 'a-5', 'b-5']
     config = runs[2].config
     assert (config.seed, config.lr, config.method, config.method_args) == (5, 1e-4, ('kd',), {'kd': {'tau': 2}})
-    assert (config.output, config.experiment, config.teacher_checkpoint) == ('out', 'a-5', 'teacher/best')
+    assert (config.output, config.experiment, config.teacher_checkpoint) == ('out', 'a-5', ('teacher/best',))
     assert (runs[3].config.method, runs[3].config.tau, runs[3].config.epochs) == (('hdkd',), 2.0, 1)
 
 

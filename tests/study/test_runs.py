@@ -47,7 +47,7 @@ def test_a_study_from_its_teacher_to_its_page(settings, tmp_path, capsys, monkey
     assert [row['arm'] for row in rows] == ['alone', 'kd']
     saved = [yaml.safe_load((folder / 'runs' / f'{arm}-4' / 'config.yaml').read_text()) for arm in arms]
     assert [values['method'] for values in saved] == [['none'], ['kd']]
-    assert {values['teacher_checkpoint'] for values in saved} == {str(folder / 'teacher' / 'best')}
+    assert {tuple(values['teacher_checkpoint']) for values in saved} == {(str(folder / 'teacher' / 'best'),)}
     times = {file: file.stat().st_mtime_ns for file in folder.rglob('last.pth')}
     assert len(times) == 3
     # a second time, with one more seed, only that is trained
