@@ -138,7 +138,7 @@ def test_damaged_results_can_be_tested_again(resumed, finished):
 def test_more_epochs_end_as_if_they_had_been_meant(train_config, image_folder, sched, monkeypatch, run):
     """Also of a run that was interrupted before its test."""
     write_images(image_folder / 'val', number=2, seed=2)
-    config = dataclasses.replace(train_config, early_stopping=30, **sched)
+    config = dataclasses.replace(train_config, batch_size=8, early_stopping=30, **sched)
     expected = train(dataclasses.replace(config, epochs=4, experiment='whole'))['models']['hdkd_student']
     for stops in (False, True):
         short = dataclasses.replace(config, epochs=2, experiment=f'stops-{stops}')
