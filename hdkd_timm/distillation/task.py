@@ -95,10 +95,10 @@ class DistillationTask(TrainingTask):
             [method.to(**dd) for method in create_methods(methods, pair, method_args)]
             for pair in (pairs[:1] if self.is_averaged else pairs)
         ]
-        self.set_up_methods(student, built, pairs, ce_weight, label_smoothing)
-        self.set_up_teachers(student, given, input_size, teacher_size, **dd)
         weight = None if class_weight is None else torch.as_tensor(class_weight).to(**dd)
         self.register_buffer('class_weight', weight, persistent=False)
+        self.set_up_methods(student, built, pairs, ce_weight, label_smoothing)
+        self.set_up_teachers(student, given, input_size, teacher_size, **dd)
         if self.verbose:
             self.log_settings(pairs)
 
@@ -118,9 +118,13 @@ class DistillationTask(TrainingTask):
         for method in every:
             method.weight /= len(methods)
         self.needs_index = self.is_stored or any(method.needs_index for method in every)
-        if ce_weight is None:
-            ce_weight = every[0].ce_weight
-        self.trainable_module: nn.Module = StudentModule(student, methods, ce_weight, label_smoothing)
+        self.ce_weight = every[0].ce_weight if ce_weight is None else ce_weight
+        if not self.ce_weight and (self.class_weight is not None or label_smoothing):
+            _logger.warning(
+                'The cross entropy has weight 0, so that class weights and label smoothing have no effect: set a weight'
+                ' (ce_weight, --ce-weight).'
+            )
+        self.trainable_module: nn.Module = StudentModule(student, methods, self.ce_weight, label_smoothing)
         needs = [
             functools.reduce(Needs.__or__, (m.teacher_needs for m in of_teacher), Needs()) for of_teacher in methods
         ]
@@ -383,6 +387,7 @@ class HDKDTask(DistillationTask):
         verbose: Log the settings.
         feature_norm: Divide the feature loss by the teacher's variance in each channel; not published.
         feature_fade: Let the feature loss fade out over the training (call `set_epoch`); not published.
+        task_args: Further arguments of `DistillationTask`, such as `ce_weight` in place of 1 - alpha.
 
     Raises:
         ValueError: if student and teacher do not match, see `check_pair`.
@@ -406,6 +411,7 @@ class HDKDTask(DistillationTask):
         verbose: bool = True,
         feature_norm: bool = False,
         feature_fade: bool = False,
+        **task_args: Any,
     ):
         student, teacher = unwrap_model(student_model), unwrap_model(teacher_model)
         check_pair(student, teacher, kind, stages if feature_weight else ())
@@ -431,7 +437,9 @@ class HDKDTask(DistillationTask):
             device=device,
             dtype=dtype,
             verbose=verbose,
+            **task_args,
         )
+        self.distilled = has_distillation_head(student)
         if kind == 'none' and self.distilled:
             _logger.warning(
                 "kind='none' leaves the distillation head untrained, and inference averages it in: use a student"
@@ -451,7 +459,7 @@ class HDKDTask(DistillationTask):
         result = super().forward(input, target, index)
         result.pop('hdkd_loss')
         result = {name.removeprefix('hdkd_'): value for name, value in result.items()}
-        result['logit_loss'] = result['ce_loss']
+        result['logit_loss'] = self.ce_weight * result['ce_loss']
         if self.kind != 'none':
-            result['logit_loss'] = (1 - self.alpha) * result['ce_loss'] + self.alpha * result['kd_loss']
+            result['logit_loss'] = result['logit_loss'] + self.alpha * result['kd_loss']
         return result

@@ -4,11 +4,15 @@ import dataclasses
 import re
 from typing import Any, Dict, Iterator, NamedTuple, Optional, Tuple, Union
 
-from ..training.config import DistillConfig
+from ..data.config import DataConfig
+from ..training.config import HDKD_FLAGS, DistillConfig
 from ..utils.config import check_settings, setting
 
 # settings that an arm cannot have for itself: they are those of the study
-OF_THE_STUDY = ('output', 'experiment', 'seed', 'split_seed', 'seeds', 'arms', 'methods', 'models', 'baseline', 'jobs')
+OF_THE_STUDY = {
+    *('output', 'experiment', 'seed', 'seeds', 'arms', 'methods', 'models', 'baseline', 'jobs', 'student_alone'),
+    *(field.name for field in dataclasses.fields(DataConfig)),  # all runs have the same images
+} - {'in_chans'}
 
 
 @dataclasses.dataclass
@@ -39,6 +43,8 @@ class StudyConfig(DistillConfig):
                 raise ValueError(f'{what} names {repeated[0]} twice: keep one of them.')
         if not self.seeds:
             raise ValueError('--seeds needs at least one seed.')
+        if self.method_args:
+            raise ValueError('A study has no method_args of its own: give them to the arms that have the method.')
 
 
 class Run(NamedTuple):
@@ -74,6 +80,9 @@ def list_arms(config: StudyConfig) -> Dict[str, Dict[str, Any]]:
     if not arms:
         raise ValueError('A study needs arms: give --methods, or a file with `arms`.')
     if config.models:
+        own = next((name for name, values in arms.items() if isinstance(values, dict) and 'model' in values), None)
+        if own is not None:
+            raise ValueError(f"Arm '{own}' has a model of its own: leave --models out, or the model of this arm.")
         arms = {
             f'{model}_{name}'.replace(':', '_').replace('/', '_'): {**values, 'model': model}
             for model in config.models
@@ -94,7 +103,12 @@ def _check_arm(name: str, values: Any) -> Dict[str, Any]:
     for key in values:
         if key in OF_THE_STUDY:
             raise ValueError(f"Arm '{name}' sets '{key}', which is the same for all arms of a study: move it out.")
-    return check_settings(values, [DistillConfig], f"arm '{name}'")
+    checked = check_settings(values, [DistillConfig], f"arm '{name}'")
+    methods = checked.get('method', ('hdkd',))
+    for key in HDKD_FLAGS:
+        if key in checked and 'hdkd' not in methods:
+            raise ValueError(f"Arm '{name}' sets '{key}', a setting of the method 'hdkd', not of {' '.join(methods)}.")
+    return checked
 
 
 def _choose_teacher(shared: Dict[str, Any], values: Dict[str, Any], teacher: Any) -> Dict[str, Any]:

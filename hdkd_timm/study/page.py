@@ -43,6 +43,7 @@ def write_study(config: StudyConfig, folder: Path, arms: Sequence[ArmResult], pr
     metrics = list(dict.fromkeys((config.select_metric, 'accuracy', 'balanced_accuracy', 'macro_auroc', 'log_loss')))
     rows = study_table(arms, baseline, metrics, RESAMPLES)
     split = next(iter(arms[0].students.values())).split
+    has_val = any(not math.isnan(row[f'val_{config.select_metric}']) for row in rows)
     columns, cells = format_rows(rows, baseline, config.select_metric, split)
     table = format_markdown(columns, cells)
     write_rows(rows, folder / TABLE)
@@ -58,9 +59,7 @@ def write_study(config: StudyConfig, folder: Path, arms: Sequence[ArmResult], pr
             f'{METRIC_NAMES[config.select_metric].capitalize()} on {split}: a dot per seed, a bar for their mean; on'
             f' the right the difference to {baseline} with its 95 % interval.'
         ),
-        table_caption=f'Best on val first. {split.capitalize()} images took no part in any choice.'
-        if split == 'test'
-        else 'Best first. Without a test split these are the best epochs on val, which are optimistically biased.',
+        table_caption=describe_order(split, has_val),
         columns=columns,
         rows=cells,
         config=CONFIG_FILE,
@@ -74,12 +73,26 @@ def write_study(config: StudyConfig, folder: Path, arms: Sequence[ArmResult], pr
 
 def describe(config: StudyConfig, baseline: str, split: str) -> str:
     """What the table shows, in a few sentences."""
-    return (
-        f'{len(list_arms(config))} arms, {len(config.seeds)} seeds ({", ".join(map(str, config.seeds))}),'
-        f' {config.epochs} epochs at {config.img_size} px. Mean and standard deviation over the seeds; differences to'
-        f' {baseline} are means over the seeds with 95 % intervals of a paired bootstrap over the {split} images'
-        f' ({RESAMPLES} resamples), which do not include the chance of the seeds.'
+    arms = list_arms(config)
+    varied = {name for values in arms.values() for name in values}
+    shared = [f'{config.epochs} epochs'] * ('epochs' not in varied) + [f'{config.img_size} px'] * (
+        'img_size' not in varied
     )
+    return (
+        f'{len(arms)} arms, {len(config.seeds)} seeds ({", ".join(map(str, config.seeds))})'
+        f'{"".join(f", {text}" for text in shared)}. Mean and standard deviation over the seeds that are finished;'
+        f' differences to {baseline} are means over the seeds that both have, with 95 % intervals of a paired bootstrap'
+        f' over the {split} images ({RESAMPLES} resamples), which do not include the chance of the seeds.'
+    )
+
+
+def describe_order(split: str, has_val: bool) -> str:
+    """How the table is ordered, and what that means."""
+    if split != 'test':
+        return 'Best first. Without a test split these are the best epochs on val, which are optimistically biased.'
+    if has_val:
+        return 'Best on val first. The test images took no part in any choice.'
+    return 'In the order of the study. There is no val split to choose an arm by: do not choose by the test images.'
 
 
 def _describe_settings(values: Dict[str, Any]) -> str:
@@ -91,7 +104,7 @@ def _describe_settings(values: Dict[str, Any]) -> str:
 def format_rows(
     rows: Sequence[Dict[str, Any]], baseline: str, metric: str, split: str
 ) -> Tuple[List[str], List[List[str]]]:
-    """Column names and cells for display, the best arm on val first.
+    """Column names and cells for display: the best arm on val first, in the order of the study where there is no val.
 
     Args:
         rows: Those of `study_table`.
@@ -104,7 +117,7 @@ def format_rows(
     columns += [f'{split} {METRIC_NAMES[name]}' for name in shown]
     columns += [f'difference to {baseline}', 'parameters', 'training']
     sign = 1 if metric in LOWER_IS_BETTER else -1
-    order = sorted(rows, key=lambda row: _rank(sign * row[f'val_{metric}'], sign * row[f'{split}_{metric}']))
+    order = sorted(rows, key=lambda row: math.inf if math.isnan(row[f'val_{metric}']) else sign * row[f'val_{metric}'])
     cells = []
     for row in order:
         difference = '–'
@@ -115,12 +128,9 @@ def format_rows(
         values = [_format_mean(row, 'val', metric)] if split != 'val' else []
         values += [_format_mean(row, split, name) for name in shown]
         size, time = f'{row["parameters"]:,}', f'{row["seconds"] / 60:.1f} min'
-        cells.append([row['arm'], str(row['seeds']), *values, difference, size, time])
+        seeds = str(row['seeds']) if row['seeds'] == row['planned'] else f'{row["seeds"]} of {row["planned"]}'
+        cells.append([row['arm'], seeds, *values, difference, size, time])
     return columns, cells
-
-
-def _rank(*values: float) -> List[float]:
-    return [math.inf if math.isnan(value) else value for value in values]
 
 
 def _format_mean(row: Dict[str, Any], split: str, metric: str) -> str:

@@ -21,7 +21,7 @@ class ArmResult(NamedTuple):
     Args:
         arm: Its name.
         students: Seed -> its student.
-        seeds: Number of seeds that it was to have.
+        seeds: Number of seeds that it is to have.
     """
 
     arm: str
@@ -121,8 +121,8 @@ def study_table(
         resamples: Resamples of the paired bootstrap; 0 for none.
 
     Returns:
-        'arm', 'seeds', 'parameters', 'seconds' (mean training time of the student), for each metric and split, such as
-        'test_accuracy', mean and spread ('test_accuracy_sd'), and of each metric on the test split the difference to
+        'arm', 'seeds' (finished) and 'planned', 'parameters', 'seconds' (mean training time of the student), for each
+        metric and split, such as 'test_accuracy', mean and spread ('test_accuracy_sd'), and of each metric on the test split the difference to
         the baseline ('accuracy_difference'), its spread over the seeds ('accuracy_difference_sd') and its interval
         ('accuracy_low', 'accuracy_high').
     """
@@ -133,6 +133,7 @@ def study_table(
         row: Dict[str, Any] = dict(
             arm=arm.arm,
             seeds=len(students),
+            planned=arm.seeds,
             parameters=students[0].metrics['parameters'],
             seconds=round(float(np.mean([student.metrics['train_seconds'] for student in students])), 1),
         )

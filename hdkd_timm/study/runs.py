@@ -29,6 +29,8 @@ from .config import Run, StudyConfig, list_runs, split_seed
 _logger = logging.getLogger(__name__)
 
 TEACHER, RUNS, LOGS, SETTINGS = 'teacher', 'runs', 'logs', 'settings'  # in the folder of a study
+# settings that may change when a run is resumed, but that all runs of a study must have in common
+NOT_FREE = ('data_dir', 'data_csv', 'epochs', 'teacher_epochs')
 
 
 def teacher_config(config: StudyConfig, folder: Path) -> TrainConfig:
@@ -60,11 +62,11 @@ def is_finished(config: TrainConfig) -> bool:
         ValueError: if the folder of this name is the run of other settings; names those that differ.
     """
     folder = Path(config.output, str(config.experiment))
-    if not (folder / METRICS_FILE).is_file() or not (folder / CONFIG_FILE).is_file():
+    if not (folder / CONFIG_FILE).is_file():
         return False
-    free = [name for name in free_settings(config) if name not in ('epochs', 'teacher_epochs')]
+    free = [name for name in free_settings(config) if name not in NOT_FREE]
     check_same_settings(folder, parse_yaml(to_yaml(config), 'the settings'), free, default_settings(config))
-    return True
+    return (folder / METRICS_FILE).is_file()
 
 
 class Runner:
@@ -156,16 +158,21 @@ class Runner:
             minutes = (time.monotonic() - start) / 60
             _logger.info(f'{run.name}  is finished after {minutes:.1f} min ({done + len(self.finished)} of {total})')
 
+    def _stop(self, futures: Sequence) -> None:
+        for future in futures:
+            future.cancel()
+        with self.lock:  # none is started from now on
+            for process in self.processes:
+                if process.poll() is None:
+                    process.send_signal(signal.SIGTERM)
+
     def _wait(self, futures: Sequence) -> None:
         """Wait for the processes; a signal ends them, with their states saved."""
+        is_stopping = False
         while not all(future.done() for future in futures):
-            if self.signals.received:
-                for future in futures:
-                    future.cancel()
-                with self.lock:
-                    for process in self.processes:
-                        if process.poll() is None:
-                            process.send_signal(signal.SIGTERM)
+            if self.signals.received and not is_stopping:
+                is_stopping = True
+                self._stop(futures)
             time.sleep(0.2)
         if self.signals.received:
             raise Interrupted(self.signals.received, self.folder)
@@ -186,18 +193,19 @@ def run_study(config: StudyConfig) -> Tuple[List[Run], Dict[str, str]]:
         Interrupted: if a signal asked to stop; the states are saved, and the same command goes on.
         ChildProcessError: if the teacher fails, or all runs do.
     """
-    folder = Path(config.output, str(config.experiment))
+    folder = Path(config.output, str(config.experiment)).absolute()  # as a part of settings, it must not change
     teacher = teacher_config(config, folder)
     own = str(folder / TEACHER / 'best')
     runs = list(list_runs(config, str(folder / RUNS), config.teacher_checkpoint or own))
     needs_teacher = not config.teacher_checkpoint and any(run.config.teacher_checkpoint == (own,) for run in runs)
     open_runs = [run for run in runs if not is_finished(run.config)]
+    has_teacher = not needs_teacher or is_finished(teacher)
     with Signals() as signals:
         runner = Runner(folder, config.jobs, signals)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / CONFIG_FILE) as file:
             file.write(to_yaml(config))
-        if needs_teacher and not is_finished(teacher):
+        if not has_teacher:
             _check_arms(runs, untrained=own)
             _logger.info(f'{config.teacher}  is trained as the teacher of all runs.')
             runner.run_alone('train', teacher)

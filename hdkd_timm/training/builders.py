@@ -1,5 +1,6 @@
 """Network, task, optimiser and schedule of a training, built from its settings by timm's factories."""
 
+import logging
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
@@ -21,6 +22,8 @@ from ..models.labels import match_classes
 from ..models.preprocessing import adapt_stats
 from ..utils.config import flag
 from .config import HDKD_FLAGS, DistillConfig, TrainConfig
+
+_logger = logging.getLogger(__name__)
 
 
 def create_network(
@@ -188,22 +191,31 @@ def create_distillation_task(
     method_args = dict(config.method_args)
     if 'hdkd' in config.method:
         method_args['hdkd'] = hdkd_settings(config)
-    is_plain = isinstance(teacher, nn.Module) and not isinstance(teacher, StoredLogits) and not teacher_size
-    if is_plain and config.method == ('hdkd',) and method_args.keys() == {'hdkd'} and config.ce_weight is None:
+    shared.update(ce_weight=config.ce_weight, input_size=config.input_size[1:], teacher_size=teacher_size)
+    if config.method == ('hdkd',) and isinstance(teacher, nn.Module) and not isinstance(teacher, StoredLogits):
         kind = method_args['hdkd'].pop('kd_type')
         return HDKDTask(student, teacher, kind=kind, **method_args['hdkd'], **shared)
+    if 'hdkd' not in config.method and verbose:
+        _warn_of_hdkd_settings(config)
     return DistillationTask(
         student,
         teacher,
         config.method,
         method_args,
-        ce_weight=config.ce_weight,
-        input_size=(config.img_size, config.img_size),
-        teacher_size=teacher_size,
         train_targets=None if train_targets is None else torch.as_tensor(train_targets),
         teachers=config.teachers,
         **shared,
     )
+
+
+def _warn_of_hdkd_settings(config: DistillConfig) -> None:
+    """Warn of settings in a file that belong to a method which is not used; as flags they are refused."""
+    changed = [name for name in HDKD_FLAGS if getattr(config, name) != getattr(DistillConfig, name)]
+    if changed:
+        _logger.warning(
+            f"{', '.join(f'{name} {getattr(config, name)}' for name in changed)}: of the method 'hdkd', without effect"
+            f' on {" ".join(config.method)}.'
+        )
 
 
 def hdkd_settings(config: DistillConfig) -> Dict[str, Any]:

@@ -113,9 +113,9 @@ def cache_logits(config: CacheLogitsConfig, out: PathLike) -> Dict[str, Any]:
 
 def create_view_loader(context: RunContext, task: DistillationTask) -> SplitLoader:
     """A loader of all training images in order, whose epochs are the views."""
-    config = context.config
+    config: Any = context.config
     if not config.views:
-        plain = dict(aug='none', aug_device=False, load_size=None, aa=None, sampler=None)
+        plain: Dict[str, Any] = dict(aug='none', aug_device=False, load_size=None, aa=None, sampler=None)
         context = dataclasses.replace(context, config=dataclasses.replace(config, **plain))
     loaders = context.create_loaders(
         task.get_eval_model(), config.img_size, 'train', with_index=True, views=max(1, config.views), in_order=True
@@ -132,7 +132,8 @@ def compute_logits(
     Raises:
         MemoryError, FloatingPointError, Interrupted: as `cache_logits`.
     """
-    config, device, signals = context.config, context.world.device, context.signals
+    config: Any = context.config
+    device, signals = context.world.device, context.signals
     shape = (len(stored.teachers), max(1, config.views), len(stored.images), len(stored.classes))
     needed = 2 * shape[0] * shape[1] * shape[2] * shape[3]
     if 2 * needed > available_memory():  # the logits, and the file before it is written

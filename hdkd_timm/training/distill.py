@@ -206,13 +206,18 @@ def _check_networks(
         check_setup(context, network.model, network.config)
     with torch.random.fork_rng(devices=()):
         copies = dict(networks, student=student._replace(model=copy.deepcopy(student.model)))
-        task = _create_task(context, copies, 'student', None, stored, verbose=True).train()
-        target = torch.zeros(2, dtype=torch.long)
+        verbose, device = context.world.is_primary, context.world.device
+        task = _create_task(context, copies, 'student', None, stored, verbose).to(device).train()
+        number = min(2, config.batch_size)
+        target = torch.zeros(number, dtype=torch.long, device=device)
         index = (target,) if getattr(task, 'needs_index', False) else ()
         if config.mixup or config.cutmix:
             target = torch.nn.functional.one_hot(target, len(context.classes)).float()
-        with torch.no_grad():
-            task(torch.zeros(2, *config.input_size), target, *index)
+        try:
+            with torch.no_grad():
+                task(torch.zeros(number, *config.input_size, device=device), target, *index)
+        except ValueError as e:
+            raise ValueError(f'A training step of {" ".join(config.method)} fails: {e}') from e
 
 
 def _create_task(
@@ -256,7 +261,8 @@ def _test_given_teacher(context: RunContext, name: str, network: Network) -> Dic
     loader = context.create_loaders(teacher, config.img_size, context.test_split)[context.test_split]
     predicted = evaluate(teacher, loader, world, channels_last=config.channels_last, signals=context.signals)
     context.stop_if_asked()
-    result = create_result(context, name, teacher, predicted, checkpoint=config.teacher_checkpoint[0])
+    (checkpoint,) = config.teacher_checkpoint or ('',)
+    result = create_result(context, name, teacher, predicted, checkpoint=checkpoint)
     if world.is_primary:
         save_model(teacher, folder / 'best', context.classes, network.model_args, config.input_size, replace=True)
     write_result(context, folder, result, predicted)

@@ -8,13 +8,14 @@ from typing import Any, Dict, List, Optional, Tuple
 import torch
 from torch import nn
 
+from ..distillation.methods import METHODS, method_settings
 from ..models.checkpoint_file import read_checkpoint
 from ..utils.config import read_yaml, to_yaml
 from ..utils.files import check_sums
 from ..utils.parsing import parse_yaml, read_json
 from ..utils.run_files import CONFIG_FILE, METRICS_FILE, STATE_FILE
 from .builders import create_schedule
-from .config import TrainConfig
+from .config import DistillConfig, TrainConfig
 from .run_folder import load_state
 
 _logger = logging.getLogger(__name__)
@@ -157,6 +158,8 @@ def _check_epochs(folder: Path, name: str, done: int, before: TrainConfig, confi
     reason = None
     if done > config.epochs:
         reason = f'it is in epoch {done} already'
+    elif (name_of_method := _scheduled_method(config)) is not None:
+        reason = f"the loss of the method '{name_of_method}' follows a schedule over all epochs"
     elif _learning_rates(before, done) != _learning_rates(config, done):
         reason = (
             f"the schedule '{config.sched}' (with its warm-up) has other learning rates in the epochs that are done, so"
@@ -169,6 +172,19 @@ def _check_epochs(folder: Path, name: str, done: int, before: TrainConfig, confi
             f' --model local-dir:{folder / "best"}.'
         )
     _logger.info(f'{name}  will have {config.epochs} epochs, it was started with {before.epochs}.')
+
+
+def _scheduled_method(config: TrainConfig) -> Optional[str]:
+    """A method whose loss depends on the number of epochs, if there is one."""
+    if not isinstance(config, DistillConfig):
+        return None
+    for name in config.method:
+        method = METHODS.get(name)
+        if method is not None and method.schedule:
+            default = method_settings(method)[method.schedule]
+            if config.method_args.get(name, {}).get(method.schedule, default):
+                return name
+    return None
 
 
 def _learning_rates(config: TrainConfig, epochs: int) -> List[float]:

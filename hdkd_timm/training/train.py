@@ -52,7 +52,7 @@ def train(config: TrainConfig, resume: bool = False, overwrite: bool = False) ->
     """
     world = init_world(config.device)
     try:
-        if len(config.teacher_checkpoint or ()) > 1:
+        if config.teacher_checkpoint is not None and len(config.teacher_checkpoint) > 1:
             raise ValueError(
                 f'hdkd train takes one teacher, got {len(config.teacher_checkpoint)}: several teach in hdkd distill'
                 ' --method kd.'

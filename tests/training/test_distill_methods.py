@@ -120,7 +120,7 @@ def test_teacher_that_takes_larger_images(given, run, tmp_path, caplog):
         (dict(method=('kd',), method_args={'kd': {'ta': 1}}), "'kd' has no setting 'ta': did you mean tau"),
         (dict(method=('kd',), method_args={'kd': {'tau': 'x'}}), "kd.tau must be a number above 0, got 'x'"),
         (dict(method_args={'hdkd': {'alpha': 1}}), 'hdkd.alpha=1: use its flag, --alpha'),
-        (dict(method_args={'hdkd': {'feature_norm': 2}}), 'hdkd.feature_norm must be True or False, got 2'),
+        (dict(method_args={'hdkd': {'feature_norm': 2}}), 'hdkd.feature_norm must be true or false, got 2'),
         (dict(init_from_teacher=('1:5',)), 'Stage 1 of HDKDStudent has 1 blocks, .* layers of 0 to 1 of'),
         (dict(init_from_teacher=('1:1',)), 'Layer 1 of stage 1 .* other shapes than block 0 .* choose it here'),
         (dict(init_from_teacher=('4:0',)), 'There is no stage 4 to start from'),

@@ -74,7 +74,9 @@ def convert_settings(name: str, method: Callable[..., Method], settings: Mapping
             raise ValueError(f"Method '{name}' has no setting '{key}': {hint}Its settings are {', '.join(known)}.")
         default = known[key]
         if isinstance(default, bool) and not isinstance(value, bool):
-            raise ValueError(f'{name}.{key} must be True or False, got {value!r}.')
+            if str(value).lower() not in ('true', 'false'):
+                raise ValueError(f'{name}.{key} must be true or false, got {value!r}.')
+            converted[key] = str(value).lower() == 'true'
         if isinstance(default, tuple):
             values = value.split(',') if isinstance(value, str) else value
             converted[key] = tuple(values) if isinstance(values, (list, tuple)) else (values,)
@@ -104,7 +106,8 @@ def create_methods(
         if isinstance(method, str) and method not in METHODS:
             raise ValueError(f"Unknown distillation method '{method}': choose from {', '.join(METHODS)}.")
         method_cls = METHODS[method] if isinstance(method, str) else method
-        name = method if isinstance(method, str) else getattr(method, 'name', '')
+        made: Any = method if isinstance(method, str) else getattr(method, 'func', method)  # a partial has no name
+        name = made if isinstance(made, str) else made.name
         built.append(method_cls(pair, **convert_settings(name, method_cls, method_args.get(name, {}))))
     names = [method.name for method in built]
     for name in names:

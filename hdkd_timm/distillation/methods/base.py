@@ -31,6 +31,8 @@ class Method(nn.Module):
     """The paper, and the code that its tensors were compared with."""
     ce_weight: float = 1.0
     """Weight of the cross entropy beside it, as published."""
+    schedule: ClassVar[str] = ''
+    """The setting that makes its loss depend on the number of epochs of the training, unless it is 0 or False."""
     needs_index: bool = False
     """Whether it needs to know which training image is which."""
 

@@ -154,7 +154,7 @@ def _check_targets(pair: Pair) -> torch.Tensor:
         raise pair.error(
             'crd',
             'it draws images of other classes, so it needs the class index of each training image:'
-            ' pass train_targets to DistillationTask.',
+            ' pass train_targets to DistillationTask, and use data with random access.',
         )
     return torch.as_tensor(pair.train_targets, dtype=torch.long)
 

@@ -71,6 +71,7 @@ class DKD(Method):
 
     name = 'dkd'
     source = 'Zhao et al. 2022, arXiv 2203.08679; tensors of mdistiller (a08d46f)'
+    schedule = 'warmup'
 
     def __init__(
         self,

@@ -33,6 +33,7 @@ class HDKD(Method):
 
     name = 'hdkd'
     source = 'Sherif et al. 2024, arXiv 2407.07516'
+    schedule = 'feature_fade'
 
     def __init__(
         self,
@@ -48,7 +49,7 @@ class HDKD(Method):
         feature_norm: bool = False,
         feature_fade: bool = False,
     ):
-        needs = Needs(logits=True, stages=tuple(stages) if feature_weight else ())
+        needs = Needs(logits=kd_type != 'none', stages=tuple(stages) if feature_weight else ())
         super().__init__(pair, 1.0, needs, needs)
         self.stages = needs.stages
         self.kd_type = check_choice(self.name, 'kd_type', kd_type, KD_TYPES)

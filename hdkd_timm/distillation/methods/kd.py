@@ -93,5 +93,5 @@ class KD(Method):
     ) -> Dict[str, torch.Tensor]:
         s, t = student.kd_logits, teacher.logits
         if self.standardize:
-            s, t = standardize_logits(s), standardize_logits(t)
+            s, t = standardize_logits(s.float()), standardize_logits(t.float())
         return {'loss': kd_loss(s, t, self.tau, self.form)}

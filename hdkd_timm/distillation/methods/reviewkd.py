@@ -102,6 +102,7 @@ class ReviewKD(Method):
 
     name = 'reviewkd'
     source = 'Chen et al. 2021, arXiv 2104.09044; compared with dvlab-research/ReviewKD at cede6ea'
+    schedule = 'warmup'
 
     def __init__(self, pair: Pair, *, weight: float = 5.0, warmup: float = 1 / 12, stages: Sequence[str] = ()):
         matched = pair.match_stages(self.name, stages)
@@ -123,7 +124,7 @@ class ReviewKD(Method):
 
     def set_epoch(self, epoch: int, epochs: int) -> None:
         length = self.warmup * epochs
-        self.warm.fill_(min(1.0, epoch / length) if length else 1.0)
+        self.warm.fill_(min(1.0, epoch / length) if length >= 1 else 1.0)  # one shorter than an epoch is none
 
     def fuse(self, student_maps: Sequence[torch.Tensor], sizes: Sequence[Tuple[int, int]]) -> List[torch.Tensor]:
         """The student's maps to compare with the teacher's.
