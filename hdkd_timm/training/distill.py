@@ -256,7 +256,8 @@ def _test_given_teacher(context: RunContext, name: str, network: Network) -> Dic
     loader = context.create_loaders(teacher, config.img_size, context.test_split)[context.test_split]
     predicted = evaluate(teacher, loader, world, channels_last=config.channels_last, signals=context.signals)
     context.stop_if_asked()
-    result = create_result(context, name, teacher, predicted, checkpoint=config.teacher_checkpoint[0])
+    (checkpoint,) = config.teacher_checkpoint or ('',)
+    result = create_result(context, name, teacher, predicted, checkpoint=checkpoint)
     if world.is_primary:
         save_model(teacher, folder / 'best', context.classes, network.model_args, config.input_size, replace=True)
     write_result(context, folder, result, predicted)

@@ -52,10 +52,10 @@ def train(config: TrainConfig, resume: bool = False, overwrite: bool = False) ->
     """
     world = init_world(config.device)
     try:
-        if len(config.teacher_checkpoint or ()) > 1:
+        given = config.teacher_checkpoint or ()
+        if len(given) > 1:
             raise ValueError(
-                f'hdkd train takes one teacher, got {len(config.teacher_checkpoint)}: several teach in hdkd distill'
-                ' --method kd.'
+                f'hdkd train takes one teacher, got {len(given)}: several teach in hdkd distill --method kd.'
             )
         context = prepare_run(config, world, resume)
         config, classes = context.config, context.classes
