@@ -121,10 +121,10 @@ def study_table(
         resamples: Resamples of the paired bootstrap; 0 for none.
 
     Returns:
-        'arm', 'seeds' (finished) and 'planned', 'parameters', 'seconds' (mean training time of the student), for each
-        metric and split, such as 'test_accuracy', mean and spread ('test_accuracy_sd'), and of each metric on the test split the difference to
-        the baseline ('accuracy_difference'), its spread over the seeds ('accuracy_difference_sd') and its interval
-        ('accuracy_low', 'accuracy_high').
+        'arm', 'seeds' (finished) and 'planned', 'parameters', 'seconds' (mean training time of the student); for each
+        metric and split mean and spread ('test_accuracy', 'test_accuracy_sd'); of each metric on the test split the
+        difference to the baseline ('accuracy_difference'), its spread over the seeds ('accuracy_difference_sd') and its
+        interval ('accuracy_low', 'accuracy_high').
     """
     of_baseline = next((arm for arm in arms if arm.arm == baseline), None)
     rows = []

@@ -103,7 +103,7 @@ def cache_logits(config: CacheLogitsConfig, out: PathLike) -> Dict[str, Any]:
             describe_versions(),
         )
         with context.signals, kept_memory(world.device):
-            stored.logits = compute_logits(context, task, create_view_loader(context, task), stored)
+            stored.logits = compute_logits(context, task, create_view_loader(context, task, config.views), stored)
             write_teacher_logits(stored, out)
     finally:
         leave_world(world)
@@ -111,14 +111,14 @@ def cache_logits(config: CacheLogitsConfig, out: PathLike) -> Dict[str, Any]:
     return dict(facts, teachers=stored.teachers, bytes=Path(out).stat().st_size)
 
 
-def create_view_loader(context: RunContext, task: DistillationTask) -> SplitLoader:
-    """A loader of all training images in order, whose epochs are the views."""
-    config: Any = context.config
-    if not config.views:
+def create_view_loader(context: RunContext, task: DistillationTask, views: int) -> SplitLoader:
+    """A loader of all training images in order, whose epochs are the views; 0 for one without augmentation."""
+    config = context.config
+    if not views:
         plain: Dict[str, Any] = dict(aug='none', aug_device=False, load_size=None, aa=None, sampler=None)
         context = dataclasses.replace(context, config=dataclasses.replace(config, **plain))
     loaders = context.create_loaders(
-        task.get_eval_model(), config.img_size, 'train', with_index=True, views=max(1, config.views), in_order=True
+        task.get_eval_model(), config.img_size, 'train', with_index=True, views=max(1, views), in_order=True
     )
     return loaders['train']
 
@@ -132,9 +132,8 @@ def compute_logits(
     Raises:
         MemoryError, FloatingPointError, Interrupted: as `cache_logits`.
     """
-    config: Any = context.config
-    device, signals = context.world.device, context.signals
-    shape = (len(stored.teachers), max(1, config.views), len(stored.images), len(stored.classes))
+    config, device, signals = context.config, context.world.device, context.signals
+    shape = (len(stored.teachers), max(1, stored.views), len(stored.images), len(stored.classes))
     needed = 2 * shape[0] * shape[1] * shape[2] * shape[3]
     if 2 * needed > available_memory():  # the logits, and the file before it is written
         raise MemoryError(

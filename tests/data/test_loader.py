@@ -1,5 +1,6 @@
 """Batches that depend only on seed, epoch and position."""
 
+import functools
 import random
 from collections import Counter
 
@@ -216,3 +217,28 @@ def test_numbers_of_the_images(dataset):
         assert targets.tolist() == [dataset[i][1] for i in index.tolist()]
     drawn = torch.cat([index for *_, index in numbered])
     assert len(drawn.unique()) == len(drawn) == len(dataset) // 4 * 4 - 4
+
+
+def by_number(loader, epoch):
+    """Number -> image, of an epoch."""
+    return {int(i): image for images, _, index in loader.epoch(epoch) for i, image in zip(index, images)}
+
+
+def test_views_are_of_the_image_alone(dataset):
+    """Whatever the epoch, the batch size and the processes; with a view for each epoch nothing changes."""
+    cfg = dict(input_size=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation='bilinear', crop_pct=1.0)
+    cfg.update(crop_mode='center')
+    create_loader = functools.partial(SplitLoader, dataset, cfg, augment=STRONG, with_index=True)
+    plain, two = create_loader(4, num_workers=0), create_loader(4, num_workers=0, views=2)
+    ordered = create_loader(7, num_workers=1, views=2, in_order=True)
+    assert [len(index) for *_, index in ordered.epoch(1)] == [7, 7, 7, len(dataset) - 21]
+    views = [by_number(ordered, view) for view in (0, 1)]
+    assert list(views[0]) == list(range(len(dataset)))
+    for epoch in (0, 1, 2, 3):
+        found = by_number(two, epoch)
+        assert len(found) == len(dataset) // 4 * 4
+        assert all(torch.equal(image, views[epoch % 2][i]) for i, image in found.items())
+        other = by_number(plain, epoch)
+        assert list(other) == list(found)  # the order is that of the epoch
+        assert all(torch.equal(image, found[i]) for i, image in other.items()) == (epoch < 2)
+    assert not any(torch.equal(views[0][i], views[1][i]) for i in views[0])

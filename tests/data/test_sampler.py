@@ -67,3 +67,10 @@ def test_derived_seeds():
     seeds = {derive_seed(*keys) for keys in [(1,), (1, 2), (2, 1), (1, 2, 3), (1, 2, 4), (42, 0, 0), (42, 0, 1)]}
     assert len(seeds) == 7
     assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_all_images_in_order():
+    sampler = EpochSampler(5, 2, seed=42, in_order=True)
+    assert keys(sampler, epoch=3) == [[(3, 0, 0), (3, 1, 1)], [(3, 2, 2), (3, 3, 3)], [(3, 4, 4)]]
+    assert keys(sampler, epoch=3, start=2) == [[(3, 4, 4)]]
+    assert len(sampler) == 1

@@ -8,7 +8,10 @@ from helpers import write_run
 from hdkd_timm.evaluation.run_results import (
     count_images,
     format_table,
+    is_role,
+    is_teacher,
     list_missing_files,
+    list_roles,
     read_networks,
     read_settings,
 )
@@ -123,3 +126,31 @@ def test_missing_files_are_listed(tmp_path):
         assert missing[0].startswith(f'{name} ('), missing
         assert len(missing) == 1 or name == 'config.yaml'  # which tells where the run is
         (tmp_path / 'moved').rename(tmp_path / 'run' / name)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'roles'),
+    [
+        (dict(model='hdkd_student'), []),
+        (dict(teacher='t'), ['teacher', 'student']),
+        (dict(teacher='t', teacher_checkpoint='a', student_alone=True), ['teacher', 'student_alone', 'student']),
+        (dict(teacher='t', teacher_checkpoint=['a']), ['teacher', 'student']),
+        (dict(teacher='t', teacher_checkpoint=['a', 'b']), ['teacher_1', 'teacher_2', 'student']),
+        (dict(teacher='t', teacher_logits='f'), ['student']),
+    ],
+)
+def test_networks_that_a_run_is_to_have(settings, roles):
+    assert list_roles(settings) == roles
+    assert all(map(is_role, roles))
+    assert [is_teacher(role) for role in roles] == [role.startswith('teacher') for role in roles]
+
+
+def test_teachers_are_in_the_order_of_their_numbers(tmp_path):
+    for name in ('teacher_10', 'teacher_2', 'student', 'teacher_x'):
+        write_run(tmp_path / 'run' / name, ['a', 'b'])
+    (tmp_path / 'run' / 'config.yaml').write_text('teacher: t\n')
+    assert [network.folder.name for network in read_networks([tmp_path / 'run'])] == [
+        'teacher_2',
+        'teacher_10',
+        'student',
+    ]

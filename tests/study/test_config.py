@@ -42,3 +42,19 @@ def test_runs_have_the_settings_of_the_study_and_of_their_arm(settings):
 def test_wrong_settings(settings, changes, match):
     with pytest.raises(ValueError, match=match):
         list(list_runs(StudyConfig(**settings, **changes), 'out', 'teacher/best'))
+
+
+def test_teachers_and_stored_logits_of_arms(settings):
+    """What an arm names replaces what the study has of the other kind."""
+    arms = {
+        'one': {},
+        'two': {'teacher_checkpoint': ['a', 'b'], 'teachers': 'separate'},
+        'stored': {'teacher_logits': 'f', 'method': 'kd'},
+    }
+    runs = list(list_runs(StudyConfig(**settings, arms=arms, seeds=(1,)), 'out', ('t',)))
+    found = [(run.config.teacher_checkpoint, run.config.teacher_logits) for run in runs]
+    assert found == [(('t',), None), (('a', 'b'), None), (None, 'f')]
+    settings.update(teacher_checkpoint=None, teacher_logits='g')
+    runs = list(list_runs(StudyConfig(**settings, arms=arms, seeds=(1,)), 'out', ('t',)))
+    found = [(run.config.teacher_checkpoint, run.config.teacher_logits) for run in runs]
+    assert found == [(None, 'g'), (('a', 'b'), None), (None, 'f')]

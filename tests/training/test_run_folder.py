@@ -21,7 +21,7 @@ from processes import run_on_a_small_disk, start
 from hdkd_timm import TrainConfig, train
 from hdkd_timm.data.config import DataConfig
 from hdkd_timm.data.datasets import create_datasets
-from hdkd_timm.training.run_folder import keep_images, load_state, run_folder, save_state
+from hdkd_timm.training.run_folder import check_same_settings, keep_images, load_state, run_folder, save_state
 from hdkd_timm.utils.files import SUMS, check_sums, new_folder, write_json
 from hdkd_timm.utils.run_files import CONFIG_FILE, IMAGES_FILE, STATE_FILE
 from hdkd_timm.utils.signals import Interrupted
@@ -723,3 +723,13 @@ def test_a_run_goes_on_with_the_same_images_only(image_folder, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"images\.csv', the list of the run's images, is missing"):
         train(config, resume=True)
     assert not (run / IMAGES_FILE).exists()
+
+
+def test_settings_that_did_not_exist_yet_have_their_defaults(tmp_path):
+    """And one value is the list of it, which a setting of an earlier version may have been."""
+    (tmp_path / CONFIG_FILE).write_text('lr: 1\nteacher: a\n')
+    check_same_settings(tmp_path, dict(lr=1, teacher=['a'], new='x'), (), dict(new='x'))
+    with pytest.raises(ValueError, match="was started with new 'x', not 'y'"):
+        check_same_settings(tmp_path, dict(lr=1, teacher=['a'], new='y'), (), dict(new='x'))
+    with pytest.raises(ValueError, match=r"was started with teacher 'a', not \['a', 'b'\]"):
+        check_same_settings(tmp_path, dict(lr=1, teacher=['a', 'b']), ())
