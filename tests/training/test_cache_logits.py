@@ -16,7 +16,9 @@ from hdkd_timm import DistillConfig, distill
 from hdkd_timm.data.datasets import create_datasets
 from hdkd_timm.data.loader import SplitLoader
 from hdkd_timm.distillation.task import DistillationTask
+from hdkd_timm.evaluation.run_results import list_unfinished
 from hdkd_timm.models.checkpoint import save_model
+from hdkd_timm.sharing.hub import write_hub_folder
 from hdkd_timm.training.cache_logits import CacheLogitsConfig, cache_logits
 from hdkd_timm.training.teacher_logits import read_teacher_logits
 from hdkd_timm.utils.signals import Interrupted
@@ -229,6 +231,18 @@ def test_training_stopped_between_two_epochs(given, path, monkeypatch, run):
     assert epochs == [0, 1, 1, 2]
     ours, whole = (load(run.parent / name / 'student').state_dict() for name in ('run', 'whole'))
     assert all(torch.equal(ours[name], value) for name, value in whole.items())
+
+
+def test_card_names_the_teachers_of_stored_logits_and_no_paths(given, path, run, tmp_path):
+    store(given, path, views=1)
+    distill(use(given, path, epochs=1))
+    assert list_unfinished([run]) == []
+    write_hub_folder(run / 'student', tmp_path / 'hub', 'org/student')
+    card = (tmp_path / 'hub' / 'README.md').read_text()
+    assert '| `teacher_checkpoint` | a locally trained model (given1) a locally trained model (given2) |' in card
+    assert '| `teacher_logits` | logits.safetensors |' in card
+    for file in (tmp_path / 'hub').iterdir():
+        assert str(tmp_path).encode() not in file.read_bytes(), file
 
 
 def test_resume_with_other_logits_is_refused(given, path, monkeypatch, run):
