@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 import timm
 import torch
@@ -5,7 +7,8 @@ import torch.distributed as dist
 from helpers import TINY_STUDENT, TINY_TEACHER, load_reference, parse_case, randomize_batch_stats, strip_prefix
 from torch import nn
 
-from hdkd_timm import HDKDTask
+from hdkd_timm import DistillationTask, HDKDTask
+from hdkd_timm.distillation.methods.kd import KD
 from hdkd_timm.layers.reparam import is_fused
 from hdkd_timm.models.published import convert_state_dict
 
@@ -237,6 +240,26 @@ def test_distributed_data_parallel(kind, tmp_path):
 def test_warning_about_an_untrained_head(caplog):
     HDKDTask(create_student(), create_teacher(), kind='none', verbose=False)
     assert 'untrained' in caplog.text
+
+
+def test_distillation_head_without_a_loss_is_trained_by_the_cross_entropy():
+    task = DistillationTask(create_student(), create_teacher(), ['hdkd'], {'hdkd': {'kd_type': 'none'}}, verbose=False)
+    task.train()(*batch())['loss'].backward()
+    assert task.get_eval_model().head_dist.weight.grad.abs().sum() > 0
+
+
+def test_settings_of_a_partial():
+    method = functools.partial(KD, tau=2.0)
+    task = DistillationTask(create_student(), create_teacher(), [method], {'kd': {'weight': 7.0}}, verbose=False)
+    built = task.trainable_module.methods['kd']
+    assert (built.tau, built.weight) == (2.0, 7.0)
+
+
+def test_warning_where_the_cross_entropy_has_no_weight(caplog):
+    DistillationTask(create_student(), create_teacher(), ['kd'], ce_weight=0.0, verbose=False)
+    assert not caplog.records
+    DistillationTask(create_student(), create_teacher(), ['kd'], ce_weight=0.0, label_smoothing=0.1, verbose=False)
+    assert 'class weights and label smoothing have no effect' in caplog.text
 
 
 def test_pair_that_does_not_match_is_refused():

@@ -16,8 +16,10 @@ from helpers import TINY_STUDENT, TINY_TEACHER, write_images
 from processes import flags, run
 
 import hdkd_timm
-from hdkd_timm.cli.main import main
+from hdkd_timm.cli.main import create_parser, main
+from hdkd_timm.distillation.methods import METHODS, convert_settings
 from hdkd_timm.models.checkpoint import save_model
+from hdkd_timm.training.config import HDKD_FLAGS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / 'docs'
@@ -119,6 +121,16 @@ def test_commands_parse(page, capsys):
         if command[0] != 'run':  # its arguments are the script's
             text = read_help([word for word in command if word not in ('--help', '--help-all')], capsys)
             assert find_flags(' '.join(command)) <= find_flags(text), command
+
+
+def test_settings_of_methods_in_commands():
+    """`--method-args` of the pages are settings that the methods have."""
+    found = [command for _, command in COMMANDS if '--method-args' in command]
+    assert len(found) > 10
+    for command in found:
+        for method, settings in create_parser('distill').parse_args(command[1:]).method_args.items():
+            converted = convert_settings(method, METHODS[method], settings)
+            assert not (method == 'hdkd' and set(converted) & set(HDKD_FLAGS)), command
 
 
 def test_flags_in_the_text_exist(capsys):

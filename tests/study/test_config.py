@@ -30,6 +30,13 @@ def test_runs_have_the_settings_of_the_study_and_of_their_arm(settings):
         (dict(arms={'a/b': {}}), "Arm 'a/b': use letters"),
         (dict(arms={'a': 3}), "Arm 'a' must hold settings"),
         (dict(arms={'a': dict(seed=3)}), "Arm 'a' sets 'seed', which is the same for all arms"),
+        (dict(arms={'a': dict(val_fraction=0.2)}), "Arm 'a' sets 'val_fraction', which is the same for all arms"),
+        (dict(arms={'a': dict(method='kd', tau=2.0)}), "Arm 'a' sets 'tau', a setting of the method 'hdkd', not of kd"),
+        (dict(arms={'a': dict(model='resnet18')}, models=('resnet18',)), "Arm 'a' has a model of its own: leave --mod"),
+        (
+            dict(methods=('kd',), method_args={'hdkd': {'feature_norm': True}}),
+            'no method_args of its own: give them to',
+        ),
         (dict(arms={'a': dict(wings=2)}), "Unknown setting 'wings' in arm 'a'"),
         (dict(arms={'a': dict(lr=-1.0)}), "Setting 'lr' in arm 'a' must be above 0"),
         (dict(arms={'a': dict(method=('kd', 'none'))}), "Arm 'a': --method none is no distillation"),

@@ -1,7 +1,7 @@
 """Studies in real processes, of tiny networks."""
 
 import csv
-import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +12,7 @@ import yaml
 
 from hdkd_timm.cli import main
 from hdkd_timm.study.config import StudyConfig, list_runs
-from hdkd_timm.study.runs import is_finished, run_study, teacher_config
-from hdkd_timm.training.config import DistillConfig
+from hdkd_timm.study.runs import run_study, teacher_config
 from hdkd_timm.utils.parsing import to_yaml
 
 
@@ -56,6 +55,10 @@ def test_a_study_from_its_teacher_to_its_page(settings, tmp_path, capsys, monkey
     assert sorted(run.name for run in (folder / 'runs').iterdir()) == ['alone-4', 'alone-5', 'kd-4', 'kd-5']
     # the runs of other settings are not taken for its own
     capsys.readouterr()
+    others = shutil.copytree(settings['data_dir'], tmp_path / 'others')
+    assert main(['study', '--config', path, '--data-dir', str(others)]) == 1
+    assert f"was started with data_dir '{settings['data_dir']}'" in capsys.readouterr().err
+    assert yaml.safe_load((folder / 'config.yaml').read_text())['data_dir'] == settings['data_dir']
     assert main(['study', '--config', path, '--lr', '0.1']) == 1
     assert 'was started with lr 0.001' in capsys.readouterr().err
 
@@ -104,17 +107,27 @@ def test_a_signal_reaches_the_runs(settings, tmp_path):
     assert 'SIGTERM, the state is saved' in log
 
 
+def test_flags_without_an_effect(settings, tmp_path, capsys):
+    path = write_settings(tmp_path / 'study.yaml', **settings)
+    assert main(['study', '--config', path, '--methods', 'kd', 'dkd', '--tau', '4']) == 1
+    assert "--tau is a setting of the method 'hdkd', which no arm has: drop it" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(['study', '--config', path, '--methods', 'kd', '--seed', '7'])  # not short for --seeds
+    assert 'unrecognized arguments: --seed 7' in capsys.readouterr().err
+
+
+def test_a_started_run_of_other_settings(settings, tmp_path):
+    """It shows before anything is trained, not when its turn comes."""
+    folder = tmp_path / 'runs' / 'study' / 'runs' / 'kd-1'
+    folder.mkdir(parents=True)
+    (folder / 'config.yaml').write_text('lr: 0.5')
+    with pytest.raises(ValueError, match='kd-1.* was started with .*settings differ'):
+        run_study(StudyConfig(**settings, methods=('kd',), seeds=(1,)))
+
+
 def test_teacher_has_its_own_settings(settings, tmp_path):
     config = StudyConfig(**settings, teacher_lr=0.5, teacher_epochs=7, teacher='resnet18', seeds=(8, 9), tau=2.0)
     teacher = teacher_config(config, tmp_path)
     assert (teacher.model, teacher.lr, teacher.epochs, teacher.seed) == ('resnet18', 0.5, 7, 42)
     assert (teacher.output, teacher.experiment, teacher.model_kwargs) == (str(tmp_path), 'teacher', {})
     assert (teacher.split_seed, next(list_runs(config, 'o', 't')).config.split_seed) == (42, 42)
-
-
-def test_a_started_run_is_not_finished(settings, tmp_path):
-    config = DistillConfig(**dict(settings, experiment='r'))
-    assert not is_finished(config)
-    os.makedirs(tmp_path / 'runs' / 'r')
-    (tmp_path / 'runs' / 'r' / 'config.yaml').write_text('lr: 0.001')
-    assert not is_finished(config)

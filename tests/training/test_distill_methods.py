@@ -48,6 +48,25 @@ def test_options_of_hdkd_reach_its_task(config):
     assert method.fade == 0.75
 
 
+def test_settings_of_hdkd_in_a_file_are_told(given, caplog):
+    distill(dataclasses.replace(given, method=('kd',), tau=4.0))
+    assert "tau 4.0: of the method 'hdkd', without effect on kd" in caplog.text
+
+
+def test_losses_have_the_same_names_with_another_weight_of_the_cross_entropy(given, run):
+    distill(dataclasses.replace(given, ce_weight=2.0))
+    row = {name: float(value) for name, value in read_summary(run / 'student')[0].items() if name.endswith('_loss')}
+    assert row['train_logit_loss'] == pytest.approx(2 * row['train_ce_loss'] + 0.5 * row['train_kd_loss'], rel=1e-4)
+    assert row['train_loss'] == pytest.approx(row['train_logit_loss'] + 10 * row['train_feature_loss'], rel=1e-4)
+
+
+def test_more_epochs_of_a_schedule_are_another_training(given):
+    config = dataclasses.replace(given, sched='none', method_args={'hdkd': {'feature_fade': True}})
+    distill(config)
+    with pytest.raises(ValueError, match="the loss of the method 'hdkd' follows a schedule over all epochs"):
+        distill(dataclasses.replace(config, epochs=3), resume=True)
+
+
 def test_methods_are_told_the_epoch(given, run):
     distill(dataclasses.replace(given, epochs=3, method_args={'hdkd': {'feature_fade': True}}))
     weights = []
@@ -121,6 +140,10 @@ def test_teacher_that_takes_larger_images(given, run, tmp_path, caplog):
         (dict(method=('kd',), method_args={'kd': {'tau': 'x'}}), "kd.tau must be a number above 0, got 'x'"),
         (dict(method_args={'hdkd': {'alpha': 1}}), 'hdkd.alpha=1: use its flag, --alpha'),
         (dict(method_args={'hdkd': {'feature_norm': 2}}), 'hdkd.feature_norm must be true or false, got 2'),
+        (
+            dict(method=('reviewkd',), batch_size=1),
+            'A training step of reviewkd fails: Expected more than 1 value per channel',
+        ),
         (dict(init_from_teacher=('1:5',)), 'Stage 1 of HDKDStudent has 1 blocks, .* layers of 0 to 1 of'),
         (dict(init_from_teacher=('1:1',)), 'Layer 1 of stage 1 .* other shapes than block 0 .* choose it here'),
         (dict(init_from_teacher=('4:0',)), 'There is no stage 4 to start from'),

@@ -1,0 +1,67 @@
+import math
+
+import pytest
+
+from hdkd_timm.study.config import StudyConfig
+from hdkd_timm.study.page import describe, describe_order, format_markdown, format_rows
+
+ROW = dict(
+    seeds=3,
+    planned=3,
+    parameters=1000,
+    seconds=90.0,
+    val_accuracy=0.8,
+    val_accuracy_sd=0.01,
+    test_accuracy=0.75,
+    test_accuracy_sd=0.02,
+    test_macro_auroc=0.9,
+    test_macro_auroc_sd=math.nan,
+    test_log_loss=0.5,
+    test_log_loss_sd=0.1,
+)
+DIFFERENCE = dict(accuracy_difference=0.05, accuracy_difference_sd=0.01, accuracy_low=-0.01, accuracy_high=0.11)
+
+
+def test_best_on_val_comes_first():
+    rows = [
+        dict(ROW, arm='none'),
+        dict(ROW, arm='kd', val_accuracy=0.9, seeds=2, **DIFFERENCE),
+        dict(ROW, arm='at', val_accuracy=math.nan, val_accuracy_sd=math.nan),
+    ]
+    columns, cells = format_rows(rows, 'none', 'accuracy', 'test')
+    assert columns[:4] == ['arm', 'seeds', 'val accuracy', 'test accuracy']
+    assert [line[0] for line in cells] == ['kd', 'none', 'at']
+    kd = dict(zip(columns, cells[0]))
+    assert (kd['seeds'], kd['test accuracy'], kd['test macro AUROC']) == ('2 of 3', '75.0 % ± 2.0', '0.900')
+    assert kd['difference to none'] == '+5.00 points ± 1.0 (−1.00 to +11.00 points)'
+    assert dict(zip(columns, cells[1]))['difference to none'] == '–'
+    assert format_markdown(columns, cells).splitlines()[2].startswith('| kd | 2 of 3 | 90.0 % ± 1.0 |')
+
+
+def test_lowest_loss_comes_first():
+    rows = [dict(ROW, arm=str(loss), val_log_loss=loss, val_log_loss_sd=0.0) for loss in (0.3, 0.2)]
+    _, cells = format_rows(rows, '0.3', 'log_loss', 'test')
+    assert [line[0] for line in cells] == ['0.2', '0.3']
+
+
+def test_without_val_no_arm_is_chosen():
+    rows = [dict(ROW, arm=name, val_accuracy=math.nan, test_accuracy=test) for name, test in (('a', 0.1), ('b', 0.9))]
+    _, cells = format_rows(rows, 'a', 'accuracy', 'test')
+    assert [line[0] for line in cells] == ['a', 'b']
+
+
+@pytest.mark.parametrize(
+    ('split', 'has_val', 'words'),
+    [
+        ('test', True, 'Best on val first'),
+        ('test', False, 'do not choose by the test images'),
+        ('val', True, 'optimistically biased'),
+    ],
+)
+def test_what_the_order_means(split, has_val, words):
+    assert words in describe_order(split, has_val)
+
+
+def test_only_what_all_arms_share_is_said_of_them():
+    config = StudyConfig(epochs=7, img_size=64, arms={'a': {}, 'b': {'epochs': 9}})
+    assert '2 arms, 3 seeds (1, 2, 3), 64 px.' in describe(config, 'a', 'test')
