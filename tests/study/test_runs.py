@@ -126,7 +126,9 @@ def test_a_started_run_of_other_settings(settings, tmp_path):
 
 
 def test_teacher_has_its_own_settings(settings, tmp_path):
-    config = StudyConfig(**settings, teacher_lr=0.5, teacher_epochs=7, teacher='resnet18', seeds=(8, 9), tau=2.0)
+    config = StudyConfig(
+        **settings, teacher_lr=0.5, teacher_epochs=7, teacher='resnet18', seeds=(8, 9), methods=('kd',)
+    )
     teacher = teacher_config(config, tmp_path)
     assert (teacher.model, teacher.lr, teacher.epochs, teacher.seed) == ('resnet18', 0.5, 7, 42)
     assert (teacher.output, teacher.experiment, teacher.model_kwargs) == (str(tmp_path), 'teacher', {})
