@@ -7,8 +7,9 @@ from . import models
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .distillation.hdkd_task import HDKDTask
     from .distillation.losses import hdkd_loss
-    from .distillation.task import DistillationTask, HDKDTask
+    from .distillation.task import DistillationTask
     from .evaluation.evaluate import EvalConfig, evaluate_model
     from .evaluation.predict import predict
     from .sharing.export import export_model
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 # loaded on first use, so that registering the models costs nothing beside `import timm`
 _LAZY = {
     'DistillationTask': 'distillation.task',
-    'HDKDTask': 'distillation.task',
+    'HDKDTask': 'distillation.hdkd_task',
     'hdkd_loss': 'distillation.losses',
     'TrainConfig': 'training.config',
     'DistillConfig': 'training.config',

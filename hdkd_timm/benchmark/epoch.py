@@ -16,7 +16,7 @@ from ..data.datasets import create_datasets
 from ..data.loader import SplitLoader
 from ..data.phantoms import write_phantoms
 from ..data.samples import SampleDataset
-from ..distillation.task import HDKDTask
+from ..distillation.hdkd_task import HDKDTask
 from ..utils.memory import kept_memory
 from .config import BenchConfig
 from .tables import Row

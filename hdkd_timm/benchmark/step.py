@@ -11,8 +11,8 @@ import torch
 from timm.utils import reparameterize_model
 from torch import nn
 
+from ..distillation.hdkd_task import HDKDTask
 from ..distillation.losses import hdkd_loss
-from ..distillation.task import HDKDTask
 from ..utils.memory import keep_freed_memory
 from .config import BenchConfig
 from .tables import Row

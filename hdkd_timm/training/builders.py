@@ -13,8 +13,9 @@ from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
 from torch import nn
 
 from .._compat import create_scheduler
+from ..distillation.hdkd_task import HDKDTask
 from ..distillation.methods import METHODS, convert_settings
-from ..distillation.task import DistillationTask, HDKDTask
+from ..distillation.task import DistillationTask
 from ..distillation.teacher import StoredLogits
 from ..evaluation.metrics import LOWER_IS_BETTER
 from ..models.checkpoint import SOURCE_PREFIXES, load_model

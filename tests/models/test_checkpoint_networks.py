@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from hdkd_timm.cli import main
-from hdkd_timm.distillation.task import HDKDTask
+from hdkd_timm.distillation.hdkd_task import HDKDTask
 from hdkd_timm.models.checkpoint import load_model
 from hdkd_timm.models.checkpoint_networks import find_networks
 
