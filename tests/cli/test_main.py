@@ -156,7 +156,7 @@ def test_help_lists_the_commands_in_groups(capsys):
     assert e.value.code == 0
     sections = dict(re.findall(r'(?m)^([a-z ]+):\n((?:  .*\n)+)', capsys.readouterr().out))
     assert sections.pop('options')
-    assert {heading: re.findall(r'(?m)^  (\w+)', lines) for heading, lines in sections.items()} == {
+    assert {heading: re.findall(r'(?m)^  ([\w-]+)', lines) for heading, lines in sections.items()} == {
         heading: list(commands) for heading, commands in COMMANDS.items()
     }
 
