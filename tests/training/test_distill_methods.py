@@ -127,8 +127,8 @@ def test_teacher_that_takes_larger_images(given, run, tmp_path, caplog):
     caplog.set_level('INFO')
     distill(dataclasses.replace(given, teacher_checkpoint=str(tmp_path / 'vit'), method=('kd',)))
     assert 'images are resized to 48 x 48 for the teacher' in caplog.text
-    assert load(run / 'teacher').pretrained_cfg['input_size'] == (3, 48, 48)
-    assert load(run / 'student').pretrained_cfg['input_size'] == (3, 32, 32)
+    assert tuple(load(run / 'teacher').pretrained_cfg['input_size']) == (3, 48, 48)
+    assert tuple(load(run / 'student').pretrained_cfg['input_size']) == (3, 32, 32)
 
 
 @pytest.mark.parametrize(
