@@ -5,6 +5,8 @@ import pytest
 from helpers import write_run
 from sklearn.metrics import balanced_accuracy_score
 
+from hdkd_timm.evaluation.bootstrap import bootstrap
+from hdkd_timm.evaluation.metrics import WeightedImages
 from hdkd_timm.evaluation.run_results import read_networks
 from hdkd_timm.study.results import ArmResult, compare_arms, mean_and_spread, study_table
 
@@ -45,6 +47,16 @@ def test_images_are_matched_by_name(tmp_path):
     for name in ('balanced_accuracy', 'log_loss'):
         for key in ('difference', 'interval', 'seeds'):
             assert found[name][key] == pytest.approx(expected[name][key])
+
+
+def test_interval_is_that_of_the_mean_over_the_seeds(tmp_path):
+    worse, better = write_arm(tmp_path, 'worse', 0.4), write_arm(tmp_path, 'better', 0.7)
+    draws = [
+        [bootstrap([WeightedImages(s.probs, s.targets)], None, 1000, 42)[0]['accuracy'] for s in arm.students.values()]
+        for arm in (worse, better)
+    ]
+    expected = np.percentile(np.mean(draws[1], axis=0) - np.mean(draws[0], axis=0), [2.5, 97.5])
+    assert compare_arms(worse, better)['accuracy']['interval'] == pytest.approx(expected, abs=2e-3)
 
 
 def test_more_seeds_are_more_certain(tmp_path):
