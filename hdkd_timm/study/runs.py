@@ -183,7 +183,7 @@ class Runner:
 def run_study(config: StudyConfig) -> Tuple[List[Run], Dict[str, str]]:
     """Run what a study lacks: the teacher, if none is given, then every arm with every seed.
 
-    All arms are checked with the first seed before anything is trained.
+    All arms are checked with their first open run before anything is trained or written.
 
     Returns:
         All runs, and name -> error of those that failed.
@@ -200,17 +200,15 @@ def run_study(config: StudyConfig) -> Tuple[List[Run], Dict[str, str]]:
     needs_teacher = not config.teacher_checkpoint and any(run.config.teacher_checkpoint == (own,) for run in runs)
     open_runs = [run for run in runs if not is_finished(run.config)]
     has_teacher = not needs_teacher or is_finished(teacher)
+    _check_arms(open_runs, untrained=None if has_teacher else own)
     with Signals() as signals:
         runner = Runner(folder, config.jobs, signals)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / CONFIG_FILE) as file:
             file.write(to_yaml(config))
         if not has_teacher:
-            _check_arms(runs, untrained=own)
             _logger.info(f'{config.teacher}  is trained as the teacher of all runs.')
             runner.run_alone('train', teacher)
-        else:
-            _check_arms(open_runs)
         if len(open_runs) < len(runs):
             _logger.info(f'{len(runs) - len(open_runs)} of {len(runs)} runs are finished already.')
         runner.run_all(open_runs, len(runs))

@@ -67,7 +67,7 @@ def test_wrong_arm_stops_it_before_anything_is_trained(settings, tmp_path):
     arms = dict(kd=dict(method='kd'), wrong=dict(method='kd', method_args=dict(kd=dict(tau=-1))))
     with pytest.raises(ValueError, match=r"Arm 'wrong': kd\.tau must be a number above 0"):
         run_study(StudyConfig(**settings, arms=arms))
-    assert not list((tmp_path / 'runs' / 'study').glob('runs/*'))
+    assert not (tmp_path / 'runs').exists()
 
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(settings, tmp_path, capsys, caplog):
