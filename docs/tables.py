@@ -96,8 +96,20 @@ def method_matrix(rows: Rows) -> str:
     return '| teacher | student | all methods but |\n| --- | --- | --- |\n' + ''.join(lines)
 
 
+def method_parity(rows: Rows) -> str:
+    names = {
+        'loss': 'loss',
+        'student_gradient': 'gradients of the student',
+        'parameter_gradient': 'gradients of its layers',
+        'memory': 'memory',
+    }
+    cells = [[f'`{r["method"]}`', *(f'{float(r[c]):.1g}' if r[c] else '' for c in names)] for r in rows]
+    return to_markdown(['largest relative error', *names.values()], cells)
+
+
 TABLES: Dict[str, Callable[[Rows], str]] = {
-    f.__name__: f for f in (small_data, training_step, student_inference, network_inference, method_matrix)
+    f.__name__: f
+    for f in (small_data, training_step, student_inference, network_inference, method_matrix, method_parity)
 }
 
 

@@ -5,7 +5,7 @@ import sys
 
 import torch
 import torch.distributed as dist
-from map_helpers import create_task
+from pair_helpers import create_task
 
 TARGETS = torch.arange(20) % 5
 BATCHES = ([[0, 2], [1, 0]], [[4, 5], [6, 7]], [[8, 9], [10, 11]])  # of both; image 0 is twice in the first

@@ -68,7 +68,7 @@ def _published_loss(
 def _create_task(form: StepForm, student: nn.Module, teacher: nn.Module, device: torch.device) -> HDKDTask:
     task = HDKDTask(student, teacher, verbose=False).to(device).train()
     if not form.fused:
-        task.teacher = teacher
+        task.teachers.models[0] = teacher
         if not form.channels_last:  # undo the task's conversion of the teacher's images
             teacher.register_forward_pre_hook(lambda module, args: args[0].contiguous())
             forward_intermediates = teacher.forward_intermediates

@@ -83,7 +83,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = create_parser(name)
     if name == 'run':  # the script's arguments, output and errors are its own
         return load_command(name).run(parser, argv[1:])
-    args = parser.parse_args(argv[1:])
+    args, unknown = parser.parse_known_args(argv[1:])
+    if unknown:
+        parser.error(f'unrecognized arguments: {" ".join(unknown)}{_find_flags(name, unknown)}')
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter('%(message)s'))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -91,6 +93,18 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     warnings.filterwarnings('ignore', 'Image size .* exceeds limit')  # Pillow's, which our error repeats
     with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
         return _run_command(name, args)
+
+
+def _find_flags(name: str, arguments: Sequence[str]) -> str:
+    """Which commands for the same work have the flags that a command lacks, in words."""
+    related = next(commands for commands in COMMANDS.values() if name in commands)
+    parsers = {other: create_parser(other) for other in related if other not in (name, 'run')}
+    words = []
+    for flag in dict.fromkeys(argument.split('=')[0] for argument in arguments if argument.startswith('--')):
+        having = [f'hdkd {other}' for other, parser in parsers.items() if parser.has_flag(flag)]
+        if having:
+            words.append(f'{flag} is an option of {", ".join(having)}')
+    return f' ({"; ".join(words)})' if words else ''
 
 
 def _run_command(name: str, args: argparse.Namespace) -> int:

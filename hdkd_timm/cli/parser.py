@@ -54,6 +54,10 @@ class CommandParser(argparse.ArgumentParser):
         common = {field.name for field in dataclasses.fields(config_cls) if field.metadata.get('common')}
         self.uncommon += [action for name, action in found.items() if name not in common]
 
+    def has_flag(self, flag: str) -> bool:
+        """Whether the command has this flag, such as '--epochs'."""
+        return flag in self._option_string_actions
+
     def format_help(self) -> str:
         """The help without uncommon options."""
         texts = [action.help for action in self.uncommon]

@@ -65,6 +65,12 @@ class Needs:
             self.attention or other.attention,
         )
 
+    def beyond_logits(self) -> str:
+        """What is needed beside the logits, in words; '' if nothing is."""
+        maps = f'maps of the stages {", ".join(map(str, self.stages))}' if self.stages else ''
+        extra = [maps, 'pooled features' if self.pooled else '', 'attention' if self.attention else '']
+        return ' and '.join(filter(None, extra)) or ('prefix tokens' if self.prefix_tokens else '')
+
 
 def forward_outputs(model: nn.Module, x: torch.Tensor, needs: Needs) -> Outputs:
     """All that is needed of a network, from one forward pass.

@@ -1,6 +1,5 @@
 """DistillationTask: frozen teachers are distilled into a student by any methods, as a `timm.task.TrainingTask`."""
 
-import dataclasses
 import functools
 import logging
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
@@ -12,9 +11,9 @@ from torch import nn
 
 from .methods import Method, create_methods
 from .networks import NetworkInfo, Pair, image_size
-from .outputs import Needs, Outputs, forward_outputs, has_distillation_head
+from .outputs import Needs, has_distillation_head
 from .student import StudentModule
-from .teacher import StoredLogits, TeacherInput, average_logits, find_teacher_size, freeze_teacher
+from .teacher import Teachers
 
 _logger = logging.getLogger(__name__)
 
@@ -80,42 +79,40 @@ class DistillationTask(TrainingTask):
         super().__init__(device=device, dtype=dtype, verbose=verbose)
         if teachers not in TEACHERS:
             raise ValueError(f"teachers must be one of {', '.join(TEACHERS)}, got '{teachers}'.")
-        student, given = unwrap_model(student_model), _list_teachers(teacher_model)
-        for teacher in given:
-            _check_classes(student, teacher)
-        input_size = input_size or image_size(student)
-        pairs = _create_pairs(student, given, input_size, teacher_size, train_targets)
-        self.epoch = 0
-        self.is_stored = isinstance(given[0], StoredLogits)
-        self.is_averaged = len(pairs) > 1 and teachers == 'average'
+        student, input_size = unwrap_model(student_model), input_size or image_size(unwrap_model(student_model))
         dd: Dict[str, Any] = {'device': self.device, 'dtype': self.dtype}
+        self.epoch = 0
+        self.teachers = Teachers(student, teacher_model, input_size, teacher_size, teachers == 'average', **dd)
+        info = NetworkInfo.of(student, 'student', input_size)
+        pairs = [Pair(info, teacher, train_targets) for teacher in self.teachers.infos]
         built = [
             [method.to(**dd) for method in create_methods(methods, pair, method_args)]
-            for pair in (pairs[:1] if self.is_averaged else pairs)
+            for pair in (pairs[:1] if self.teachers.is_averaged else pairs)
         ]
         weight = None if class_weight is None else torch.as_tensor(class_weight).to(**dd)
         self.register_buffer('class_weight', weight, persistent=False)
-        self.set_up_methods(student, built, pairs, ce_weight, label_smoothing)
-        self.set_up_teachers(student, given, input_size, teacher_size, **dd)
+        self._set_up_methods(student, built, ce_weight, label_smoothing)
+        self.register_state_dict_post_hook(_leave_out_teachers)
+        self.register_load_state_dict_pre_hook(_keep_teachers)
         if self.verbose:
-            self.log_settings(pairs)
+            self.log_settings(info.name)
 
-    def set_up_methods(
+    def _set_up_methods(
         self,
         student: nn.Module,
         methods: Sequence[Sequence[Method]],
-        pairs: Sequence[Pair],
         ce_weight: Optional[float],
         label_smoothing: float,
     ) -> None:
         """The trained module of student and methods, those of each teacher or of all at once."""
         every = [method for of_teacher in methods for method in of_teacher]
-        if self.is_stored or self.is_averaged:
-            for method in every:
-                _check_logits_only(method, pairs, self.is_stored)
         for method in every:
+            self.teachers.check_needs(method.name, method.teacher_needs)
             method.weight /= len(methods)
-        self.needs_index = self.is_stored or any(method.needs_index for method in every)
+        self.teachers.set_needs(
+            [functools.reduce(Needs.__or__, (m.teacher_needs for m in of_teacher), Needs()) for of_teacher in methods]
+        )
+        self.needs_index = self.teachers.is_stored or any(method.needs_index for method in every)
         self.ce_weight = every[0].ce_weight if ce_weight is None else ce_weight
         if not self.ce_weight and (self.class_weight is not None or label_smoothing):
             _logger.warning(
@@ -123,57 +120,32 @@ class DistillationTask(TrainingTask):
                 ' (ce_weight, --ce-weight).'
             )
         self.trainable_module: nn.Module = StudentModule(student, methods, self.ce_weight, label_smoothing)
-        needs = [
-            functools.reduce(Needs.__or__, (m.teacher_needs for m in of_teacher), Needs()) for of_teacher in methods
-        ]
-        self.teacher_needs = needs * len(pairs) if self.is_averaged else needs
         # only where a loss acts on the logits is the distillation head trained apart
         self.distilled = has_distillation_head(student) and any(method.student_needs.logits for method in every)
 
-    def set_up_teachers(
-        self,
-        student: nn.Module,
-        teachers: Sequence[nn.Module],
-        input_size: Tuple[int, int],
-        teacher_size: Optional[Tuple[int, int]],
-        **dd: Any,
-    ) -> None:
-        """The frozen teachers, and what each is given to see. Of several, `teacher` and `teacher_input` are lists."""
-        inputs = []
-        if self.is_stored:
-            frozen = list(teachers)
-        else:
-            frozen = [freeze_teacher(teacher) for teacher in teachers]
-            for teacher in teachers:
-                size = teacher_size or find_teacher_size(teacher, input_size)
-                inputs.append(TeacherInput(student, teacher, size, **dd))
-        self.teacher: Any = frozen[0] if len(frozen) == 1 else nn.ModuleList(frozen)
-        self.teacher_input: Any = inputs[0] if len(inputs) == 1 else nn.ModuleList(inputs)
+    @property
+    def teacher(self) -> nn.Module:
+        """The frozen teacher, or a `ModuleList` of several."""
+        models = self.teachers.models
+        return models[0] if len(models) == 1 else models
 
     @property
     def views(self) -> Optional[int]:
         """Number of the fixed views that the training images must have; None for an augmentation as usual."""
-        return self.teacher.views if self.is_stored else None
+        return self.teachers.views
 
-    def log_settings(self, pairs: Sequence[Pair]) -> None:
-        """Log what follows from the pairs: matched stages, weights, another size of the teachers' images."""
+    def log_settings(self, student: str) -> None:
+        """Log what follows from the networks: matched stages, weights, another size of the teachers' images."""
         trainable = unwrap_model(self.trainable_module)
         words = [f'{name} (weight {m.weight:g}{_describe(m)})' for name, m in trainable.methods.items()]
-        names = ', '.join(pair.teacher.name for pair in pairs)
-        what = f'{"the mean of " if self.is_averaged else ""}{names}{" (stored logits)" if self.is_stored else ""}'
-        sizes = {prepare.size: None for prepare in _as_list(self.teacher_input) if prepare.size}
+        sizes = {prepare.size: None for prepare in self.teachers.inputs if prepare.size}
         size = (
             f'; images are resized to {" and ".join(f"{h} x {w}" for h, w in sizes)} for the teacher' if sizes else ''
         )
         _logger.info(
-            f'Distillation of {what} into {pairs[0].student.name}: {", ".join(words)}, cross entropy (weight'
+            f'Distillation of {self.teachers.describe()} into {student}: {", ".join(words)}, cross entropy (weight'
             f' {trainable.ce_weight:g}){size}.'
         )
-
-    def train(self, mode: bool = True) -> 'DistillationTask':
-        super().train(mode)
-        self.teacher.eval()
-        return self
 
     def set_epoch(self, epoch: int, epochs: int) -> None:
         """Tell the methods, and stored logits, how many epochs are done of how many; call it before each."""
@@ -195,8 +167,7 @@ class DistillationTask(TrainingTask):
         compile_kwargs.update(backend=backend, mode=mode)
         self.eval_model = torch.compile(unwrap_model(self.trainable_module).student, **compile_kwargs)
         self.trainable_module = torch.compile(self.trainable_module, **compile_kwargs)
-        compiled = torch.compile(self._teacher_forward, **compile_kwargs)
-        self._teacher_forward = compiled  # type: ignore[method-assign]
+        self.teachers.compile(**compile_kwargs)
         return self.eval_model
 
     def get_eval_model(self, module: Optional[nn.Module] = None, ema: bool = False) -> Optional[nn.Module]:
@@ -236,23 +207,6 @@ class DistillationTask(TrainingTask):
             raise RuntimeError('The moving average has no state to load before setup_ema().')
         _unwrap_student_module(module).methods.load_state_dict((state or {}).get('methods', {}), strict=strict)
 
-    def _teacher_forward(self, inputs: Sequence[torch.Tensor]) -> List[Outputs]:
-        return [
-            forward_outputs(teacher, x, needs)
-            for teacher, x, needs in zip(_as_list(self.teacher), inputs, self.teacher_needs)
-        ]
-
-    @torch.no_grad()
-    def forward_teachers(self, input: torch.Tensor, index: Optional[torch.Tensor] = None) -> List[Outputs]:
-        """What the methods see of each teacher; of the mean of all if they are averaged. Arguments as in `forward`."""
-        if self.is_stored:
-            outputs = [Outputs(logits) for logits in self.teacher(index, self.epoch)]
-        else:
-            outputs = self._teacher_forward([prepare(input) for prepare in _as_list(self.teacher_input)])
-        if self.is_averaged:
-            outputs = [Outputs(average_logits(torch.stack([output.logits for output in outputs])))]
-        return outputs
-
     def forward(
         self, input: torch.Tensor, target: torch.Tensor, index: Optional[torch.Tensor] = None
     ) -> Dict[str, torch.Tensor]:
@@ -274,9 +228,9 @@ class DistillationTask(TrainingTask):
         if self.distilled and not student.training:
             raise ValueError('The student is in eval mode: call task.train() before a step.')
         if self.needs_index and index is None:
-            what = 'The logits are stored by' if self.is_stored else 'These methods remember the'
+            what = 'The logits are stored by' if self.teachers.is_stored else 'These methods remember the'
             raise ValueError(f'{what} training images: pass their numbers as `index`.')
-        teachers = self.forward_teachers(input, index)
+        teachers = self.teachers(input, index, self.epoch)
         if self.distilled:
             student.set_distilled_training(True)
         try:
@@ -293,67 +247,17 @@ def _unwrap_student_module(module: nn.Module) -> Any:
     return module
 
 
-def _as_list(module: nn.Module) -> List[Any]:
-    return list(module) if isinstance(module, nn.ModuleList) else [module]
+def _leave_out_teachers(task: nn.Module, state: Dict[str, Any], prefix: str, local_metadata: Any) -> None:
+    """A state dict has no teachers: they are frozen, and given anew."""
+    for name in [name for name in state if name.startswith(f'{prefix}teachers.')]:
+        del state[name]
 
 
-def _list_teachers(given: Union[nn.Module, Sequence[nn.Module]]) -> List[nn.Module]:
-    """The teachers, one or several.
-
-    Raises:
-        ValueError: if there is none, or stored logits are one of several.
-    """
-    teachers = [unwrap_model(teacher) for teacher in ([given] if isinstance(given, nn.Module) else given)]
-    if not teachers:
-        raise ValueError('A distillation needs at least one teacher.')
-    if len(teachers) > 1 and any(isinstance(teacher, StoredLogits) for teacher in teachers):
-        raise ValueError('Stored logits cannot be one of several teachers: store the logits of all of them.')
-    return teachers
-
-
-def _create_pairs(
-    student: nn.Module,
-    teachers: Sequence[nn.Module],
-    input_size: Tuple[int, int],
-    teacher_size: Optional[Tuple[int, int]],
-    train_targets: Optional[torch.Tensor],
-) -> List[Pair]:
-    """The student with each teacher. One with stored logits has the student's stages here, so that all methods can be
-    built, and those that need more than logits can be told from the others."""
-    info = NetworkInfo.of(student, 'student', input_size)
-    if isinstance(teachers[0], StoredLogits):
-        infos = [dataclasses.replace(info, role='teacher', name=name) for name in teachers[0].names]
-    else:
-        sizes = [teacher_size or find_teacher_size(teacher, input_size) or input_size for teacher in teachers]
-        infos = [NetworkInfo.of(teacher, 'teacher', size) for teacher, size in zip(teachers, sizes)]
-    return [Pair(info, teacher, train_targets) for teacher in infos]
-
-
-def _check_logits_only(method: Method, pairs: Sequence[Pair], is_stored: bool) -> None:
-    """Raise ValueError if a method needs more than logits of teachers that have nothing else."""
-    needs = method.teacher_needs
-    if needs == Needs(logits=needs.logits):
-        return
-    maps = f'maps of the stages {", ".join(map(str, needs.stages))}' if needs.stages else ''
-    extra = [maps, 'pooled features' if needs.pooled else '', 'attention' if needs.attention else '']
-    what = ' and '.join(filter(None, extra)) or 'prefix tokens'
-    names = ', '.join(pair.teacher.name for pair in pairs)
-    if is_stored:
-        place, way_out = f'stored logits of {names} do', 'let the teacher run (--teacher-checkpoint)'
-    else:
-        place = f'the mean of {len(pairs)} teachers ({names}) does'
-        way_out = "use each teacher by itself, teachers='separate' (--teachers separate)"
-    raise ValueError(
-        f"Method '{method.name}' needs {what} of the teacher, which {place} not have: {way_out}, or choose a method"
-        ' of the logits, such as kd (or hdkd with a feature_weight of 0).'
-    )
-
-
-def _check_classes(student: nn.Module, teacher: nn.Module) -> None:
-    for name in ('num_classes',) if isinstance(teacher, StoredLogits) else ('num_classes', 'in_chans'):
-        of_student, of_teacher = getattr(student, name, None), getattr(teacher, name, None)
-        if of_student != of_teacher:
-            raise ValueError(f'{name} of student and teacher differ: {of_student} and {of_teacher}.')
+def _keep_teachers(task: Any, state: Dict[str, Any], prefix: str, *args: Any) -> None:
+    """Loading a state dict leaves the teachers as they are; those of earlier releases had them."""
+    for name in [name for name in state if name.startswith(f'{prefix}teacher.')]:
+        del state[name]
+    state.update(task.teachers.state_dict(prefix=f'{prefix}teachers.'))
 
 
 def _describe(method: Method) -> str:

@@ -1,18 +1,19 @@
 """The frozen teachers of a distillation, what they are given to see, and logits that stand in for them."""
 
 import copy
+import dataclasses
 import math
-from typing import Any, Optional, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
-from timm.utils import reparameterize_model
+from timm.utils import reparameterize_model, unwrap_model
 from torch import nn
 
-from .networks import image_size
-from .outputs import get_channel_stats
+from .networks import NetworkInfo, image_size
+from .outputs import Needs, Outputs, forward_outputs, get_channel_stats
 
-__all__ = ['StoredLogits', 'TeacherInput', 'average_logits', 'find_teacher_size', 'freeze_teacher']
+__all__ = ['StoredLogits', 'TeacherInput', 'Teachers', 'average_logits', 'find_teacher_size', 'freeze_teacher']
 
 
 def freeze_teacher(teacher: nn.Module) -> nn.Module:
@@ -105,3 +106,126 @@ class StoredLogits(nn.Module):
             epoch: Epochs done.
         """
         return self.logits[:, (epoch % self.num_views) * self.num_images + index].float()
+
+
+class Teachers(nn.Module):
+    """The frozen teachers of a student, one or several, or the logits stored of them.
+
+    Args:
+        student: The student.
+        teachers: The trained teacher, or several; a copy of each is kept, see `freeze_teacher`. Or `StoredLogits`.
+        input_size: Height and width of the student's images.
+        teacher_size: Height and width to which they are resized; None for no resizing, unless a teacher takes one size
+            only.
+        average: Whether several teachers are one, whose logits are those of their mean class probabilities.
+
+    Raises:
+        ValueError: if there is no teacher, stored logits are one of several, or a teacher has not the student's classes
+            or input channels.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teachers: Union[nn.Module, Sequence[nn.Module]],
+        input_size: Tuple[int, int],
+        teacher_size: Optional[Tuple[int, int]] = None,
+        average: bool = True,
+        **dd: Any,
+    ):
+        super().__init__()
+        given = _list_teachers(teachers)
+        for teacher in given:
+            _check_classes(student, teacher)
+        self.models, self.inputs = nn.ModuleList(), nn.ModuleList()
+        self.infos: List[NetworkInfo] = []
+        self.is_stored = isinstance(given[0], StoredLogits)
+        for teacher in given:
+            if isinstance(teacher, StoredLogits):
+                self.models.append(teacher)
+                # with the student's stages: every method can be built, and `check_needs` names what is missing
+                info = NetworkInfo.of(student, 'teacher', input_size)
+                self.infos += [dataclasses.replace(info, name=name) for name in teacher.names]
+            else:
+                size = teacher_size or find_teacher_size(teacher, input_size)
+                self.models.append(freeze_teacher(teacher))
+                self.inputs.append(TeacherInput(student, teacher, size, **dd))
+                self.infos.append(NetworkInfo.of(teacher, 'teacher', size or input_size))
+        self.is_averaged = average and len(self.infos) > 1
+        self.needs = [Needs()] * len(self.infos)
+
+    @property
+    def views(self) -> Optional[int]:
+        """Number of the fixed views that the training images must have; None for an augmentation as usual."""
+        return self.models[0].views if self.is_stored else None
+
+    @property
+    def names(self) -> str:
+        return ', '.join(info.name for info in self.infos)
+
+    def describe(self) -> str:
+        """How their names stand in the log."""
+        return f'{"the mean of " if self.is_averaged else ""}{self.names}{" (stored logits)" if self.is_stored else ""}'
+
+    def check_needs(self, method: str, needs: Needs) -> None:
+        """Raise ValueError if a method needs more than logits, where there is nothing else."""
+        what = needs.beyond_logits()
+        if not what or not (self.is_stored or self.is_averaged):
+            return
+        if self.is_stored:
+            place, way_out = f'stored logits of {self.names} do', 'let the teacher run (--teacher-checkpoint)'
+        else:
+            place = f'the mean of {len(self.infos)} teachers ({self.names}) does'
+            way_out = "use each teacher by itself, teachers='separate' (--teachers separate)"
+        raise ValueError(
+            f"Method '{method}' needs {what} of the teacher, which {place} not have: {way_out}, or"
+            ' choose a method of the logits, such as kd (or hdkd with a feature_weight of 0).'
+        )
+
+    def set_needs(self, needs: Sequence[Needs]) -> None:
+        """What is computed: of each teacher, or of every one if there is one entry."""
+        self.needs = list(needs) * (len(self.infos) // len(needs))
+
+    def compile(self, **kwargs: Any) -> None:
+        """Compile the pass of all teachers as one."""
+        self._forward = torch.compile(self._forward, **kwargs)  # type: ignore[method-assign]
+
+    def train(self, mode: bool = True) -> 'Teachers':
+        """They stay in eval mode."""
+        return super().train(False)
+
+    def _forward(self, inputs: Sequence[torch.Tensor]) -> List[Outputs]:
+        return [forward_outputs(*args) for args in zip(self.models, inputs, self.needs)]
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor, index: Optional[torch.Tensor] = None, epoch: int = 0) -> List[Outputs]:
+        """What the methods see of each teacher; of the mean of all if they are averaged.
+
+        Args:
+            images: (B, C, H, W), normalised for the student.
+            index: Number of each image in the training data, (B,), for stored logits.
+            epoch: Epochs done, for stored logits.
+        """
+        if self.is_stored:
+            outputs = [Outputs(logits) for logits in self.models[0](index, epoch)]
+        else:
+            outputs = self._forward([prepare(images) for prepare in self.inputs])
+        if self.is_averaged:
+            outputs = [Outputs(average_logits(torch.stack([output.logits for output in outputs])))]
+        return outputs
+
+
+def _list_teachers(given: Union[nn.Module, Sequence[nn.Module]]) -> List[nn.Module]:
+    teachers = [unwrap_model(teacher) for teacher in ([given] if isinstance(given, nn.Module) else given)]
+    if not teachers:
+        raise ValueError('A distillation needs at least one teacher.')
+    if len(teachers) > 1 and any(isinstance(teacher, StoredLogits) for teacher in teachers):
+        raise ValueError('Stored logits cannot be one of several teachers: store the logits of all of them.')
+    return teachers
+
+
+def _check_classes(student: nn.Module, teacher: nn.Module) -> None:
+    for name in ('num_classes',) if isinstance(teacher, StoredLogits) else ('num_classes', 'in_chans'):
+        of_student, of_teacher = getattr(student, name, None), getattr(teacher, name, None)
+        if of_student != of_teacher:
+            raise ValueError(f'{name} of student and teacher differ: {of_student} and {of_teacher}.')

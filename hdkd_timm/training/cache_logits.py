@@ -145,7 +145,7 @@ def compute_logits(
         progress = Progress(f'view {view + 1}/{shape[1]}', shape[2])
         for images, _, index in signals.watch(loader.epoch(view)):
             with torch.autocast(device.type, getattr(torch, config.amp_dtype), enabled=config.amp):
-                outputs = task.forward_teachers(images)
+                outputs = task.teachers(images)
             logits[:, view, index.cpu()] = torch.stack([output.logits.cpu().half() for output in outputs])
             progress.update(len(images))
         progress.close()

@@ -225,3 +225,19 @@ def test_output_that_nobody_reads(monkeypatch, capsys):
         monkeypatch.setattr(sys, 'stdout', stream)
         assert main(['distill', '--method', 'list']) == 141
     assert capsys.readouterr().err == ''
+
+
+@pytest.mark.parametrize(
+    ('args', 'expected'),
+    [
+        (
+            ['train', '--data-dir', 'x', '--method', 'dkd'],
+            '--method dkd (--method is an option of hdkd distill, hdkd demo',
+        ),
+        (['predict', 'm', 'x', '--fraction=1', '--topk=2'], '--fraction=1 --topk=2\n'),
+    ],
+)
+def test_flags_of_other_commands(args, expected, capsys):
+    with pytest.raises(SystemExit):
+        main(args)
+    assert f'unrecognized arguments: {expected}' in capsys.readouterr().err

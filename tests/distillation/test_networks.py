@@ -2,8 +2,8 @@ import pytest
 import timm
 import torch
 from helpers import TINY_STUDENT, create_student, create_teacher
-from map_helpers import describe_pair
 from method_helpers import create_pair
+from pair_helpers import describe_pair
 
 from hdkd_timm.distillation.networks import NetworkInfo, image_size
 

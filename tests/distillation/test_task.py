@@ -99,6 +99,24 @@ def test_teacher_is_a_fused_copy():
     assert torch.isfinite(task(x, y)['loss'])
 
 
+def test_state_dict_has_no_teacher():
+    """As the checkpoint of a Lightning module that holds a task; those of earlier releases had the teacher."""
+    student, teacher, (x, y) = create_student(), create_teacher(), batch()
+    saved = torch.nn.ModuleDict({'task': HDKDTask(student, teacher, verbose=False)})
+    state = saved.state_dict()
+    assert {name.split('.')[1] for name in state} == {'trainable_module'}
+    earlier = {f'task.teacher.{name}': value + 1 for name, value in saved['task'].teacher.state_dict().items()}
+    expected = saved['task'].train()(x, y)['loss']
+    for given in (state, {**state, **earlier}):
+        loaded = torch.nn.ModuleDict({'task': HDKDTask(create_student(), teacher, verbose=False)})
+        loaded.load_state_dict(given)
+        torch.testing.assert_close(loaded['task'].train()(x, y)['loss'], expected)
+    with pytest.raises(RuntimeError, match='Missing key'):
+        loaded.load_state_dict(earlier)
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*task\.teacherless'):
+        loaded.load_state_dict({**state, 'task.teacherless': x})
+
+
 def test_fused_teacher_keeps_its_dtype():
     teacher = timm.create_model('levit_128s', num_classes=5, img_size=32).double()
     student = create_student().double()
@@ -160,12 +178,12 @@ def test_teacher_input_is_renormalised():
 
     task(normalize(student), batch()[1])
     torch.testing.assert_close(seen[0], normalize(teacher))
-    assert not HDKDTask(create_student(), create_teacher(), verbose=False).teacher_input.renormalize
+    assert not HDKDTask(create_student(), create_teacher(), verbose=False).teachers.inputs[0].renormalize
 
 
 def test_grey_networks():
     task = HDKDTask(create_student(in_chans=1), create_teacher(in_chans=1), verbose=False)
-    assert task.teacher_input.scale.shape == (1, 1, 1, 1)
+    assert task.teachers.inputs[0].scale.shape == (1, 1, 1, 1)
     assert torch.isfinite(task(torch.randn(4, 1, 32, 32), batch()[1])['loss'])
 
 
@@ -181,12 +199,8 @@ def test_any_timm_networks_with_equal_stages():
 
 def test_compile_is_one_graph():
     depths = dict(student=(1, 1, 1, 1), teacher=(1, 1, 1))  # compilation time grows with every block
-    task, again = (
-        HDKDTask(
-            create_student(depths=depths['student']), create_teacher(depths=depths['teacher']), verbose=False
-        ).train()
-        for _ in range(2)
-    )
+    teacher = create_teacher(depths=depths['teacher'])
+    task, again = (HDKDTask(create_student(depths=depths['student']), teacher, verbose=False).train() for _ in range(2))
     again.load_state_dict(task.state_dict())
     x, y = batch()
     expected = task(x, y)
@@ -214,8 +228,8 @@ def test_ema_and_checkpoint_state():
 
 @pytest.mark.parametrize('kind', ['soft', 'none'])
 def test_distributed_data_parallel(kind, tmp_path):
-    task = HDKDTask(create_student(), create_teacher(), kind=kind, verbose=False).train()
-    again = HDKDTask(create_student(), create_teacher(), kind=kind, verbose=False).train()
+    teacher = create_teacher()
+    task, again = (HDKDTask(create_student(), teacher, kind=kind, verbose=False).train() for _ in range(2))
     again.load_state_dict(task.state_dict())
     dist.init_process_group('gloo', init_method=f'file://{tmp_path / "store"}', rank=0, world_size=1)
     try:

@@ -15,7 +15,7 @@ from training_helpers import STUDENT, interrupt_test, load, read_summary, save_t
 from hdkd_timm import DistillConfig, distill
 from hdkd_timm.data.datasets import create_datasets
 from hdkd_timm.data.loader import SplitLoader
-from hdkd_timm.distillation.task import DistillationTask
+from hdkd_timm.distillation.teacher import Teachers
 from hdkd_timm.evaluation.run_results import list_unfinished
 from hdkd_timm.models.checkpoint import save_model
 from hdkd_timm.sharing.hub import write_hub_folder
@@ -93,16 +93,16 @@ def test_views_repeat_and_are_of_the_image(given, path, monkeypatch):
     config = dataclasses.replace(given, epochs=2)
     store(config, path, views=1)
     seen, orders = {}, []
-    forward_teachers = DistillationTask.forward_teachers
+    forward = Teachers.forward
 
-    def record(self, images, index):
+    def record(self, images, index, epoch):
         if images.any():  # not the trial before the training
             orders.extend(index.tolist())
             for number, image in zip(index.tolist(), images):
                 seen.setdefault(number, []).append(image.clone())
-        return forward_teachers(self, images, index)
+        return forward(self, images, index, epoch)
 
-    monkeypatch.setattr(DistillationTask, 'forward_teachers', record)
+    monkeypatch.setattr(Teachers, 'forward', record)
     distill(use(config, path))
     assert sorted(seen) == list(range(24))
     assert orders[:24] != orders[24:]

@@ -105,7 +105,7 @@ def create_methods(
     for method in methods:
         if isinstance(method, str) and method not in METHODS:
             raise ValueError(f"Unknown distillation method '{method}': choose from {', '.join(METHODS)}.")
-        method_cls = METHODS[method] if isinstance(method, str) else method
+        method_cls: Callable[..., Method] = METHODS[method] if isinstance(method, str) else method
         made: Any = method if isinstance(method, str) else getattr(method, 'func', method)  # a partial has no name
         name = made if isinstance(made, str) else made.name
         built.append(method_cls(pair, **convert_settings(name, method_cls, method_args.get(name, {}))))

@@ -63,7 +63,7 @@ class A2D(Method):
     source = 'Jin et al. 2024, arXiv 2403.01479; the alignment compared with ncsoft/Align-to-Distill at 08340a2'
 
     def __init__(self, pair: Pair, *, weight: float = 1.0, decay: float = 0.9, reduction: str = 'sum'):
-        super().__init__(pair, weight, Needs(attention=True), Needs(attention=True))
+        super().__init__(weight, Needs(attention=True), Needs(attention=True))
         self.decay = check_number(self.name, 'decay', decay, above=0, at_most=1)
         self.reduction = check_choice(self.name, 'reduction', reduction, REDUCTIONS)
         _check_grids(pair)

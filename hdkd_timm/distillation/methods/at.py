@@ -55,7 +55,7 @@ class AT(Method):
 
     def __init__(self, pair: Pair, *, weight: float = 1000.0, p: float = 2.0, stages: Sequence[str] = ()):
         pairs = pair.match_stages(self.name, stages)
-        super().__init__(pair, weight, *(Needs(stages=tuple(dict.fromkeys(numbers))) for numbers in zip(*pairs)))
+        super().__init__(weight, *(Needs(stages=tuple(dict.fromkeys(numbers))) for numbers in zip(*pairs)))
         self.pairs = pairs
         self.p = check_number(self.name, 'p', p, at_least=1)
 

@@ -5,7 +5,6 @@ from typing import Any, ClassVar, Dict, Optional, Sequence
 import torch
 from torch import nn
 
-from ..networks import Pair
 from ..outputs import Needs, Outputs
 
 __all__ = ['Method', 'check_choice', 'check_number', 'check_whole_number']
@@ -14,12 +13,11 @@ __all__ = ['Method', 'check_choice', 'check_number', 'check_whole_number']
 class Method(nn.Module):
     """Base of the distillation methods.
 
-    A subclass sets the class attributes, takes its settings as keywords after the pair, and builds its layers from what
-    the pair says of the networks. What it learns are its parameters, what it remembers its buffers: the task trains
-    them with the student, saves and restores them, and leaves them out of the saved model.
+    A subclass sets the class attributes. Its constructor takes a `Pair` and its settings as keywords, and builds its
+    layers from what the pair says of the networks. What it learns are its parameters, what it remembers its buffers:
+    the task trains them with the student, saves and restores them, and leaves them out of the saved model.
 
     Args:
-        pair: The networks.
         weight: Weight of its loss.
         student_needs: What it takes of the student.
         teacher_needs: What it takes of the teacher.
@@ -36,7 +34,7 @@ class Method(nn.Module):
     needs_index: bool = False
     """Whether it needs to know which training image is which."""
 
-    def __init__(self, pair: Pair, weight: float = 1.0, student_needs: Needs = Needs(), teacher_needs: Needs = Needs()):
+    def __init__(self, weight: float = 1.0, student_needs: Needs = Needs(), teacher_needs: Needs = Needs()):
         super().__init__()
         self.weight = check_number(self.name, 'weight', weight, at_least=0)
         self.student_needs = student_needs

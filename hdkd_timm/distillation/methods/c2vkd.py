@@ -134,7 +134,7 @@ class C2VKD(Method):
     ):
         self.stages = pair.match_one_stage(self.name, stages)
         # PDD trains what the cross entropy would: it does not ask for a distillation head to be trained apart
-        super().__init__(pair, weight, Needs(stages=self.stages[:1]), Needs(logits=True, stages=self.stages[1:]))
+        super().__init__(weight, Needs(stages=self.stages[:1]), Needs(logits=True, stages=self.stages[1:]))
         self.global_weight = check_number(self.name, 'global_weight', global_weight, at_least=0)
         self.patch_weight = check_number(self.name, 'patch_weight', patch_weight, at_least=0)
         s, t = pair.student.stage(self.stages[0]), pair.teacher.stage(self.stages[1])

@@ -74,7 +74,7 @@ class CRD(Method):
         temperature: float = 0.07,
         momentum: float = 0.5,
     ):
-        super().__init__(pair, weight, Needs(pooled=True), Needs(pooled=True))
+        super().__init__(weight, Needs(pooled=True), Needs(pooled=True))
         self.temperature = check_number(self.name, 'temperature', temperature, above=0)
         self.momentum = check_number(self.name, 'momentum', momentum, at_least=0, at_most=1)
         dim = check_whole_number(self.name, 'dim', dim, at_least=1)

@@ -65,7 +65,7 @@ class DIST(Method):
     source = 'Huang et al. 2022, arXiv 2205.10536; tensors of image_classification_sota (6f7a70a)'
 
     def __init__(self, pair: Pair, *, weight: float = 2.0, beta: float = 1.0, gamma: float = 1.0, tau: float = 4.0):
-        super().__init__(pair, weight, Needs(logits=True), Needs(logits=True))
+        super().__init__(weight, Needs(logits=True), Needs(logits=True))
         self.beta = check_number(self.name, 'beta', beta, at_least=0)
         self.gamma = check_number(self.name, 'gamma', gamma, at_least=0)
         self.tau = check_number(self.name, 'tau', tau, above=0)

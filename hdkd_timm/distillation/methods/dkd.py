@@ -84,7 +84,7 @@ class DKD(Method):
         warmup: float = 20 / 240,
         standardize: bool = False,
     ):
-        super().__init__(pair, weight, Needs(logits=True), Needs(logits=True))
+        super().__init__(weight, Needs(logits=True), Needs(logits=True))
         self.alpha = check_number(self.name, 'alpha', alpha, at_least=0)
         self.beta = check_number(self.name, 'beta', beta, at_least=0)
         self.tau = check_number(self.name, 'tau', tau, above=0)

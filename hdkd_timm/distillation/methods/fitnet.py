@@ -113,7 +113,7 @@ class FitNet(Method):
     ):
         matched = pair.match_stages(self.name, stages)
         pairs = matched if stages else [matched[len(matched) // 2]]
-        super().__init__(pair, weight, *(Needs(stages=tuple(dict.fromkeys(numbers))) for numbers in zip(*pairs)))
+        super().__init__(weight, *(Needs(stages=tuple(dict.fromkeys(numbers))) for numbers in zip(*pairs)))
         self.pairs = pairs
         check_choice(self.name, 'projector', projector, PROJECTORS)
         self.projectors = nn.ModuleDict(

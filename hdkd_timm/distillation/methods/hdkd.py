@@ -50,7 +50,7 @@ class HDKD(Method):
         feature_fade: bool = False,
     ):
         needs = Needs(logits=kd_type != 'none', stages=tuple(stages) if feature_weight else ())
-        super().__init__(pair, 1.0, needs, needs)
+        super().__init__(1.0, needs, needs)
         self.stages = needs.stages
         self.kd_type = check_choice(self.name, 'kd_type', kd_type, KD_TYPES)
         self.alpha = check_number(self.name, 'alpha', alpha, at_least=0, at_most=1)

@@ -55,7 +55,7 @@ class ICKD(Method):
 
     def __init__(self, pair: Pair, *, weight: float = 2.5, stages: Sequence[str] = ()):
         self.stages = pair.match_one_stage(self.name, stages)
-        super().__init__(pair, weight, Needs(stages=self.stages[:1]), Needs(stages=self.stages[1:]))
+        super().__init__(weight, Needs(stages=self.stages[:1]), Needs(stages=self.stages[1:]))
         channels = pair.teacher.stage(self.stages[1]).channels
         self.embed = nn.Sequential(
             nn.Conv2d(pair.student.stage(self.stages[0]).channels, channels, 1, bias=False), nn.BatchNorm2d(channels)

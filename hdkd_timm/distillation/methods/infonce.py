@@ -58,7 +58,7 @@ class InfoNCE(Method):
     source = 'InfoNCE, van den Oord et al. 2018, arXiv 1807.03748; a part of TAS, Li et al. 2025, arXiv 2410.12342'
 
     def __init__(self, pair: Pair, *, weight: float = 1.0, dim: int = 128, temperature: float = 0.07):
-        super().__init__(pair, weight, Needs(pooled=True), Needs(pooled=True))
+        super().__init__(weight, Needs(pooled=True), Needs(pooled=True))
         dim = check_whole_number(self.name, 'dim', dim, at_least=1)
         check_number(self.name, 'temperature', temperature, at_least=1 / MAX_SCALE)
         dim_s, dim_t = pair.pooled_dims(self.name)

@@ -81,7 +81,7 @@ class KD(Method):
         form: str = 'batchmean',
         standardize: bool = False,
     ):
-        super().__init__(pair, weight, Needs(logits=True), Needs(logits=True))
+        super().__init__(weight, Needs(logits=True), Needs(logits=True))
         self.tau = check_number(self.name, 'tau', tau, above=0)
         self.form = check_choice(self.name, 'form', form, FORMS)
         self.standardize = standardize

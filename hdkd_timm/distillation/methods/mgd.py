@@ -62,7 +62,7 @@ class MGD(Method):
 
     def __init__(self, pair: Pair, *, weight: float = 7e-5, mask_ratio: float = 0.15, stages: Sequence[str] = ()):
         of_student, of_teacher = self.stages = pair.match_one_stage(self.name, stages, same_stride=True)
-        super().__init__(pair, weight, Needs(stages=(of_student,)), Needs(stages=(of_teacher,)))
+        super().__init__(weight, Needs(stages=(of_student,)), Needs(stages=(of_teacher,)))
         self.mask_ratio = check_number(self.name, 'mask_ratio', mask_ratio, at_least=0, at_most=1)
         s, t = pair.student.stage(of_student), pair.teacher.stage(of_teacher)
         if s.size != t.size:

@@ -208,7 +208,7 @@ class OFA(Method):
             raise ValueError('ofa.logit_weight is 0 and there are no exits, so that nothing is distilled.')
         has_prefix_tokens = pair.student.num_prefix_tokens > 0 and any(pair.student.stage(n).is_tokens for n in numbers)
         needs = Needs(logit_weight > 0, tuple(numbers), has_prefix_tokens)
-        super().__init__(pair, weight, needs, Needs(logits=True))
+        super().__init__(weight, needs, Needs(logits=True))
         self.logit_weight = logit_weight
         self.exit_weight = exit_weight
         self.eps = eps

@@ -108,7 +108,7 @@ class ReviewKD(Method):
         matched = pair.match_stages(self.name, stages)
         self.stages = sorted(matched if stages else _without_stems(pair, matched))
         of_student, of_teacher = (tuple(numbers) for numbers in zip(*self.stages))
-        super().__init__(pair, weight, Needs(stages=of_student, pooled=True), Needs(stages=of_teacher, pooled=True))
+        super().__init__(weight, Needs(stages=of_student, pooled=True), Needs(stages=of_teacher, pooled=True))
         self.warmup = check_number(self.name, 'warmup', warmup, at_least=0, at_most=1)
         pooled_s, pooled_t = pair.pooled_dims(self.name)
         s = [*(pair.student.stage(number).channels for number in of_student), pooled_s]

@@ -85,7 +85,7 @@ class Sinkhorn(Method):
     source = 'local term of WCoRD, Chen et al. 2021, arXiv 2012.08674; the plan compared with POT 0.9.7'
 
     def __init__(self, pair: Pair, *, weight: float = 0.05, regularization: float = 0.1, iterations: int = 100):
-        super().__init__(pair, weight, Needs(pooled=True), Needs(pooled=True))
+        super().__init__(weight, Needs(pooled=True), Needs(pooled=True))
         self.regularization = check_number(self.name, 'regularization', regularization, above=0)
         self.iterations = check_whole_number(self.name, 'iterations', iterations, at_least=1)
         self.embed = nn.Linear(*pair.pooled_dims(self.name))

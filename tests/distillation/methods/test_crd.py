@@ -6,8 +6,8 @@ import crd_process
 import pytest
 import torch
 from helpers import strip_prefix
-from map_helpers import create_task, describe_pair, run_step
 from method_helpers import assert_matches, load_method_reference
+from pair_helpers import create_task, describe_pair, run_step
 
 from hdkd_timm.distillation.methods.crd import CRD, contrastive_loss
 from hdkd_timm.distillation.outputs import Outputs
@@ -45,12 +45,13 @@ def test_published_losses_gradients_and_memory_of_two_steps(seed, monkeypatch):
         method.zero_grad()
         result = method(*outputs(features, step['teacher_feature']), TARGETS[step['index']], step['index'])
         result['loss'].backward()
-        torch.testing.assert_close(result['loss'].detach(), step['loss'], rtol=1e-5, atol=0)
-        assert_matches(features.grad, step['grad.student_feature'])
+        assert_matches(result['loss'].detach(), step['loss'], 'loss', 1e-5)
+        assert_matches(features.grad, step['grad.student_feature'], 'gradient')
         for key, name in NAMES.items():
-            assert_matches(method.get_parameter(key).grad, step[f'grad.{name}'])
+            assert_matches(method.get_parameter(key).grad, step[f'grad.{name}'], 'parameters')
         for network in ('student', 'teacher'):
-            assert_matches(method.get_buffer(f'memory_{network}'), tensors[f'memory_{network}.{number}'], 1e-5)
+            memory = method.get_buffer(f'memory_{network}')
+            assert_matches(memory, tensors[f'memory_{network}.{number}'], 'memory', 1e-5)
             torch.testing.assert_close(
                 method.get_buffer(f'z_{network}'), step[f'z_{network}'].squeeze(), rtol=1e-5, atol=0
             )

@@ -3,7 +3,7 @@ import timm
 import torch
 from helpers import TINY_STUDENT
 from method_helpers import check_published_logit_loss, create_pair, logit_outputs
-from method_steps import run_step
+from pair_helpers import PAIRS, create_task, run_step
 
 from hdkd_timm.distillation.methods.dist import DIST, dist_losses
 from hdkd_timm.distillation.outputs import Outputs
@@ -53,7 +53,7 @@ def test_settings_reach_the_loss():
 
 @pytest.mark.parametrize('pair', ['hdkd', 'cnn'])
 def test_step(pair):
-    run_step('dist', pair, soft_targets=True)
+    run_step(create_task('dist', *PAIRS[pair]), soft_targets=True)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from helpers import TINY_STUDENT
 from method_helpers import check_published_logit_loss, create_pair, logit_outputs
-from method_steps import run_step
+from pair_helpers import PAIRS, create_task, run_step
 
 from hdkd_timm.distillation.methods.dkd import DKD, dkd_losses
 from hdkd_timm.distillation.methods.kd import kd_loss, standardize_logits
@@ -77,7 +77,8 @@ def test_soft_targets():
 
 @pytest.mark.parametrize('pair', ['hdkd', 'cnn'])
 def test_step(pair):
-    task, _ = run_step('dkd', pair, soft_targets=pair == 'cnn')
+    task = create_task('dkd', *PAIRS[pair])
+    run_step(task, soft_targets=pair == 'cnn')
     student = task.trainable_module.student
     if pair == 'hdkd':
         assert student.head_dist.weight.grad.abs().sum() > 0

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from helpers import strip_prefix
 from method_helpers import assert_matches, create_pair, load_method_reference
-from method_steps import run_step
+from pair_helpers import PAIRS, create_task, run_step
 from torch import nn
 
 from hdkd_timm.distillation.losses import feature_distillation_losses
@@ -39,8 +39,8 @@ def test_published_losses_and_gradients(seed):
         method.projectors['1'].load_state_dict(state)
         loss = method(Outputs(LOGITS, maps={1: s}), Outputs(LOGITS, maps={1: t}), TARGET)['loss']
         loss.backward()
-        torch.testing.assert_close(loss.detach(), tensors[f'{case}.loss'], rtol=1e-5, atol=0)
-        assert_matches(s.grad, tensors[f'{case}.grad.student_map'])
+        assert_matches(loss.detach(), tensors[f'{case}.loss'], 'loss', 1e-5)
+        assert_matches(s.grad, tensors[f'{case}.grad.student_map'], 'gradient')
         check_gradients(method.projectors['1'], strip_prefix(tensors, f'{case}.grad.regressor.'))
 
 
@@ -51,7 +51,7 @@ def check_gradients(projector, expected):
         if name == 'conv.bias':  # BatchNorm subtracts it: what is left is rounding
             assert (p.grad - expected[name]).abs().max() < 1e-6
         else:
-            assert_matches(p.grad, expected[name])
+            assert_matches(p.grad, expected[name], 'parameters')
 
 
 @pytest.mark.parametrize('kind', ['conv_bn', 'conv'])
@@ -115,7 +115,8 @@ def test_settings():
 
 @pytest.mark.parametrize('pair', ['hdkd', 'cnn', 'vit'])
 def test_step(pair):
-    task, result = run_step('fitnet', pair, soft_targets=True, stages=['4:3'] if pair == 'vit' else ())
+    task = create_task('fitnet', *PAIRS[pair], stages=['4:3'] if pair == 'vit' else ())
+    result = run_step(task, soft_targets=True)
     method = task.trainable_module.methods['fitnet']
     assert bool(list(method.parameters())) == (pair != 'hdkd')
     assert result['fitnet_loss'] > 0

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from map_helpers import create_task, describe_pair, run_step
+from pair_helpers import create_task, describe_pair, run_step
 
 from hdkd_timm.distillation.methods.infonce import InfoNCE, infonce_loss
 from hdkd_timm.distillation.outputs import Outputs

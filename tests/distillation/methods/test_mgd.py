@@ -1,8 +1,8 @@
 import pytest
 import torch
 from helpers import strip_prefix
-from map_helpers import create_task, describe_pair, run_step
 from method_helpers import assert_matches, load_method_reference
+from pair_helpers import create_task, describe_pair, run_step
 
 from hdkd_timm.distillation.methods import mgd
 from hdkd_timm.distillation.methods.mgd import MGD, draw_keep_mask, mgd_loss
@@ -25,10 +25,10 @@ def test_published_losses_and_gradients(case, seed, monkeypatch):
     outputs = Outputs(torch.empty(0), maps={1: student_map}), Outputs(torch.empty(0), maps={1: tensors['teacher_map']})
     loss = method.weight * method(*outputs, torch.zeros(4))['loss']
     loss.backward()
-    torch.testing.assert_close(loss.detach(), tensors['loss'], rtol=1e-5, atol=0)
-    assert_matches(student_map.grad, tensors['grad.student_map'])
+    assert_matches(loss.detach(), tensors['loss'], 'loss', 1e-5)
+    assert_matches(student_map.grad, tensors['grad.student_map'], 'gradient')
     for key, name in names.items():
-        assert_matches(method.get_parameter(key).grad, tensors[f'grad.{name}'])
+        assert_matches(method.get_parameter(key).grad, tensors[f'grad.{name}'], 'parameters')
     assert seen[0][1] == settings['lambda']
     assert ('align.weight' in names) == (case == 'case0')
 

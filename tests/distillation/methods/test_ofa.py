@@ -12,7 +12,7 @@ from method_helpers import (
     load_method_reference,
     logit_outputs,
 )
-from method_steps import run_step
+from pair_helpers import PAIRS, create_task, run_step
 from torch import nn
 
 from hdkd_timm.distillation.methods.ofa import (
@@ -61,17 +61,17 @@ def check_loss(method, tensors, student, names):
     logits = student.logits
     result = method(student, Outputs(tensors['teacher_logits']), tensors['target'])
     exit_loss = sum(result[f'exit_loss_{number}'] for number in names)
-    torch.testing.assert_close(result['logit_loss'], tensors['loss_kd'], rtol=1e-5, atol=0)
-    torch.testing.assert_close(exit_loss, tensors['loss_ofa'], rtol=1e-5, atol=0)
+    assert_matches(result['logit_loss'], tensors['loss_kd'], 'loss', 1e-5)
+    assert_matches(exit_loss, tensors['loss_ofa'], 'loss', 1e-5)
     (result['loss'] + F.cross_entropy(logits, tensors['target'])).backward()
-    assert_matches(logits.grad, tensors['grad.student_logits'])
+    assert_matches(logits.grad, tensors['grad.student_logits'], 'gradient')
 
 
 def check_parameter_gradients(layers, expected, rename):
     expected = {rename(name): grad for name, grad in expected.items()}
     assert set(expected) == {name for name, _ in layers.named_parameters()}
     for name, p in layers.named_parameters():
-        assert_matches(p.grad, expected[name])
+        assert_matches(p.grad, expected[name], 'parameters')
 
 
 @pytest.mark.parametrize('seed', [0, 1])
@@ -89,7 +89,7 @@ def test_published_exits_of_convolutions(seed):
     student = Outputs(tensors['student_logits'].clone().requires_grad_(), maps=maps)
     check_loss(method, tensors, student, maps)
     for i, x in maps.items():
-        assert_matches(x.grad, tensors[f'grad.student_feature.{i}'])
+        assert_matches(x.grad, tensors[f'grad.student_feature.{i}'], 'gradient')
         check_parameter_gradients(method.exits[str(i)], strip_prefix(tensors, f'grad.exit.{i}.'), rename)
 
 
@@ -113,7 +113,7 @@ def test_published_exits_of_tokens(seed):
     student = Outputs(tensors['student_logits'].clone().requires_grad_(), maps=maps, prefix_tokens=prefix_tokens)
     check_loss(method, tensors, student, names)
     for i, stage in names.items():
-        assert_matches(tokens[i].grad, tensors[f'grad.student_feature.{stage}'])
+        assert_matches(tokens[i].grad, tensors[f'grad.student_feature.{stage}'], 'gradient')
         check_parameter_gradients(exits[stage], strip_prefix(tensors, f'grad.exit.{stage}.'), rename)
 
 
@@ -233,7 +233,8 @@ def test_logits_only():
 
 @pytest.mark.parametrize(('pair', 'exits'), [('hdkd', 4), ('cnn', 4), ('vit', 3), ('vits', 3)])
 def test_step(pair, exits):
-    task, result = run_step('ofa', pair, soft_targets=pair == 'vit')
+    task = create_task('ofa', *PAIRS[pair])
+    result = run_step(task, soft_targets=pair == 'vit')
     assert sum(name.startswith('ofa_exit_loss_') for name in result) == exits
     if pair == 'hdkd':
         assert task.trainable_module.student.head_dist.weight.grad.abs().sum() > 0

@@ -1,8 +1,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from map_helpers import create_task, describe_pair, run_step
 from method_helpers import assert_matches, load_method_reference
+from pair_helpers import create_task, describe_pair, run_step
 
 from hdkd_timm.distillation.methods.reviewkd import ReviewKD, hierarchical_context_loss
 from hdkd_timm.distillation.outputs import Outputs
@@ -38,11 +38,11 @@ def test_published_losses_and_gradients(seed):
     outputs = (Outputs(torch.empty(0), maps=dict(enumerate(x[:3], 1)), pooled=x[3].flatten(1)) for x in (s, t))
     loss = method(*outputs, torch.zeros(4))['loss']
     loss.backward()
-    torch.testing.assert_close(loss.detach(), tensors['loss'], rtol=1e-5, atol=0)
+    assert_matches(loss.detach(), tensors['loss'], 'loss', 1e-5)
     for i, x in enumerate(s):
-        assert_matches(x.grad, tensors[f'grad.student_map.{i}'])
+        assert_matches(x.grad, tensors[f'grad.student_map.{i}'], 'gradient')
     for key, p in method.named_parameters():
-        assert_matches(p.grad, tensors[f'grad.{published_name(key)}'])
+        assert_matches(p.grad, tensors[f'grad.{published_name(key)}'], 'parameters')
 
 
 @pytest.mark.parametrize('seed', [0, 1])
@@ -51,8 +51,8 @@ def test_published_hierarchical_context_loss(seed):
     fused = tensors['fused_map.0'].requires_grad_()
     loss = hierarchical_context_loss(fused, tensors['teacher_map.0'])
     loss.backward()
-    torch.testing.assert_close(loss.detach(), tensors['hcl0.loss'], rtol=1e-5, atol=0)
-    assert_matches(fused.grad, tensors['hcl0.grad.student_map'])
+    assert_matches(loss.detach(), tensors['hcl0.loss'], 'loss', 1e-5)
+    assert_matches(fused.grad, tensors['hcl0.grad.student_map'], 'gradient')
 
 
 def test_levels_of_a_map_that_is_not_square():

@@ -1,4 +1,4 @@
-"""What tests of methods of maps, pooled features and attention share: pairs of any sizes, and a step of them."""
+"""What tests of distillation methods share beside published tensors: pairs of any sizes, and a step of them."""
 
 import timm
 import torch
@@ -12,10 +12,19 @@ NETWORKS = {
     'hdkd_student': create_student,
     'hdkd_teacher': create_teacher,
     'resnet10t': lambda: timm.create_model('resnet10t', num_classes=5),
+    'mobilenetv3': lambda: timm.create_model('mobilenetv3_small_050', num_classes=5),
     'mobilevit_xxs': lambda: timm.create_model('mobilevit_xxs', num_classes=5),
     'vit': lambda: timm.create_model('vit_tiny_patch16_224', num_classes=5, **_VIT),
+    'vit4': lambda: timm.create_model('vit_tiny_patch16_224', num_classes=5, **dict(_VIT, depth=4)),
+    'vit6': lambda: timm.create_model('vit_tiny_patch16_224', num_classes=5, **dict(_VIT, depth=6)),
     'vit16': lambda: timm.create_model('vit_tiny_patch16_224', num_classes=5, **dict(_VIT, patch_size=16)),
     'deit': lambda: timm.create_model('deit_tiny_distilled_patch16_224', num_classes=5, **dict(_VIT, num_heads=3)),
+}
+PAIRS = {
+    'hdkd': ('hdkd_student', 'hdkd_teacher'),
+    'cnn': ('mobilenetv3', 'resnet10t'),
+    'vit': ('vit4', 'resnet10t'),
+    'vits': ('vit4', 'vit6'),
 }
 
 
@@ -47,15 +56,16 @@ def create_task(method, student='hdkd_student', teacher='hdkd_teacher', train_ta
     ).train()
 
 
-def run_step(task, target=(0, 1, 2, 3), index=None, unseen=()):
-    """A step, in which everything that is trained must get a finite gradient of the method's loss. Returns the loss.
+def run_step(task, target=(0, 1, 2, 3), index=None, unseen=(), soft_targets=False):
+    """A step, in which everything that is trained must get a finite gradient of the method's loss. Returns its result.
 
     `unseen` are parameters that the loss does not depend on, as a softmax does not on a bias.
     """
     target = torch.as_tensor(target)
-    loss = task(torch.randn(len(target), 3, 32, 32), target, index)['loss']
-    loss.backward()
-    assert torch.isfinite(loss)
+    given = torch.eye(5)[target] * 0.9 + 0.02 if soft_targets else target
+    result = task(torch.randn(len(target), 3, 32, 32), given, index)
+    result['loss'].backward()
+    assert all(torch.isfinite(value).all() for value in result.values())
     grads = [p.grad for p in task.trainable_module.student.parameters() if p.grad is not None]
     assert all(torch.isfinite(grad).all() for grad in grads)
     assert sum(grad.abs().sum() for grad in grads) > 0
@@ -63,4 +73,4 @@ def run_step(task, target=(0, 1, 2, 3), index=None, unseen=()):
         assert p.grad is not None, name
         assert torch.isfinite(p.grad).all(), name
         assert p.grad.abs().sum() > 0 or name in unseen, name
-    return loss.detach()
+    return result
