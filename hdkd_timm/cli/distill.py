@@ -59,7 +59,7 @@ def read_distill_settings(
 ) -> ConfigT:
     """The settings of a distillation, without flags that have no effect; see `read_settings`."""
     config = read_settings(config_cls, args, **defaults)
-    if 'hdkd' not in config.method:
+    if 'hdkd' not in config.method_names:
         refuse_unused(args, HDKD_FLAGS, f"is a setting of the method 'hdkd', not of {' '.join(config.method)}")
     if config.method == ('none',):
         unused = ['ce_weight', 'method_args', 'teachers', 'teacher_logits']

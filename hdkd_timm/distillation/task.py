@@ -27,7 +27,8 @@ class DistillationTask(TrainingTask):
 
     Of several teachers either the class probabilities are averaged, `teachers='average'`: the methods see one teacher
     whose logits are the logarithm of the mean, and can have nothing else of it. Or every method is there once for each
-    of M teachers with weight / M and layers of its own, 'separate'; it is then named NAME_1, NAME_2, ...
+    of M teachers with weight / M and layers of its own, 'separate'; it is then named NAME_1, NAME_2, ... A method of
+    one of them, 'NAME:2', has its whole weight.
 
     A step takes one forward pass of each network, whatever the methods need of it. Student and teacher may be any timm
     models with the same classes and input channels. The logit methods act on the distillation head of a student that
@@ -38,8 +39,8 @@ class DistillationTask(TrainingTask):
         teacher_model: The trained teacher, or several. The task keeps a copy that is optimised for inference:
             BatchNorms folded (if the model supports it), channels-last, frozen, always in eval mode. Or `StoredLogits`
             in place of one teacher or several, for methods that need nothing but logits.
-        methods: Names of methods (`hdkd_timm.distillation.methods.METHODS`), or what makes one of a `Pair`: a class of
-            your own or a `functools.partial` of one.
+        methods: Names of methods (`hdkd_timm.distillation.methods.METHODS`), NAME:N for the N-th of separate teachers
+            alone, or what makes one of a `Pair`: a class of your own or a `functools.partial` of one.
         method_args: Name -> settings of this method.
         ce_weight: Weight of the cross entropy; None for the one that the first method was published with.
         class_weight: Weights of the classes in the cross entropy, (K,).
@@ -85,10 +86,10 @@ class DistillationTask(TrainingTask):
         self.teachers = Teachers(student, teacher_model, input_size, teacher_size, teachers == 'average', **dd)
         info = NetworkInfo.of(student, 'student', input_size)
         pairs = [Pair(info, teacher, train_targets) for teacher in self.teachers.infos]
-        built = [
-            [method.to(**dd) for method in create_methods(methods, pair, method_args)]
-            for pair in (pairs[:1] if self.teachers.is_averaged else pairs)
-        ]
+        if self.teachers.is_averaged:
+            pairs = pairs[:1]
+            _check_of_all(methods)
+        built = [[method.to(**dd) for method in of_one] for of_one in create_methods(methods, pairs, method_args)]
         weight = None if class_weight is None else torch.as_tensor(class_weight).to(**dd)
         self.register_buffer('class_weight', weight, persistent=False)
         self._set_up_methods(student, built, ce_weight, label_smoothing)
@@ -108,7 +109,6 @@ class DistillationTask(TrainingTask):
         every = [method for of_teacher in methods for method in of_teacher]
         for method in every:
             self.teachers.check_needs(method.name, method.teacher_needs)
-            method.weight /= len(methods)
         self.teachers.set_needs(
             [functools.reduce(Needs.__or__, (m.teacher_needs for m in of_teacher), Needs()) for of_teacher in methods]
         )
@@ -258,6 +258,16 @@ def _keep_teachers(task: Any, state: Dict[str, Any], prefix: str, *args: Any) ->
     for name in [name for name in state if name.startswith(f'{prefix}teacher.')]:
         del state[name]
     state.update(task.teachers.state_dict(prefix=f'{prefix}teachers.'))
+
+
+def _check_of_all(methods: Sequence[Any]) -> None:
+    """Raise ValueError if a method is of one teacher, where all are averaged."""
+    for method in methods:
+        if isinstance(method, str) and ':' in method:
+            raise ValueError(
+                f"Distillation method '{method}' is of one teacher, but the teachers are averaged: drop the number, or"
+                " use each teacher by itself, teachers='separate' (--teachers separate)."
+            )
 
 
 def _describe(method: Method) -> str:

@@ -106,7 +106,7 @@ def _check_arm(name: str, values: Any) -> Dict[str, Any]:
     checked = check_settings(values, [DistillConfig], f"arm '{name}'")
     methods = checked.get('method', ('hdkd',))
     for key in HDKD_FLAGS:
-        if key in checked and 'hdkd' not in methods:
+        if key in checked and 'hdkd' not in [name.partition(':')[0] for name in methods]:
             raise ValueError(f"Arm '{name}' sets '{key}', a setting of the method 'hdkd', not of {' '.join(methods)}.")
     return checked
 

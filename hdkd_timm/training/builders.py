@@ -190,13 +190,13 @@ def create_distillation_task(
     size = teacher_img_size or config.img_size
     teacher_size = None if size == config.img_size else (size, size)
     method_args = dict(config.method_args)
-    if 'hdkd' in config.method:
+    if 'hdkd' in config.method_names:
         method_args['hdkd'] = hdkd_settings(config)
     shared.update(ce_weight=config.ce_weight, input_size=config.input_size[1:], teacher_size=teacher_size)
     if config.method == ('hdkd',) and isinstance(teacher, nn.Module) and not isinstance(teacher, StoredLogits):
         kind = method_args['hdkd'].pop('kd_type')
         return HDKDTask(student, teacher, kind=kind, **method_args['hdkd'], **shared)
-    if 'hdkd' not in config.method and verbose:
+    if 'hdkd' not in config.method_names and verbose:
         _warn_of_hdkd_settings(config)
     return DistillationTask(
         student,

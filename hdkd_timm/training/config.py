@@ -209,7 +209,8 @@ class DistillConfig(TrainConfig):
     )
     method: Tuple[str, ...] = setting(
         ('hdkd',),
-        "distillation methods, one or several; 'list' prints them, 'none' trains by cross entropy alone",
+        "distillation methods, one or several, NAME or, of the N-th of --teachers separate, NAME:N; 'list' prints them,"
+        " 'none' trains by cross entropy alone",
         common=True,
         metavar='NAME',
     )
@@ -271,6 +272,11 @@ class DistillConfig(TrainConfig):
         if self.teacher_logits and self.init_from_teacher is not None:
             raise ValueError('--init-from-teacher needs a teacher, not --teacher-logits: give --teacher-checkpoint.')
 
+    @property
+    def method_names(self) -> Tuple[str, ...]:
+        """The methods without the numbers of their teachers."""
+        return tuple(name.partition(':')[0] for name in self.method)
+
 
 def _check_teachers(config: TrainConfig) -> None:
     """Raise ValueError for teachers that are given twice, or class names for several of them."""
@@ -292,7 +298,7 @@ def _check_methods(config: 'DistillConfig') -> None:
     for name, settings in config.method_args.items():
         if not isinstance(settings, dict) or not settings:
             raise ValueError(f'--method-args: the settings of {name} must be NAME: VALUE, got {settings!r}.')
-        if name not in config.method:
+        if name not in config.method_names:
             raise ValueError(
                 f'--method-args {name}.{min(settings)}: {name} is not among --method {" ".join(config.method)}.'
             )

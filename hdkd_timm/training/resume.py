@@ -178,7 +178,7 @@ def _scheduled_method(config: TrainConfig) -> Optional[str]:
     """A method whose loss depends on the number of epochs, if there is one."""
     if not isinstance(config, DistillConfig):
         return None
-    for name in config.method:
+    for name in config.method_names:
         method = METHODS.get(name)
         if method is not None and method.schedule:
             default = method_settings(method)[method.schedule]

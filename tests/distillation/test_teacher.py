@@ -59,6 +59,37 @@ def test_each_teacher_by_itself():
     torch.testing.assert_close(result['loss'], 0.1 * result['ce_loss'] + 0.45 * parts)
 
 
+def test_methods_of_one_teacher():
+    (student, *teachers), (x, y) = resnets(1, 2, 3), batch()
+    args = dict(teachers='separate', verbose=False)
+    task = DistillationTask(student, teachers, ['kd:1', 'at:2', 'dist'], {'kd': {'tau': 2.0}}, **args).train()
+    weights = {name: method.weight for name, method in task.trainable_module.methods.items()}
+    assert weights == {'kd_1': 0.9, 'dist_1': 1, 'at_2': 1000, 'dist_2': 1}
+    assert [needs.stages != () for needs in task.teachers.needs] == [False, True]
+    result = task(x, y)
+    torch.testing.assert_close(result['kd_1_loss'], kd(student.train()(x), teachers[0](x), 2.0), rtol=1e-4, atol=1e-5)
+    one = DistillationTask(student, teachers[1], ['at'], verbose=False).train()
+    torch.testing.assert_close(result['at_2_loss'], one(x, y)['at_loss'])
+
+
+@pytest.mark.parametrize(
+    ('methods', 'how', 'match'),
+    [
+        (['kd:3', 'dist'], 'separate', "'kd:3': there is no teacher 3, only 2"),
+        (['kd:1', 'dist:1'], 'separate', 'Teacher 2, resnet10t, has no distillation method'),
+        (['kd', 'kd:2'], 'separate', "'kd' is given twice"),
+        (['kd:0'], 'separate', "'kd:0': use NAME, or NAME:N"),
+        (['kd:x'], 'separate', "'kd:x': use NAME, or NAME:N"),
+        (['no:1'], 'separate', "Unknown distillation method 'no'"),
+        (['kd:1'], 'average', r"'kd:1' is of one teacher, but the teachers are averaged: .*--teachers separate"),
+    ],
+)
+def test_wrong_methods_of_one_teacher(methods, how, match):
+    student, *teachers = resnets(1, 2, 3)
+    with pytest.raises(ValueError, match=match):
+        DistillationTask(student, teachers, methods, teachers=how, verbose=False)
+
+
 def test_layers_and_needs_of_each_pair():
     """A map is taken of the teacher that has the stage, and each pair has a projector of its own."""
     torch.manual_seed(0)

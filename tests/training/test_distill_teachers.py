@@ -202,3 +202,13 @@ def test_train_takes_one_teacher(train_config, run):
     with pytest.raises(ValueError, match='hdkd train takes one teacher, got 2: several teach in hdkd distill'):
         train(config)
     assert not run.exists()
+
+
+def test_a_method_of_each_teacher(given, run):
+    """The logits of one and the stages of the other; HDKD's flags are settings of 'hdkd:2'."""
+    config = dataclasses.replace(given, method=('kd:1', 'hdkd:2'), teachers='separate', feature_weight=5.0)
+    distill(config)
+    row = read_summary(run / 'student')[0]
+    expected = 0.1 * float(row['train_ce_loss']) + 0.9 * float(row['train_kd_1_loss']) + float(row['train_hdkd_2_loss'])
+    assert float(row['train_loss']) == pytest.approx(expected, rel=1e-3)
+    assert float(row['train_hdkd_2_feature_loss']) > 0

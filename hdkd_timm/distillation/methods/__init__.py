@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from typing import Any, Callable, Dict, List, Mapping, Sequence, Type, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type, Union
 
 from ..networks import Pair
 from .a2d import A2D
@@ -22,7 +22,7 @@ from .ofa import OFA
 from .reviewkd import ReviewKD
 from .sinkhorn import Sinkhorn
 
-__all__ = ['METHODS', 'Method', 'convert_settings', 'create_methods', 'method_settings']
+__all__ = ['METHODS', 'Method', 'convert_settings', 'create_methods', 'method_settings', 'split_teacher']
 
 METHODS: Dict[str, Type[Method]] = {
     method.name: method
@@ -83,37 +83,67 @@ def convert_settings(name: str, method: Callable[..., Method], settings: Mapping
     return converted
 
 
+def split_teacher(method: str) -> Tuple[str, Optional[int]]:
+    """A method's name and the number of its teacher, from 1: 'kd:2' is kd of the second. None if it is of every one.
+
+    Raises:
+        ValueError: if what follows the colon is no such number.
+    """
+    name, colon, number = method.partition(':')
+    if colon and not (number.isdecimal() and int(number) > 0):
+        raise ValueError(f"Distillation method '{method}': use NAME, or NAME:N for the N-th teacher alone.")
+    return name, int(number) if colon else None
+
+
 def create_methods(
     methods: Sequence[Union[str, Callable[..., Method]]],
-    pair: Pair,
+    pairs: Sequence[Pair],
     method_args: Mapping[str, Mapping[str, Any]] = {},
-) -> List[Method]:
-    """Build methods for a pair of networks.
+) -> List[List[Method]]:
+    """Build the methods of each teacher. Weights of a method that is there for M teachers are divided by M.
 
     Args:
-        methods: Names, or what makes a method of a pair: a class, or `functools.partial(MyMethod, weight=2)`.
-        pair: The networks.
+        methods: Names, 'NAME:N' for the N-th teacher alone; or what makes a method of a pair: a class, or
+            `functools.partial(MyMethod, weight=2)`.
+        pairs: The student with each teacher.
         method_args: Name -> settings of this method.
 
     Raises:
-        ValueError: for an unknown or repeated name, settings that the method does not have, a value out of range, or if
-            the pair cannot have the method.
+        ValueError: for an unknown or repeated name, settings that the method does not have, a value out of range, a
+            teacher that is not there or has no method, or if a pair cannot have the method.
     """
     if not methods:
         raise ValueError(f'At least one distillation method is needed: choose from {", ".join(METHODS)}.')
-    built: List[Method] = []
-    for method in methods:
-        if isinstance(method, str) and method not in METHODS:
-            raise ValueError(f"Unknown distillation method '{method}': choose from {', '.join(METHODS)}.")
-        method_cls: Callable[..., Method] = METHODS[method] if isinstance(method, str) else method
-        made: Any = method if isinstance(method, str) else getattr(method, 'func', method)  # a partial has no name
-        name = made if isinstance(made, str) else made.name
-        built.append(method_cls(pair, **convert_settings(name, method_cls, method_args.get(name, {}))))
-    names = [method.name for method in built]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"Distillation method '{name}' is given twice.")
+    found = [_find_method(method) for method in methods]
+    names = [name for name, _, _ in found]
     for name in method_args:
         if name not in names:
             raise ValueError(f"Settings of method '{name}', which is not among the methods: {', '.join(names)}.")
+    for name, _, number in found:
+        if number is not None and number > len(pairs):
+            raise ValueError(f"Distillation method '{name}:{number}': there is no teacher {number}, only {len(pairs)}.")
+    built: List[List[Method]] = []
+    for i, pair in enumerate(pairs, 1):
+        own = {}
+        for name, method_cls, number in found:
+            if number not in (None, i):
+                continue
+            if name in own:
+                raise ValueError(f"Distillation method '{name}' is given twice.")
+            own[name] = method_cls(pair, **convert_settings(name, method_cls, method_args.get(name, {})))
+            own[name].weight /= len(pairs) if number is None else 1
+        if not own:
+            raise ValueError(f'Teacher {i}, {pair.teacher.name}, has no distillation method: leave it out, or add one.')
+        built.append(list(own.values()))
     return built
+
+
+def _find_method(method: Union[str, Callable[..., Method]]) -> Tuple[str, Callable[..., Method], Optional[int]]:
+    """Name, what makes it, and the number of its teacher."""
+    if not isinstance(method, str):
+        made: Any = getattr(method, 'func', method)  # a partial has no name
+        return made.name, method, None
+    name, number = split_teacher(method)
+    if name not in METHODS:
+        raise ValueError(f"Unknown distillation method '{name}': choose from {', '.join(METHODS)}.")
+    return name, METHODS[name], number
