@@ -2,8 +2,10 @@
 
 import json
 import os
+import sys
 
 import pytest
+import timm
 from processes import flags, run
 
 SCRIPT = """
@@ -59,3 +61,40 @@ def test_run_under_torchrun(script, tmp_path):
     outputs = [json.loads(line) for line in result.stdout.splitlines() if line.startswith('{')]
     assert sorted(o['rank'] for o in outputs) == ['0', '1']
     assert all(o['argv'] == [str(script), '--flag'] and len(o['models']) == 5 for o in outputs)
+
+
+def test_modules_beside_a_script_come_first(script, tmp_path):
+    """As in a checkout of timm, whose `timm` is not the installed one."""
+    package = tmp_path / 'scripts' / 'timm'
+    package.mkdir()
+    installed = os.path.dirname(timm.__file__)
+    (package / '__init__.py').write_text(
+        f'__path__.append({installed!r})\nexec(open({installed + "/__init__.py"!r}).read())\nIS_CHECKOUT = True\n'
+    )
+    source = SCRIPT.replace('argv=sys.argv', 'checkout=timm.IS_CHECKOUT, argv=sys.argv')
+    script.write_text(source)
+    env = dict(os.environ, CODE='7')
+    ours = run('-m', 'hdkd_timm', 'run', 'scripts/script.py', '-x', '--', 'a b', cwd=tmp_path, env=env, fresh=True)
+    plain = run('scripts/script.py', '-x', '--', 'a b', cwd=tmp_path, env=env, fresh=True)
+    assert ours.returncode == plain.returncode == 7, ours.stderr
+    ours, plain = parse_script_output(ours), parse_script_output(plain)
+    assert len(ours.pop('models')) == 5
+    assert plain.pop('models') == []
+    assert ours == plain
+    assert ours['checkout']
+
+
+def test_scripts_that_start_scripts(script, tmp_path):
+    """timm's bulk_runner.py starts a command for each model: the form of it that the page names."""
+    bulk = tmp_path / 'scripts' / 'bulk.py'
+    bulk.write_text(
+        'import subprocess, sys, timm\n'
+        'assert timm.is_model("hdkd_student")\n'
+        'print(subprocess.check_output([*sys.argv[1:], "--model", "hdkd_student"], text=True))\n'
+    )
+    hdkd = os.path.join(os.path.dirname(sys.executable), 'hdkd')
+    result = run('-m', 'hdkd_timm', 'run', bulk, hdkd, 'run', script, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    output = parse_script_output(result)
+    assert output['argv'] == [str(script), '--model', 'hdkd_student']
+    assert len(output['models']) == 5
