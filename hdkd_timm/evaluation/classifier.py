@@ -14,7 +14,7 @@ from ..data.image_io import IMG_MODES
 from ..models.checkpoint import SOURCE_PREFIXES, download, find_model_folder, load_model
 from ..models.labels import match_label_names
 from ..models.preprocessing import check_preprocessing
-from ..models.pretrained import find_folder, full_name
+from ..models.pretrained import find_folder, find_packaged, full_name
 from ..utils.config import KeyValues, check_values, setting
 from ..utils.distributed import pick_device
 from ..utils.files import PathLike
@@ -186,7 +186,7 @@ def _download_temperature(name: str) -> Optional[Path]:
 
 
 def _load_temperature(name: str) -> float:
-    name = name.removeprefix('local-dir:')
+    name = find_packaged(name).removeprefix('local-dir:')
     if name.startswith(SOURCE_PREFIXES):
         folder = _download_temperature(name)
     else:

@@ -29,6 +29,7 @@ from .checkpoint_networks import choose_network
 from .hdkd import HDKDStudent, HDKDTeacher
 from .labels import match_label_names
 from .preprocessing import adapt_stats, check_preprocessing
+from .pretrained import find_packaged
 
 __all__ = [
     'SOURCE_PREFIXES',
@@ -213,7 +214,7 @@ def load_model(
         ValueError: if it cannot be loaded, if weights are missing or unexpected, if config.json is invalid, or if a
             folder holds several models.
     """
-    path, name = Path(name), str(name)
+    path, name = Path(name), find_packaged(str(name))
     if is_checkpoint_file(path):
         model, args = _load_checkpoint_file(path, model_name, img_size, use_ema, model_kwargs or {})
     else:

@@ -4,12 +4,15 @@ Only model.safetensors is downloaded from the Hub, and a file is loaded only if 
 """
 
 import hashlib
+import logging
 import os
 import warnings
 from pathlib import Path
 from typing import Any, Dict, NamedTuple, Optional, Set, Union
 
 from timm.models import PretrainedCfg, get_pretrained_cfg, is_model_pretrained
+
+_logger = logging.getLogger(__name__)
 
 # organisation on the Hugging Face Hub; HDKD_HUB_ORG names another one with the same files
 HUB_ORG = os.environ.get('HDKD_HUB_ORG') or 'hdkd-timm'
@@ -139,6 +142,27 @@ def find_weights(name: str, cache_dir: Optional[Union[str, Path]] = None) -> str
                 ' belongs to another version of hdkd_timm or is not ours. Upgrade hdkd_timm, or check HDKD_HUB_ORG.'
             )
     return path
+
+
+def find_packaged(name: str) -> str:
+    """The name of released weights, 'hdkd_student.brain_mri', for their repository on the Hub,
+    'hf-hub:hdkd-timm/hdkd_student.brain_mri', if that cannot be reached and the package has the same file, which is
+    logged. Any other name as it is."""
+    source, _, repo_id = name.partition(':')
+    release = repo_id.rpartition('/')[2]
+    if source not in ('hf-hub', 'hf_hub') or repo_id != hub_id(release) or find_folder(release) is None:
+        return name
+    from huggingface_hub import hf_hub_download
+
+    try:
+        for file in ('config.json', WEIGHTS):
+            hf_hub_download(repo_id, file)
+    except Exception as e:  # errors of the client, or of the HTTP library that it uses
+        _logger.warning(
+            f"'{name}' cannot be had of the Hub ({type(e).__name__}): the same file of the package is used."
+        )
+        return release
+    return name
 
 
 def release_overlay(

@@ -318,6 +318,36 @@ def test_hub(load, tmp_path):
     assert "HDKD_HUB_ORG='a/b' is not a valid organisation name on the Hub" in message
 
 
+def test_hub_names_of_weights_in_the_package(tmp_path):
+    """Where the Hub cannot be reached, or does not have them, the package's file is taken, and this is told."""
+    code = """
+import json, sys
+import hdkd_timm
+from hdkd_timm.models.checkpoint import load_model
+from hdkd_timm.models.pretrained import find_packaged
+print(json.dumps([find_packaged(name) for name in sys.argv[1:]]))
+print(load_model(sys.argv[1])[0].pretrained_cfg['tag'] if '@' in sys.argv[-1] else '')
+"""
+    name = f'hf-hub:{hub_id(TEACHER)}'
+    others = ['hf-hub:hdkd-timm/no', f'hf-hub:other/{TEACHER}', TEACHER, f'local-dir:{hub_id(TEACHER)}', f'{name}@main']
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(('HF_', 'HDKD_'))}
+    environment.update(HF_HOME=str(tmp_path / 'hf'), HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_DISABLE_XET='1')
+    offline = run('-c', code, name, *others, env={**environment, 'HF_HUB_OFFLINE': '1'}, modules=PACKAGES)
+    assert offline.returncode == 0, offline.stderr
+    found, tag = offline.stdout.splitlines()
+    assert json.loads(found) == [TEACHER, *others]
+    assert tag == 'brain_mri'
+    assert (
+        f"'{name}' cannot be had of the Hub (LocalEntryNotFoundError): the same file of the package" in offline.stderr
+    )
+    with hub_server() as server:
+        server.add(hub_id(TEACHER), {WEIGHTS: b'x', 'config.json': b'{}'})
+        names = [name, f'hf-hub:{hub_id(STUDENT)}']
+        online = run('-c', code, *names, env={**environment, 'HF_ENDPOINT': server.url}, modules=PACKAGES)
+    assert json.loads(online.stdout.splitlines()[0]) == [name, STUDENT]
+    assert '(RepositoryNotFoundError)' in online.stderr
+
+
 def test_cache_dir(tmp_path, monkeypatch):
     monkeypatch.setattr('hdkd_timm.models.pretrained.FOLDERS', ())
     snapshot = tmp_path / f'models--{hub_id(STUDENT).replace("/", "--")}'
