@@ -22,7 +22,9 @@ padded with zeros at the bottom and at the right; with `dynamic_img_pad=False` t
 instead.
 """
 
+from collections import OrderedDict
 from functools import partial
+import logging
 import math
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Type, Union
 
@@ -49,6 +51,8 @@ from ..layers.recompute import checkpoint_blocks
 from ..layers.reparam import ReparamLayer, fold_batch_norms
 from .pretrained import hub_id, release_overlay
 from .published import convert_state_dict
+
+_logger = logging.getLogger(__name__)
 
 __all__ = ['HDKDTeacher', 'HDKDStudent']
 
@@ -848,6 +852,21 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+def _take_getter(kwargs: Dict[str, Any]) -> None:
+    """Let `forward_intermediates` extract a student's patch tokens as maps: timm's other extractors return tokens."""
+    asked = kwargs.get('feature_cls')
+    if asked in ('list', 'hook', 'dict', 'fx') and 3 in _take_indices(4, kwargs.get('out_indices')):
+        _logger.info(
+            f"feature_cls '{asked}' of a student with its patch tokens: 'getter' is used, which has their map."
+        )
+        kwargs['feature_cls'] = 'getter'
+
+
+def _name_features(names: Sequence[str], model: nn.Module, args: Any, features: List[torch.Tensor]) -> Dict[str, Any]:
+    """A forward hook: a dictionary in place of a list."""
+    return OrderedDict(zip(names, features))
+
+
 def _create_hdkd(
     model_cls: Type[nn.Module],
     variant: str,
@@ -864,6 +883,9 @@ def _create_hdkd(
     pretrained_cfg_overlay = {**release_overlay(cfg, pretrained, kwargs.get('cache_dir')), **pretrained_cfg_overlay}
     if not ADAPTS_FIRST_CONV:
         pretrained_cfg_overlay['first_conv'] = None  # checkpoint_filter_fn adapts it instead of timm
+    returns_dict = kwargs.get('feature_cls') == 'dict'
+    if model_cls is HDKDStudent and kwargs.get('features_only'):
+        _take_getter(kwargs)
     model = build_model_with_cfg(
         model_cls,
         variant,
@@ -877,6 +899,8 @@ def _create_hdkd(
         ),
         **kwargs,
     )
+    if returns_dict and kwargs.get('feature_cls') == 'getter':
+        model.register_forward_hook(partial(_name_features, [str(i) for i in model.out_indices]))
     model.pretrained_cfg['first_conv'] = _FIRST_CONV
     record_model_args(model, model_cls, kwargs)
     return model
