@@ -33,9 +33,11 @@ class ChannelAttention(nn.Module):
 class SpatialAttention(nn.Module):
     """Spatial gate: a convolution over the mean and the maximum of all channels.  (B, C, H, W) -> (B, 1, H, W)"""
 
-    def __init__(self, kernel_size: int = 7, device=None, dtype=None):
+    def __init__(self, kernel_size: int = 7, dilation: int = 1, device=None, dtype=None):
+        dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False, device=device, dtype=dtype)
+        padding = dilation * (kernel_size // 2)
+        self.conv = nn.Conv2d(2, 1, kernel_size, padding=padding, dilation=dilation, bias=False, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = torch.cat(mean_max(x, [1]), dim=1)  # (B, 2, H, W)
@@ -49,13 +51,13 @@ class Cbam(nn.Module):
         ValueError: if there are fewer than 16 channels, the reduction of the channel gate.
     """
 
-    def __init__(self, chs: int, device=None, dtype=None):
+    def __init__(self, chs: int, dilation: int = 1, device=None, dtype=None):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         if chs < 16:
             raise ValueError(f"attn='cbam' needs at least 16 hidden channels (dims of 4 or more), got {chs}.")
         self.channel = ChannelAttention(chs, **dd)
-        self.spatial = SpatialAttention(**dd)
+        self.spatial = SpatialAttention(dilation=dilation, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = x * self.channel(x)

@@ -13,12 +13,12 @@ __all__ = ['Downsample', 'MbcsaBlock']
 class Downsample(nn.Module):
     """Shortcut of the first block of a stage: max pooling to half the size, then a 1x1 projection.
 
-    (B, in_chs, H, W) -> (B, out_chs, ceil(H / 2), ceil(W / 2))
+    (B, in_chs, H, W) -> (B, out_chs, ceil(H / 2), ceil(W / 2)), or the same size with stride 1.
     """
 
-    def __init__(self, in_chs: int, out_chs: int, device=None, dtype=None):
+    def __init__(self, in_chs: int, out_chs: int, stride: int = 2, device=None, dtype=None):
         super().__init__()
-        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.pool = nn.MaxPool2d(3, stride=stride, padding=1)
         self.proj = nn.Conv2d(in_chs, out_chs, 1, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -39,6 +39,9 @@ class MbcsaBlock(ReparamLayer):
         stride: 2 in the first block of a stage, otherwise 1 (`in_chs` and `out_chs` must then be equal).
         attn: 'cbam' or 'se'.
         drop_path: Stochastic depth rate of the residual branch.
+        dilation: Distance of the positions that the convolutions see. 2 in a stage that keeps its size, also in its
+            first block in spite of `stride`: every second position of the output is what the stride would give, but for
+            the averages of the channel attention.
 
     Raises:
         ValueError: if `attn` is unknown, or CBAM has too few channels.
@@ -51,21 +54,26 @@ class MbcsaBlock(ReparamLayer):
         stride: int = 1,
         attn: str = 'cbam',
         drop_path: float = 0.0,
+        dilation: int = 1,
         device=None,
         dtype=None,
     ):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         mid_chs = 4 * in_chs
+        is_first = stride == 2
+        stride = 1 if dilation > 1 else stride
         self.pre_norm = nn.BatchNorm2d(in_chs, **dd)
         self.conv_pw = nn.Conv2d(in_chs, mid_chs, 1, stride=stride, bias=False, **dd)
         self.bn1 = nn.BatchNorm2d(mid_chs, **dd)
         self.act1 = nn.GELU()
-        self.conv_dw = nn.Conv2d(mid_chs, mid_chs, 3, padding=1, groups=mid_chs, bias=False, **dd)
+        self.conv_dw = nn.Conv2d(
+            mid_chs, mid_chs, 3, padding=dilation, dilation=dilation, groups=mid_chs, bias=False, **dd
+        )
         self.bn2 = nn.BatchNorm2d(mid_chs, **dd)
         self.act2 = nn.GELU()
         if attn == 'cbam':
-            self.attn = Cbam(mid_chs, **dd)
+            self.attn = Cbam(mid_chs, dilation, **dd)
         elif attn == 'se':
             self.attn = SEModule(mid_chs, rd_channels=max(1, in_chs // 4), bias=False, act_layer=nn.GELU, **dd)
         else:
@@ -73,7 +81,7 @@ class MbcsaBlock(ReparamLayer):
         self.conv_pwl = nn.Conv2d(mid_chs, out_chs, 1, bias=False, **dd)
         self.bn3 = nn.BatchNorm2d(out_chs, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
-        self.shortcut = Downsample(in_chs, out_chs, **dd) if stride == 2 else nn.Identity()
+        self.shortcut = Downsample(in_chs, out_chs, stride, **dd) if is_first else nn.Identity()
 
     @torch.jit.ignore
     def _fold(self) -> None:

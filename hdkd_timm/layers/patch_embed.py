@@ -15,7 +15,8 @@ class PatchEmbed(nn.Module):
 
     The vector of a patch lists its positions row by row, with all channels of a position together.
 
-    (B, in_chs, H, W) -> (B, H / patch_size, W / patch_size, embed_dim), rounded up with `pad`, otherwise down.
+    (B, in_chs, H, W) -> (B, H / patch_size, W / patch_size, embed_dim), rounded up with `pad`, otherwise down;
+    (B, H, W, embed_dim) with `overlap`.
 
     Args:
         in_chs: Channels of the map.
@@ -24,10 +25,13 @@ class PatchEmbed(nn.Module):
         feat_size: Nominal size of the map, (H, W).
         dynamic_size: Accept maps of any size, not just the nominal one.
         pad: Pad a map with zeros to a whole number of patches; otherwise crop it.
+        overlap: A patch begins at every position, of a map padded with zeros at the bottom and at the right.
+        dilation: Distance of the positions of an overlapping patch.
     """
 
     dynamic_size: torch.jit.Final[bool]
     pad: torch.jit.Final[bool]
+    overlap: torch.jit.Final[bool]
 
     def __init__(
         self,
@@ -37,6 +41,8 @@ class PatchEmbed(nn.Module):
         feat_size: Tuple[int, int],
         dynamic_size: bool = False,
         pad: bool = True,
+        overlap: bool = False,
+        dilation: int = 1,
         device=None,
         dtype=None,
     ):
@@ -45,6 +51,8 @@ class PatchEmbed(nn.Module):
         self.patch_size = patch_size
         self.dynamic_size = dynamic_size
         self.pad = pad
+        self.overlap = overlap
+        self.dilation = dilation
         self.set_feat_size(feat_size)
         patch_dim = in_chs * patch_size[0] * patch_size[1]
         self.norm1 = nn.LayerNorm(patch_dim, **dd)
@@ -59,11 +67,27 @@ class PatchEmbed(nn.Module):
 
     def get_grid_size(self, feat_size: Sequence[int]) -> Tuple[int, int]:
         """Number of patches along height and width of a map of `feat_size` positions."""
+        if self.overlap:
+            return feat_size[0], feat_size[1]
         round_fn = math.ceil if self.pad else math.floor
         height, width = (round_fn(s / p) for s, p in zip(feat_size, self.patch_size))
         return height, width
 
+    def _overlapping_patches(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, H, W, ph * pw * C)"""
+        ph, pw = self.patch_size
+        B, C, H, W = x.shape
+        x = F.pad(x, (0, self.dilation * (pw - 1), 0, self.dilation * (ph - 1)))
+        positions = []
+        for i in range(ph):
+            for j in range(pw):
+                top, left = self.dilation * i, self.dilation * j
+                positions.append(x[:, :, top : top + H, left : left + W])
+        return torch.cat(positions, dim=1).permute(0, 2, 3, 1)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.overlap:
+            return self.norm2(self.proj(self.norm1(self._overlapping_patches(x))))
         ph, pw = self.patch_size
         B, C, H, W = x.shape
         if self.dynamic_size:

@@ -116,15 +116,18 @@ def _build_stages(
     stem_stride: int,
     attn: str,
     drop_path_rates: Sequence[float],
+    output_stride: int = 32,
     device=None,
     dtype=None,
-) -> Tuple[nn.Sequential, List[Dict[str, Any]]]:
-    """The three convolutional stages of both networks, and their feature_info."""
+) -> Tuple[nn.Sequential, List[Dict[str, Any]], int]:
+    """The three convolutional stages of both networks, their feature_info, and the dilation of the last map."""
     dd = {'device': device, 'dtype': dtype}
     if len(dims) != 3 or any(d < 1 for d in depths[:3]):
         raise ValueError(f'The networks have three stages of at least one layer, got depths {depths} and dims {dims}.')
     if stem_stride not in (2, 4):
         raise ValueError(f'stem_stride must be 2 or 4, got {stem_stride}.')
+    if output_stride not in (8, 16, 32):
+        raise ValueError(f'output_stride must be 8, 16 or 32, got {output_stride}.')
     stages = [
         nn.Sequential(
             *[
@@ -134,19 +137,26 @@ def _build_stages(
         )
     ]
     rates = iter(drop_path_rates)
-    for in_chs, out_chs, depth in zip(dims[:-1], dims[1:], depths[1:]):
+    reduction, dilation = stem_stride, 1
+    feature_info = [dict(num_chs=dims[0], reduction=reduction, module='stages.0')]
+    for stage, (in_chs, out_chs, depth) in enumerate(zip(dims[:-1], dims[1:], depths[1:]), 1):
+        if 2 * reduction > output_stride:
+            dilation = 2  # of the last stage alone: the others' strides are 8 at most
+        else:
+            reduction *= 2
+        block_args = dict(attn=attn, dilation=dilation, **dd)
         stages.append(
             nn.Sequential(
                 *[
                     MbcsaBlock(
-                        out_chs if i else in_chs, out_chs, stride=1 if i else 2, attn=attn, drop_path=next(rates), **dd
+                        out_chs if i else in_chs, out_chs, stride=1 if i else 2, drop_path=next(rates), **block_args
                     )
                     for i in range(depth)
                 ]
             )
         )
-    feature_info = [dict(num_chs=dim, reduction=stem_stride * 2**i, module=f'stages.{i}') for i, dim in enumerate(dims)]
-    return nn.Sequential(*stages), feature_info
+        feature_info.append(dict(num_chs=out_chs, reduction=reduction, module=f'stages.{stage}'))
+    return nn.Sequential(*stages), feature_info, dilation
 
 
 def _check_img_size(img_size: Union[int, Tuple[int, int]]) -> Tuple[int, int]:
@@ -196,6 +206,8 @@ class HDKDTeacher(nn.Module):
         attn: Attention in the blocks, 'cbam' (MBCSA) or 'se' (MBConv-SE).
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth rate of the last block, increasing linearly from 0 at the first.
+        output_stride: 8 or 16, pixels of the image per position of the last map at the most: strides beyond it become
+            dilation, for segmentation. 32 for the network's own: 16 with a stem of stride 4, otherwise 8.
 
     Raises:
         ValueError: if an argument is not among the values above.
@@ -214,6 +226,7 @@ class HDKDTeacher(nn.Module):
         attn: str = 'cbam',
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        output_stride: int = 32,
         device=None,
         dtype=None,
     ):
@@ -227,8 +240,9 @@ class HDKDTeacher(nn.Module):
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
 
-        self.stages, self.feature_info = _build_stages(
-            in_chans, depths, dims, stem_stride, attn, calculate_drop_path_rates(drop_path_rate, sum(depths[1:])), **dd
+        drop_path_rates = calculate_drop_path_rates(drop_path_rate, sum(depths[1:]))
+        self.stages, self.feature_info, _ = _build_stages(
+            in_chans, depths, dims, stem_stride, attn, drop_path_rates, output_stride, **dd
         )
         self.num_features = dims[-1]
         self.head_hidden_size = hidden_size
@@ -390,6 +404,8 @@ class HDKDStudent(nn.Module):
         dynamic_img_size: Accept images of any size of at least 28 pixels, resampling the position embedding on the fly.
         dynamic_img_pad: Pad the stage 3 map with zeros to a whole number of patches. Otherwise, positions at the bottom
             and at the right that do not fill a patch get no token.
+        output_stride: 8 or 16, pixels of the image per patch token at the most: strides beyond it become dilation, and
+            patches overlap, for segmentation. 32 for the network's own: 32 with a stem of stride 4, otherwise 16.
 
     Raises:
         ValueError: if an argument is not among the values above.
@@ -420,6 +436,7 @@ class HDKDStudent(nn.Module):
         drop_path_rate: float = 0.0,
         dynamic_img_size: bool = False,
         dynamic_img_pad: bool = True,
+        output_stride: int = 32,
         device=None,
         dtype=None,
     ):
@@ -441,10 +458,14 @@ class HDKDStudent(nn.Module):
         self._set_global_pool(global_pool)
 
         drop_path_rates = calculate_drop_path_rates(drop_path_rate, sum(depths[1:]))
-        self.stages, self.feature_info = _build_stages(in_chans, depths, dims, stem_stride, attn, drop_path_rates, **dd)
+        self.stages, self.feature_info, dilation = _build_stages(
+            in_chans, depths, dims, stem_stride, attn, drop_path_rates, output_stride, **dd
+        )
         reduction = self.feature_info[-1]['reduction']
         patch_size = to_2tuple(patch_size)
-        self.feature_info.append(dict(num_chs=embed_dim, reduction=reduction * max(patch_size), module='blocks'))
+        overlap = reduction * max(patch_size) > output_stride < 32  # 32 is no limit
+        token_reduction = reduction if overlap else reduction * max(patch_size)
+        self.feature_info.append(dict(num_chs=embed_dim, reduction=token_reduction, module='blocks'))
 
         self.patch_embed = PatchEmbed(
             dims[-1],
@@ -453,6 +474,8 @@ class HDKDStudent(nn.Module):
             self._get_feat_size(self.img_size),
             dynamic_size=dynamic_img_size,
             pad=dynamic_img_pad,
+            overlap=overlap,
+            dilation=dilation,
             **dd,
         )
         grid_size = self._get_grid_size(self.img_size)
@@ -502,6 +525,13 @@ class HDKDStudent(nn.Module):
                 f'An image of {img_size} pixels is smaller than one patch of {self.patch_embed.patch_size} positions.'
             )
         return grid_size
+
+    def _get_own_grid_size(self, img_size: Tuple[int, int]) -> Tuple[int, int]:
+        """Number of patches along height and width without `output_stride`, as checkpoints have them."""
+        round_fn = math.ceil if self.patch_embed.pad else math.floor
+        feat_size = (math.ceil(s / (4 * self.feature_info[0]['reduction'])) for s in img_size)
+        height, width = (round_fn(s / p) for s, p in zip(feat_size, self.patch_embed.patch_size))
+        return height, width
 
     def _set_global_pool(self, global_pool: str) -> None:
         if global_pool not in ('', 'token', 'avg', 'max', 'avgmax'):
@@ -772,8 +802,10 @@ def _resample_pos_embed(state_dict: Dict[str, torch.Tensor], model: HDKDStudent)
     num_patches = pos_embed.shape[1] - model.num_prefix_tokens
     side = math.isqrt(num_patches)
     # the grid of the checkpoint's image size or, where that was not recorded, the model's own grid or a square
+    img_size = tuple(model.pretrained_cfg['input_size'][-2:])
     candidates = (
-        model._get_grid_size(tuple(model.pretrained_cfg['input_size'][-2:])),
+        model._get_grid_size(img_size),
+        model._get_own_grid_size(img_size),
         model.patch_embed.grid_size,
         (side, side),
     )
