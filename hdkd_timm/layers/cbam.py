@@ -5,9 +5,10 @@ Paper: `CBAM: Convolutional Block Attention Module` - https://arxiv.org/abs/1807
 
 import torch
 import torch.fx
+from timm.layers import is_exportable
 from torch import nn
 
-from .mean_max import mean_max
+from .mean_max import mean_max, mean_max_exportable
 
 __all__ = ['Cbam', 'ChannelAttention', 'SpatialAttention']
 
@@ -20,12 +21,14 @@ class ChannelAttention(nn.Module):
     def __init__(self, chs: int, rd_ratio: int = 16, device=None, dtype=None):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
+        self.exportable = is_exportable()
         self.fc1 = nn.Conv2d(chs, chs // rd_ratio, 1, bias=False, **dd)
         self.act = nn.GELU()
         self.fc2 = nn.Conv2d(chs // rd_ratio, chs, 1, bias=False, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.cat(mean_max(x, [2, 3]), dim=2)  # (B, C, 2, 1)
+        pooled = mean_max_exportable(x, [2, 3]) if self.exportable else mean_max(x, [2, 3])
+        x = torch.cat(pooled, dim=2)  # (B, C, 2, 1)
         x = self.act(self.fc1(x)).sum(2, keepdim=True)  # fc2 is linear: summing before it is equivalent, and cheaper
         return self.fc2(x).sigmoid()
 
@@ -36,11 +39,13 @@ class SpatialAttention(nn.Module):
     def __init__(self, kernel_size: int = 7, dilation: int = 1, device=None, dtype=None):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
+        self.exportable = is_exportable()
         padding = dilation * (kernel_size // 2)
         self.conv = nn.Conv2d(2, 1, kernel_size, padding=padding, dilation=dilation, bias=False, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.cat(mean_max(x, [1]), dim=1)  # (B, 2, H, W)
+        pooled = mean_max_exportable(x, [1]) if self.exportable else mean_max(x, [1])
+        x = torch.cat(pooled, dim=1)  # (B, 2, H, W)
         return self.conv(x).sigmoid()
 
 
@@ -61,4 +66,8 @@ class Cbam(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = x * self.channel(x)
-        return torch.addcmul(x, y, self.spatial(y))
+        gate = self.spatial(y)
+        if not torch.jit.is_scripting():  # noqa: SIM102, TorchScript skips the branch in this form only
+            if torch.jit.is_tracing() or torch.compiler.is_exporting():
+                return x + y * gate  # the same; Core ML has no addcmul
+        return torch.addcmul(x, y, gate)

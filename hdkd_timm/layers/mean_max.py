@@ -6,7 +6,7 @@ from typing import List, Tuple
 import torch
 import torch.fx
 
-__all__ = ['mean_max']
+__all__ = ['mean_max', 'mean_max_exportable']
 
 
 class _MeanMax(torch.autograd.Function):
@@ -67,3 +67,14 @@ def mean_max(x: torch.Tensor, dims: List[int]) -> Tuple[torch.Tensor, torch.Tens
             function = _MeanMaxIndex if torch.compiler.is_compiling() else _MeanMax
             return function.apply(x, tuple(dims))
     return x.mean(dims, keepdim=True), x.amax(dims, keepdim=True)
+
+
+def mean_max_exportable(x: torch.Tensor, dims: List[int]) -> Tuple[torch.Tensor, torch.Tensor]:
+    """`mean_max` in operators that more exporters take, such as XNNPACK's, which has a maximum of rows or columns only.
+
+    (B, C, H, W) over [1], or over [2, 3].
+    """
+    mean = x.mean(dims, keepdim=True)
+    if len(dims) == 1:
+        return mean, x.permute(0, 2, 3, 1).amax(3, keepdim=True).permute(0, 3, 1, 2)
+    return mean, x.amax(2, keepdim=True).amax(3, keepdim=True)

@@ -95,11 +95,12 @@ class PatchEmbed(nn.Module):
             if self.pad:
                 edge_h, edge_w = (ph + edge_h) % ph, (pw + edge_w) % pw
             x = F.pad(x, (0, edge_w, 0, edge_h))
+            h, w = (H + edge_h) // ph, (W + edge_w) // pw
         else:
+            h, w = self.grid_size
             edge_h, edge_w = self.edge
             if edge_h != 0 or edge_w != 0:
                 x = F.pad(x, (0, edge_w, 0, edge_h))
-        h, w = (H + edge_h) // ph, (W + edge_w) // pw
         x = x.reshape(B, C, h, ph, w, pw).permute(0, 2, 4, 3, 5, 1)  # (B, h, w, ph, pw, C)
-        x = x.reshape(B, h, w, ph * pw * C)
+        x = x.flatten(3)  # no arithmetic of sizes, which Core ML cannot convert from a trace
         return self.norm2(self.proj(self.norm1(x)))

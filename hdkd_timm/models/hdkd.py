@@ -619,10 +619,11 @@ class HDKDStudent(nn.Module):
                 old_size=self.patch_embed.grid_size,
                 num_prefix_tokens=self.num_prefix_tokens,
             )
-        tokens = [self.cls_token.expand(B, -1, -1)]
+        x = x.flatten(1, 2)
+        tokens = [self.cls_token.expand_as(x[:, :1])]
         if self.dist_token is not None:
-            tokens.append(self.dist_token.expand(B, -1, -1))
-        tokens.append(x.reshape(B, h * w, D))
+            tokens.append(self.dist_token.expand_as(x[:, :1]))
+        tokens.append(x)
         return self.pos_drop(torch.cat(tokens, dim=1) + pos_embed)
 
     def _check_input(self, x: torch.Tensor) -> None:

@@ -147,3 +147,24 @@ def test_forms_of_a_dilated_student():
     torch.testing.assert_close(reparameterize_model(student)(x), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(torch.jit.script(student)(x), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(torch.export.export(student, (x,)).module()(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['hdkd_teacher', 'hdkd_student'])
+def test_exports_hold_what_exporters_take(name):
+    """Core ML has no addcmul and no arithmetic of traced sizes; XNNPACK has a maximum of one row or column only."""
+    tiny = TINY_STUDENT if name == 'hdkd_student' else TINY_TEACHER
+    plain = timm.create_model(name, **tiny).eval()
+    model = timm.create_model(name, **tiny, exportable=True).eval()
+    model.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model(x), plain(x))
+    exported = torch.export.export(model, (x,))
+    torch.testing.assert_close(exported.module()(x), plain(x))
+    calls = [node for node in exported.graph.nodes if node.op == 'call_function']
+    assert not any('addcmul' in str(node.target) for node in calls)
+    maxima = [node.args[1] for node in calls if node.target is torch.ops.aten.amax.default]
+    assert maxima
+    assert all(dims in ([2], [3]) for dims in maxima)
+    kinds = {node.kind() for node in torch.jit.trace(plain, x).inlined_graph.nodes()}
+    assert 'aten::addcmul' not in kinds
+    assert not kinds & {'aten::Int', 'aten::mul_', 'aten::floor_divide'}
