@@ -34,6 +34,7 @@ ALL = (
 # names of the variables by which torchrun and SLURM tell processes of each other, see `run_two`
 TORCHRUN = ('WORLD_SIZE', 'RANK', 'LOCAL_RANK')
 SLURM = ('SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID')
+TORCH = ('torchvision',)  # as little as makes a start quick: for what is about further imports
 PACKAGES = ('torch._dynamo', 'torchvision', 'sklearn.metrics', 'scipy.stats', 'matplotlib.pyplot')
 
 
