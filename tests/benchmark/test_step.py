@@ -13,7 +13,7 @@ CPU = torch.device('cpu')
 def test_forms_of_a_step_compute_the_same(name):
     step, expected = create_step(STEP_FORMS[name], 2, 32, CPU), create_step(StepForm(), 2, 32, CPU)
     losses = [[float(each()) for _ in range(3)] for each in (step, expected)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert losses[0] == pytest.approx(losses[1], rel=3e-6)  # logits that are twice as large make 1e-5
     assert len(set(losses[0])) == 3  # it trains
 
 
