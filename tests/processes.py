@@ -31,6 +31,10 @@ ALL = (
     'torch._dynamo',
     'matplotlib.pyplot',
 )
+# names of the variables by which torchrun and SLURM tell processes of each other, see `run_two`
+TORCHRUN = ('WORLD_SIZE', 'RANK', 'LOCAL_RANK')
+SLURM = ('SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID')
+TORCH = ('torchvision',)  # as little as makes a start quick: for what is about further imports
 PACKAGES = ('torch._dynamo', 'torchvision', 'sklearn.metrics', 'scipy.stats', 'matplotlib.pyplot')
 
 
@@ -49,12 +53,12 @@ def _start_server(modules, owner):
 
 
 class Fork:
-    """A process like `python ARGS` with the interface of `subprocess.Popen`; its output goes to files."""
+    """A process like `python ARGS` with the interface of `subprocess.Popen`; its output goes to files, or to one."""
 
-    def __init__(self, args, modules=ALL, cwd=None, env=None, start_new_session=False):
+    def __init__(self, args, modules=ALL, cwd=None, env=None, start_new_session=False, output=None):
         self.args, self.returncode = args, None
         self.answers, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.files = [tempfile.TemporaryFile('w+') for _ in range(2)]  # noqa: SIM115, closed with this
+        self.files = [output or tempfile.TemporaryFile('w+') for _ in range(2)]  # noqa: SIM115, closed with this
         request = dict(
             args=args,
             cwd=str(cwd or os.getcwd()),
@@ -81,9 +85,12 @@ class Fork:
             file.seek(0)
         return tuple(file.read() for file in self.files)
 
-    def kill(self):
+    def send_signal(self, signum):
         if self.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
+            os.kill(self.pid, signum)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
 
     def _wait(self, timeout):
         if self.returncode is None and select.select([self.answers], [], [], timeout)[0]:
@@ -97,15 +104,15 @@ class Fork:
         return int(number)
 
 
-def start(*args, fresh=False, **kwargs):
-    """Start `python ARGS`. Returns a `subprocess.Popen`, or what is like one."""
+def start(*args, fresh=False, output=None, **kwargs):
+    """Start `python ARGS`, all of whose output goes to a file if given. Returns a `subprocess.Popen`, or what is like
+    one."""
     args = list(map(str, args))
     if FORKS and not fresh:
-        return Fork(args, **kwargs)
+        return Fork(args, output=output, **kwargs)
     kwargs.pop('modules', None)
-    return subprocess.Popen(
-        [sys.executable, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs
-    )
+    streams = dict(stdout=output or subprocess.PIPE, stderr=subprocess.STDOUT if output else subprocess.PIPE)
+    return subprocess.Popen([sys.executable, *args], text=True, **streams, **kwargs)
 
 
 def run(*args, timeout=300, **kwargs):
@@ -117,6 +124,19 @@ def run(*args, timeout=300, **kwargs):
         process.kill()
         raise
     return subprocess.CompletedProcess(process.args, process.returncode, *output)
+
+
+def run_two(names, args):
+    """Run two processes that variables of these names tell of each other: number of processes, rank, and rank on this
+    machine. Returns the exit codes, stdout and stderr of both."""
+    with socket.socket() as server:
+        server.bind(('localhost', 0))
+        port = server.getsockname()[1]  # that the system does not use
+    size, rank, local_rank = names
+    env = {**os.environ, 'MASTER_ADDR': 'localhost', 'MASTER_PORT': str(port), size: '2'}
+    processes = [start(*args, env={**env, rank: str(i), local_rank: str(i)}) for i in range(2)]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    return [process.returncode for process in processes], *zip(*outputs)
 
 
 # mounts a disk of its own, of which no other process knows, and runs a program

@@ -3,13 +3,16 @@
 import pytest
 from processes import flags
 
+from hdkd_timm.benchmark import timing
 from hdkd_timm.benchmark.benchmark import run_benchmark
 from hdkd_timm.benchmark.config import BenchConfig
 from hdkd_timm.cli import main
 from hdkd_timm.utils.csv_files import read_rows
 
 
-def test_command(tmp_path, capsys):
+@pytest.mark.usefixtures('small_networks')
+def test_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(timing, 'MIN_SECONDS', 0.0)  # a call a timing
     out = tmp_path / 'bench.csv'
     settings = dict(img_size=32, batch_size=4, rounds=1, device='cpu', workers=0, epoch_images=16, out=out)
     settings.update(models=['hdkd_student_s4', 'resnet10t'], forms=['eager', 'fused'], inference_batches=[1, 2])

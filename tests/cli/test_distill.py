@@ -7,7 +7,9 @@ from hdkd_timm.cli import main
 def test_distill_command(image_folder, tmp_path):
     """A Python of its own, as a user starts it."""
     settings = dict(img_size=28, epochs=1, batch_size=8, train_fraction=0.99, stages=(2, 3), workers=0, bootstrap=5)
-    networks = dict(model_kwargs=dict(depths=(1, 1, 1, 2)), teacher_kwargs=dict(depths=(1, 1, 2)))
+    dims = dict(dims=(8, 16, 24))
+    student = dict(depths=(1, 1, 1, 2), embed_dim=32, num_heads=2, head_dim=8, mlp_ratio=2, **dims)
+    networks = dict(model_kwargs=student, teacher_kwargs=dict(depths=(1, 1, 2), **dims))
     args = flags(data_dir=image_folder, output=tmp_path / 'runs', experiment='e', **settings, **networks)
     result = hdkd('distill', *args, fresh=True)
     assert result.returncode == 0, result.stderr

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from PIL import Image
-from processes import flags, hdkd, run
+from processes import TORCH, flags, hdkd, run
 
 from hdkd_timm.cli.main import COMMANDS, main
 
@@ -195,7 +195,7 @@ print(sorted(sys.modules))
 @pytest.fixture(scope='module')
 def imported():
     """Those modules, of a process."""
-    result = run('-c', IMPORTS, fresh=True)
+    result = run('-c', IMPORTS, modules=TORCH)
     assert result.returncode == 0, result.stderr
     return [ast.literal_eval(line) for line in result.stdout.splitlines()]
 

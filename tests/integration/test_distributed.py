@@ -1,16 +1,15 @@
-"""Two real processes on the CPU, started by torchrun, or with the variables that it or SLURM sets."""
+"""Two real processes on the CPU, started with the variables that torchrun or SLURM sets, or by torchrun itself."""
 
 import json
 import os
 import signal
-import socket
 import sys
 import time
 
 import numpy as np
 import pytest
 from helpers import write_images
-from processes import flags, run, start
+from processes import SLURM, TORCHRUN, flags, run_two, start
 from safetensors.torch import load_file
 
 from hdkd_timm.cli import main
@@ -20,9 +19,6 @@ from hdkd_timm.utils.distributed import pick_device
 NETWORK = dict(depths=(1, 1, 1, 1), dims=(8, 16, 24), embed_dim=32, num_heads=2, head_dim=8, mlp_ratio=2)
 SETTINGS = flags(img_size=32, batch_size=4, workers=1, device='cpu', bootstrap=5, model_kwargs=NETWORK)
 LAUNCHER = ['-m', 'torch.distributed.run', *flags(nproc_per_node=2, rdzv_backend='c10d', rdzv_endpoint='localhost:0')]
-# names of the variables: number of processes, rank, rank on this machine
-TORCHRUN = ('WORLD_SIZE', 'RANK', 'LOCAL_RANK')
-SLURM = ('SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID')
 
 
 @pytest.fixture(scope='module')
@@ -41,22 +37,6 @@ def command(name, folder, **settings):
     """Arguments of Python for a command; of what is given twice, the last counts."""
     args = flags(data_dir=folder / 'data', output=folder / 'runs')
     return ['-m', 'hdkd_timm', name, *args, *SETTINGS, *flags(**settings)]
-
-
-def free_port():
-    """A port that the system does not use."""
-    with socket.socket() as server:
-        server.bind(('localhost', 0))
-        return server.getsockname()[1]
-
-
-def run_two(names, args):
-    """Run two processes that variables of these names tell of each other. Returns stdout and stderr of each."""
-    size, rank, local_rank = names
-    env = {**os.environ, 'MASTER_ADDR': 'localhost', 'MASTER_PORT': str(free_port()), size: '2'}
-    processes = [start(*args, env={**env, rank: str(i), local_rank: str(i)}) for i in range(2)]
-    outputs = [process.communicate(timeout=300) for process in processes]
-    return [process.returncode for process in processes], *zip(*outputs)
 
 
 def evaluate(model, folder, split, out):
@@ -98,8 +78,8 @@ def test_slurm_variables(folder):
         command('train', folder, epochs=2, recovery_interval=1, experiment=e, no_report=True)
         for e in ('whole', 'slurm')
     )
-    result = run(*LAUNCHER, *whole)
-    assert result.returncode == 0, result.stderr
+    codes, _, errors = run_two(TORCHRUN, whole)
+    assert codes == [0, 0], errors
     codes, _, errors = run_two(SLURM, slurm)
     assert codes == [0, 0], errors
     runs = folder / 'runs'
@@ -143,19 +123,17 @@ def test_a_process_without_val_images_and_resume_by_another_number(digits, folde
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere nothing tells processes of the end of another')
-@pytest.mark.parametrize('signum', [signal.SIGUSR1, signal.SIGKILL])
-def test_end_of_torchrun_alone(folder, signum):
-    """It hands neither signal on; its processes save the state and leave the run to the next job."""
-    name = f'alone-{signum}'
-    args = [*LAUNCHER, *command('train', folder, epochs=100_000, experiment=name)]
+def test_end_of_torchrun_alone(folder):
+    """Its processes save the state and leave the run to the next job. It hands SIGUSR1 on as little as SIGKILL."""
+    args = [*LAUNCHER, *command('train', folder, epochs=100_000, experiment='alone')]
     process = start(*args, fresh=True, start_new_session=True)
-    run = folder / 'runs' / name
+    run = folder / 'runs' / 'alone'
     while not (run / 'last.pth').exists():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
-    os.killpg(process.pid, signum)
+    os.killpg(process.pid, signal.SIGUSR1)
     _, errors = process.communicate(timeout=100)  # of all three: they share the pipe
-    assert process.returncode == -signum
+    assert process.returncode == -signal.SIGUSR1
     assert errors.count('hdkd train: SIGTERM, the state is saved.') == 2
     assert not (run / '.lock').exists()
 

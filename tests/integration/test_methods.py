@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from helpers import write_images
-from processes import flags, hdkd, run, start
+from processes import TORCHRUN, flags, hdkd, run_two, start
 from safetensors.torch import load_file
 from training_helpers import STUDENT, save_teacher
 
@@ -110,11 +110,8 @@ def test_two_processes_have_the_gradient_of_one(tmp_path, monkeypatch):
     (tmp_path / 'step.py').write_text(STEP)
     monkeypatch.setattr(sys, 'argv', ['step.py', str(tmp_path / '1.pt')])
     runpy.run_path(str(tmp_path / 'step.py'))
-    launcher = flags(nproc_per_node=2, rdzv_backend='c10d', rdzv_endpoint='localhost:0')
-    result = run(
-        '-m', 'torch.distributed.run', *launcher, str(tmp_path / 'step.py'), str(tmp_path / '2.pt'), fresh=True
-    )
-    assert result.returncode == 0, result.stderr
+    codes, _, errors = run_two(TORCHRUN, [tmp_path / 'step.py', tmp_path / '2.pt'])
+    assert codes == [0, 0], errors
     one, two = (torch.load(tmp_path / f'{n}.pt', weights_only=True) for n in (1, 2))
     assert any(name.startswith('methods.fitnet.') for name in one)
     for name, grad in one.items():

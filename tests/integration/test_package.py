@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from processes import TORCH, run
 
 import hdkd_timm
 from hdkd_timm.models.pretrained import RELEASES
@@ -35,7 +36,7 @@ assert loaded == {
 assert len(set(timm.list_models()) - models) == 5
 assert get_img_extensions() == extensions
 """
-    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    result = run('-c', code, modules=TORCH)
     assert result.returncode == 0, result.stderr
 
 
@@ -93,9 +94,7 @@ for name in {list(RELEASES)}:
     print(model(torch.randn(1, 3, 32, 32))[0, 0].item(), model.pretrained_cfg['file'])
 """
     env = {**os.environ, 'HF_ENDPOINT': 'http://127.0.0.1:9', 'HF_HOME': str(tmp_path / 'hf')}
-    process = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', code], cwd=tmp_path / 'site', env=env, capture_output=True, text=True
-    )
+    process = run('-c', code, cwd=tmp_path / 'site', env=env, modules=TORCH)
     assert process.returncode == 0, process.stderr
     for name, line in zip(RELEASES, process.stdout.splitlines()):
         model = timm.create_model(name, pretrained=True, img_size=32).eval()

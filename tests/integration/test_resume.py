@@ -1,6 +1,7 @@
 """Runs that are killed, interrupted and resumed, as real processes: they must end like an uninterrupted one."""
 
 import os
+import shutil
 import signal
 import time
 
@@ -18,7 +19,7 @@ NETWORKS = [*STUDENT, *flags(teacher_kwargs=dict(depths=(1, 1, 1), dims=(8, 16, 
 # all that has a state: dropout, erasing, mixup, accumulation, moving average, a schedule with counters
 SETTINGS = flags(
     img_size=32,
-    epochs=4,
+    epochs=3,
     batch_size=4,
     workers=1,
     device='cpu',
@@ -141,21 +142,31 @@ def unbroken(tmp_path_factory):
     return folder / 'data', folder / 'runs'
 
 
-# of 16 steps a network: before anything is saved, between two states, in an epoch whose best was kept, in the student
-@pytest.mark.parametrize('step', [1, 7, 15, 24])
+# of 12 steps a network: before anything is saved, between two states, in an epoch whose best was kept, in the student
+@pytest.mark.parametrize('step', [1, 7, 11, 18])
 def test_killed_in_a_step(unbroken, step):
     data, runs = unbroken
     name = f'killed{step}'
     code, errors = finish(begin(data, runs, name, program=('-c', KILLED), STEPS=str(step)))
     assert code == -signal.SIGKILL, errors
     saved = [path.parent.name for path in (runs / name).rglob('last.pth')]
-    assert sorted(saved) == ['student', 'teacher'][2 - (step > 16) - (step > 1) :]
+    assert sorted(saved) == ['student', 'teacher'][2 - (step > 12) - (step > 1) :]
     for path in (runs / name).rglob('*.safetensors'):
         if not path.parent.name.startswith('.best-'):  # what was being written
             load_file(path)
     code, errors = finish(begin(data, runs, name, '--resume'))
     assert code == 0, errors
     assert_same_run(runs / name, runs / 'unbroken')
+
+
+@pytest.fixture(scope='module')
+def with_teacher(unbroken):
+    """The folder of a run whose teacher is finished: it was killed in the first step of the student."""
+    data, runs = unbroken
+    code, errors = finish(begin(data, runs, 'with_teacher', program=('-c', KILLED), STEPS='13'))
+    assert code == -signal.SIGKILL, errors
+    assert not (runs / 'with_teacher' / 'student' / 'last.pth').exists()
+    return runs / 'with_teacher'
 
 
 @pytest.mark.parametrize(
@@ -168,10 +179,11 @@ def test_killed_in_a_step(unbroken, step):
         (os.kill, signal.SIGUSR1, 138),
     ],
 )
-def test_interrupted_in_the_middle_of_an_epoch(unbroken, send, signum, expected):
+def test_interrupted_in_the_middle_of_an_epoch(unbroken, with_teacher, send, signum, expected):
     data, runs = unbroken
     name = f'{send.__name__}-{signum.name}'
-    process = begin(data, runs, name)
+    shutil.copytree(with_teacher, runs / name)
+    process = begin(data, runs, name, '--resume')
     wait_for(runs / name / 'student' / 'last.pth', process)
     send(process.pid, signum)
     code, errors = finish(process)

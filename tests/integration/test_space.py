@@ -1,9 +1,8 @@
 """The demo page, started as a user would and driven by a real browser."""
 
 import os
+import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +14,7 @@ import pytest
 import timm
 from helpers import BROWSER, TINY_STUDENT, write_images
 from PIL import Image
+from processes import PACKAGES, start
 
 import hdkd_timm  # noqa: F401
 from hdkd_timm.evaluation.classifier import InferenceConfig
@@ -31,7 +31,7 @@ def app(*models):
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
     env = dict(os.environ, GRADIO_SERVER_PORT=str(port), HF_HUB_OFFLINE='1', CUDA_VISIBLE_DEVICES='')
-    process = subprocess.Popen([sys.executable, str(APP), *models], env=env)
+    process = start(APP, *models, env=env, modules=PACKAGES)
     address = f'http://127.0.0.1:{port}'
     try:
         for _ in range(600):
@@ -43,7 +43,7 @@ def app(*models):
                 time.sleep(0.2)
         yield address
     finally:
-        process.terminate()
+        process.send_signal(signal.SIGTERM)
         process.wait(30)
 
 

@@ -1,14 +1,13 @@
-"""Studies in real processes, of tiny networks."""
+"""Studies in real processes, of tiny networks: forked ones, but for one that starts as `run_study` starts it."""
 
 import csv
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import yaml
+from processes import start
 
 from hdkd_timm.cli import main
 from hdkd_timm.study.config import StudyConfig, list_runs
@@ -21,7 +20,7 @@ def write_settings(path, **settings):
     return str(path)
 
 
-def test_a_study_from_its_teacher_to_its_page(settings, tmp_path, capsys, monkeypatch):
+def test_a_study_from_its_teacher_to_its_page(settings, forked_runs, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
     settings.pop('teacher_checkpoint')
     teacher = dict(dims=settings['model_kwargs']['dims'], depths=(2, 1, 2))
@@ -70,7 +69,7 @@ def test_wrong_arm_stops_it_before_anything_is_trained(settings, tmp_path):
     assert not (tmp_path / 'runs').exists()
 
 
-def test_a_run_that_fails_is_told_and_the_others_go_on(settings, tmp_path, capsys, caplog):
+def test_a_run_that_fails_is_told_and_the_others_go_on(settings, forked_runs, tmp_path, capsys, caplog):
     path = write_settings(
         tmp_path / 'study.yaml',
         **settings,
@@ -90,12 +89,8 @@ def test_a_signal_reaches_the_runs(settings, tmp_path):
         tmp_path / 'study.yaml',
         **dict(settings, epochs=2000),
     )
-    process = subprocess.Popen(
-        [sys.executable, '-m', 'hdkd_timm', 'study', '--config', path, '--methods', 'none', '--seeds', '1'],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    args = ['study', '--config', path, '--methods', 'none', '--seeds', '1']
+    process = start('-m', 'hdkd_timm', *args, start_new_session=True)
     state = tmp_path / 'runs' / 'study' / 'runs' / 'none-1' / 'student' / 'last.pth'
     while not state.exists() and process.poll() is None:
         time.sleep(0.1)

@@ -1,9 +1,8 @@
 import platform
-import subprocess
-import sys
 
 import pytest
 import torch
+from processes import TORCH, run
 
 from hdkd_timm.utils import memory
 from hdkd_timm.utils.memory import available_memory, format_bytes, kept_memory
@@ -54,7 +53,7 @@ with kept_memory(torch.device('cpu')):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='another allocator')
 def test_freed_memory_is_kept():
-    result = subprocess.run([sys.executable, '-c', FAULTS], capture_output=True, text=True)  # whose heap is orderly
+    result = run('-c', FAULTS, modules=TORCH)  # whose heap is orderly
     by_default, kept = map(int, result.stdout.split())
     assert 3 * kept < by_default
 
