@@ -144,8 +144,8 @@ def test_setting_of_a_file(value):
 
 def test_student_starts_from_its_first_teacher(given, run, caplog):
     caplog.set_level('INFO')
-    distill(dataclasses.replace(given, init_from_teacher=('3:0,1',)))
-    assert "The student starts from layers of the first teacher's stages (stage 3: 0 1)." in caplog.text
+    distill(dataclasses.replace(given, init_from_teacher=('3:0',)))
+    assert "The student starts from layers of the first teacher's stages (stage 3: 0)." in caplog.text
     metrics = json.loads((run / 'metrics.json').read_text())
     assert list(metrics['models']) == ['teacher_1', 'teacher_2', 'student']
 
