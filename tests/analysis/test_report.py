@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from helpers import BROWSER, write_images, write_run
+from helpers import BROWSER, save_blank, write_images, write_run
 from PIL import Image
 from processes import flags
 from training_helpers import STUDENT, TEACHER
@@ -64,11 +64,7 @@ def copy_to_edit(run, folder):
 @pytest.fixture
 def blank_plots(monkeypatch):
     """Plots are made but not drawn, for tests of the text: drawing takes most of the time of a report."""
-
-    def save(figure, path, dpi):
-        Image.new('RGB', (9, 9)).save(path, format='PNG')
-
-    monkeypatch.setattr('hdkd_timm.evaluation.plots.save_figure', save)
+    monkeypatch.setattr('hdkd_timm.evaluation.plots.save_figure', save_blank)
 
 
 class Page(HTMLParser):
