@@ -82,6 +82,11 @@ def write_images(folder, classes=('a', 'b', 'c'), number=6, size=40, mode='RGB',
             Image.fromarray(pixels).convert(mode).save(folder / name / f'{j}{suffix}')
 
 
+def save_blank(figure, path, dpi):
+    """In the place of `plots.save_figure`, for tests of what is around plots: drawing takes most of the time."""
+    Image.new('RGB', (9, 9)).save(path, format='PNG')
+
+
 def smooth_image(seed, size=48):
     """A random image without fine detail, RGB."""
     rng = np.random.default_rng(seed)

@@ -9,9 +9,10 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from helpers import BROWSER, write_images, write_run
+from helpers import BROWSER, save_blank, write_images, write_run
 from PIL import Image
 from processes import flags
+from training_helpers import STUDENT, TEACHER
 
 from hdkd_timm import DistillConfig, TrainConfig, distill, train
 from hdkd_timm.analysis.mistakes import find_mistakes
@@ -24,7 +25,7 @@ from hdkd_timm.utils.files import SUMS
 
 NASTY = ['<img src=x onerror=alert(1)>', '"&{{ 7 * 7 }}', "b' <script>alert(2)</script>"]
 SETTINGS = dict(
-    model_kwargs=dict(dims=(8, 16, 24), depths=(1, 2, 2, 2), embed_dim=32, num_heads=2, head_dim=8),
+    model_kwargs=STUDENT,
     img_size=32,
     batch_size=8,
     epochs=2,
@@ -50,11 +51,7 @@ def runs(tmp_path_factory):
     shutil.copy(rows[0]['path'], rows[-1]['path'])  # a leak, with another label
     write_rows(rows, root / 'images.csv')
     common = dict(SETTINGS, data_csv=str(root / 'images.csv'), output=str(root / 'runs'))
-    distill(
-        DistillConfig(
-            **common, experiment='<i>one', teacher_kwargs=dict(dims=(8, 16, 24), depths=(1, 1, 1)), student_alone=True
-        )
-    )
+    distill(DistillConfig(**common, experiment='<i>one', teacher_kwargs=TEACHER, student_alone=True))
     train(TrainConfig(**common, model='hdkd_student', experiment='two'))
     return root / 'runs'
 
@@ -62,6 +59,12 @@ def runs(tmp_path_factory):
 def copy_to_edit(run, folder):
     """A copy of a run without checksums, so that it can be edited."""
     return shutil.copytree(run, folder, ignore=shutil.ignore_patterns(SUMS))
+
+
+@pytest.fixture
+def blank_plots(monkeypatch):
+    """Plots are made but not drawn, for tests of the text: drawing takes most of the time of a report."""
+    monkeypatch.setattr('hdkd_timm.evaluation.plots.save_figure', save_blank)
 
 
 class Page(HTMLParser):
@@ -151,6 +154,7 @@ def test_pictures_are_files_too(report):
     assert not list(report.parent.glob('.report*'))
 
 
+@pytest.mark.usefixtures('blank_plots')
 def test_several_runs(runs, tmp_path):
     folders = [runs / '<i>one' / 'student', runs / 'two']
     page = Page(write_report(folders, tmp_path / 'out', 0, check=False, resamples=50).read_text())
@@ -169,6 +173,7 @@ def test_several_runs(runs, tmp_path):
     assert not (runs / 'two' / 'report.html').exists()
 
 
+@pytest.mark.usefixtures('blank_plots')
 def test_networks_of_a_run_one_by_one(runs, tmp_path):
     """The report of a network is written into its folder; unfinished networks are listed."""
     run = shutil.copytree(runs / '<i>one', tmp_path / 'run')
@@ -180,6 +185,7 @@ def test_networks_of_a_run_one_by_one(runs, tmp_path):
     assert 'Unfinished networks are not shown: run/student.' in page.text
 
 
+@pytest.mark.usefixtures('blank_plots')
 def test_one_broken_image(runs, tmp_path):
     run = copy_to_edit(runs / 'two', tmp_path / 'run')
     (network,) = read_networks([run])
@@ -192,6 +198,7 @@ def test_one_broken_image(runs, tmp_path):
     assert (run / 'report' / 'mistake-02.png').exists()
 
 
+@pytest.mark.usefixtures('blank_plots')
 def test_equal_images_are_one_mistake(runs, tmp_path):
     run = copy_to_edit(runs / 'two', tmp_path / 'run')
     (network,) = read_networks([run])
@@ -208,6 +215,7 @@ def test_equal_images_are_one_mistake(runs, tmp_path):
     assert len(list((run / 'report').glob('mistake-*.png'))) == len(labels)
 
 
+@pytest.mark.usefixtures('blank_plots')
 def test_images_that_are_gone(runs, tmp_path):
     other = copy_to_edit(runs / 'two', tmp_path / 'other')
     for name in ('predictions.csv', 'images.csv'):
@@ -219,6 +227,7 @@ def test_images_that_are_gone(runs, tmp_path):
     assert (other / 'report' / 'classes.png').exists()
 
 
+@pytest.mark.usefixtures('blank_plots')
 def test_report_replaces_its_own(runs, tmp_path, capsys):
     run = shutil.copytree(runs / 'two', tmp_path / 'two')
     assert main(['report', str(run), '--no-check', '--mistakes', '9']) == 0
@@ -263,7 +272,8 @@ def test_bad_input(runs, tmp_path, capsys):
 
 def test_run_ends_with_its_report(image_folder, tmp_path, capsys, monkeypatch):
     settings = dict(img_size=32, epochs=1, workers=0, batch_size=8, bootstrap=10, device='cpu')
-    args = flags(data_dir=image_folder, output=tmp_path / 'runs', model='resnet10t', **settings)
+    network = dict(model='hdkd_student', model_kwargs=STUDENT)
+    args = flags(data_dir=image_folder, output=tmp_path / 'runs', **network, **settings)
     args = ['train', *args]
     assert main([*args, '--experiment', 'a']) == 0
     assert (tmp_path / 'runs' / 'a' / 'report.html').stat().st_size > 1e5
@@ -304,6 +314,7 @@ def test_names_that_control(tmp_path):
     assert not re.search('[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]', text)
 
 
+@pytest.mark.usefixtures('blank_plots')
 def test_networks_that_are_no_rivals(tmp_path):
     """No value is marked as the best between networks that were tested on different images."""
     for name in ('one', 'other'):
@@ -320,6 +331,7 @@ def test_networks_that_are_no_rivals(tmp_path):
     assert 'so the results are optimistically biased' in page.text
 
 
+@pytest.mark.usefixtures('blank_plots')
 def test_missing_files_are_named(tmp_path):
     write_run(tmp_path / 'run', ['a', 'b', 'c'])
     (tmp_path / 'run' / 'predictions.csv').unlink()

@@ -15,6 +15,7 @@ import yaml
 from helpers import write_images
 from hub_server import hub_server
 from processes import PACKAGES, run
+from training_helpers import STUDENT as TINY
 
 import hdkd_timm
 from hdkd_timm import DistillConfig, distill
@@ -208,16 +209,18 @@ def test_commands_take_their_names(tmp_path):
         data_dir=str(tmp_path / 'data'),
         img_size=32,
         epochs=1,
-        batch_size=4,
+        batch_size=8,
         workers=0,
         device='cpu',
-        bootstrap=10,
+        bootstrap=0,
         output=str(tmp_path / 'runs'),
         teacher_checkpoint=TEACHER,
     )
     cards = {}
     for experiment, changes in dict(
-        scratch={}, free=dict(model=STUDENT, pretrained=True), nc=dict(model=NC_STUDENT, pretrained=True)
+        scratch=dict(method=('kd',), model_kwargs=TINY),
+        free=dict(model=STUDENT, pretrained=True),
+        nc=dict(model=NC_STUDENT, pretrained=True),
     ).items():
         folder = distill(DistillConfig(**settings, **changes, experiment=experiment))['run']
         write_hub_folder(f'{folder}/student', tmp_path / experiment, 'us/net')

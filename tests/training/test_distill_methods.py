@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import timm
 import torch
-from training_helpers import load, read_summary, save_teacher
+from training_helpers import STUDENT, load, read_summary, save_teacher
 
 from hdkd_timm import distill
 from hdkd_timm.models.checkpoint import save_model
@@ -16,8 +16,8 @@ from hdkd_timm.training.trainer import Trainer
 
 @pytest.fixture
 def given(config, tmp_path):
-    """Settings with a trained teacher, and one epoch."""
-    save_teacher(tmp_path / 'given')
+    """Settings with a trained teacher, of two layers in its stages 1 and 3, and one epoch."""
+    save_teacher(tmp_path / 'given', depths=(2, 1, 2))
     return dataclasses.replace(config, teacher_checkpoint=str(tmp_path / 'given'), epochs=1)
 
 
@@ -113,7 +113,8 @@ def test_student_starts_from_its_teacher(given, run, monkeypatch):
         set_up(self)
 
     monkeypatch.setattr(Trainer, 'set_up', keep)
-    distill(dataclasses.replace(given, method=('none',), init_from_teacher=('1:0', '3:0,1')))
+    network = dict(STUDENT, depths=(1, 1, 2, 1))
+    distill(dataclasses.replace(given, model_kwargs=network, method=('none',), init_from_teacher=('1:0', '3:0,1')))
     teacher = load(run / 'teacher').state_dict()
     copied = {name for name in start if name.startswith(('stages.0.0.', 'stages.2.'))}
     assert len(copied) > 20

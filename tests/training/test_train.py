@@ -22,9 +22,8 @@ from hdkd_timm.models.checkpoint import save_model
 
 
 def test_train_any_timm_model(train_config, run):
-    metrics = train(
-        dataclasses.replace(train_config, model='resnet10t', model_kwargs=dict(stem_width=16), drop=0.1, epochs=1)
-    )
+    network = dict(stem_width=16, channels=(8, 16, 16, 32))
+    metrics = train(dataclasses.replace(train_config, model='resnet10t', model_kwargs=network, drop=0.1, epochs=1))
     assert list(metrics['models']) == ['resnet10t']
     assert sorted(p.name for p in run.iterdir()) == [
         'SHA256SUMS',
@@ -48,7 +47,7 @@ def test_config_file_repeats_a_run(train_config, run, tmp_path):
     from hdkd_timm.cli import main
 
     train(train_config)
-    assert main(['train', '--config', str(run / 'config.yaml'), '--experiment', 'again']) == 0
+    assert main(['train', '--config', str(run / 'config.yaml'), '--experiment', 'again', '--no-report']) == 0
     assert torch.equal(load(run).head.weight, load(tmp_path / 'runs' / 'again').head.weight)
 
 
@@ -85,7 +84,7 @@ def test_grey_images_with_the_soft_labels_of_a_teacher(train_config, saved, tmp_
         dataclasses.replace(
             train_config,
             model='resnet10t',
-            model_kwargs={},
+            model_kwargs=dict(channels=(8, 16, 16, 32)),
             in_chans=1,
             epochs=1,
             teacher_checkpoint=str(tmp_path / saved),

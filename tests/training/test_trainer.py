@@ -11,7 +11,7 @@ import torch
 from helpers import TINY_STUDENT, TINY_TEACHER, write_images
 from timm.utils import unwrap_model
 from torch.nn import functional as F
-from training_helpers import STUDENT, interrupt_test, load, predict_val, read_summary, save_teacher
+from training_helpers import interrupt_test, load, predict_val, read_summary, save_teacher
 
 from hdkd_timm import DistillConfig, TrainConfig, distill, train
 from hdkd_timm.data.datasets import create_datasets
@@ -29,7 +29,7 @@ def make_trainer(settings, tmp_path):
     """Settings -> a trainer that is about to train on its first batch; with a teacher, of its student."""
 
     def make(teacher=None, **changes):
-        values = {**settings, 'aug': 'none', **changes}
+        values = {**settings, 'batch_size': 4, 'aug': 'none', **changes}
         config = TrainConfig(**values) if teacher is None else DistillConfig(**values)
         datasets, classes = create_datasets(config)
         context = RunContext(config, World(torch.device('cpu')), datasets, classes)
@@ -260,7 +260,7 @@ def test_best_epoch_of_val_is_kept(train_config, image_folder, monkeypatch, run)
         return validate(self, metrics)
 
     monkeypatch.setattr(Trainer, 'validate', record)
-    metrics = train(train_config)
+    metrics = train(dataclasses.replace(train_config, epochs=3))
     assert metrics['models']['hdkd_student']['epoch'] == 1
     assert [float(row['val_accuracy']) for row in read_summary(run)] == pytest.approx([1 / 6, 5 / 6, 1 / 2])
     kept = load(run).head.weight
@@ -271,7 +271,7 @@ def test_best_epoch_of_val_is_kept(train_config, image_folder, monkeypatch, run)
 def test_lower_is_better_for_some_metrics(train_config, image_folder, monkeypatch):
     write_images(image_folder / 'val', number=2, seed=2)
     predict_val(monkeypatch, 1, 5, 3)
-    metrics = train(dataclasses.replace(train_config, select_metric='log_loss'))
+    metrics = train(dataclasses.replace(train_config, epochs=3, select_metric='log_loss'))
     assert metrics['models']['hdkd_student']['epoch'] == 1
 
 
@@ -286,7 +286,7 @@ def test_test_split_is_touched_once(train_config, image_folder, monkeypatch):
 
     monkeypatch.setattr(SplitLoader, '__iter__', record)
     train(train_config)
-    assert seen == [24, 6, 24, 6, 24, 6, 12]
+    assert seen == [24, 6, 24, 6, 12]
 
 
 def test_early_stopping(train_config, image_folder, monkeypatch, run):
@@ -421,7 +421,7 @@ def test_class_weights_are_in_the_loss(
 )
 def test_what_is_left_of_the_first_weights_is_told(train_config, changes, level, words, caplog):
     caplog.set_level('INFO')
-    config = dataclasses.replace(train_config, model_ema=True, **changes)
+    config = dataclasses.replace(train_config, **{'model_ema': True, 'epochs': 3, **changes})
     average = timm.utils.ModelEmaV3(
         torch.nn.Linear(1, 1), decay=config.model_ema_decay, use_warmup=config.model_ema_warmup
     )
@@ -459,11 +459,10 @@ def test_moving_average_is_what_is_kept(train_config, run):
 
 
 def test_compiled_training_is_the_same(train_config, run):
-    network = dict(STUDENT, depths=(1, 1, 1, 1))  # compilation takes long on each layer
-    config = dataclasses.replace(train_config, epochs=1, model_kwargs=network)
-    config = dataclasses.replace(config, opt='sgd', lr=0.05)  # Adam would make much of rounding noise
+    config = dataclasses.replace(train_config, epochs=1, opt='sgd', lr=0.05)  # Adam makes much of rounding noise
     train(config)
-    train(dataclasses.replace(config, torchcompile='aot_eager', experiment='compiled'))
+    # what follows the graph, of a step forward and back, is tested with the networks
+    train(dataclasses.replace(config, torchcompile='eager', experiment='compiled'))
     state = load(run.parent / 'compiled').state_dict()
     for name, value in load(run).state_dict().items():
         torch.testing.assert_close(state[name], value, rtol=1e-3, atol=1e-4)
@@ -495,8 +494,8 @@ def test_nan_loss_ends_the_run(config, train_config, run):
 
 def test_plateau_schedule_is_given_its_metric(train_config, image_folder, monkeypatch, run):
     write_images(image_folder / 'val', number=2, seed=2)
-    predict_val(monkeypatch, *[3] * 16)
-    settings = dict(sched='plateau', epochs=16, warmup_epochs=0, min_lr=0.0)
+    predict_val(monkeypatch, *[3] * 5)
+    settings = dict(sched='plateau', epochs=5, patience_epochs=2, warmup_epochs=0, min_lr=0.0)
     train(dataclasses.replace(train_config, batch_size=24, **settings))
     lrs = [float(row['lr']) for row in read_summary(run)]
     assert lrs[0] == 2e-3
