@@ -10,8 +10,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OLDEST_TIMM := 1.0.29
-# a file at a time in each of a few processes; in their order, as the longest have few tests
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, 1 + (os.cpu_count() or 1)))')
+# a file at a time in each of a few processes, one more than cores since tests also wait; in their order, as the longest
+# have few tests
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-oldest lint docs clean
 

@@ -17,6 +17,7 @@ import hdkd_timm
 from hdkd_timm.models.pretrained import RELEASES
 
 ROOT = Path(__file__).parents[2]
+FILES = {'README.md', 'config.json', 'confusion.png', 'metrics.json', 'model.safetensors', 'train.yaml'}
 
 
 def test_import_registers_the_models_and_does_nothing_else():
@@ -80,10 +81,17 @@ def test_wheel_holds_the_weights(tmp_path):
             if path.suffix in {'.py', '.typed', '.yaml', '.html', '.md'} and 'weights' not in path.parts
         }
         missing -= set(file.namelist())
+        others = {name.partition('/')[0] for name in file.namelist()} - {'hdkd_timm'}
+        weights = {name for name in file.namelist() if name.startswith('hdkd_timm/weights/')}
         (metadata,) = (name for name in file.namelist() if name.endswith('.dist-info/METADATA'))
         description = file.read(metadata).decode()
     assert not missing, f'setup.cfg misses them: {sorted(missing)}'
+    assert all(name.endswith('.dist-info') for name in others)
+    files = {f'{name}/{file}' for name in RELEASES for file in FILES} | {'LICENSES.md'}
+    assert weights == {f'hdkd_timm/weights/{file}' for file in files}, 'scripts of maintainers stay out'
     assert '# hdkd_timm' in description
+    for line in ('Author: ', 'Project-URL: Paper, https://arxiv.org/abs/2407.07516', 'Classifier: Typing :: Typed'):
+        assert f'\n{line}' in description
     assert not re.search(r'\]\((?!https:)|src="(?!https:)', description), 'links that lead nowhere on a package index'
     subprocess.run([*pip, 'install', '--no-deps', '--no-index', '--target', tmp_path / 'site', wheel], check=True)
     code = f"""

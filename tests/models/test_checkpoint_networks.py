@@ -42,10 +42,13 @@ def test_containers_and_prefixes(wrap, tmp_path):
     assert has_same_weights(loaded, model)
 
 
-def test_task_checkpoint_holds_two_networks(tmp_path):
+def test_task_checkpoint_holds_one_network_or_two(tmp_path):
+    """Those of earlier releases also held the teacher."""
     pair = create_student(), create_teacher()
-    state = {'task': HDKDTask(*pair, verbose=False).state_dict()}
-    assert {network.model_name for network in find_networks(state)} == {'hdkd_student', 'hdkd_teacher'}
+    state = HDKDTask(*pair, verbose=False).state_dict()
+    assert {network.model_name for network in find_networks({'task': state})} == {'hdkd_student'}
+    state.update(prefixed(pair[1], 'teacher.'))
+    assert {network.model_name for network in find_networks({'task': state})} == {'hdkd_student', 'hdkd_teacher'}
     state = {**prefixed(pair[0], 'student.'), **prefixed(pair[1], 'teacher.')}
     path = save_checkpoint(tmp_path, state)
     with pytest.raises(ValueError, match=r'networks: student\.\* \(hdkd_student\), teacher\.\* \(hdkd_teacher\)'):
