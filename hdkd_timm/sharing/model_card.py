@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..evaluation.metrics import METRIC_NAMES, format_interval, format_metric
 from ..evaluation.run_results import is_teacher, result_split
+from ..models.pretrained import hub_id
 from ..utils.text import printable
 
 CONFUSION_PICTURE = 'confusion.png'
@@ -202,6 +203,7 @@ def write_card(
         class_names=', '.join(map(escape, config.get('label_names') or [])),
         input_size=config['pretrained_cfg']['input_size'],
         source=load or f'hf-hub:{name}',
+        repository=name if '/' in name else hub_id(name),
         result=result,
         split=split,
         metrics=metrics,

@@ -63,7 +63,10 @@ def test_transformers_pipeline(name, folders):
 def test_transformers_trainer(folders, tmp_path):
     from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
 
-    model = AutoModelForImageClassification.from_pretrained(folders / 'saved')
+    halves = AutoModelForImageClassification.from_pretrained(find_folder('hdkd_student.brain_mri'))
+    assert halves.dtype == torch.float16  # as the card warns
+    model = AutoModelForImageClassification.from_pretrained(folders / 'saved', dtype=torch.float32)
+    assert model.dtype == torch.float32
     assert model.config.id2label == {0: 'a', 1: 'b', 2: 'c'}
     before = model.timm_model.head.weight.detach().clone()
     rows = [dict(pixel_values=torch.randn(3, 32, 32), labels=i % 3) for i in range(6)]

@@ -50,6 +50,7 @@ def test_card_of_a_model_without_a_run():
     assert '`hdkd_student` ([HDKD]' in card
     assert 'for 2 classes: &#60;b&#62;&#124;x, a\\_b. Images of 32 x 48 pixels, 1 channels.' in card
     assert "timm.create_model('hf-hub:us/net', pretrained=True)" in card
+    assert "AutoModelForImageClassification.from_pretrained('us/net', dtype=torch.float32)" in card
     assert '## Results\n\nNone were uploaded with the model.\n\n## Training\n\nThe uploader did not' in card
     assert 'Unknown: ask the uploader' in card
     assert 'model-index' not in card
