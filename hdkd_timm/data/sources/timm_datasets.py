@@ -1,5 +1,6 @@
 """Datasets of timm's `create_dataset`: with random access (hfds/, torch/), and without (wds/, tfds/, hfids/)."""
 
+import logging
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -9,9 +10,12 @@ from timm.data import create_dataset
 from timm.data.readers.reader import Reader
 
 from ..config import DataConfig, SourceConfig
+from ..image_files import IMG_EXTENSIONS
 from ..image_io import IMG_MODES
 from ..samples import Samples, SplitNotFoundError, check_same_classes
 from .walk import natural_order
+
+_logger = logging.getLogger(__name__)
 
 ITERABLE = ('wds', 'tfds', 'hfids')  # prefixes of timm's datasets without random access
 
@@ -138,7 +142,7 @@ def _open(
     try:
         return create_dataset(
             config.dataset,
-            root=config.data_dir,
+            root=_find_root(config),
             split=split,
             is_training=is_training,
             batch_size=batch_size,
@@ -153,9 +157,34 @@ def _open(
         raise ValueError(f"Dataset '{config.dataset}' needs another package ({e}).") from e
     except Exception as e:  # of a dozen libraries
         raise ValueError(
-            f"Cannot open split '{split}' of dataset '{config.dataset}' ({type(e).__name__}: {e}); see --train-split,"
+            f"Cannot open split '{split}' of dataset '{config.dataset}' ({_describe(e)}); see --train-split,"
             ' --val-split and --test-split, empty for none.'
         ) from e
+
+
+def _describe(error: BaseException) -> str:
+    """An error and those that caused it: `datasets` says what went wrong in the innermost."""
+    chain: List[BaseException] = []
+    cause: Optional[BaseException] = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return ', caused by '.join(f'{type(e).__name__}: {" ".join(str(e).split())}' for e in chain)
+
+
+def _find_root(config: SourceConfig) -> Optional[str]:
+    """--data-dir, where timm's readers find or put their files. That of `hfds` puts its cache there, so None, the cache
+    of Hugging Face, if it is a folder of images, which is logged."""
+    folder = config.data_dir
+    if not folder or config.dataset.split('/')[0].lower() != 'hfds':
+        return folder
+    levels = (Path(folder).glob(pattern) for pattern in ('*', '*/*', '*/*/*'))
+    if any(path.name.lower().endswith(IMG_EXTENSIONS) for level in levels for path in level):
+        _logger.info(
+            f"--data-dir '{folder}' holds images: the cache of {config.dataset} is that of Hugging Face instead."
+        )
+        return None
+    return folder
 
 
 def _read_torchvision(config: SourceConfig, split: str, name: str) -> Tuple[Samples, List[str]]:

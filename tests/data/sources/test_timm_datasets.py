@@ -114,6 +114,25 @@ def test_hub_dataset_of_an_image_folder(image_folder, tmp_path):
         create(**settings, test_split='holdout')
 
 
+def test_cache_of_a_hub_dataset_is_not_among_the_images(image_folder, tmp_path, monkeypatch, caplog):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', tmp_path / 'cache')
+    caplog.set_level('INFO')
+    before = sorted(image_folder.rglob('*'))
+    create(image_folder, dataset=f'hfds/{image_folder}')
+    assert sorted(image_folder.rglob('*')) == before
+    assert any((tmp_path / 'cache').iterdir())
+    assert f"--data-dir '{image_folder}' holds images: the cache of hfds" in caplog.text
+
+
+def test_cause_of_an_error_of_a_hub_dataset(tmp_path):
+    (tmp_path / 'hub').mkdir()
+    (tmp_path / 'hub' / 'train.json').write_text('{"image": ')
+    with pytest.raises(ValueError, match=r"Cannot open split 'train' .*DatasetGenerationError: .*, caused by \w+: "):
+        create(tmp_path / 'cache', dataset=f'hfds/{tmp_path / "hub"}')
+
+
 def test_hub_dataset_with_class_labels(hub_folder, tmp_path):
     import datasets
 
