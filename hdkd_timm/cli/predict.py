@@ -17,7 +17,8 @@ def add_arguments(parser: CommandParser) -> None:
         '--out',
         default='predictions.csv',
         metavar='FILE',
-        help='CSV file to write: path, label, probability of each class (default: %(default)s)',
+        help='file to write, CSV or, with suffix .jsonl, JSON lines: path, label, probability of each class'
+        ' (default: %(default)s)',
     )
     parser.add_settings(InferenceConfig)
 

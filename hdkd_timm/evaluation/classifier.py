@@ -64,6 +64,13 @@ class ModelConfig:
 class InferenceConfig(ModelConfig):
     """Settings for running a saved model on images."""
 
+    tta: Optional[str] = setting(
+        None,
+        'test-time augmentation: mean probabilities of 2 views (hflip), 4 (flips) or 8 (dihedral: flips and turns)',
+        choices=('hflip', 'flips', 'dihedral'),
+        group='model',
+        common=True,
+    )
     batch_size: int = setting(64, 'batch size', flags=('-b',), at_least=1, group='device and speed', common=True)
     amp: bool = setting(False, 'mixed precision')
     amp_dtype: str = setting('float16', 'autocast dtype', choices=('float16', 'bfloat16'))

@@ -23,6 +23,7 @@ from .bootstrap import bootstrap_intervals, class_intervals
 from .classifier import Classifier, InferenceConfig, load_classifier
 from .metrics import classification_metrics, per_class_metrics
 from .temperature import apply_temperature
+from .tta import TestTimeAugmentation
 
 _logger = logging.getLogger(__name__)
 
@@ -106,19 +107,23 @@ def _merge_shares(
 
 
 def classify(classifier: Classifier, dataset: Any, config: InferenceConfig) -> Tuple[np.ndarray, np.ndarray]:
-    """Probabilities (N, K) and class indices (N,) of a dataset by a loaded model, calibrated if it is."""
+    """Probabilities (N, K) and class indices (N,) of a dataset by a loaded model, calibrated if it is; the mean over
+    views with test-time augmentation."""
+    model, temperature = classifier.model, classifier.temperature
+    if config.tta:
+        model, temperature = TestTimeAugmentation(model, config.tta, temperature), None
     loader = SplitLoader(
         dataset, classifier.data_config, config.batch_size, num_workers=config.workers, device=classifier.device
     )
     with kept_memory(classifier.device):
         probs, targets = evaluate(
-            classifier.model,
+            model,
             loader,
             World(classifier.device),
             getattr(torch, config.amp_dtype) if config.amp else None,
             config.channels_last,
         )
-    return probs if classifier.temperature is None else apply_temperature(probs, classifier.temperature), targets
+    return probs if temperature is None else apply_temperature(probs, temperature), targets
 
 
 def full_report(
@@ -221,9 +226,9 @@ def evaluate_model(name: str, config: EvalConfig) -> Tuple[Dict[str, Any], Dict[
         config: Data, split and inference settings.
 
     Returns:
-        The results: `full_report` with 'model', 'split', 'classes' (by index in the model) and, for a model without
-        class names whose order is ambiguous, 'classes_guessed' (also logged as a warning). And the images: 'names',
-        'probs' (N, K), 'targets' (N,) and 'groups' (N,), None without groups.
+        The results: `full_report` with 'model', 'split', 'classes' (by index in the model), 'tta' if it is used and,
+        for a model without class names whose order is ambiguous, 'classes_guessed' (also logged as a warning). And the
+        images: 'names', 'probs' (N, K), 'targets' (N,) and 'groups' (N,), None without groups.
 
     Raises:
         FileNotFoundError, ValueError: as `load_classifier` and `create_datasets`; if a class of the data is not a class
@@ -247,7 +252,8 @@ def evaluate_model(name: str, config: EvalConfig) -> Tuple[Dict[str, Any], Dict[
     names = dataset.samples.filenames() if has_samples else [str(i) for i in range(len(targets))]
     report = full_report(probs, targets, classes, groups, config.bootstrap, config.seed)
     guessed = dict(classes_guessed=True) if is_guess else {}
+    augmented = dict(tta=config.tta) if config.tta else {}
     return (
-        dict(model=name, split=config.split, classes=classes, **guessed, **report),
+        dict(model=name, split=config.split, classes=classes, **guessed, **augmented, **report),
         dict(names=names, probs=probs, targets=targets, groups=groups),
     )

@@ -1,11 +1,13 @@
 """predictions.csv: the probabilities of images, one row per image."""
 
+import json
 from pathlib import Path
 from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from ..utils.csv_files import iterate_rows, write_table
+from ..utils.files import atomic_write
 
 
 def write_predictions(
@@ -15,7 +17,8 @@ def write_predictions(
     classes: Sequence[str],
     targets: Optional[np.ndarray] = None,
 ) -> None:
-    """Write a CSV file with the columns path, target (if known), label (most probable class) and prob_<class>.
+    """Write a CSV file with the columns path, target (if known), label (most probable class) and prob_<class>; or, with
+    the suffix .jsonl, JSON lines with path, target, label and probs, class -> probability.
 
     Probabilities are written with as many digits as are needed to read back the same numbers. Rows are streamed,
     because their text takes twenty times the memory of the numbers.
@@ -32,8 +35,22 @@ def write_predictions(
         target = [] if targets is None else [classes[targets[i]]]
         return [names[i], *target, classes[int(probs[i].argmax())], *map(repr, probs[i].astype(float).tolist())]
 
+    if path.suffix.lower() == '.jsonl':
+        _write_json_lines(path, names, probs, classes, targets)
+        return
     columns = ['path', *([] if targets is None else ['target']), 'label', *(f'prob_{label}' for label in classes)]
     write_table(columns, map(cells, range(len(names))), path)
+
+
+def _write_json_lines(
+    path: Path, names: Sequence[str], probs: np.ndarray, classes: Sequence[str], targets: Optional[np.ndarray]
+) -> None:
+    with atomic_write(path) as file:
+        for i, name in enumerate(names):
+            target = {} if targets is None else {'target': classes[targets[i]]}
+            values = dict(zip(classes, probs[i].astype(float).tolist()))
+            file.write(json.dumps({'path': name, **target, 'label': classes[int(probs[i].argmax())], 'probs': values}))
+            file.write('\n')
 
 
 def read_predictions(path: Path, classes: Sequence[str]) -> Tuple[List[str], np.ndarray, np.ndarray]:

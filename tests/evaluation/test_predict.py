@@ -15,6 +15,7 @@ from hdkd_timm import EvalConfig, evaluate_model, predict
 from hdkd_timm.cli import main
 from hdkd_timm.evaluation.classifier import InferenceConfig
 from hdkd_timm.evaluation.predict import drop_bad_images, find_images
+from hdkd_timm.evaluation.temperature import write_temperature
 from hdkd_timm.models.checkpoint import save_model
 
 CONFIG = InferenceConfig(workers=0, device='cpu', batch_size=3)
@@ -35,6 +36,24 @@ def test_predict_as_timm_would_by_hand(model_folder, image_folder):
     assert classes == ['a', 'b', 'c']
     np.testing.assert_allclose(probs.sum(axis=1), 1)
     np.testing.assert_allclose(probs, expected_probs(model_folder, files), atol=1e-5)
+
+
+def test_test_time_augmentation(model_folder, image_folder):
+    """The mean over flips, each calibrated; also of `evaluate_model`, whose results name it."""
+    write_temperature(model_folder, 2.0, {})
+    files = find_images([str(image_folder / 'test')])
+    model = timm.create_model(f'local-dir:{model_folder}', pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+    x = torch.stack([transform(Image.open(f).convert('RGB')) for f in files])
+    with torch.no_grad():
+        expected = sum((model(view) / 2).softmax(dim=1) for view in (x, x.flip(3))) / 2
+    config = replace(CONFIG, tta='hflip', calibrated=True)
+    _, probs, _ = predict(str(model_folder), [str(image_folder / 'test')], config)
+    np.testing.assert_allclose(probs, expected, atol=1e-5)
+    eval_config = EvalConfig(data_dir=str(image_folder), workers=0, device='cpu', bootstrap=0, tta='dihedral')
+    report, images = evaluate_model(str(model_folder), eval_config)
+    assert report['tta'] == 'dihedral'
+    assert np.abs(images['probs'] - predict(str(model_folder), images['names'], CONFIG)[1]).max() > 1e-4
 
 
 def test_grey_model(tmp_path, image_folder):

@@ -1,6 +1,7 @@
 """predictions.csv, written and read."""
 
 import csv
+import json
 import tracemalloc
 
 import numpy as np
@@ -35,6 +36,18 @@ def test_predictions(tmp_path, has_targets):
         rows = list(csv.DictReader(file))
     assert [[float(row[f'prob_{label}']) for label in NASTY] for row in rows] == probs.tolist()
     assert sorted(path.name for path in tmp_path.iterdir()) == ['expected.csv', 'found.csv']
+
+
+@pytest.mark.parametrize('targets', [None, np.array([0, 5])])
+def test_json_lines(targets, tmp_path):
+    probs = np.random.default_rng(0).dirichlet(np.ones(len(NASTY)), size=2)
+    names = ['a/b\udc80.png', 'two\nlines.png']
+    write_predictions(tmp_path / 'found.JSONL', names, probs, NASTY, targets)
+    rows = [json.loads(line) for line in (tmp_path / 'found.JSONL').read_text(encoding='ascii').splitlines()]
+    assert [row['path'] for row in rows] == names
+    assert [row['label'] for row in rows] == [NASTY[i] for i in probs.argmax(axis=1)]
+    assert [row.get('target') for row in rows] == ([None, None] if targets is None else ['a,b', 'path\udc80'])
+    assert [row['probs'] for row in rows] == [dict(zip(NASTY, p)) for p in probs.tolist()]
 
 
 def test_predictions_in_single_precision_have_their_own_digits(tmp_path):

@@ -1,0 +1,51 @@
+"""Test-time augmentation: the mean of a model's class probabilities over flipped and rotated copies of an image."""
+
+import itertools
+from typing import Dict, Optional, Tuple
+
+import torch
+from torch import nn
+
+__all__ = ['VIEWS', 'TestTimeAugmentation']
+
+_H, _W = 2, 3  # dimensions of (B, C, H, W)
+_FLIPS: Tuple[Tuple[int, ...], ...] = ((), (_W,), (_H,), (_H, _W))
+VIEWS: Dict[str, Tuple[Tuple[bool, Tuple[int, ...]], ...]] = {  # name -> (whether transposed, flipped dimensions)
+    'hflip': ((False, ()), (False, (_W,))),
+    'flips': tuple((False, flip) for flip in _FLIPS),
+    'dihedral': tuple(itertools.product((False, True), _FLIPS)),
+}
+
+
+class TestTimeAugmentation(nn.Module):
+    """A model whose class probabilities are the mean over views of each image.
+
+    (B, C, H, W) -> (B, K), logarithms of probabilities
+
+    Args:
+        model: Returns logits (B, K).
+        views: 'hflip' (2 views), 'flips' (4: horizontal, vertical, both) or 'dihedral' (8: flips and quarter turns).
+        temperature: By which the logits of each view are divided; None for 1.
+
+    Raises:
+        ValueError: in a step, if an image that is not square would be turned.
+    """
+
+    __test__ = False  # not a test, whatever pytest may think of its name
+
+    def __init__(self, model: nn.Module, views: str, temperature: Optional[float] = None):
+        super().__init__()
+        self.model = model
+        self.views = views
+        self.temperature = temperature or 1.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[-2:]
+        if self.views == 'dihedral' and height != width:
+            raise ValueError(f'--tta dihedral turns images, which must be square, got {height} x {width}: use flips.')
+        total = torch.zeros(())
+        views = VIEWS[self.views]
+        for transposed, flip in views:
+            view = (x.transpose(_H, _W) if transposed else x).flip(flip)
+            total = total + (self.model(view).float() / self.temperature).softmax(dim=-1)
+        return (total / len(views)).log()
