@@ -1,7 +1,7 @@
 """Settings of the data: where labelled images come from, and how they are split and checked."""
 
 import dataclasses
-from typing import Optional
+from typing import Optional, Tuple
 
 from ..utils.config import setting
 
@@ -22,6 +22,10 @@ class SourceConfig:
         "CSV file instead: columns path (relative to --data-dir, else to the file's folder), label, split, group",
         metavar='FILE',
         common=True,
+    )
+    path_column: str = setting('path', 'CSV column with the file of an image, or its name without suffix')
+    label_column: Tuple[str, ...] = setting(
+        ('label',), 'CSV column with the class, or several, one for each class, of which one is 1', metavar='NAME'
     )
     split_column: str = setting('split', 'CSV column with the split of an image: train, val or test')
     group_column: Optional[str] = setting(

@@ -39,7 +39,15 @@ def read_samples(config: SourceConfig, only: Optional[str] = None) -> Tuple[Dict
     if config.dataset:
         samples, classes = read_timm_dataset(config, only)
     elif config.data_csv:
-        samples, classes = read_csv(config.data_csv, config.data_dir, config.split_column, config.group_column, only)
+        samples, classes = read_csv(
+            config.data_csv,
+            config.data_dir,
+            config.split_column,
+            config.group_column,
+            only,
+            config.path_column,
+            config.label_column,
+        )
     elif config.data_dir:
         samples, classes = read_folders(config.data_dir, only)
     else:

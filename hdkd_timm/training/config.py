@@ -209,8 +209,8 @@ class DistillConfig(TrainConfig):
     )
     method: Tuple[str, ...] = setting(
         ('hdkd',),
-        "distillation methods, one or several, NAME or, of the N-th of --teachers separate, NAME:N; 'list' prints them,"
-        " 'none' trains by cross entropy alone",
+        "distillation methods, NAME or NAME:N of the N-th of --teachers separate; 'list' prints them, 'none' trains by"
+        ' cross entropy alone',
         common=True,
         metavar='NAME',
     )

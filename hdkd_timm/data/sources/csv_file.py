@@ -1,5 +1,6 @@
 """CSV tables of images: their cells as text, and checks for values that are probably not intended."""
 
+import contextlib
 import csv
 import itertools
 import logging
@@ -15,6 +16,7 @@ from .walk import join_names
 _logger = logging.getLogger(__name__)
 
 # what programs (pandas, NumPy, Excel) write for a missing value, and what may be one or a name; in lower case
+DELIMITERS = (',', ';', '\t', '|')
 MISSING = ('', 'nan', '-nan', '<na>', 'nat', '#n/a')
 DOUBTFUL = ('na', 'n/a', 'null', 'none', '-', '?')
 
@@ -40,8 +42,25 @@ class Table(NamedTuple):
         return [row[index] for row in self.rows]
 
 
+def find_delimiter(path: Path, required: Sequence[str]) -> str:
+    """What separates the cells of a table: a comma, or a semicolon, tab or | if the header has the required columns so.
+
+    Args:
+        path: The file.
+        required: Columns that must exist.
+    """
+    with path.open(**{**TEXT, 'encoding': 'utf-8-sig'}) as file:
+        first = file.readline()
+    for delimiter in DELIMITERS:
+        with contextlib.suppress(csv.Error):  # which read_table reports
+            header = next(csv.reader([first], delimiter=delimiter), [])
+            if set(required) <= {raw_cell(name) for name in header}:
+                return delimiter
+    return ','
+
+
 def read_table(path: Path, required: Sequence[str] = ()) -> Table:
-    """Read a CSV file in UTF-8.
+    """Read a CSV file in UTF-8, see `find_delimiter`.
 
     Args:
         path: The file.
@@ -51,9 +70,12 @@ def read_table(path: Path, required: Sequence[str] = ()) -> Table:
         ValueError: if it is not a CSV file, a required column or cell is missing, two columns have the same name, or a
             row has more or fewer cells than the header.
     """
+    delimiter = find_delimiter(path, required)
     try:
         with path.open(**{**TEXT, 'encoding': 'utf-8-sig'}) as file:
-            reader = csv.reader(file, strict=True)  # or an unclosed quote would swallow the following rows
+            reader = csv.reader(
+                file, strict=True, delimiter=delimiter
+            )  # or an unclosed quote would swallow the following rows
             rows, lines = [], []
             for row in reader:
                 if row:
@@ -61,6 +83,8 @@ def read_table(path: Path, required: Sequence[str] = ()) -> Table:
                     lines.append(reader.line_num)
     except csv.Error as e:
         raise ValueError(f"'{path}' is not a CSV file in UTF-8 (line {reader.line_num}: {e}).") from e
+    if delimiter != ',':
+        _logger.info(f"Cells of '{path}' are separated by {delimiter!r}.")
     columns = rows.pop(0) if rows else []
     lines = lines[1:]
     table = Table(path, columns, rows, lines)
@@ -87,16 +111,17 @@ def _check_row(table: Table, line: int, row: List[str], required: Sequence[str])
         if not ''.join(row[table.columns.index(name) :][:1]).strip():
             raise ValueError(f"'{table.path}' line {line}: no {name}.")
     if any(row[number:]) or len(row) < number:
-        hint = ': put text that contains a comma in double quotes' if len(row) > number else ''
+        hint = ': put text that contains a separator in double quotes' if len(row) > number else ''
         raise ValueError(f"'{table.path}' line {line}: {len(row)} cells, but the header has {number}{hint}.")
     del row[number:]
 
 
-def read_first_rows(path: Path, number: int) -> List[Dict[str, str]]:
+def read_first_rows(path: Path, number: int, required: Sequence[str] = ()) -> List[Dict[str, str]]:
     """Column -> cell of the first rows of a table; fewer or none if it has fewer or cannot be read."""
     try:
+        delimiter = find_delimiter(path, required)
         with path.open(**{**TEXT, 'encoding': 'utf-8-sig'}) as file:
-            rows = itertools.islice(csv.DictReader(file), number)
+            rows = itertools.islice(csv.DictReader(file, delimiter=delimiter), number)
             return [{name: raw_cell(cell) for name, cell in row.items()} for row in rows]
     except (OSError, csv.Error):  # reported by read_table
         return []
@@ -106,11 +131,9 @@ def require_column(table: Table, name: str) -> None:
     """Raises ValueError if the column does not exist; names those that do."""
     if name in table.columns:
         return
-    header = table.columns[0] if len(table.columns) == 1 else ''
-    separator = next((c for c in ';\t|' if c in header), None)
-    hint = f' Its cells seem to be separated by {separator!r}: save it with commas instead.' if separator else ''
+    flag = {'path': ' --path-column names another one.', 'label': ' --label-column names another one.'}.get(name, '')
     raise ValueError(
-        f"'{table.path}' has no column '{name}' (columns found: {', '.join(table.columns) or 'none'}).{hint}"
+        f"'{table.path}' has no column '{name}' (columns found: {', '.join(table.columns) or 'none'}).{flag}"
     )
 
 

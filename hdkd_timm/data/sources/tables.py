@@ -3,11 +3,12 @@
 import logging
 import os
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple, Union
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from ..config import SourceConfig
+from ..image_files import IMG_EXTENSIONS
 from ..samples import CONTENTS, SPLITS, FileReader, Samples, SplitNotFoundError, check_same_classes
 from .csv_file import (
     Table,
@@ -18,10 +19,11 @@ from .csv_file import (
     require_column,
     warn_of_similar_column,
 )
-from .walk import join_names, natural_order
+from .walk import join_names, natural_order, walk_folder
 
 _logger = logging.getLogger(__name__)
 
+_ONE_HOT = {'0': 0, '0.0': 0, 'false': 0, '1': 1, '1.0': 1, 'true': 1}
 FIRST_ROWS = 100  # of a table, whose images are looked for before it is read as a whole
 
 
@@ -31,6 +33,8 @@ def read_csv(
     split_column: str = 'split',
     group_column: Optional[str] = None,
     only: Optional[str] = None,
+    path_column: str = 'path',
+    label_columns: Sequence[str] = ('label',),
 ) -> Tuple[Dict[str, Samples], List[str]]:
     """Read a table of images.
 
@@ -42,21 +46,24 @@ def read_csv(
         split_column: Name of the split column.
         group_column: Name of the group column, by default 'group' if it exists.
         only: Read only this split; without a split column it consists of all rows.
+        path_column: Name of the path column. Cells without a suffix, such as 'ISIC_0027419', may name an image in the
+            directory or below by what precedes its suffix.
+        label_columns: Name of the label column, or of one column for each class, of which one is 1 and the others 0.
 
     Returns:
         Split -> samples, and the class names.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if a column is missing or there twice, a row has missing or extra cells, a label denotes a missing
-            value, a path occurs twice, a split is unknown, the classes of two splits differ, or text other than the
-            name of an existing file is not UTF-8.
+        ValueError: if a column is missing or there twice, a row has missing or extra cells, not one of several label
+            columns is 1, a label denotes a missing value, a path occurs twice or names several images, a split is
+            unknown, the classes of two splits differ, or text other than the name of an existing file is not UTF-8.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"CSV file '{path}' does not exist or is not a regular file.")
     root = Path(root) if root else path.parent
-    table = read_table(path, ('path', 'label'))
+    table = _name_columns(read_table(path, (path_column, *label_columns)), path_column, label_columns)
     _check_encoding(table, root)
     _check_optional_column(table, 'split', '--split-column', split_column if split_column != 'split' else None)
     _check_optional_column(table, 'group', '--group-column', group_column)
@@ -90,6 +97,34 @@ def read_csv(
             listed=None if listed is None else listed[rows],
         )
     return samples, names
+
+
+def _name_columns(table: Table, path_column: str, label_columns: Sequence[str]) -> Table:
+    """The table with its columns of files and classes called 'path' and 'label'; others of these names are left out."""
+    if path_column == 'path' and tuple(label_columns) == ('label',):
+        return table
+    paths = table.column(path_column)
+    labels = table.column(label_columns[0]) if len(label_columns) == 1 else _read_one_hot(table, label_columns)
+    kept = [i for i, name in enumerate(table.columns) if name not in ('path', 'label')]
+    return table._replace(
+        columns=['path', 'label', *(table.columns[i] for i in kept)],
+        rows=[[path, label, *(row[i] for i in kept)] for path, label, row in zip(paths, labels, table.rows)],
+    )
+
+
+def _read_one_hot(table: Table, names: Sequence[str]) -> List[str]:
+    """Class of each row, of columns of which one is 1."""
+    labels = []
+    for line, *cells in zip(table.lines, *(table.column(name) for name in names)):
+        values = [_ONE_HOT.get(cell.strip().lower()) for cell in cells]
+        if None in values:
+            name, cell = names[values.index(None)], cells[values.index(None)]
+            raise ValueError(f"'{table.path}' line {line}: {name} must be 0 or 1 (--label-column), got '{cell}'.")
+        if values.count(1) != 1:
+            found = ', '.join(name for name, value in zip(names, values) if value) or 'none'
+            raise ValueError(f"'{table.path}' line {line}: one of {', '.join(names)} must be 1, got {found}.")
+        labels.append(names[values.index(1)])
+    return labels
 
 
 def _is_utf8(text: str) -> bool:
@@ -130,6 +165,7 @@ def _find_files(table: Table, root: Path) -> List[str]:
         str(root / path) if './' in path or '//' in path or path.endswith(('/', '.')) else os.path.join(base, path)
         for path in table.column('path')
     ]
+    files = _add_suffixes(table, files, root)
     places = [os.path.abspath(file) for file in files]
     if len(set(places)) < len(places):
         first: Dict[str, int] = {}
@@ -139,6 +175,35 @@ def _find_files(table: Table, root: Path) -> List[str]:
                     f"'{table.path}' line {line}: image '{path}' is in line {first[place]} already: remove one."
                 )
     return files
+
+
+def _add_suffixes(table: Table, files: List[str], root: Path) -> List[str]:
+    """Files of the images that are named without suffix, in their directory or below it.
+
+    Raises:
+        ValueError: if there are several of a name.
+    """
+    bare = {i for i, file in enumerate(files) if not os.path.splitext(file)[1] and not os.path.exists(file)}
+    if not bare or not root.is_dir():
+        return files
+    found: Dict[str, List[str]] = {}
+    for _, names in walk_folder(str(root)):
+        for file in names:
+            if file.lower().endswith(IMG_EXTENSIONS):
+                stem = os.path.splitext(file)[0]
+                for key in {os.path.relpath(stem, root), os.path.basename(stem)}:
+                    found.setdefault(key, []).append(file)
+    number, result = 0, list(files)
+    for i, (line, path) in enumerate(zip(table.lines, table.column('path'))):
+        images = found.get(os.path.normpath(path), []) if i in bare else []
+        if len(images) > 1:
+            raise ValueError(
+                f"'{table.path}' line {line}: '{path}' may be {join_names(sorted(images))}: give the file's name."
+            )
+        if images:
+            result[i], number = images[0], number + 1
+    _logger.info(f"{number:,} images of '{table.path}' are named without suffix, and found in '{root}'.")
+    return result
 
 
 def _read_splits(table: Table, split_column: str, default: str) -> np.ndarray:
@@ -185,12 +250,15 @@ def check_first_files(config: SourceConfig, only: Optional[str]) -> None:
     path = Path(config.data_csv)
     root = Path(config.data_dir or path.parent)
     wanted = {name for split, names in SPLITS.items() if only in (None, split) for name in names}
+    column = config.path_column
     paths = [
-        row['path']
-        for row in read_first_rows(path, FIRST_ROWS)
-        if row.get('path') and (row.get(config.split_column, only or 'train') or '').strip().lower() in wanted
+        row[column]
+        for row in read_first_rows(path, FIRST_ROWS, (column, *config.label_column))
+        if row.get(column) and (row.get(config.split_column, only or 'train') or '').strip().lower() in wanted
     ]
-    if len(paths) == FIRST_ROWS and not any(os.path.exists(root / name) for name in paths):
+    if len(paths) == FIRST_ROWS and not any(
+        os.path.exists(root / name) or not os.path.splitext(name)[1] for name in paths
+    ):
         raise ValueError(
             f"Cannot read image '{root / paths[0]}' (FileNotFoundError), and none of the first {FIRST_ROWS} images of"
             f" '{path}' exists: its paths are relative to '{root}', specify another directory with --data-dir."
