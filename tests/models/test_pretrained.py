@@ -82,7 +82,7 @@ def test_shipped_folder(name):
     assert f'| accuracy | {metrics["test"]["accuracy"]:.1%}'.replace('%', ' %') in card
     assert yaml.safe_load(card.split('---\n')[1])['license'] == cfg.license
     assert f"timm.create_model('{name}', pretrained=True)" in card
-    assert f"from_pretrained('{hub_id(name)}', dtype=torch.float32)" in card
+    assert f"'{hub_id(name)}', dtype=torch.float32" in card
     assert yaml.safe_load((folder / 'train.yaml').read_text())['data'].strip() in card
     assert not any(word in path.read_text() for path in folder.glob('*.[jmy]*') for word in ('data_csv', str(ROOT)))
 
