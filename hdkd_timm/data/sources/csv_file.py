@@ -73,9 +73,8 @@ def read_table(path: Path, required: Sequence[str] = ()) -> Table:
     delimiter = find_delimiter(path, required)
     try:
         with path.open(**{**TEXT, 'encoding': 'utf-8-sig'}) as file:
-            reader = csv.reader(
-                file, strict=True, delimiter=delimiter
-            )  # or an unclosed quote would swallow the following rows
+            # strict, or an unclosed quote would swallow the following rows
+            reader = csv.reader(file, strict=True, delimiter=delimiter)
             rows, lines = [], []
             for row in reader:
                 if row:
