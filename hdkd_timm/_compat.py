@@ -7,10 +7,11 @@ of timm, or nothing.
 
 import inspect
 import math
-from typing import Any, Dict, Iterator, Optional, Tuple, Type
+from typing import Any, Dict, Iterator, Optional, Tuple, Type, Union
 
 import timm.models
 import torch
+from timm.layers import to_2tuple
 from timm.models import adapt_input_conv
 from torch import nn
 from torch.utils.data import IterableDataset
@@ -51,6 +52,16 @@ def update_model_input_size(model: nn.Module, img_size: Tuple[int, int]) -> None
         update_model_input_size(model, img_size)
     else:
         model._model_args = dict(getattr(model, '_model_args', {}), img_size=img_size)
+
+
+def image_size(model: nn.Module, default: Union[None, int, Tuple[int, int]] = None) -> Tuple[int, int]:
+    """Height and width in pixels of the images that a model was built for: its own, or `default`, or those of its
+    `pretrained_cfg`, which timm >= 1.0.31 keeps up to date and older releases leave as they are for the weights."""
+    size = getattr(model, 'img_size', None) or getattr(getattr(model, 'patch_embed', None), 'img_size', None) or default
+    if size is not None:
+        return to_2tuple(size)
+    height, width = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', (3, 224, 224))[-2:]
+    return height, width
 
 
 def remove_model_arg(model: nn.Module, name: str) -> None:

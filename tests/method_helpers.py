@@ -5,7 +5,8 @@ import re
 import timm
 from helpers import TINY_STUDENT, TINY_TEACHER, load_reference, strip_prefix
 
-from hdkd_timm.distillation.networks import NetworkInfo, Pair, image_size
+from hdkd_timm._compat import image_size
+from hdkd_timm.distillation.networks import NetworkInfo, Pair
 from hdkd_timm.distillation.outputs import Outputs
 
 ERRORS = []  # (what was compared, largest error by the largest entry), for docs/method_parity.py

@@ -25,6 +25,14 @@ def test_first_conv_is_adapted_as_by_the_newest_timm(source, target):
         torch.testing.assert_close(adapted, timm.models.adapt_input_conv(target, weight, source))
 
 
+def test_size_that_a_network_was_built_for():
+    student = timm.create_model('hdkd_student', **{**TINY_STUDENT, 'img_size': (32, 48)})
+    assert _compat.image_size(student) == (32, 48)
+    assert _compat.image_size(timm.create_model('vit_tiny_patch16_224', img_size=48, depth=1), default=64) == (48, 48)
+    assert _compat.image_size(timm.create_model('resnet10t')) == (176, 176)
+    assert _compat.image_size(timm.create_model('resnet10t'), default=64) == (64, 64)
+
+
 def test_classifier_keeps_the_pooling():
     model = timm.create_model('hdkd_student', **TINY_STUDENT, global_pool='avg')
     _compat.reset_classifier(model, 3)

@@ -6,13 +6,12 @@ import math
 from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
-from timm.layers import to_2tuple
 from torch import nn
 
 from ..layers.attention_maps import attention_layers
 from .outputs import has_distillation_head
 
-__all__ = ['NetworkInfo', 'Pair', 'StageInfo', 'image_size']
+__all__ = ['NetworkInfo', 'Pair', 'StageInfo']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,12 +238,3 @@ class Pair:
             except ValueError as e:
                 raise self.error(method, str(e)) from e
         return pairs
-
-
-def image_size(model: nn.Module) -> Tuple[int, int]:
-    """Height and width of the images that a timm model was built for."""
-    size = getattr(model, 'img_size', None) or getattr(getattr(model, 'patch_embed', None), 'img_size', None)
-    if size is not None:
-        return to_2tuple(size)
-    height, width = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', (3, 224, 224))[-2:]
-    return height, width

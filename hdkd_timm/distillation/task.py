@@ -9,8 +9,9 @@ from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import nn
 
+from .._compat import image_size
 from .methods import Method, create_methods
-from .networks import NetworkInfo, Pair, image_size
+from .networks import NetworkInfo, Pair
 from .outputs import Needs, has_distillation_head
 from .student import StudentModule
 from .teacher import Teachers

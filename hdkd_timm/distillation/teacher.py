@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from timm.utils import reparameterize_model, unwrap_model
 from torch import nn
 
-from .networks import NetworkInfo, image_size
+from .._compat import image_size
+from .networks import NetworkInfo
 from .outputs import Needs, Outputs, forward_outputs, get_channel_stats
 
 __all__ = ['StoredLogits', 'TeacherInput', 'Teachers', 'average_logits', 'find_teacher_size', 'freeze_teacher']

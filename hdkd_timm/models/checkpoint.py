@@ -18,7 +18,7 @@ from timm.models import is_model_pretrained, save_for_hf
 from timm.utils import unwrap_model
 from torch import nn
 
-from .._compat import complete_model_args, remove_model_arg, reset_classifier
+from .._compat import complete_model_args, image_size, remove_model_arg, reset_classifier
 from ..layers.reparam import is_fused
 from ..utils.files import PathLike, add_sums, atomic_write, check_sums, new_folder
 from ..utils.parsing import read_json
@@ -120,14 +120,12 @@ def _complete_config(path: Path, model: nn.Module, input_size: Optional[Tuple[in
     """Correct what timm writes as metadata of the source, in some releases or for some models."""
     config = json.loads(path.read_text())
     cfg = config['pretrained_cfg']
-    img_size = input_size[-2:] if input_size else getattr(model, 'img_size', None) or cfg['input_size'][-2:]
-    cfg.update(
-        input_size=[model.in_chans, *(img_size if isinstance(img_size, (list, tuple)) else [img_size] * 2)],
-        num_classes=model.num_classes,
-    )
+    args = config.get('model_args', {})
+    size = input_size[-2:] if input_size else image_size(model, args.get('img_size'))
+    cfg.update(input_size=[model.in_chans, *size], num_classes=model.num_classes)
     for key in ('test_input_size', 'test_crop_pct'):
         cfg.pop(key, None)
-    config.get('model_args', {}).pop('num_classes', None)  # transformers refuses a second one beside the top level's
+    args.pop('num_classes', None)  # transformers refuses a second one beside the top level's
     path.write_text(json.dumps(config, indent=2) + '\n')
 
 

@@ -5,7 +5,7 @@ from helpers import TINY_STUDENT, create_student, create_teacher
 from method_helpers import create_pair
 from pair_helpers import describe_pair
 
-from hdkd_timm.distillation.networks import NetworkInfo, image_size
+from hdkd_timm.distillation.networks import NetworkInfo
 
 PAIR = describe_pair(dict(stages=[(4, 8), (6, 4), (8, 2)]), dict(stages=[(5, 8), (7, 4)]))
 
@@ -49,12 +49,6 @@ def test_tokens_and_attention():
 def test_prefix_tokens_that_stages_do_not_have():
     info, _ = describe('cait_xxs24_224', img_size=64, depth=1)
     assert info.num_prefix_tokens == 0
-
-
-def test_size_that_a_network_was_built_for():
-    assert image_size(create_student(img_size=(32, 48))) == (32, 48)
-    assert image_size(timm.create_model('vit_tiny_patch16_224', img_size=48, depth=1)) == (48, 48)
-    assert image_size(timm.create_model('resnet10t')) == (176, 176)
 
 
 def test_stages_of_the_same_stride_are_matched():

@@ -54,6 +54,21 @@ def test_model_args_need_not_be_given(tmp_path):
     torch.testing.assert_close(again(x), model.eval()(x))
 
 
+@pytest.mark.parametrize(
+    ('name', 'kwargs', 'size'),
+    [
+        ('vit_tiny_patch16_224', dict(img_size=32, depth=1, embed_dim=24, num_heads=2), (32, 32)),
+        ('maxvit_rmlp_pico_rw_256', dict(img_size=64), (64, 64)),  # it does not record its size
+        ('resnet10t', {}, (176, 176)),
+    ],
+)
+def test_size_of_other_networks(name, kwargs, size, tmp_path):
+    save_model(timm.create_model(name, num_classes=3, **kwargs), tmp_path / 'm', model_args=kwargs)
+    classifier = load_classifier(str(tmp_path / 'm'), ModelConfig(device='cpu'))
+    assert classifier.data_config['input_size'] == (3, *size)
+    classifier.model(torch.randn(1, 3, *size))
+
+
 def test_config_is_what_the_hub_reads(tmp_path):
     save_model(timm.create_model('hdkd_student', **TINY_STUDENT), tmp_path / 'm', model_args=TINY_STUDENT)
     config = json.loads((tmp_path / 'm' / 'config.json').read_text())

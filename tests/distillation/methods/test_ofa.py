@@ -15,6 +15,7 @@ from method_helpers import (
 from pair_helpers import PAIRS, create_task, run_step
 from torch import nn
 
+from hdkd_timm._compat import image_size
 from hdkd_timm.distillation.methods.ofa import (
     OFA,
     ConvExit,
@@ -23,7 +24,7 @@ from hdkd_timm.distillation.methods.ofa import (
     find_exit_stages,
     ofa_loss,
 )
-from hdkd_timm.distillation.networks import NetworkInfo, Pair, StageInfo, image_size
+from hdkd_timm.distillation.networks import NetworkInfo, Pair, StageInfo
 from hdkd_timm.distillation.outputs import Outputs
 
 TARGET = torch.tensor([0, 1, 2, 3, 4, 4])
