@@ -47,7 +47,7 @@ def new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout='constrained')
 
 
-def _style(i: int) -> Dict[str, Any]:
+def line_style(i: int) -> Dict[str, Any]:
     return dict(color=COLOURS[i % len(COLOURS)], linestyle=DASHES[i // len(COLOURS) % len(DASHES)])
 
 
@@ -65,7 +65,7 @@ def format_percent(share: float) -> str:
     return '<1 %' if 0 < share <= 0.005 else f'{100 * share:.0f} %'
 
 
-def _add_legend(axes: Any, labels: Sequence[str], **kwargs: Any) -> None:
+def add_legend(axes: Any, labels: Sequence[str], **kwargs: Any) -> None:
     """A legend of the first lines of the axes, without math mode and including labels that start with an underscore."""
     legend = axes.legend(axes.get_lines()[: len(labels)], labels, **{'fontsize': 8, **kwargs})
     for text in legend.get_texts():
@@ -288,14 +288,14 @@ def plot_curves(rows: Sequence[Mapping[str, float]], best_epoch: Optional[int], 
     ):
         lines = [(key, label) for key, label in lines if key in rows[0]]
         for i, (key, _) in enumerate(lines):
-            axes.plot(epochs, [row[key] for row in rows], **_style(i), **marker)
+            axes.plot(epochs, [row[key] for row in rows], **line_style(i), **marker)
         axes.set(title=title, xlabel='epoch')
         axes.grid(alpha=0.25)
         axes.xaxis.get_major_locator().set_params(integer=True)
         if best_epoch is not None:
             axes.axvline(best_epoch + 1, color='0.5', linewidth=1, linestyle=':')
         outside = dict(loc='upper left', bbox_to_anchor=(1, 1)) if len(lines) > 2 else {}
-        _add_legend(axes, [label for _, label in lines], **outside)
+        add_legend(axes, [label for _, label in lines], **outside)
     values = [row[key] for row in rows for key in parts]
     if values and min(values) > 0 and max(values) > 20 * min(values):
         panels[2].set_yscale('log')
@@ -311,14 +311,14 @@ def _plot_classes(
     is_few = len(curves) <= MAX_CURVES
     named = list(curves) if is_few else [*order[:LOWEST], *order[-HIGHEST:]]
     for i, k in enumerate(named):
-        axes.plot(*curves[k], **_style(i), **kwargs)
+        axes.plot(*curves[k], **line_style(i), **kwargs)
     for k in curves if not is_few else ():
         if k not in named:
             axes.plot(*curves[k], color='0.75', linewidth=0.5, zorder=1, **kwargs)
     labels = [f'{shorten_name(classes[k])}  {areas[k]:.3f}' for k in named]
     title = None if is_few else f'lowest {LOWEST} and highest {HIGHEST} of {len(curves)} classes, others in grey'
     if labels:
-        _add_legend(
+        add_legend(
             axes, labels, loc='upper center', bbox_to_anchor=(0.5, -0.12), ncols=2, title=title, title_fontsize=8
         )
 

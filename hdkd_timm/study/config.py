@@ -2,15 +2,19 @@
 
 import dataclasses
 import re
-from typing import Any, Dict, Iterator, NamedTuple, Optional, Tuple, Union
+from pathlib import Path
+from typing import Any, Dict, Iterator, NamedTuple, Optional, Tuple
 
 from ..data.config import DataConfig
 from ..training.config import HDKD_FLAGS, DistillConfig
 from ..utils.config import check_settings, setting
 
+RUNS = 'runs'  # in the folder of a study
+
 # settings that an arm cannot have for itself: they are those of the study
 OF_THE_STUDY = {
     *('output', 'experiment', 'seed', 'seeds', 'arms', 'methods', 'models', 'baseline', 'jobs', 'student_alone'),
+    'train_fractions',
     *(field.name for field in dataclasses.fields(DataConfig)),  # all runs have the same images
 } - {'in_chans'}
 
@@ -29,6 +33,13 @@ class StudyConfig(DistillConfig):
     )
     models: Tuple[str, ...] = setting((), 'students to compare, each with all arms (default: --model)', common=True)
     seeds: Tuple[int, ...] = setting((1, 2, 3), 'random seeds, a run of each arm for each', at_least=0, common=True)
+    train_fractions: Tuple[float, ...] = setting(
+        (),
+        'fractions of the training images, all arms with each: the learning curve (default: --train-fraction)',
+        above=0,
+        at_most=1,
+        common=True,
+    )
     baseline: Optional[str] = setting(
         None, 'arm that the others are compared with (default: the first)', common=True, metavar='ARM'
     )
@@ -37,12 +48,19 @@ class StudyConfig(DistillConfig):
     def __post_init__(self) -> None:
         """As that of `DistillConfig`; also for arms without a name, unknown settings, and a baseline that is none."""
         super().__post_init__()
-        for what, values in (('--seeds', self.seeds), ('--methods', self.methods), ('--models', self.models)):
+        for what, values in (
+            ('--seeds', self.seeds),
+            ('--methods', self.methods),
+            ('--models', self.models),
+            ('--train-fractions', self.train_fractions),
+        ):
             repeated = [value for value in values if values.count(value) > 1]
             if repeated:
                 raise ValueError(f'{what} names {repeated[0]} twice: keep one of them.')
         if not self.seeds:
             raise ValueError('--seeds needs at least one seed.')
+        if self.train_fractions and self.train_fraction != 1:
+            raise ValueError('--train-fraction and --train-fractions contradict each other: give one of them.')
         if self.method_args:
             raise ValueError('A study has no method_args of its own: give them to the arms that have the method.')
 
@@ -54,15 +72,22 @@ class Run(NamedTuple):
         arm: Its arm.
         seed: Its seed.
         config: Its settings.
+        fraction: Its fraction of the training images, in a study of several.
     """
 
     arm: str
     seed: int
     config: DistillConfig
+    fraction: Optional[float] = None
 
     @property
     def name(self) -> str:
-        return f'{self.arm}-{self.seed}'
+        return str(self.config.experiment)
+
+
+def teacher_name(fraction: Optional[float]) -> str:
+    """Name of the teacher that a study trains for the runs of a fraction of the training images."""
+    return 'teacher' if fraction is None else f'teacher-{fraction:g}'
 
 
 def list_arms(config: StudyConfig) -> Dict[str, Dict[str, Any]]:
@@ -124,13 +149,12 @@ def split_seed(config: StudyConfig) -> int:
     return config.seed if config.split_seed is None else config.split_seed
 
 
-def list_runs(config: StudyConfig, output: str, teacher: Union[str, Tuple[str, ...]]) -> Iterator[Run]:
-    """The runs of a study, seed by seed, so that all arms have as many if it is stopped.
+def list_runs(config: StudyConfig, folder: Path) -> Iterator[Run]:
+    """The runs of a study, seed by seed, so that all arms have as many if it is stopped; from few images to many.
 
     Args:
         config: Settings of the study.
-        output: Folder for the runs.
-        teacher: The trained teacher of all runs without teachers, or stored logits, of their own.
+        folder: Folder of the study. Runs that have neither teachers nor stored logits have its own teacher.
 
     Raises:
         ValueError: as `list_arms`, or for settings of an arm that contradict each other; names the arm.
@@ -138,12 +162,15 @@ def list_runs(config: StudyConfig, output: str, teacher: Union[str, Tuple[str, .
     fields = {field.name for field in dataclasses.fields(DistillConfig)}
     shared = {name: value for name, value in vars(config).items() if name in fields}
     arms = list_arms(config)
+    own: Dict[str, Any] = dict(output=str(folder / RUNS), split_seed=split_seed(config))
+    fractions = [(fraction, f'-{fraction:g}', fraction) for fraction in sorted(config.train_fractions)]
     for seed in config.seeds:
-        for arm, values in arms.items():
-            own = dict(output=output, experiment=f'{arm}-{seed}', seed=seed, split_seed=split_seed(config))
-            try:
-                yield Run(
-                    arm, seed, DistillConfig(**{**shared, **_choose_teacher(shared, values, teacher), **values, **own})
-                )
-            except ValueError as e:
-                raise ValueError(f"Arm '{arm}': {e}") from e
+        for fraction, suffix, of_images in fractions or [(None, '', config.train_fraction)]:
+            teacher = config.teacher_checkpoint or str(folder / teacher_name(fraction) / 'best')
+            for arm, values in arms.items():
+                own.update(experiment=f'{arm}{suffix}-{seed}', seed=seed, train_fraction=of_images)
+                values = {**shared, **_choose_teacher(shared, values, teacher), **values, **own}
+                try:
+                    yield Run(arm, seed, DistillConfig(**values), fraction)
+                except ValueError as e:
+                    raise ValueError(f"Arm '{arm}': {e}") from e

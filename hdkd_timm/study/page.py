@@ -11,19 +11,29 @@ from ..analysis.comparison import format_differences
 from ..analysis.report import load_template
 from ..analysis.report_plots import Pictures
 from ..evaluation.metrics import IN_PER_CENT, LOWER_IS_BETTER, METRIC_NAMES, format_metric
-from ..evaluation.plots import COLOURS, new_figure, save_figure, shorten_name
+from ..evaluation.plots import COLOURS, add_legend, line_style, new_figure, save_figure, shorten_name
 from ..utils.csv_files import write_rows
 from ..utils.files import atomic_write
 from ..utils.run_files import CONFIG_FILE
 from .config import StudyConfig, list_arms
 from .results import ArmResult, study_table
 
-TABLE, MARKDOWN, PICTURE, PAGE = 'results.csv', 'results.md', 'comparison.png', 'study.html'
+TABLE, MARKDOWN, PAGE = 'results.csv', 'results.md', 'study.html'
+PICTURE, CURVE = 'comparison.png', 'learning_curve.png'
 RESAMPLES = 2000
+PICTURE_CAPTION = (
+    '{metric} on {split}: a dot per seed, a bar for their mean; on the right the difference to {baseline} with its 95 %'
+    ' interval.'
+)
+CURVE_CAPTION = (
+    '{metric} on {split} by the number of training images: a dot per seed, lines through their means; on the right the'
+    ' difference to {baseline} with its 95 % interval.'
+)
 
 
 def write_study(config: StudyConfig, folder: Path, arms: Sequence[ArmResult], problems: Sequence[str]) -> str:
-    """Write results.csv, results.md, comparison.png and study.html into the folder of a study.
+    """Write results.csv, results.md, comparison.png (learning_curve.png, if there are several fractions of the training
+    images) and study.html into the folder of a study.
 
     Args:
         config: Settings of the study.
@@ -49,16 +59,16 @@ def write_study(config: StudyConfig, folder: Path, arms: Sequence[ArmResult], pr
     write_rows(rows, folder / TABLE)
     with atomic_write(folder / MARKDOWN) as file:
         file.write(f'{table}\n\n{describe(config, baseline, split)}\n')
-    plot_arms(arms, rows, config.select_metric, split, folder / PICTURE)
+    picture, caption = (CURVE, CURVE_CAPTION) if config.train_fractions else (PICTURE, PICTURE_CAPTION)
+    plot = plot_curve if config.train_fractions else plot_arms
+    plot(arms, rows, config.select_metric, split, folder / picture)
+    metric = METRIC_NAMES[config.select_metric]
     page = template.render(
         title=folder.resolve().name,
         summary=describe(config, baseline, split),
         problems=problems,
-        picture=Pictures(folder).embed(PICTURE, f'{METRIC_NAMES[config.select_metric]} of each arm, see the table'),
-        caption=(
-            f'{METRIC_NAMES[config.select_metric].capitalize()} on {split}: a dot per seed, a bar for their mean; on'
-            f' the right the difference to {baseline} with its 95 % interval.'
-        ),
+        picture=Pictures(folder).embed(picture, f'{metric} of each arm, see the table'),
+        caption=caption.format(metric=metric[0].upper() + metric[1:], split=split, baseline=baseline),
         table_caption=describe_order(split, has_val),
         columns=columns,
         rows=cells,
@@ -78,12 +88,22 @@ def describe(config: StudyConfig, baseline: str, split: str) -> str:
     shared = [f'{config.epochs} epochs'] * ('epochs' not in varied) + [f'{config.img_size} px'] * (
         'img_size' not in varied
     )
+    where = ''
+    if config.train_fractions:
+        shared.append(f'{format_fractions(config.train_fractions)} of the training images')
+        where = ' at the same fraction'
     return (
-        f'{len(arms)} arms, {len(config.seeds)} seeds ({", ".join(map(str, config.seeds))})'
+        f'{len(arms)} arm{"s" * (len(arms) > 1)}, {len(config.seeds)} seeds ({", ".join(map(str, config.seeds))})'
         f'{"".join(f", {text}" for text in shared)}. Mean and standard deviation over the seeds that are finished;'
-        f' differences to {baseline} are means over the seeds that both have, with 95 % intervals of a paired bootstrap'
-        f' over the {split} images ({RESAMPLES} resamples), which do not include the chance of the seeds.'
+        f' differences to {baseline}{where} are means over the seeds that both have, with 95 % intervals of a paired'
+        f' bootstrap over the {split} images ({RESAMPLES} resamples), which do not include the chance of the seeds.'
     )
+
+
+def format_fractions(fractions: Sequence[float]) -> str:
+    """Such as '1, 10 and 100 %'."""
+    *others, last = [f'{100 * fraction:g}' for fraction in sorted(fractions)]
+    return f'{", ".join(others)} and {last} %' if others else f'{last} %'
 
 
 def describe_order(split: str, has_val: bool) -> str:
@@ -104,7 +124,8 @@ def _describe_settings(values: Dict[str, Any]) -> str:
 def format_rows(
     rows: Sequence[Dict[str, Any]], baseline: str, metric: str, split: str
 ) -> Tuple[List[str], List[List[str]]]:
-    """Column names and cells for display: the best arm on val first, in the order of the study where there is no val.
+    """Column names and cells for display: the best arm on val first, in the order of the study where there is no val;
+    from few training images to many.
 
     Args:
         rows: Those of `study_table`.
@@ -113,11 +134,14 @@ def format_rows(
         split: Split of the results.
     """
     shown = list(dict.fromkeys((metric, 'macro_auroc', 'log_loss')))
-    columns = ['arm', 'seeds', *([f'val {METRIC_NAMES[metric]}'] if split != 'val' else [])]
+    has_fractions = any('train_fraction' in row for row in rows)
+    columns = ['arm', *(['training images'] * has_fractions), 'seeds']
+    columns += [f'val {METRIC_NAMES[metric]}'] * (split != 'val')
     columns += [f'{split} {METRIC_NAMES[name]}' for name in shown]
     columns += [f'difference to {baseline}', 'parameters', 'training']
     sign = 1 if metric in LOWER_IS_BETTER else -1
-    order = sorted(rows, key=lambda row: math.inf if math.isnan(row[f'val_{metric}']) else sign * row[f'val_{metric}'])
+    scores = [math.inf if math.isnan(row[f'val_{metric}']) else sign * row[f'val_{metric}'] for row in rows]
+    order = [rows[i] for i in sorted(range(len(rows)), key=lambda i: (rows[i].get('train_fraction', 1), scores[i]))]
     cells = []
     for row in order:
         difference = '–'
@@ -129,7 +153,8 @@ def format_rows(
         values += [_format_mean(row, split, name) for name in shown]
         size, time = f'{row["parameters"]:,}', f'{row["seconds"] / 60:.1f} min'
         seeds = str(row['seeds']) if row['seeds'] == row['planned'] else f'{row["seeds"]} of {row["planned"]}'
-        cells.append([row['arm'], seeds, *values, difference, size, time])
+        images = [f'{row["train_images"]:,} ({100 * row["train_fraction"]:g} %)'] if has_fractions else []
+        cells.append([row['arm'], *images, seeds, *values, difference, size, time])
     return columns, cells
 
 
@@ -182,3 +207,58 @@ def plot_arms(arms: Sequence[ArmResult], rows: Sequence[Dict[str, Any]], metric:
     for axes in (left, right):
         axes.grid(axis='x', alpha=0.3)
     save_figure(figure, path, 110)
+
+
+def plot_curve(arms: Sequence[ArmResult], rows: Sequence[Dict[str, Any]], metric: str, split: str, path: Path) -> None:
+    """Write a PNG of a metric of each arm by the number of training images: a dot per seed and lines through the means,
+    and the differences to the baseline.
+
+    Args:
+        arms: Results of the arms at each fraction of the training images.
+        rows: Their rows of `study_table`.
+        metric: The metric.
+        split: Split of the results.
+        path: File to write.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    scale = 100 if metric in IN_PER_CENT else 1
+    unit = ' (%)' if metric in IN_PER_CENT else ''
+    figure = new_figure(9.0, 4.2)
+    left, right = figure.subplots(1, 2, width_ratios=(1.4, 1))
+    names = list(dict.fromkeys(arm.arm for arm in arms))
+    for i, name in enumerate(names):  # lines before dots: the legend takes the first
+        points = _curve_of_arm(name, arms, rows)
+        means = [scale * row[f'{split}_{metric}'] for _, row in points]
+        left.plot([arm.train_images for arm, _ in points], means, **line_style(i))
+    for i, name in enumerate(names):
+        color = line_style(i)['color']
+        for arm, row in _curve_of_arm(name, arms, rows):
+            values = scale * np.array(arm.values(split, metric))
+            left.plot([arm.train_images] * len(values), values, 'o', color=color, alpha=0.5, markersize=4)
+            if f'{metric}_difference' in row:
+                middle, low, high = (scale * row[f'{metric}_{key}'] for key in ('difference', 'low', 'high'))
+                place = arm.train_images * 1.06**i  # beside the intervals of the other arms
+                right.plot([place] * 2, [low, high], color=color, linewidth=2)
+                right.plot(place, middle, 'o', color=color, markersize=5)
+    right.axhline(0, color='0.5', linewidth=0.8)
+    left.set(ylabel=f'{split} {METRIC_NAMES[metric]}{unit}')
+    right.set(ylabel=f'difference to the baseline{" (points)" if unit else ""}')
+    ticks = sorted({arm.train_images for arm in arms})
+    for axes in (left, right):
+        axes.set(xscale='log', xlabel='training images')
+        axes.set_xticks(ticks, [f'{tick:,}' for tick in ticks])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    add_legend(left, [shorten_name(name, 28) for name in names])
+    save_figure(figure, path, 110)
+
+
+def _curve_of_arm(
+    name: str, arms: Sequence[ArmResult], rows: Sequence[Dict[str, Any]]
+) -> List[Tuple[ArmResult, Dict[str, Any]]]:
+    """An arm and its row at each fraction, from few training images to many."""
+    return sorted(
+        ((arm, row) for arm, row in zip(arms, rows) if arm.arm == name), key=lambda point: point[0].train_images
+    )

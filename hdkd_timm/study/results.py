@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -10,8 +10,8 @@ from ..analysis.comparison import match_images
 from ..evaluation.bootstrap import bootstrap
 from ..evaluation.intervals import percentile_interval
 from ..evaluation.metrics import METRICS, WeightedImages
-from ..evaluation.run_results import NetworkResults, read_networks
-from ..utils.run_files import METRICS_FILE
+from ..evaluation.run_results import NetworkResults, count_images, read_networks
+from ..utils.run_files import IMAGES_FILE, METRICS_FILE
 from .config import Run
 
 
@@ -22,11 +22,15 @@ class ArmResult(NamedTuple):
         arm: Its name.
         students: Seed -> its student.
         seeds: Number of seeds that it is to have.
+        fraction: Its fraction of the training images, in a study of several.
+        train_images: Number of its training images, with `fraction`.
     """
 
     arm: str
     students: Dict[int, NetworkResults]
     seeds: int
+    fraction: Optional[float] = None
+    train_images: int = 0
 
     def values(self, split: str, metric: str) -> List[float]:
         """A metric of each seed: on 'val' that of the epoch that is kept, else on the split of the results."""
@@ -43,18 +47,22 @@ def mean_and_spread(values: Sequence[float]) -> List[float]:
 
 
 def read_arms(runs: Sequence[Run]) -> List[ArmResult]:
-    """The arms with at least one finished run, in the order of the study.
+    """The arms, at each fraction of the training images, with at least one finished run, in the order of the study.
 
     Raises:
         ValueError: if a file is damaged.
     """
-    arms: Dict[str, Dict[int, NetworkResults]] = {}
+    arms: Dict[Tuple[str, Optional[float]], ArmResult] = {}
     for run in runs:
-        folder = Path(run.config.output, str(run.config.experiment), 'student')
-        if (folder / METRICS_FILE).is_file():
-            arms.setdefault(run.arm, {})[run.seed] = read_networks([folder])[0]
-    seeds = {run.arm: sum(other.arm == run.arm for other in runs) for run in runs}
-    return [ArmResult(arm, students, seeds[arm]) for arm, students in arms.items()]
+        key, folder = (run.arm, run.fraction), Path(run.config.output, run.name)
+        if not (folder / 'student' / METRICS_FILE).is_file():
+            continue
+        if key not in arms:
+            seeds = sum((other.arm, other.fraction) == key for other in runs)
+            images = 0 if run.fraction is None else sum(count_images(folder / IMAGES_FILE)['train'].values())
+            arms[key] = ArmResult(run.arm, {}, seeds, run.fraction, images)
+        arms[key].students[run.seed] = read_networks([folder / 'student'])[0]
+    return list(arms.values())
 
 
 def compare_arms(
@@ -112,7 +120,7 @@ def compare_arms(
 def study_table(
     arms: Sequence[ArmResult], baseline: str, metrics: Sequence[str], resamples: int
 ) -> List[Dict[str, Any]]:
-    """A row per arm.
+    """A row per arm, and per fraction of the training images if there are several.
 
     Args:
         arms: The arms.
@@ -121,17 +129,19 @@ def study_table(
         resamples: Resamples of the paired bootstrap; 0 for none.
 
     Returns:
-        'arm', 'seeds' (finished) and 'planned', 'parameters', 'seconds' (mean training time of the student); for each
-        metric and split mean and spread ('test_accuracy', 'test_accuracy_sd'); of each metric on the test split the
-        difference to the baseline ('accuracy_difference'), its spread over the seeds ('accuracy_difference_sd') and its
-        interval ('accuracy_low', 'accuracy_high').
+        'arm', 'seeds' (finished) and 'planned', 'parameters', 'seconds' (mean training time of the student), with
+        fractions also 'train_fraction' and 'train_images'; for each metric and split mean and spread ('test_accuracy',
+        'test_accuracy_sd'); of each metric on the test split the difference to the baseline at this fraction
+        ('accuracy_difference'), its spread over the seeds ('accuracy_difference_sd') and its interval ('accuracy_low',
+        'accuracy_high').
     """
-    of_baseline = next((arm for arm in arms if arm.arm == baseline), None)
+    baselines = {arm.fraction: arm for arm in arms if arm.arm == baseline}
     rows = []
     for arm in arms:
         students = list(arm.students.values())
         row: Dict[str, Any] = dict(
             arm=arm.arm,
+            **({} if arm.fraction is None else dict(train_fraction=arm.fraction, train_images=arm.train_images)),
             seeds=len(students),
             planned=arm.seeds,
             parameters=students[0].metrics['parameters'],
@@ -140,7 +150,7 @@ def study_table(
         for split in dict.fromkeys(('val', students[0].split)):
             for metric in metrics:
                 row[f'{split}_{metric}'], row[f'{split}_{metric}_sd'] = mean_and_spread(arm.values(split, metric))
-        compared = None
+        compared, of_baseline = None, baselines.get(arm.fraction)
         if of_baseline is not None and arm is not of_baseline and resamples:
             compared = compare_arms(of_baseline, arm, resamples)
         for metric in metrics if compared else ():

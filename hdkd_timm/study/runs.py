@@ -24,17 +24,18 @@ from ..utils.files import atomic_write
 from ..utils.parsing import parse_yaml
 from ..utils.run_files import CONFIG_FILE, METRICS_FILE
 from ..utils.signals import Interrupted, Signals
-from .config import Run, StudyConfig, list_runs, split_seed
+from .config import Run, StudyConfig, list_runs, split_seed, teacher_name
 
 _logger = logging.getLogger(__name__)
 
-TEACHER, RUNS, LOGS, SETTINGS = 'teacher', 'runs', 'logs', 'settings'  # in the folder of a study
+LOGS, SETTINGS = 'logs', 'settings'  # in the folder of a study
 # settings that may change when a run is resumed, but that all runs of a study must have in common
 NOT_FREE = ('data_dir', 'data_csv', 'epochs', 'teacher_epochs')
 
 
-def teacher_config(config: StudyConfig, folder: Path) -> TrainConfig:
-    """The settings of the teacher of all runs, which is trained once where none is given."""
+def teacher_config(config: StudyConfig, folder: Path, fraction: Optional[float] = None) -> TrainConfig:
+    """The settings of the teacher of all runs, or of those of a fraction of the training images, which is trained once
+    where none is given."""
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
     values = {name: value for name, value in vars(config).items() if name in fields}
     values.update(
@@ -50,7 +51,8 @@ def teacher_config(config: StudyConfig, folder: Path) -> TrainConfig:
         freeze_stages=0,
         split_seed=split_seed(config),
         output=str(folder),
-        experiment=TEACHER,
+        experiment=teacher_name(fraction),
+        train_fraction=config.train_fraction if fraction is None else fraction,
     )
     return TrainConfig(**values)
 
@@ -135,15 +137,15 @@ class Runner:
             futures = [pool.submit(self._run_one, run, total - len(runs), total) for run in runs]
             self._wait(futures)
 
-    def run_alone(self, command: str, config: TrainConfig) -> None:
-        """`run`, so that a signal is passed on.
+    def train_teachers(self, configs: Sequence[TrainConfig]) -> None:
+        """Train them, to the end or until the study is stopped.
 
         Raises:
             Interrupted: if a signal asked to stop.
-            ChildProcessError: as `run`.
+            ChildProcessError: if one fails.
         """
-        with ThreadPoolExecutor(1) as pool:
-            self._wait([pool.submit(self.run, command, config)])
+        with ThreadPoolExecutor(self.jobs) as pool:
+            self._wait([pool.submit(self.run, 'train', config) for config in configs])
 
     def _run_one(self, run: Run, done: int, total: int) -> None:
         start = time.monotonic()
@@ -181,7 +183,7 @@ class Runner:
 
 
 def run_study(config: StudyConfig) -> Tuple[List[Run], Dict[str, str]]:
-    """Run what a study lacks: the teacher, if none is given, then every arm with every seed.
+    """Run what a study lacks: the teachers, if none is given, then every arm with every seed.
 
     All arms are checked with their first open run before anything is trained or written.
 
@@ -191,24 +193,31 @@ def run_study(config: StudyConfig) -> Tuple[List[Run], Dict[str, str]]:
     Raises:
         FileNotFoundError, ValueError: for wrong settings, or a run of this name with other ones.
         Interrupted: if a signal asked to stop; the states are saved, and the same command goes on.
-        ChildProcessError: if the teacher fails, or all runs do.
+        ChildProcessError: if a teacher fails, or all runs do.
     """
     folder = Path(config.output, str(config.experiment)).absolute()  # as a part of settings, it must not change
-    teacher = teacher_config(config, folder)
-    own = str(folder / TEACHER / 'best')
-    runs = list(list_runs(config, str(folder / RUNS), config.teacher_checkpoint or own))
-    needs_teacher = not config.teacher_checkpoint and any(run.config.teacher_checkpoint == (own,) for run in runs)
+    runs = list(list_runs(config, folder))
     open_runs = [run for run in runs if not is_finished(run.config)]
-    has_teacher = not needs_teacher or is_finished(teacher)
-    _check_arms(open_runs, untrained=None if has_teacher else own)
+    used = {run.config.teacher_checkpoint for run in runs}
+    teachers = {}
+    for fraction in dict.fromkeys(run.fraction for run in runs):
+        teacher, path = teacher_config(config, folder, fraction), str(folder / teacher_name(fraction) / 'best')
+        if (path,) in used and not config.teacher_checkpoint and not is_finished(teacher):
+            teachers[path] = teacher
+    _check_arms(open_runs, untrained=list(teachers))
     with Signals() as signals:
         runner = Runner(folder, config.jobs, signals)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / CONFIG_FILE) as file:
             file.write(to_yaml(config))
-        if not has_teacher:
-            _logger.info(f'{config.teacher}  is trained as the teacher of all runs.')
-            runner.run_alone('train', teacher)
+        if config.train_fractions and config.teacher_checkpoint:
+            _logger.warning('The given teacher is that of all fractions: it may know more images than its students.')
+        if teachers:
+            _logger.info(
+                f'{config.teacher}  is trained as the teacher of all runs'
+                f'{" of a fraction of the training images, for each" if config.train_fractions else ""}.'
+            )
+            runner.train_teachers(list(teachers.values()))
         if len(open_runs) < len(runs):
             _logger.info(f'{len(runs) - len(open_runs)} of {len(runs)} runs are finished already.')
         runner.run_all(open_runs, len(runs))
@@ -217,19 +226,19 @@ def run_study(config: StudyConfig) -> Tuple[List[Run], Dict[str, str]]:
     return runs, runner.failed
 
 
-def _check_arms(runs: Sequence[Run], untrained: Optional[str] = None) -> None:
+def _check_arms(runs: Sequence[Run], untrained: Sequence[str] = ()) -> None:
     """Check each arm with its first open run.
 
     Args:
         runs: The open runs.
-        untrained: The teacher that is not trained yet: it is one without training here.
+        untrained: The teachers that are not trained yet: they are ones without training here.
 
     Raises:
         ValueError: for a wrong setting, or if the pair cannot have a method; names the arm.
     """
     for arm in dict.fromkeys(run.arm for run in runs):
         settings: DistillConfig = next(run.config for run in runs if run.arm == arm)
-        if untrained and settings.teacher_checkpoint == (untrained,):
+        if settings.teacher_checkpoint and settings.teacher_checkpoint[0] in untrained:
             settings = dataclasses.replace(settings, teacher_checkpoint=None)
         try:
             check_distillation(settings)

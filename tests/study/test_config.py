@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from hdkd_timm.study.config import StudyConfig, list_arms, list_runs
@@ -15,11 +17,12 @@ def test_arms_of_methods_and_models(settings):
 
 def test_runs_have_the_settings_of_the_study_and_of_their_arm(settings):
     arms = {'a': {'method': 'kd', 'method-args': {'kd': {'tau': 2}}, 'lr': '1e-4'}, 'b': None}
-    runs = list(list_runs(StudyConfig(**settings, arms=arms, seeds=(3, 5), tau=2.0), 'out', 'teacher/best'))
+    runs = list(list_runs(StudyConfig(**settings, arms=arms, seeds=(3, 5), tau=2.0), Path('out')))
     assert [run.name for run in runs] == ['a-3', 'b-3', 'a-5', 'b-5']
     config = runs[2].config
     assert (config.seed, config.lr, config.method, config.method_args) == (5, 1e-4, ('kd',), {'kd': {'tau': 2}})
-    assert (config.output, config.experiment, config.teacher_checkpoint) == ('out', 'a-5', ('teacher/best',))
+    assert (config.output, config.experiment) == ('out/runs', 'a-5')
+    assert config.teacher_checkpoint == (settings['teacher_checkpoint'],)
     assert (runs[3].config.method, runs[3].config.tau, runs[3].config.epochs) == (('hdkd',), 2.0, 1)
 
 
@@ -44,11 +47,30 @@ def test_runs_have_the_settings_of_the_study_and_of_their_arm(settings):
         (dict(methods=('kd',), baseline='none'), "--baseline 'none' is none of the arms: kd"),
         (dict(methods=('kd',), seeds=(1, 1)), '--seeds names 1 twice'),
         (dict(methods=('kd', 'kd')), '--methods names kd twice'),
+        (dict(methods=('kd',), train_fractions=(0.1, 0.1)), '--train-fractions names 0.1 twice'),
+        (
+            dict(methods=('kd',), train_fractions=(0.1,), train_fraction=0.5),
+            '--train-fraction and --train-fractions contr',
+        ),
+        (dict(methods=('kd',), train_fractions=(0.1, 1.5)), '--train-fractions must be above 0 and at most 1, got 1.5'),
+        (dict(arms={'a': dict(train_fraction=0.5)}), "Arm 'a' sets 'train_fraction', which is the same for all arms"),
     ],
 )
 def test_wrong_settings(settings, changes, match):
     with pytest.raises(ValueError, match=match):
-        list(list_runs(StudyConfig(**settings, **changes), 'out', 'teacher/best'))
+        list(list_runs(StudyConfig(**settings, **changes), Path('out')))
+
+
+def test_every_arm_is_trained_with_every_fraction_of_the_images(settings):
+    """From few images to many, each with a teacher that has seen no others."""
+    settings.update(teacher_checkpoint=None)
+    config = StudyConfig(**settings, methods=('none', 'kd'), seeds=(3, 5), train_fractions=(1.0, 0.01))
+    runs = list(list_runs(config, Path('out')))
+    assert [run.name for run in runs[:5]] == ['none-0.01-3', 'kd-0.01-3', 'none-1-3', 'kd-1-3', 'none-0.01-5']
+    assert [(run.arm, run.seed, run.fraction) for run in runs[1:3]] == [('kd', 3, 0.01), ('none', 3, 1.0)]
+    kd, none = runs[1].config, runs[2].config
+    assert (kd.train_fraction, kd.teacher_checkpoint) == (0.01, ('out/teacher-0.01/best',))
+    assert (none.train_fraction, none.teacher_checkpoint) == (1.0, ('out/teacher-1/best',))
 
 
 def test_teachers_and_stored_logits_of_arms(settings):
@@ -58,10 +80,11 @@ def test_teachers_and_stored_logits_of_arms(settings):
         'two': {'teacher_checkpoint': ['a', 'b'], 'teachers': 'separate'},
         'stored': {'teacher_logits': 'f', 'method': 'kd'},
     }
-    runs = list(list_runs(StudyConfig(**settings, arms=arms, seeds=(1,)), 'out', ('t',)))
+    settings.update(teacher_checkpoint='t')
+    runs = list(list_runs(StudyConfig(**settings, arms=arms, seeds=(1,)), Path('out')))
     found = [(run.config.teacher_checkpoint, run.config.teacher_logits) for run in runs]
     assert found == [(('t',), None), (('a', 'b'), None), (None, 'f')]
     settings.update(teacher_checkpoint=None, teacher_logits='g')
-    runs = list(list_runs(StudyConfig(**settings, arms=arms, seeds=(1,)), 'out', ('t',)))
+    runs = list(list_runs(StudyConfig(**settings, arms=arms, seeds=(1,)), Path('out')))
     found = [(run.config.teacher_checkpoint, run.config.teacher_logits) for run in runs]
     assert found == [(None, 'g'), (('a', 'b'), None), (None, 'f')]

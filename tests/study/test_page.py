@@ -62,6 +62,20 @@ def test_what_the_order_means(split, has_val, words):
     assert words in describe_order(split, has_val)
 
 
+def test_fewer_images_come_first():
+    rows = [
+        dict(ROW, arm='none', train_fraction=1.0, train_images=1200),
+        dict(ROW, arm='none', train_fraction=0.015, train_images=18, val_accuracy=0.1),
+        dict(ROW, arm='kd', train_fraction=0.015, train_images=18, val_accuracy=0.2),
+    ]
+    columns, cells = format_rows(rows, 'none', 'accuracy', 'test')
+    assert columns[:3] == ['arm', 'training images', 'seeds']
+    assert [line[:2] for line in cells] == [['kd', '18 (1.5 %)'], ['none', '18 (1.5 %)'], ['none', '1,200 (100 %)']]
+    assert describe(StudyConfig(methods=('kd',), train_fractions=(1.0, 0.015)), 'none', 'test').startswith(
+        '1 arm, 3 seeds (1, 2, 3), 100 epochs, 224 px, 1.5 and 100 % of the training images. Mean'
+    )
+
+
 def test_only_what_all_arms_share_is_said_of_them():
     config = StudyConfig(epochs=7, img_size=64, arms={'a': {}, 'b': {'epochs': 9}})
     assert '2 arms, 3 seeds (1, 2, 3), 64 px.' in describe(config, 'a', 'test')

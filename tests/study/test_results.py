@@ -98,6 +98,26 @@ def test_table(tmp_path):
     assert 'accuracy_difference' not in first
 
 
+def test_differences_are_those_at_the_same_fraction(tmp_path):
+    arms = [
+        write_arm(tmp_path, arm, right)._replace(arm=arm[0], fraction=fraction, train_images=images)
+        for arm, right, fraction, images in (
+            ('x1', 0.3, 0.1, 12),
+            ('y1', 0.6, 0.1, 12),
+            ('x2', 0.8, 1.0, 120),
+            ('y2', 0.7, 1.0, 120),
+        )
+    ]
+    rows = study_table(arms, 'x', ['accuracy'], 50)
+    assert [(row['arm'], row['train_fraction'], row['train_images']) for row in rows[1:3]] == [
+        ('y', 0.1, 12),
+        ('x', 1.0, 120),
+    ]
+    for x, y in (rows[:2], rows[2:]):
+        assert 'accuracy_difference' not in x
+        assert y['accuracy_difference'] == pytest.approx(y['test_accuracy'] - x['test_accuracy'])
+
+
 def test_spread():
     assert mean_and_spread([1.0, 3.0]) == pytest.approx([2.0, math.sqrt(2)])
     assert mean_and_spread([1.0])[0] == 1.0

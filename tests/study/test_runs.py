@@ -8,10 +8,12 @@ import time
 import pytest
 import yaml
 from processes import start
+from training_helpers import TEACHER
 
 from hdkd_timm.cli import main
 from hdkd_timm.study.config import StudyConfig, list_runs
 from hdkd_timm.study.runs import run_study, teacher_config
+from hdkd_timm.utils.csv_files import read_rows
 from hdkd_timm.utils.parsing import to_yaml
 
 
@@ -60,6 +62,32 @@ def test_a_study_from_its_teacher_to_its_page(settings, forked_runs, tmp_path, c
     assert yaml.safe_load((folder / 'config.yaml').read_text())['data_dir'] == settings['data_dir']
     assert main(['study', '--config', path, '--lr', '0.1']) == 1
     assert 'was started with lr 0.001' in capsys.readouterr().err
+
+
+def test_learning_curve(settings, forked_runs, tmp_path, capsys, caplog):
+    given = settings.pop('teacher_checkpoint')
+    path = write_settings(tmp_path / 'study.yaml', **settings, teacher_kwargs=TEACHER)
+    args = ['study', '--config', path, '--methods', 'none', 'kd', '--seeds', '1', '--train-fractions', '1', '0.25']
+    assert main([*args, '--jobs', '2']) == 0
+    folder = tmp_path / 'runs' / 'study'
+    lines = [line.split(' | ') for line in capsys.readouterr().out.splitlines()]
+    assert lines[0][:3] == ['| arm', 'training images', 'seeds']
+    assert [line[:2] for line in lines[2:6]] == [
+        ['| none', '6 (25 %)'],
+        ['| kd', '6 (25 %)'],
+        ['| none', '24 (100 %)'],
+        ['| kd', '24 (100 %)'],
+    ]
+    assert '25 and 100 % of the training images' in (folder / 'results.md').read_text()
+    assert (folder / 'learning_curve.png').read_bytes()[:4] == b'\x89PNG'
+    assert 'by the number of training images' in (folder / 'study.html').read_text()
+    for fraction in ('0.25', '1'):  # the teacher of the students has seen what they have
+        networks = [folder / f'teacher-{fraction}', folder / 'runs' / f'kd-{fraction}-1']
+        seen = [{row['path'] for row in read_rows(run / 'images.csv') if row['split'] == 'train'} for run in networks]
+        assert seen[0] == seen[1]
+    assert 'may know more images' not in caplog.text
+    assert main([*args, '--teacher-checkpoint', given, '--experiment', 'given']) == 0
+    assert 'The given teacher is that of all fractions: it may know more images than its students.' in caplog.text
 
 
 def test_wrong_arm_stops_it_before_anything_is_trained(settings, tmp_path):
@@ -127,4 +155,6 @@ def test_teacher_has_its_own_settings(settings, tmp_path):
     teacher = teacher_config(config, tmp_path)
     assert (teacher.model, teacher.lr, teacher.epochs, teacher.seed) == ('resnet18', 0.5, 7, 42)
     assert (teacher.output, teacher.experiment, teacher.model_kwargs) == (str(tmp_path), 'teacher', {})
-    assert (teacher.split_seed, next(list_runs(config, 'o', 't')).config.split_seed) == (42, 42)
+    assert (teacher.split_seed, next(list_runs(config, tmp_path)).config.split_seed) == (42, 42)
+    teacher = teacher_config(config, tmp_path, 0.05)
+    assert (teacher.train_fraction, teacher.experiment) == (0.05, 'teacher-0.05')
