@@ -35,15 +35,15 @@ class StudyConfig(DistillConfig):
     seeds: Tuple[int, ...] = setting((1, 2, 3), 'random seeds, a run of each arm for each', at_least=0, common=True)
     train_fractions: Tuple[float, ...] = setting(
         (),
-        'fractions of the training images, all arms with each: the learning curve (default: --train-fraction)',
+        'fractions of the training images, all arms with each (default: --train-fraction)',
         above=0,
         at_most=1,
         common=True,
     )
     baseline: Optional[str] = setting(
-        None, 'arm that the others are compared with (default: the first)', common=True, metavar='ARM'
+        None, 'arm to compare the others with (default: the first)', common=True, metavar='ARM'
     )
-    jobs: int = setting(1, 'runs at a time, each in a process of its own', at_least=1, common=True)
+    jobs: int = setting(1, 'runs at a time, each in its own process', at_least=1, common=True)
 
     def __post_init__(self) -> None:
         """As that of `DistillConfig`; also for arms without a name, unknown settings, and a baseline that is none."""

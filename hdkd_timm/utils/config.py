@@ -120,7 +120,8 @@ def _argument_options(field: dataclasses.Field, hint: Any, default: Any) -> Dict
             options.setdefault('metavar', METAVARS.get(kind))
     if default is not False and default not in (None, '', (), {}, dataclasses.MISSING):
         shown = ' '.join(map(str, default)) if isinstance(default, tuple) else default
-        options['help'] += f' (default: {shown})'
+        words = options['help'].partition(' (default:')[0]  # which may tell the default of None in words
+        options['help'] = f'{words} (default: {shown})'
     return options
 
 

@@ -134,6 +134,18 @@ def test_help_shows_the_defaults(capsys):
     assert re.search(r'on or off --', shown)
 
 
+def test_help_tells_one_default(capsys):
+    @dataclasses.dataclass
+    class Named:
+        name: Optional[str] = setting(None, 'a name (default: the date)')
+
+    for defaults, shown in (({}, 'a name (default: the date) '), ({'name': 'x'}, 'a name (default: x) ')):
+        parser = argparse.ArgumentParser()
+        add_arguments(parser, Named, **defaults)
+        parser.print_help()
+        assert shown in ' '.join(capsys.readouterr().out.split()) + ' '
+
+
 @dataclasses.dataclass
 class Base:
     first: int = setting(1, 'one', group='early')
