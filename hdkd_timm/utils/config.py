@@ -200,7 +200,7 @@ def _check_value(value: Any, metadata: Mapping[str, Any], name: str) -> None:
     """Raise ValueError, its message starting with `name`, if a value is not among its choices or within its bounds."""
     choices = metadata.get('choices')
     bounds = [(bound, metadata[bound]) for bound in BOUNDS if bound in metadata]
-    for v in value if isinstance(value, tuple) else (value,):
+    for v in value if isinstance(value, (tuple, list)) else (value,):
         if v is None:
             continue
         if choices and v not in choices:

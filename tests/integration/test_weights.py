@@ -45,18 +45,23 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def released(data_dir, tmp_path_factory):
-    """What reproduce.py writes, of two stages and two seeds."""
+    """What reproduce.py writes, of two runs of each network and two seeds."""
     folder = tmp_path_factory.mktemp('out')
     (folder / 'tiny.yaml').write_text(
         yaml.safe_dump(
             dict(
                 settings=dict(batch_size=4, val_fraction=0.25, cache=None, amp=False, bootstrap=20),
-                stages=[dict(img_size=28, epochs=2, lr=1e-3), dict(img_size=32, epochs=1, lr=2e-4)],
+                runs={
+                    'teacher-1': dict(img_size=28, epochs=2),
+                    'student-1': dict(img_size=28, epochs=2, init_from_teacher=[]),
+                    'teacher': dict(start='teacher-1', img_size=32, epochs=1, lr=2e-4),
+                    'student': dict(start='student-1', img_size=32, epochs=1, lr=2e-4, views=1, feature_weight=0),
+                },
             )
         )
     )
     args = flags(data_dir=data_dir, changes=folder / 'tiny.yaml', seeds=(1, 2), output=folder)
-    args = ('reproduce.py', STUDENT, *args)
+    args = ('reproduce.py', 'brain_mri', *args)
     process = call(*args)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count('sha256') == 2
@@ -71,34 +76,47 @@ def test_reproduce(released):
         assert vals[str(metrics['seed'])] == max(vals.values())
         assert list(vals) == ['1', '2']
         assert metrics['test']['images'] == 8  # of grouped_split
-        runs = [released / f'brain_mri-tiny-seed{metrics["seed"]}-stage{i}' for i in (1, 2)]
-        assert [stage['img_size'] for stage in metrics['stages']] == [28, 32]
+        name = tag.split('.')[0][5:]
+        runs = [released / f'brain_mri-tiny-seed{metrics["seed"]}-{run}' for run in (f'{name}-1', name)]
+        assert [(stage['run'], stage['img_size']) for stage in metrics['stages']] == [(f'{name}-1', 28), (name, 32)]
         assert metrics['stages'][0]['best_epoch'] in (1, 2)
-        of_run = json.loads((runs[1] / tag.split('.')[0][5:] / 'metrics.json').read_text())
+        networks = [run / 'student' if tag == STUDENT else run for run in runs]
+        of_run = json.loads((networks[1] / 'metrics.json').read_text())
         assert metrics['test']['accuracy'] == pytest.approx(of_run['test']['accuracy'], abs=0.126)  # float16, 8 images
         with (runs[0] / 'images.csv').open() as file:
             first = {row['split'] for row in csv.DictReader(file)}
         assert first == {'train', 'val'}
         settings = yaml.safe_load((runs[1] / 'config.yaml').read_text())
-        assert settings['model'] == f'local-dir:{runs[0]}/student/best'
+        assert settings['model'] == f'local-dir:{networks[0]}/best'
         assert settings['lr'] == 2e-4
         config = json.loads((folder / 'config.json').read_text())
         assert config['pretrained_cfg']['input_size'] == [3, 32, 32]
         assert config['pretrained_cfg']['license'] == 'cc0-1.0'
         card = (folder / 'README.md').read_text()
-        assert '| 28 | 2 |' in card
+        assert f'| `{name}-1` | `hdkd_{name}` | 28 | 2 |' in card
+        assert f'`{name}` goes on from the best epoch of `{name}-1`.' in card
+        assert ('`student` is distilled from `teacher`.' in card) == (tag == STUDENT)
+        assert 'No network has seen other images than these.' in card
         assert 'figshare (Cheng 2017)' in card
         assert re.search(r'^\| `model` \| (.*) \|$', card, re.M)[1] == tag.split('.')[0].replace('_', '\\_')
         assert ('`kd_type`' in card) == (tag == STUDENT)
         # the effective settings, which repeat it
-        train = runpy.run_path(str(ROOT / 'weights' / 'reproduce.py'))['read_training'](str(folder))
-        for stage in train['stages']:
-            config = DistillConfig(**train['settings'], **stage)
-            assert (config.batch_size, config.img_size) == (4, stage['img_size'])
-        assert train['settings']['weight_decay'] == 0.05
-        assert train['settings']['split_column'] == 'grouped_split'
-        assert not {'lr', 'epochs', 'data_csv', 'output', 'device'} & set(train['settings'])
-        assert [stage['lr'] for stage in train['stages']] == [1e-3, 2e-4]
+        record = yaml.safe_load((folder / 'train.yaml').read_text())
+        assert list(record['runs']) == (
+            ['teacher-1', 'teacher'] if tag == TEACHER else ['teacher-1', 'student-1', 'teacher', 'student']
+        )
+        for settings in record['runs'].values():
+            own = {key: value for key, value in settings.items() if key not in ('start', 'teachers', 'views')}
+            config = DistillConfig(**{**record['settings'], **own})
+            assert (config.batch_size, config.img_size) == (4, settings['img_size'])
+        assert record['settings']['weight_decay'] == 0.05
+        assert record['settings']['split_column'] == 'grouped_split'
+        assert not {'lr', 'epochs', 'data_csv', 'output', 'device'} & set(record['settings'])
+        assert (record['runs'][f'{name}-1']['lr'], record['runs'][name]['lr']) == (1e-3, 2e-4)
+        assert record['runs'][name]['start'] == f'{name}-1'
+        if tag == STUDENT:
+            assert (record['runs'][name]['teachers'], record['runs'][name]['views']) == (['teacher'], 1)
+            assert yaml.safe_load((runs[1] / 'config.yaml').read_text())['teacher_logits']
         assert not any(str(released) in path.read_text() for path in folder.glob('*.[jmy]*'))
         timm.create_model(f'local-dir:{folder}', pretrained=True)
 
@@ -109,7 +127,7 @@ def test_reproduce_goes_on_with_the_same_settings_only(released, data_dir):
     other = released / 'other' / 'tiny.yaml'
     other.parent.mkdir()
     other.write_text(yaml.safe_dump(changes))
-    args = ('reproduce.py', TEACHER, '--data-dir', data_dir, '--seeds', 1, '--output', released)
+    args = ('reproduce.py', 'brain_mri', '--data-dir', data_dir, '--seeds', 1, '--output', released)
     process = call(*args, '--changes', other)
     assert process.returncode == 1
     assert '1 settings differ: batch_size' in process.stderr
@@ -160,3 +178,74 @@ def test_transfer(data_dir, tmp_path):
         assert f' {sum(50 * report["balanced_accuracy"] for report in reports):.1f} % |' in row
     assert call(*args).stdout == process.stdout  # runs that are done are not repeated
     assert 'error: no data: name the folder' in call('transfer.py').stderr
+
+
+REPRODUCE = runpy.run_path(str(ROOT / 'weights' / 'reproduce.py'))
+PLANS = sorted(path.stem for path in (ROOT / 'weights' / 'plans').glob('*.yaml'))
+
+
+def create_trainings(plan, **kwargs):
+    places = dict(csvs=(Path('all.csv'), Path('train.csv')), output=Path('out'), prefix='p')
+    return REPRODUCE['Trainings'](plan, **{**dict(seed=None, given={}, sources={}), **places, **kwargs})
+
+
+@pytest.mark.parametrize('changes', [None, 'gpu', 'official-split'])
+@pytest.mark.parametrize('data', PLANS)
+def test_plans(data, changes):
+    """The runs of every plan are ones that `train` and `distill` take, and its releases are all released."""
+    plan = REPRODUCE['read_plan'](data, changes and ROOT / 'weights' / f'{changes}.yaml')
+    trainings = create_trainings(plan)
+    for name, settings in plan.runs.items():
+        config = DistillConfig(**trainings.settings(name))
+        assert config.experiment == f'p-{name}'
+        assert config.data_csv == ('all.csv' if name in plan.releases.values() else 'train.csv')
+        assert ('start' in settings) == config.model.startswith('local-dir:')
+        if changes == 'gpu' and name in plan.releases.values():
+            assert (config.epochs, config.img_size, config.batch_size, config.lr) == (100, 224, 64, 1e-3)
+    released = {tag for tag in RELEASES if tag.partition('.')[2] == data}
+    assert released == {tag for tag in plan.releases if tag.partition('.')[2] == data}
+
+
+def test_runs_of_a_plan(tmp_path):
+    (tmp_path / 'changes.yaml').write_text(
+        yaml.safe_dump(
+            dict(
+                runs={
+                    'lite0': dict(model='tf_efficientnet_lite0.in1k', pretrained=True, lr=5e-4),
+                    'chain': dict(start='lite0', teachers=['teacher-1']),
+                }
+            ),
+            sort_keys=False,
+        )
+    )
+    plan = REPRODUCE['read_plan']('brain_mri', tmp_path / 'changes.yaml')
+    assert plan.needed(['chain']) == ['teacher-1', 'lite0', 'chain']
+    assert plan.needed(['student-2']) == ['teacher-1', 'student-1', 'teacher-2', 'student-2']
+    assert plan.lineage('student-2') == ['student-1', 'student-2']
+    given = {'teacher-1': Path('mine/student')}
+    trainings = create_trainings(plan, seed=7, given=given, sources={'tf_efficientnet_lite0.in1k': 'local-dir:there'})
+    lite0, chain = (trainings.settings(run) for run in ('lite0', 'chain'))
+    assert (lite0['model'], lite0['pretrained'], lite0['seed'], lite0['lr']) == ('local-dir:there', False, 7, 5e-4)
+    assert chain['model'] == 'local-dir:out/p-lite0/best'
+    assert chain['teacher_checkpoint'] == ('mine/student/best',)
+    trainings.train('teacher-1')  # nothing: it is given
+    assert create_trainings(plan).settings('lite0')['pretrained']
+
+
+@pytest.mark.parametrize(
+    ('runs', 'match'),
+    [
+        ({'a': dict(start='b', epochs=1)}, r"Run 'a' of .*brain_mri\.yaml.* needs 'b', which is no earlier run"),
+        ({'a': dict(wings=2)}, "Unknown setting 'wings' in run 'a'"),
+    ],
+)
+def test_wrong_plans(runs, match, tmp_path):
+    (tmp_path / 'changes.yaml').write_text(yaml.safe_dump(dict(runs=runs)))
+    with pytest.raises(ValueError, match=match):
+        REPRODUCE['read_plan']('brain_mri', tmp_path / 'changes.yaml')
+
+
+def test_runs_that_a_plan_does_not_have(data_dir):
+    process = call('reproduce.py', 'brain_mri', '--data-dir', data_dir, '--runs', 'student_s4')
+    assert process.returncode == 1
+    assert "--runs 'student_s4' is none of the plan: hdkd_teacher.brain_mri, hdkd_student.brain_mri" in process.stderr
