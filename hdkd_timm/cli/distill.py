@@ -31,10 +31,7 @@ def run(args: argparse.Namespace) -> None:
     if getattr(args, 'method', None) == ['list']:
         print_methods()
         return
-    config = read_distill_settings(args)
-    if config.method == ('none',) and not config.teacher_checkpoint and config.init_from_teacher is None:
-        raise ValueError('--method none without --init-from-teacher has no use for a teacher: use hdkd train.')
-    run_distillation(config, args)
+    run_distillation(read_distill_settings(args), args)
 
 
 def print_methods() -> None:

@@ -77,7 +77,8 @@ def list_roles(settings: Dict[str, Any]) -> List[str]:
     given = settings.get('teacher_checkpoint')
     number = len(given) if isinstance(given, (list, tuple)) else 1
     teachers = ['teacher'] if number == 1 else [f'teacher_{i + 1}' for i in range(number)]
-    if settings.get('teacher_logits'):
+    is_alone = list(settings.get('method', ())) == ['none'] and settings.get('init_from_teacher') is None
+    if settings.get('teacher_logits') or is_alone:
         teachers = []
     return [*teachers, *(['student_alone'] if settings.get('student_alone') else []), 'student']
 

@@ -138,7 +138,10 @@ def _check_arm(name: str, values: Any) -> Dict[str, Any]:
 
 def _choose_teacher(shared: Dict[str, Any], values: Dict[str, Any], teacher: Any) -> Dict[str, Any]:
     """The teachers, or stored logits, of an arm that does not name its own: an arm's teachers replace the study's
-    logits, and its logits the study's teachers."""
+    logits, and its logits the study's teachers. None where no teacher takes part."""
+    of_arm = {**shared, **values}
+    if of_arm['method'] == ('none',) and of_arm['init_from_teacher'] is None:
+        return dict(teacher_logits=None, teacher_checkpoint=None)
     logits = None if values.get('teacher_checkpoint') else values.get('teacher_logits', shared['teacher_logits'])
     return dict(teacher_logits=logits, teacher_checkpoint=None if logits else teacher)
 

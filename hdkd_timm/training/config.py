@@ -277,6 +277,11 @@ class DistillConfig(TrainConfig):
         """The methods without the numbers of their teachers."""
         return tuple(name.partition(':')[0] for name in self.method)
 
+    @property
+    def has_teacher(self) -> bool:
+        """Whether a teacher takes part: not where cross entropy alone trains a student that starts from no teacher."""
+        return self.method != ('none',) or self.init_from_teacher is not None
+
 
 def _check_teachers(config: TrainConfig) -> None:
     """Raise ValueError for teachers that are given twice, or class names for several of them."""

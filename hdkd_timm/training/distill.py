@@ -52,8 +52,8 @@ def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False
         overwrite: Replace a run of this name.
 
     Returns:
-        As `train`, with the networks 'teacher' ('teacher_1', ... where there are several, none with stored logits),
-        'student_alone' (on demand) and 'student'.
+        As `train`, with the networks 'teacher' ('teacher_1', ... where there are several; none with stored logits, or
+        where no teacher takes part), 'student_alone' (on demand) and 'student'.
 
     Raises:
         ValueError: if teacher and student do not match, see `check_pair`, or stored logits do not fit, see
@@ -70,6 +70,8 @@ def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False
             results = {}
             if config.teacher_logits:
                 keep_origin(context, config)
+            if not config.has_teacher and world.is_primary:
+                _logger.info('No teacher takes part: --method none trains the student by cross entropy alone.')
             for name, network in networks.items():
                 if is_teacher(name) and config.teacher_checkpoint:
                     results[name] = _test_given_teacher(context, name, network)
@@ -119,9 +121,10 @@ def _create_networks(context: RunContext, config: DistillConfig) -> Dict[str, Ne
 def create_teachers(context: RunContext, config: DistillConfig) -> Dict[str, Network]:
     """The teacher to train, or those that are given, by name: 'teacher', or 'teacher_1', ... of several.
 
-    None where logits are stored. The settings of a given one name it alone as `teacher_checkpoint`.
+    None where logits are stored, or no teacher takes part. The settings of a given one name it alone as
+    `teacher_checkpoint`.
     """
-    if config.teacher_logits:
+    if config.teacher_logits or not config.has_teacher:
         return {}
     given = config.teacher_checkpoint or ()
     if len(given) <= 1:

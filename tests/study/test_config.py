@@ -70,12 +70,15 @@ def test_every_arm_is_trained_with_every_fraction_of_the_images(settings):
     assert [(run.arm, run.seed, run.fraction) for run in runs[1:3]] == [('kd', 3, 0.01), ('none', 3, 1.0)]
     kd, none = runs[1].config, runs[2].config
     assert (kd.train_fraction, kd.teacher_checkpoint) == (0.01, ('out/teacher-0.01/best',))
-    assert (none.train_fraction, none.teacher_checkpoint) == (1.0, ('out/teacher-1/best',))
+    assert (none.train_fraction, none.teacher_checkpoint) == (1.0, None)
+    assert runs[3].config.teacher_checkpoint == ('out/teacher-1/best',)
 
 
 def test_teachers_and_stored_logits_of_arms(settings):
     """What an arm names replaces what the study has of the other kind."""
     arms = {
+        'none': {'method': 'none'},
+        'start': {'method': 'none', 'init_from_teacher': []},
         'one': {},
         'two': {'teacher_checkpoint': ['a', 'b'], 'teachers': 'separate'},
         'stored': {'teacher_logits': 'f', 'method': 'kd'},
@@ -83,8 +86,9 @@ def test_teachers_and_stored_logits_of_arms(settings):
     settings.update(teacher_checkpoint='t')
     runs = list(list_runs(StudyConfig(**settings, arms=arms, seeds=(1,)), Path('out')))
     found = [(run.config.teacher_checkpoint, run.config.teacher_logits) for run in runs]
-    assert found == [(('t',), None), (('a', 'b'), None), (None, 'f')]
+    assert found == [(None, None), (('t',), None), (('t',), None), (('a', 'b'), None), (None, 'f')]
+    del arms['start']  # which stored logits cannot do
     settings.update(teacher_checkpoint=None, teacher_logits='g')
     runs = list(list_runs(StudyConfig(**settings, arms=arms, seeds=(1,)), Path('out')))
     found = [(run.config.teacher_checkpoint, run.config.teacher_logits) for run in runs]
-    assert found == [(None, 'g'), (('a', 'b'), None), (None, 'f')]
+    assert found == [(None, None), (None, 'g'), (('a', 'b'), None), (None, 'f')]

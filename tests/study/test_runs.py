@@ -47,7 +47,7 @@ def test_a_study_from_its_teacher_to_its_page(settings, forked_runs, tmp_path, c
     assert [row['arm'] for row in rows] == ['alone', 'kd']
     saved = [yaml.safe_load((folder / 'runs' / f'{arm}-4' / 'config.yaml').read_text()) for arm in arms]
     assert [values['method'] for values in saved] == [['none'], ['kd']]
-    assert {tuple(values['teacher_checkpoint']) for values in saved} == {(str(folder / 'teacher' / 'best'),)}
+    assert [values['teacher_checkpoint'] for values in saved] == [None, [str(folder / 'teacher' / 'best')]]
     times = {file: file.stat().st_mtime_ns for file in folder.rglob('last.pth')}
     assert len(times) == 3
     # a second time, with one more seed, only that is trained
@@ -88,6 +88,16 @@ def test_learning_curve(settings, forked_runs, tmp_path, capsys, caplog):
     assert 'may know more images' not in caplog.text
     assert main([*args, '--teacher-checkpoint', given, '--experiment', 'given']) == 0
     assert 'The given teacher is that of all fractions: it may know more images than its students.' in caplog.text
+
+
+def test_a_study_without_distillation_needs_no_teacher(settings, forked_runs, tmp_path, capsys):
+    """As one that compares starting points."""
+    del settings['teacher_checkpoint']
+    arms = {'random': dict(method='none'), 'plain': dict(method='none', model='hdkd_student_plain')}
+    path = write_settings(tmp_path / 'study.yaml', **settings, arms=arms, seeds=[1])
+    assert main(['study', '--config', path]) == 0
+    assert capsys.readouterr().out.count(' | 1 | ') == 2
+    assert not (tmp_path / 'runs' / 'study' / 'teacher').exists()
 
 
 def test_wrong_arm_stops_it_before_anything_is_trained(settings, tmp_path):

@@ -8,6 +8,7 @@ import torch
 from training_helpers import STUDENT, load, read_summary, save_teacher
 
 from hdkd_timm import distill
+from hdkd_timm.evaluation.run_results import list_unfinished
 from hdkd_timm.models.checkpoint import save_model
 from hdkd_timm.training.builders import create_distillation_task
 from hdkd_timm.training.config import DistillConfig
@@ -96,8 +97,14 @@ def test_layers_of_a_method_are_trained_from_the_seed(config, given, run, monkey
     assert any(name.startswith('ofa.exits.1.') and name.endswith('weight') for name in changed)
 
 
-def test_no_method_is_the_cross_entropy(given, run):
-    distill(dataclasses.replace(given, method=('none',)))
+def test_no_method_is_the_cross_entropy(given, run, caplog):
+    """No teacher is trained, loaded or tested."""
+    caplog.set_level('INFO')
+    result = distill(dataclasses.replace(given, method=('none',), teacher_checkpoint=('not there',)))
+    assert list(result['models']) == ['student']
+    assert 'No teacher takes part: --method none' in caplog.text
+    assert not (run / 'teacher').exists()
+    assert list_unfinished([run]) == []
     assert [name for name in read_summary(run / 'student')[0] if name.endswith('_loss')] == [
         'train_loss',
         'train_log_loss',
