@@ -14,7 +14,7 @@ RUNS = 'runs'  # in the folder of a study
 # settings that an arm cannot have for itself: they are those of the study
 OF_THE_STUDY = {
     *('output', 'experiment', 'seed', 'seeds', 'arms', 'methods', 'models', 'baseline', 'jobs', 'student_alone'),
-    'train_fractions',
+    *('train_fractions', 'only'),
     *(field.name for field in dataclasses.fields(DataConfig)),  # all runs have the same images
 } - {'in_chans'}
 
@@ -43,6 +43,7 @@ class StudyConfig(DistillConfig):
     baseline: Optional[str] = setting(
         None, 'arm to compare the others with (default: the first)', common=True, metavar='ARM'
     )
+    only: Tuple[str, ...] = setting((), 'arms to train, if not all; the table has whatever is finished', metavar='ARM')
     jobs: int = setting(1, 'runs at a time, each in its own process', at_least=1, common=True)
 
     def __post_init__(self) -> None:
@@ -114,8 +115,10 @@ def list_arms(config: StudyConfig) -> Dict[str, Dict[str, Any]]:
             for name, values in arms.items()
         }
     checked = {name: _check_arm(name, values) for name, values in arms.items()}
-    if config.baseline is not None and config.baseline not in checked:
-        raise ValueError(f"--baseline '{config.baseline}' is none of the arms: {', '.join(checked)}.")
+    for flag_name, names in (('--baseline', [config.baseline] if config.baseline else []), ('--only', config.only)):
+        unknown = next((name for name in names if name not in checked), None)
+        if unknown is not None:
+            raise ValueError(f"{flag_name} '{unknown}' is none of the arms: {', '.join(checked)}.")
     return checked
 
 

@@ -183,7 +183,7 @@ class Runner:
 
 
 def run_study(config: StudyConfig) -> Tuple[List[Run], Dict[str, str]]:
-    """Run what a study lacks: the teachers, if none is given, then every arm with every seed.
+    """Run what a study lacks: the teachers, if none is given, then every arm with every seed, or those of `only`.
 
     All arms are checked with their first open run before anything is trained or written.
 
@@ -197,8 +197,10 @@ def run_study(config: StudyConfig) -> Tuple[List[Run], Dict[str, str]]:
     """
     folder = Path(config.output, str(config.experiment)).absolute()  # as a part of settings, it must not change
     runs = list(list_runs(config, folder))
-    open_runs = [run for run in runs if not is_finished(run.config)]
-    used = {run.config.teacher_checkpoint for run in runs}
+    chosen = [run for run in runs if not config.only or run.arm in config.only]
+    finished = {run.name for run in runs if is_finished(run.config)}  # of all: the table has them
+    open_runs = [run for run in chosen if run.name not in finished]
+    used = {run.config.teacher_checkpoint for run in chosen}
     teachers = {}
     for fraction in dict.fromkeys(run.fraction for run in runs):
         teacher, path = teacher_config(config, folder, fraction), str(folder / teacher_name(fraction) / 'best')
@@ -218,10 +220,10 @@ def run_study(config: StudyConfig) -> Tuple[List[Run], Dict[str, str]]:
                 f'{" of a fraction of the training images, for each" if config.train_fractions else ""}.'
             )
             runner.train_teachers(list(teachers.values()))
-        if len(open_runs) < len(runs):
-            _logger.info(f'{len(runs) - len(open_runs)} of {len(runs)} runs are finished already.')
-        runner.run_all(open_runs, len(runs))
-    if len(runner.failed) == len(runs):
+        if len(open_runs) < len(chosen):
+            _logger.info(f'{len(chosen) - len(open_runs)} of {len(chosen)} runs are finished already.')
+        runner.run_all(open_runs, len(chosen))
+    if len(runner.failed) == len(chosen):
         raise ChildProcessError(f'All runs failed, the first with: {next(iter(runner.failed.values()))}')
     return runs, runner.failed
 

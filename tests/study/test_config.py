@@ -45,6 +45,7 @@ def test_runs_have_the_settings_of_the_study_and_of_their_arm(settings):
         (dict(arms={'a': dict(method=('kd', 'none'))}), "Arm 'a': --method none is no distillation"),
         (dict(arms={'kd': {}}, methods=('kd',)), "Arm 'kd' is both in the file and among --methods"),
         (dict(methods=('kd',), baseline='none'), "--baseline 'none' is none of the arms: kd"),
+        (dict(methods=('kd',), only=('kd', 'dkd')), "--only 'dkd' is none of the arms: kd"),
         (dict(methods=('kd',), seeds=(1, 1)), '--seeds names 1 twice'),
         (dict(methods=('kd', 'kd')), '--methods names kd twice'),
         (dict(methods=('kd',), train_fractions=(0.1, 0.1)), '--train-fractions names 0.1 twice'),

@@ -95,9 +95,17 @@ def test_a_study_without_distillation_needs_no_teacher(settings, forked_runs, tm
     del settings['teacher_checkpoint']
     arms = {'random': dict(method='none'), 'plain': dict(method='none', model='hdkd_student_plain')}
     path = write_settings(tmp_path / 'study.yaml', **settings, arms=arms, seeds=[1])
-    assert main(['study', '--config', path]) == 0
-    assert capsys.readouterr().out.count(' | 1 | ') == 2
-    assert not (tmp_path / 'runs' / 'study' / 'teacher').exists()
+    folder = tmp_path / 'runs' / 'study'
+    assert main(['study', '--config', path, '--only', 'plain']) == 0
+    assert [run.name for run in (folder / 'runs').iterdir()] == ['plain-1']
+    assert main(['study', '--config', path, '--only', 'random', '--seeds', '1', '2']) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(' | ')[:2] for line in lines if line.startswith(('| plain', '| random'))] == [
+        ['| plain', '1'],
+        ['| random', '2'],
+        ['| plain', '1 of 2'],
+    ]
+    assert not (folder / 'teacher').exists()
 
 
 def test_wrong_arm_stops_it_before_anything_is_trained(settings, tmp_path):
