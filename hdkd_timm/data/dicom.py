@@ -170,7 +170,7 @@ def read_dicom(file: BinaryIO, mode: str, reserve: Reserve) -> Tuple[Image.Image
         The image, and how its values are stored; `low` and `high` are measured for RGB only, else NaN.
 
     Raises:
-        ImportError: without pydicom.
+        ImportError: without pydicom, or the package that decompresses the pixels.
         ValueError and others raised by pydicom: if it is not a single image of finite pixels within the size limit.
     """
     pydicom = _import_pydicom()
@@ -181,7 +181,10 @@ def read_dicom(file: BinaryIO, mode: str, reserve: Reserve) -> Tuple[Image.Image
         limit = height * width * samples * -(-allocated // 8) + DICOM_HEADER
         stream = _inflate_dicom(file, limit, is_whole=True)
         dataset = pydicom.dcmread(stream)  # keeps a reference to the stream
-        decoder = pydicom.pixels.get_decoder(dataset.file_meta.TransferSyntaxUID)
+        syntax = dataset.file_meta.TransferSyntaxUID
+        decoder = pydicom.pixels.get_decoder(syntax)
+        if not decoder.is_available:
+            raise ImportError(f"DICOM files compressed as {syntax.name} need GDCM: pip install 'hdkd-timm[dicom]'.")
         pixels, found = decoder.as_array(dataset, raw=True, **pydicom.pixels.as_pixel_options(dataset))
         for name in ('PixelData', 'FloatPixelData', 'DoubleFloatPixelData'):
             if name in dataset:

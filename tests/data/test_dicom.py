@@ -3,11 +3,14 @@
 import io
 import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from helpers import write_dicom
 from PIL import Image
+from processes import run
 
 from hdkd_timm.data.image_files import is_dicom, is_image_file
 from hdkd_timm.data.image_io import image_size, read_image
@@ -19,6 +22,36 @@ CORNERS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]],
 
 def pixels(path, mode='RGB'):
     return np.asarray(read_image(path, mode)).astype(int)
+
+
+def example(name):
+    """A file that comes with pydicom."""
+    return Path(pydicom.__file__).parent / 'data' / 'test_files' / name
+
+
+@pytest.mark.parametrize(
+    ('compressed', 'same'),
+    [
+        ('MR_small_jpeg_ls_lossless.dcm', 'MR_small.dcm'),
+        ('MR_small_jp2klossless.dcm', 'MR_small.dcm'),
+        ('MR_small_RLE.dcm', 'MR_small.dcm'),
+        ('SC_rgb_jpeg_gdcm.dcm', 'SC_rgb_rle.dcm'),  # JPEG Lossless
+    ],
+)
+def test_compressed_without_loss(compressed, same):
+    assert np.ptp(pixels(example(same))) > 100
+    np.testing.assert_array_equal(pixels(example(compressed)), pixels(example(same)))
+
+
+def test_missing_decoder():
+    """pydicom looks for its packages once, when it is imported."""
+    code = (
+        "import sys; sys.modules['gdcm'] = None; from hdkd_timm.data.image_io import read_image;"
+        f'read_image({str(example("SC_rgb_jpeg_gdcm.dcm"))!r})'
+    )
+    error = run('-c', code).stderr.splitlines()[-1]
+    assert error.startswith('ImportError: DICOM files compressed as JPEG Lossless, Non-Hierarchical')
+    assert error.endswith("need GDCM: pip install 'hdkd-timm[dicom]'.")
 
 
 def test_dicom_window(tmp_path):

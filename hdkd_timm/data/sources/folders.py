@@ -31,7 +31,8 @@ def read_folders(
     data_dir: Union[str, Path],
     only: Optional[str] = None,
 ) -> Tuple[Dict[str, Samples], List[str]]:
-    """Read an image folder.
+    """Read an image folder. A test or val split of images without class folders, whose labels nobody gave, is left out,
+    and told.
 
     Args:
         data_dir: The folder.
@@ -44,7 +45,7 @@ def read_folders(
         FileNotFoundError, ValueError: as `find_splits` and `list_classes`; if the classes of two splits differ, or a
             tar file is damaged or contains no images.
     """
-    places = find_splits(data_dir) if only is None else {only: _find_split(data_dir, only)}
+    places = _labelled(find_splits(data_dir)) if only is None else {only: _find_split(data_dir, only)}
     classes: Dict[str, List[str]] = {}
     readers: Dict[str, TarReader] = {}
     files: Dict[str, Dict[str, List[str]]] = {}
@@ -127,6 +128,24 @@ def _find_split(data_dir: Union[str, Path], split: str) -> Path:
         if not Path(data_dir).is_dir() or any(f.name.lower() in SPLITS['train'] for f in Path(data_dir).iterdir()):
             raise
         return Path(data_dir)
+
+
+def _labelled(splits: Dict[str, Path]) -> Dict[str, Path]:
+    """The splits without those beside the training images that have images but no class folders, with a warning."""
+    kept = {}
+    for split, place in splits.items():
+        if split != 'train' and place.is_dir():
+            folders, files = scan_folder(str(place))
+            images, _ = sort_files(files)
+            if images and not folders:
+                number = f'{len(images):,} image{"s" * (len(images) > 1)}'
+                _logger.warning(
+                    f"Left out '{place}': {number} without class folders, so without labels. hdkd predict classifies"
+                    ' them.'
+                )
+                continue
+        kept[split] = place
+    return kept
 
 
 def _is_tar(path: Path) -> bool:

@@ -43,6 +43,20 @@ def test_bad_folders(image_folder, break_it, error, match):
         create(image_folder)
 
 
+def test_test_images_without_labels_are_left_out(image_folder, caplog):
+    (image_folder / 'test').rename(image_folder / 'val')
+    write_images(image_folder / 'test', classes=['.'], number=2)
+    samples, classes = read_folders(image_folder)
+    assert {split: len(of_split) for split, of_split in samples.items()} == {'train': 24, 'val': 12}
+    assert classes == ['a', 'b', 'c']
+    assert f"Left out '{image_folder / 'test'}': 2 images without class folders, so without labels." in caplog.text
+    with pytest.raises(ValueError, match='outside class folders'):  # where these very images are asked for
+        read_folders(image_folder, only='test')
+    write_images(image_folder / 'test', number=1)
+    with pytest.raises(ValueError, match='outside class folders'):  # some with and some without
+        read_folders(image_folder)
+
+
 def test_images_and_classes_of_ordinary_folders_are_timms(tmp_path):
     for name, number in (('Normal', 12), ('glioma', 3), ('a-b', 2), ('a', 11), ('10', 1), ('9', 1)):
         suffix = '.PNG' if name == 'glioma' else '.png'
