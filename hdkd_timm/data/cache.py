@@ -28,6 +28,7 @@ from ..utils.distributed import World
 from ..utils.files import atomic_write
 from ..utils.memory import available_memory, format_bytes
 from ..version import __version__
+from .image_files import split_frame
 from .image_io import IMG_MODES
 from .samples import FileReader, SampleDataset
 from .sources.tars import TarReader
@@ -173,7 +174,10 @@ def _fingerprint(dataset: SampleDataset, deterministic_transform: Callable, size
         files = [os.path.realpath(samples.reader.root)]
     else:
         raise ValueError('--cache disk is for image files and tar files, this --dataset has neither: use --cache ram.')
-    stats = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in ((name, os.stat(name)) for name in files)]
+    stats = [
+        (name, stat.st_size, stat.st_mtime_ns)
+        for name, stat in ((name, os.stat(split_frame(name)[0])) for name in files)
+    ]
     parts: List[Any] = [
         stats,
         names,

@@ -14,12 +14,13 @@ from .pixels import check_size, scale, split_rows
 from .value_range import StoredValues
 
 
-def convert_with_values(image: Image.Image, mode: str) -> Tuple[Image.Image, StoredValues]:
+def convert_with_values(image: Image.Image, mode: str, frame: Optional[int] = None) -> Tuple[Image.Image, StoredValues]:
     """Convert an image that Pillow opened or decoded.
 
     Args:
         image: The image, which is decoded if it is not yet.
         mode: Pillow mode of the result, 'RGB' or 'L' (greyscale).
+        frame: Frame or page of a file of several, from 0.
 
     Returns:
         The converted image, and how its values are stored; `low` and `high` are NaN (not measured) for 8 bits.
@@ -27,6 +28,7 @@ def convert_with_values(image: Image.Image, mode: str) -> Tuple[Image.Image, Sto
     Raises:
         ValueError: if it is not a single image of finite pixels within the size limit.
     """
+    select_frame(image, frame)
     upright = _load_upright(image)
     bits, white = _find_white(image)
     if image.mode.startswith(('I', 'F')):
@@ -53,14 +55,27 @@ def upright_size(image: Image.Image) -> Tuple[int, int]:
 # -- loading -----------------------------------------------------------------------------------------------------------
 
 
+def select_frame(image: Image.Image, frame: Optional[int] = None) -> None:
+    """Go to a frame or page of an opened file, from 0.
+
+    Raises:
+        ValueError: if there is no such frame, or none is named of a TIFF file of several pages.
+    """
+    if frame is not None:
+        number = getattr(image, 'n_frames', 1)
+        if frame >= number:
+            raise ValueError(f'no frame {frame}, it has {number}, numbered from 0')
+        image.seek(frame)
+    elif image.format == 'TIFF' and getattr(image, 'is_animated', False):  # of animations, the first frame is read
+        raise ValueError('several pages, expected one image: name one as FILE#0, FILE#1, ...')
+
+
 def _load_upright(image: Image.Image) -> Image.Image:
     """Decode an opened image and apply its EXIF orientation.
 
     Raises:
-        ValueError: if it is too large or not a single image.
+        ValueError: if it is too large.
     """
-    if image.format == 'TIFF' and getattr(image, 'is_animated', False):  # of animations, the first frame is read
-        raise ValueError('several pages, expected one image')
     check_size(*image.size)
     key = image.info.get('transparency')
     lower_mask = _prepare_transparent_colour(image)

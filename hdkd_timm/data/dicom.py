@@ -56,17 +56,23 @@ def _inflate_dicom(file: BinaryIO, limit: int, is_whole: bool) -> BinaryIO:
     return inflated
 
 
-def read_dicom_header(file: BinaryIO) -> Any:
+def read_dicom_header(file: BinaryIO, frame: Optional[int] = None) -> Any:
     """The elements of a DICOM file without its pixels.
 
+    Args:
+        file: The file.
+        frame: Frame of a file of several, from 0.
+
     Raises:
-        ValueError: if it is not a single image within the size limit.
+        ValueError: if it is not a single image within the size limit, or has no such frame.
     """
     pydicom = _import_pydicom()
     header = pydicom.dcmread(_inflate_dicom(file, DICOM_HEADER, is_whole=False), stop_before_pixels=True)
     frames = int(header.get('NumberOfFrames') or 1)
-    if frames > 1:
-        raise ValueError(f'{frames} frames, expected one image')
+    if frames > 1 and frame is None:
+        raise ValueError(f'{frames} frames, expected one image: name one as FILE#0, FILE#1, ...')
+    if frame is not None and frame >= frames:
+        raise ValueError(f'no frame {frame}, it has {frames}, numbered from 0')
     if not (header.get('Rows') and header.get('Columns')):
         raise ValueError('a DICOM file without an image (no Rows and Columns)')
     check_size(header.Columns, header.Rows)
@@ -158,13 +164,26 @@ def _check_finite(values: np.ndarray) -> None:
         raise ValueError('pixel values that are not finite')
 
 
-def read_dicom(file: BinaryIO, mode: str, reserve: Reserve) -> Tuple[Image.Image, StoredValues]:
+def _flatten_groups(dataset: Any, frame: int) -> None:
+    """Put the modality and VOI transforms of a frame, which files of several frames keep in functional groups, where
+    those of other files are."""
+    for groups, index in (('SharedFunctionalGroupsSequence', 0), ('PerFrameFunctionalGroupsSequence', frame)):
+        for name in ('PixelValueTransformationSequence', 'FrameVOILUTSequence'):
+            for item in (dataset.get(groups) or ())[index : index + 1]:
+                for element in (item.get(name) or [()])[0]:
+                    dataset.add(element)
+
+
+def read_dicom(
+    file: BinaryIO, mode: str, reserve: Reserve, frame: Optional[int] = None
+) -> Tuple[Image.Image, StoredValues]:
     """Read a DICOM file as viewers show it, MONOCHROME1 inverted.
 
     Args:
         file: The file.
         mode: Pillow mode of the result, 'RGB' or 'L'.
         reserve: Context manager that waits for the memory for that many pixels.
+        frame: Frame of a file of several, from 0.
 
     Returns:
         The image, and how its values are stored; `low` and `high` are measured for RGB only, else NaN.
@@ -174,18 +193,22 @@ def read_dicom(file: BinaryIO, mode: str, reserve: Reserve) -> Tuple[Image.Image
         ValueError and others raised by pydicom: if it is not a single image of finite pixels within the size limit.
     """
     pydicom = _import_pydicom()
-    header = read_dicom_header(file)
+    header = read_dicom_header(file, frame)
     height, width = header.Rows, header.Columns
     samples, allocated = header.get('SamplesPerPixel') or 1, header.get('BitsAllocated') or 64
     with reserve(height * width):
-        limit = height * width * samples * -(-allocated // 8) + DICOM_HEADER
+        frames = int(header.get('NumberOfFrames') or 1)
+        limit = frames * height * width * samples * -(-allocated // 8) + DICOM_HEADER
         stream = _inflate_dicom(file, limit, is_whole=True)
         dataset = pydicom.dcmread(stream)  # keeps a reference to the stream
+        _flatten_groups(dataset, frame or 0)
         syntax = dataset.file_meta.TransferSyntaxUID
         decoder = pydicom.pixels.get_decoder(syntax)
         if not decoder.is_available:
             raise ImportError(f"DICOM files compressed as {syntax.name} need GDCM: pip install 'hdkd-timm[dicom]'.")
-        pixels, found = decoder.as_array(dataset, raw=True, **pydicom.pixels.as_pixel_options(dataset))
+        pixels, found = decoder.as_array(
+            dataset, raw=True, index=frame or 0, **pydicom.pixels.as_pixel_options(dataset)
+        )
         for name in ('PixelData', 'FloatPixelData', 'DoubleFloatPixelData'):
             if name in dataset:
                 del dataset[name]  # pixels holds them

@@ -5,7 +5,7 @@ import os
 import stat
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Iterator, Optional, Union
+from typing import BinaryIO, Iterator, Optional, Tuple, Union
 
 from .pixels import read_head
 
@@ -83,14 +83,27 @@ def is_side_file(name: str) -> bool:
     return name.startswith('.') or name in SIDE_NAMES or name.endswith(SIDE_EXTENSIONS)
 
 
+def split_frame(path: Union[str, Path]) -> Tuple[str, Optional[int]]:
+    """The file of an image, and its frame or page, from 0, of one that is named FILE#FRAME; None for a file that has
+    this very name, or no such mark."""
+    file, _, number = str(path).rpartition('#')
+    is_frame = file and number.isdecimal() and not os.path.lexists(path)
+    return (file, int(number)) if is_frame else (str(path), None)
+
+
+def frame_of(file: BinaryIO) -> Optional[int]:
+    """The frame of an open file that is the image, see `open_image_file`."""
+    return getattr(file, 'frame', None)
+
+
 def is_image_file(path: Union[str, Path]) -> bool:
-    """Whether this is an image file by its suffix, or a DICOM file by its content."""
-    return str(path).lower().endswith(IMG_EXTENSIONS) or is_dicom(path)
+    """Whether this is an image file, or a frame of one, by its suffix, or a DICOM file by its content."""
+    return split_frame(path)[0].lower().endswith(IMG_EXTENSIONS) or is_dicom(path)
 
 
 def is_dicom(file: ImageFile, name: Optional[str] = None) -> bool:
     """Whether this is a DICOM file, by its suffix or its preamble (128 bytes, then 'DICM')."""
-    if file_name(file, name).lower().endswith(DICOM_EXTENSIONS):
+    if split_frame(file_name(file, name))[0].lower().endswith(DICOM_EXTENSIONS):
         return True
     with open_seekable(file) as opened:
         return read_head(opened, 132)[128:] == b'DICM'
@@ -102,11 +115,12 @@ def file_name(file: ImageFile, name: Optional[str] = None) -> str:
 
 
 def open_image_file(path: Union[str, Path]) -> BinaryIO:
-    """Open a file for reading.
+    """Open a file for reading; `frame_of` tells the frame of one that is named FILE#FRAME.
 
     Raises:
         OSError: if it cannot be read, or is a pipe, socket or device: reading those could block or never end.
     """
+    path, frame = split_frame(path)
     mode = os.stat(path).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # open() has an error for folders
         kind = next(
@@ -123,7 +137,10 @@ def open_image_file(path: Union[str, Path]) -> BinaryIO:
             'special file',
         )
         raise OSError(f"'{path}' is a {kind}, expected an image file")
-    return open(path, 'rb')
+    file = open(path, 'rb')  # noqa: SIM115, the caller closes it
+    if frame is not None:
+        setattr(file, 'frame', frame)  # noqa: B010, no attribute of files that a type checker knows
+    return file
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Read image files as a viewer shows them: 8 bits per channel, upright, nothing clipped silently.
 
 Pillow decodes them, `convert` adds what its own conversion leaves out, and pydicom reads DICOM files (the extra
-`dicom`). The first frame of an animation (GIF, APNG, WebP, AVIF) is the image; several pages of a TIFF file or frames
-of a DICOM file are an error.
+`dicom`). FILE#2 is the frame or page 2 of a file, from 0. Without a number, the first frame of an animation (GIF, APNG,
+WebP, AVIF) is the image; several pages of a TIFF file or frames of a DICOM file are an error.
 
 Files are not trusted: formats that Pillow hands to other programs are not read, nor is anything but a regular file. The
 size is compared with Pillow's limit (`PIL.Image.MAX_IMAGE_PIXELS`) before anything is decoded.
@@ -15,9 +15,9 @@ from typing import BinaryIO, Iterator, Optional, Tuple, Union
 
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
-from .convert import convert_with_values, upright_size
+from .convert import convert_with_values, select_frame, upright_size
 from .dicom import read_dicom, read_dicom_header
-from .image_files import ImageFile, file_name, is_dicom, open_seekable
+from .image_files import ImageFile, file_name, frame_of, is_dicom, open_seekable
 from .pixels import Reserve, check_pixels, check_size, find_limit, read_head
 from .value_range import StoredValues, measure_range
 
@@ -76,17 +76,18 @@ def image_size(file: ImageFile, name: Optional[str] = None) -> Tuple[int, int]:
     """Width and height of the image that `read_image` returns, from the header of the file alone."""
     with open_seekable(file) as opened:
         if is_dicom(opened, file_name(file, name)):
-            header = read_dicom_header(opened)
+            header = read_dicom_header(opened, frame_of(opened))
             return header.Columns, header.Rows
         with open_image(opened) as image:
+            select_frame(image, frame_of(opened))
             return upright_size(image)
 
 
 def _read(file: BinaryIO, mode: str, name: str, reserve: Reserve = nullcontext) -> Tuple[Image.Image, StoredValues]:
     if is_dicom(file, name):
-        return read_dicom(file, mode, reserve)
+        return read_dicom(file, mode, reserve, frame_of(file))
     with open_image(file, reserve) as image:
-        return convert_with_values(image, mode)
+        return convert_with_values(image, mode, frame_of(file))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ..utils.memory import available_memory
-from .image_files import ImageFile, file_name, open_seekable
+from .image_files import ImageFile, file_name, frame_of, open_seekable
 from .image_io import read_with_values
 from .pixels import MemoryBudget, Reserve
 from .samples import FileReader, SampleDataset, Samples, warn_of_changes
@@ -41,13 +41,16 @@ class ImageRecord(NamedTuple):
 
 
 def hash_file(file: BinaryIO) -> Tuple[int, str]:
-    """Number of bytes of an open file, and their SHA-256 in hexadecimal digits. Rewinds the file."""
+    """Number of bytes of an open file, and their SHA-256, with the frame if it is one, in hexadecimal digits. Rewinds
+    the file."""
     file.seek(0)
     digest, size = hashlib.sha256(), 0
     while block := file.read(2**16):
         digest.update(block)
         size += len(block)
     file.seek(0)
+    if frame_of(file) is not None:
+        digest.update(f'#{frame_of(file)}'.encode())
     return size, digest.hexdigest()
 
 

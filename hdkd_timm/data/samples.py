@@ -12,7 +12,7 @@ from PIL import Image
 from timm.data.readers.reader import Reader
 
 from .convert import upright_size
-from .image_files import open_image_file
+from .image_files import open_image_file, split_frame
 from .image_io import convert_image, image_size, read_image
 
 _logger = logging.getLogger(__name__)
@@ -259,6 +259,6 @@ def record_sizes(samples: Samples, split: str) -> Samples:
 
 def _file_size(path: str) -> str:
     try:
-        return str(os.stat(path).st_size)
+        return str(os.stat(split_frame(path)[0]).st_size)
     except OSError:  # reported when it is read
         return ''

@@ -7,7 +7,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from ..data.image_files import IMG_EXTENSIONS
+from ..data.image_files import IMG_EXTENSIONS, split_frame
 from ..data.inspection import inspect_and_report, warn_of_ranges
 from ..data.samples import FileReader, SampleDataset, Samples
 from ..data.sources.walk import count_suffixes, natural_order, sort_files, walk_folder, warn_ignored_files
@@ -47,7 +47,8 @@ def find_images(paths: Sequence[str], on_bad_image: str = 'error') -> List[str]:
     return list(found.values())
 
 
-def _check_file(path: str) -> str:
+def _check_file(name: str) -> str:
+    path, _ = split_frame(name)
     if not os.path.exists(path):
         raise FileNotFoundError(
             f"'{path}' is a link to '{os.readlink(path)}', which does not exist."
@@ -56,7 +57,7 @@ def _check_file(path: str) -> str:
         )
     if not os.path.isfile(path):
         raise ValueError(f"'{path}' is neither a regular file nor a directory.")
-    return path
+    return name
 
 
 def _list_files(folder: str, on_bad_image: str) -> List[str]:

@@ -8,7 +8,7 @@ from typing import Dict, List, Optional, Sequence, Tuple, Union
 import numpy as np
 
 from ..config import SourceConfig
-from ..image_files import IMG_EXTENSIONS
+from ..image_files import IMG_EXTENSIONS, split_frame
 from ..samples import CONTENTS, SPLITS, FileReader, Samples, SplitNotFoundError, check_same_classes
 from .csv_file import (
     Table,
@@ -183,7 +183,9 @@ def _add_suffixes(table: Table, files: List[str], root: Path) -> List[str]:
     Raises:
         ValueError: if there are several of a name.
     """
-    bare = {i for i, file in enumerate(files) if not os.path.splitext(file)[1] and not os.path.exists(file)}
+    bare = {
+        i for i, file in enumerate(files) if not os.path.splitext(file)[1] and not os.path.exists(split_frame(file)[0])
+    }
     if not bare or not root.is_dir():
         return files
     found: Dict[str, List[str]] = {}
@@ -257,7 +259,7 @@ def check_first_files(config: SourceConfig, only: Optional[str]) -> None:
         if row.get(column) and (row.get(config.split_column, only or 'train') or '').strip().lower() in wanted
     ]
     if len(paths) == FIRST_ROWS and not any(
-        os.path.exists(root / name) or not os.path.splitext(name)[1] for name in paths
+        os.path.exists(split_frame(root / name)[0]) or not os.path.splitext(name)[1] for name in paths
     ):
         raise ValueError(
             f"Cannot read image '{root / paths[0]}' (FileNotFoundError), and none of the first {FIRST_ROWS} images of"
