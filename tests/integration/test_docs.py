@@ -134,10 +134,11 @@ def test_settings_of_methods_in_commands():
 
 
 def test_flags_in_the_text_exist(capsys):
-    """Each `--flag` in code within a sentence or table belongs to a command."""
+    """Each `--flag` in code within a sentence or table belongs to a command, or to the script that trains weights."""
     known = {'--reparam', '--device-modules', '--signal', '--help-all'}  # of timm's scripts, of SLURM
     for name in sorted({command[0] for _, command in COMMANDS}):
         known |= find_flags(read_help([name], capsys))
+    known |= find_flags(runpy.run_path(str(ROOT / 'weights' / 'reproduce.py'))['create_parser']().format_help())
     for page, text in TEXTS.items():
         prose = re.sub(r'```.*?```', '', text, flags=re.S)
         codes = [code for code in re.findall(r'`([^`]+)`', prose) if not code.startswith('python ')]
