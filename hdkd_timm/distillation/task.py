@@ -130,6 +130,12 @@ class DistillationTask(TrainingTask):
         models = self.teachers.models
         return models[0] if len(models) == 1 else models
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Raises AttributeError for 'teacher': the task was built for the one that it has."""
+        if name == 'teacher':
+            raise AttributeError("A task's teacher cannot be replaced: create a task of the other one.")
+        super().__setattr__(name, value)
+
     @property
     def views(self) -> Optional[int]:
         """Number of the fixed views that the training images must have; None for an augmentation as usual."""

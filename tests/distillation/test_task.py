@@ -44,6 +44,14 @@ def test_reference_losses_and_gradients_in_one_step(case):
         torch.testing.assert_close(state[name], value, rtol=0, atol=1e-5)
 
 
+def test_teacher_is_not_replaced():
+    """Its needs, size and normalisation were found out when the task was built."""
+    task = HDKDTask(create_student(), create_teacher(), verbose=False)
+    with pytest.raises(AttributeError, match="A task's teacher cannot be replaced: create a task of the other one"):
+        task.teacher = create_teacher()
+    assert 'teacher' not in dict(task.named_children())
+
+
 def test_one_forward_pass_of_each_network():
     task = HDKDTask(create_student(), create_teacher(), verbose=False).train()
     calls = []
