@@ -85,9 +85,9 @@ def describe(config: StudyConfig, baseline: str, split: str) -> str:
     """What the table shows, in a few sentences."""
     arms = list_arms(config)
     varied = {name for values in arms.values() for name in values}
-    shared = [f'{config.epochs} epochs'] * ('epochs' not in varied) + [f'{config.img_size} px'] * (
-        'img_size' not in varied
-    )
+    shared = [f'{config.epochs} epoch{"s" * (config.epochs > 1)}'] * ('epochs' not in varied) + [
+        f'{config.img_size} px'
+    ] * ('img_size' not in varied)
     where = ''
     if config.train_fractions:
         shared.append(f'{format_fractions(config.train_fractions)} of the training images')
@@ -118,7 +118,8 @@ def describe_order(split: str, has_val: bool) -> str:
 def _describe_settings(values: Dict[str, Any]) -> str:
     default = {field.name: field.default for field in dataclasses.fields(StudyConfig)}
     shown = {name: value for name, value in values.items() if value != default.get(name)}
-    return ', '.join(f'{name}: {value}' for name, value in shown.items()) or 'those of the study'
+    words = {name: ' '.join(map(str, v)) or 'default' if isinstance(v, tuple) else v for name, v in shown.items()}
+    return ', '.join(f'{name}: {value}' for name, value in words.items()) or 'those of the study'
 
 
 def format_rows(

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from hdkd_timm.study.config import StudyConfig
-from hdkd_timm.study.page import describe, describe_order, format_markdown, format_rows
+from hdkd_timm.study.page import _describe_settings, describe, describe_order, format_markdown, format_rows
 
 ROW = dict(
     seeds=3,
@@ -74,6 +74,14 @@ def test_fewer_images_come_first():
     assert describe(StudyConfig(methods=('kd',), train_fractions=(1.0, 0.015)), 'none', 'test').startswith(
         '1 arm, 3 seeds (1, 2, 3), 100 epochs, 224 px, 1.5 and 100 % of the training images. Mean'
     )
+
+
+def test_settings_of_arms_are_shown_as_they_are_given():
+    shown = [
+        _describe_settings(values) for values in ({'method': ('kd', 'at')}, {'init_from_teacher': ()}, {'tau': 2.0})
+    ]
+    assert shown == ['method: kd at', 'init_from_teacher: default', 'tau: 2.0']
+    assert _describe_settings({'method': ('hdkd',)}) == 'those of the study'
 
 
 def test_only_what_all_arms_share_is_said_of_them():
