@@ -393,13 +393,13 @@ def read_pairs(texts: Sequence[str], flag: str) -> Dict[str, str]:
     return pairs
 
 
-def find_runs(plan: Plan, names: Optional[Sequence[str]]) -> List[str]:
-    """The runs of these names or tags; of all tags by default."""
+def find_runs(plan: Plan, names: Sequence[str], flag: str) -> List[str]:
+    """The runs of these names or tags."""
     known = {**plan.releases, **{run: run for run in plan.runs}}
-    unknown = [name for name in names or () if name not in known]
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise SystemExit(f"--runs '{unknown[0]}' is none of the plan: {', '.join(known)}.")
-    return [known[name] for name in names or plan.releases]
+        raise SystemExit(f"{flag} '{unknown[0]}' is none of the plan: {', '.join(known)}.")
+    return [known[name] for name in names]
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -432,15 +432,19 @@ def main() -> None:
     logging.getLogger('hdkd_timm').setLevel(logging.INFO)
 
     plan = read_plan(args.plan, args.changes)
-    wanted = find_runs(plan, args.runs)
-    given = {run: Path(folder) for run, folder in read_pairs(args.given, '--given').items()}
-    find_runs(plan, list(given))
+    wanted = find_runs(plan, args.runs or list(plan.releases), '--runs')
+    pairs = read_pairs(args.given, '--given')
+    given = dict(zip(find_runs(plan, list(pairs), '--given'), map(Path, pairs.values())))
+    sources = read_pairs(args.sources, '--sources')
+    unused = set(sources) - {run.get('model') for run in plan.runs.values()}
+    if unused:
+        raise SystemExit(f"--sources '{min(unused)}' is the model of no run of the plan.")
     prefix = f'{args.plan}-{args.changes.stem}' if args.changes else args.plan
     csvs = write_splits(args.output / prefix, args.data_dir, plan.settings)
     of_seeds: Dict[Union[int, None], Trainings] = {}
     for seed in args.seeds or [None]:
         name = prefix if seed is None else f'{prefix}-seed{seed}'
-        of_seeds[seed] = Trainings(plan, seed, csvs, args.output, name, given, read_pairs(args.sources, '--sources'))
+        of_seeds[seed] = Trainings(plan, seed, csvs, args.output, name, given, sources)
         for run in plan.needed(wanted):
             of_seeds[seed].train(run)
     for tag, run in plan.releases.items():

@@ -241,7 +241,19 @@ def test_wrong_plans(runs, match, tmp_path):
         REPRODUCE['read_plan']('brain_mri', tmp_path / 'changes.yaml')
 
 
-def test_runs_that_a_plan_does_not_have(data_dir):
-    process = call('reproduce.py', 'brain_mri', '--data-dir', data_dir, '--runs', 'student_s4')
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (
+            ['--runs', 'student_s4'],
+            "--runs 'student_s4' is none of the plan: hdkd_teacher.brain_mri, hdkd_student.brain",
+        ),
+        (['--given', 'lite0=there'], "--given 'lite0' is none of the plan"),
+        (['--given', 'teacher-1'], "--given must be NAME=VALUE, got 'teacher-1'"),
+        (['--sources', 'resnet18=local-dir:there'], "--sources 'resnet18' is the model of no run of the plan"),
+    ],
+)
+def test_runs_that_a_plan_does_not_have(args, message, data_dir):
+    process = call('reproduce.py', 'brain_mri', '--data-dir', data_dir, *args)
     assert process.returncode == 1
-    assert "--runs 'student_s4' is none of the plan: hdkd_teacher.brain_mri, hdkd_student.brain_mri" in process.stderr
+    assert message in process.stderr

@@ -136,7 +136,7 @@ def _labelled(splits: Dict[str, Path]) -> Dict[str, Path]:
     for split, place in splits.items():
         if split != 'train' and place.is_dir():
             folders, files = scan_folder(str(place))
-            images, _ = sort_files(files)
+            images, _ = sort_files(os.path.join(place, name) for name in files)
             if images and not folders:
                 number = f'{len(images):,} image{"s" * (len(images) > 1)}'
                 _logger.warning(

@@ -2,9 +2,10 @@
 
 import os
 
+import numpy as np
 import pytest
 from data_helpers import create, touch
-from helpers import write_images
+from helpers import write_dicom, write_images
 from PIL import Image
 from timm.data.readers.reader_image_folder import find_images_and_targets
 
@@ -45,7 +46,8 @@ def test_bad_folders(image_folder, break_it, error, match):
 
 def test_test_images_without_labels_are_left_out(image_folder, caplog):
     (image_folder / 'test').rename(image_folder / 'val')
-    write_images(image_folder / 'test', classes=['.'], number=2)
+    write_images(image_folder / 'test', classes=['.'], number=1)
+    write_dicom(image_folder / 'test' / 'IM0001', np.zeros((2, 2), np.uint8))
     samples, classes = read_folders(image_folder)
     assert {split: len(of_split) for split, of_split in samples.items()} == {'train': 24, 'val': 12}
     assert classes == ['a', 'b', 'c']
