@@ -3,6 +3,7 @@
 import argparse
 from typing import Any, Dict
 
+from ..utils.image_size import parse_image_size
 from .parser import MODEL, CommandParser, add_checkpoint_arguments
 
 
@@ -36,7 +37,12 @@ def add_arguments(parser: CommandParser) -> None:
         metavar='N',
         help='maximum number of calibration images, evenly spaced (default: %(default)s)',
     )
-    parser.add_argument('--img-size', type=int, metavar='N', help="height and width in pixels (default: the model's)")
+    parser.add_argument(
+        '--img-size',
+        type=parse_image_size,
+        metavar='N',
+        help="height and width in pixels, one number for both, or two (default: the model's)",
+    )
     add_checkpoint_arguments(parser)
 
 

@@ -2,9 +2,11 @@
 
 import argparse
 import dataclasses
-from typing import Any, Collection, Dict, List, Optional, Sequence, Type, TypeVar
+import sys
+from typing import Any, Collection, Dict, List, Optional, Sequence, Tuple, Type, TypeVar
 
 from ..utils.config import KeyValues, add_arguments, check_settings, from_arguments, read_yaml
+from ..utils.image_size import join_image_sizes, parse_image_size
 
 ConfigT = TypeVar('ConfigT')
 
@@ -53,6 +55,13 @@ class CommandParser(argparse.ArgumentParser):
         found = add_arguments(self, config_cls, exclude, TITLES, **defaults)
         common = {field.name for field in dataclasses.fields(config_cls) if field.metadata.get('common')}
         self.uncommon += [action for name, action in found.items() if name not in common]
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Optional[Sequence[str]] = None, namespace: Optional[argparse.Namespace] = None
+    ) -> Tuple[argparse.Namespace, List[str]]:
+        """As argparse's; an image size may be two numbers, height and width."""
+        sizes = [flag for flag, action in self._option_string_actions.items() if action.type is parse_image_size]
+        return super().parse_known_args(join_image_sizes(sys.argv[1:] if args is None else args, sizes), namespace)
 
     def has_flag(self, flag: str) -> bool:
         """Whether the command has this flag, such as '--epochs'."""

@@ -18,6 +18,13 @@ from ..models.pretrained import find_folder, find_packaged, full_name
 from ..utils.config import KeyValues, check_values, setting
 from ..utils.distributed import pick_device
 from ..utils.files import PathLike
+from ..utils.image_size import (
+    ImageSize,
+    format_image_size,
+    parse_image_size,
+    simplify_image_size,
+    to_height_width,
+)
 from ..utils.parsing import parse_json
 from .temperature import CALIBRATION_FILE, read_temperature
 
@@ -36,8 +43,12 @@ class ModelConfig:
         action=KeyValues,
         metavar='NAME=VALUE',
     )
-    img_size: Optional[int] = setting(
-        None, "height and width in pixels to which images are resized (default: the model's)", at_least=1, common=True
+    img_size: Optional[ImageSize] = setting(
+        None,
+        "height and width in pixels to which images are resized, one number for both, or two (default: the model's)",
+        type=parse_image_size,
+        at_least=1,
+        common=True,
     )
     use_ema: bool = setting(True, 'prefer the moving average of the weights in a checkpoint file that has both')
     label_names: Optional[Tuple[str, ...]] = setting(
@@ -52,11 +63,13 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value out of range, naming the flag, the value and the range."""
+        if self.img_size is not None:
+            self.img_size = simplify_image_size(self.img_size, '--img-size')
         check_values(self)
         if self.img_size is not None and 'img_size' in self.model_kwargs:
             raise ValueError(
-                f'--img-size {self.img_size} and --model-kwargs img_size={self.model_kwargs["img_size"]}: give only'
-                ' one of them.'
+                f'--img-size {format_image_size(self.img_size)} and --model-kwargs'
+                f' img_size={self.model_kwargs["img_size"]}: give only one of them.'
             )
 
 
@@ -217,10 +230,11 @@ def _load_onnx(name: str, config: InferenceConfig) -> Classifier:
     model = OnnxModel(name, device)
     data_config = {k: tuple(v) if isinstance(v, list) else v for k, v in model.metadata['data_config'].items()}
     height, width = data_config['input_size'][-2:]
-    if config.img_size is not None and (height, width) != (config.img_size, config.img_size):
+    if config.img_size is not None and (height, width) != to_height_width(config.img_size):
+        wanted = ' '.join(map(str, to_height_width(config.img_size)))
         raise ValueError(
-            f"'{name}' expects images of {height} x {width} pixels, not --img-size {config.img_size}: omit it, or"
-            f' export the model with --img-size {config.img_size}.'
+            f"'{name}' expects images of {height} x {width} pixels, not --img-size {wanted}: omit it, or export the"
+            f' model with --img-size {wanted}.'
         )
     return Classifier(
         model.eval(), match_label_names(model, config.label_names, f"ONNX file '{name}'"), data_config, device
@@ -252,7 +266,7 @@ def load_classifier(name: PathLike, config: Optional[ModelConfig] = None) -> Cla
         )
     device = pick_device(config.device)
     model, _ = load_model(name, config.model, config.img_size, use_ema=config.use_ema, model_kwargs=config.model_kwargs)
-    args = {} if config.img_size is None else dict(input_size=(model.in_chans, config.img_size, config.img_size))
+    args = {} if config.img_size is None else dict(input_size=(model.in_chans, *to_height_width(config.img_size)))
     data_config = timm.data.resolve_data_config(args, model=model)
     labels = match_label_names(model, config.label_names, f"Model '{name}'")
     layout = torch.channels_last if config.channels_last else torch.preserve_format

@@ -21,6 +21,7 @@ from torch import nn
 from .._compat import complete_model_args, image_size, remove_model_arg, reset_classifier
 from ..layers.reparam import is_fused
 from ..utils.files import PathLike, add_sums, atomic_write, check_sums, new_folder
+from ..utils.image_size import ImageSize
 from ..utils.parsing import read_json
 from .architecture import infer_architecture, is_same_argument
 from .checkpoint_file import abbreviate, read_checkpoint
@@ -187,7 +188,7 @@ def download(name: str, file: str) -> Path:
 def load_model(
     name: PathLike,
     model_name: Optional[str] = None,
-    img_size: Optional[int] = None,
+    img_size: Optional[ImageSize] = None,
     num_classes: Optional[int] = None,
     use_ema: bool = True,
     model_kwargs: Optional[Dict[str, Any]] = None,
@@ -201,7 +202,8 @@ def load_model(
         name: Model folder, run folder (its `best` is loaded), checkpoint file of an HDKD network, 'local-dir:FOLDER',
             'hf-hub:NAME', or the name of a pretrained timm model, such as 'hdkd_student.brain_mri'.
         model_name: Model name of a checkpoint file, where its keys leave a choice (`_s4`).
-        img_size: Image size in pixels, for models that have one; None for the training's.
+        img_size: Height and width in pixels, one number for both, or two, for models that have a size; None for the
+            training's.
         num_classes: Number of classes; None for the training's. The head, or heads, for another number is new.
         use_ema: Prefer the moving average of the weights in a checkpoint file that holds both.
         model_kwargs: Other arguments of the model; for a checkpoint file those that keys and shapes leave open
@@ -234,7 +236,7 @@ def load_model(
 
 def _load_pretrained(
     name: str,
-    img_size: Optional[int],
+    img_size: Optional[ImageSize],
     model_kwargs: Dict[str, Any],
 ) -> Tuple[nn.Module, Dict[str, Any]]:
     """A pretrained timm model, by the name that `timm.create_model` takes, and the arguments that rebuild it."""
@@ -298,7 +300,7 @@ def _read_source_args(name: str, folder: Optional[Path]) -> Dict[str, Any]:
 def _load_checkpoint_file(
     path: Path,
     model_name: Optional[str],
-    img_size: Optional[int],
+    img_size: Optional[ImageSize],
     use_ema: bool,
     model_kwargs: Dict[str, Any],
 ) -> Tuple[nn.Module, Dict[str, Any]]:

@@ -127,7 +127,7 @@ def _read_run_config(path: Path, is_teacher: bool) -> CheckpointMetadata:
     settings = read_yaml(path)
     name = str(settings.get('teacher' if is_teacher else 'model')).split('.')[0]
     args = dict(_as_dict(settings.get('teacher_kwargs' if is_teacher else 'model_kwargs')))
-    args.update({key: settings[key] for key in ('img_size', 'in_chans') if settings.get(key)})
+    args.update({key: _as_tuple(settings[key]) for key in ('img_size', 'in_chans') if settings.get(key)})
     return CheckpointMetadata(name if timm.is_model(name) else None, args, source=f"'{path}'")
 
 

@@ -25,6 +25,7 @@ from ..evaluation.classifier import Classifier, InferenceConfig, OnnxModel, load
 from ..evaluation.predict import file_samples, find_images
 from ..models.preprocessing import adapt_stats
 from ..utils.files import PathLike, atomic_write, check_output_file
+from ..utils.image_size import ImageSize
 from ..version import __version__
 from .onnx_export import convert_to_onnx, set_metadata
 from .quantize import compare_precisions, find_targets, quantize
@@ -224,7 +225,7 @@ def export_model(
     int8: bool = False,
     calibration: Sequence[str] = (),
     calibration_images: int = 200,
-    img_size: Optional[int] = None,
+    img_size: Optional[ImageSize] = None,
     model_name: Optional[str] = None,
     model_kwargs: Optional[Dict[str, Any]] = None,
     use_ema: bool = True,
@@ -247,7 +248,7 @@ def export_model(
         int8: Quantise the ONNX file statically.
         calibration: Image files and folders to calibrate the ranges of the activations.
         calibration_images: Largest number of these, spread evenly.
-        img_size: Height and width of the images in pixels, the model's by default.
+        img_size: Height and width of the images in pixels, one number for both, or two; the model's by default.
         model_name: Model name of a checkpoint file, where its keys are ambiguous (`_s4`).
         model_kwargs: Further model arguments, where the keys are ambiguous.
         use_ema: Use the EMA weights of a checkpoint file that has both.

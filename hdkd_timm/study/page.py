@@ -14,6 +14,7 @@ from ..evaluation.metrics import IN_PER_CENT, LOWER_IS_BETTER, METRIC_NAMES, for
 from ..evaluation.plots import COLOURS, add_legend, line_style, new_figure, save_figure, shorten_name
 from ..utils.csv_files import write_rows
 from ..utils.files import atomic_write
+from ..utils.image_size import format_image_size
 from ..utils.run_files import CONFIG_FILE
 from .config import StudyConfig, list_arms
 from .results import ArmResult, study_table
@@ -86,7 +87,7 @@ def describe(config: StudyConfig, baseline: str, split: str) -> str:
     arms = list_arms(config)
     varied = {name for values in arms.values() for name in values}
     shared = [f'{config.epochs} epoch{"s" * (config.epochs > 1)}'] * ('epochs' not in varied) + [
-        f'{config.img_size} px'
+        f'{format_image_size(config.img_size)} px'
     ] * ('img_size' not in varied)
     where = ''
     if config.train_fractions:

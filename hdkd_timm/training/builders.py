@@ -22,6 +22,7 @@ from ..models.checkpoint import SOURCE_PREFIXES, load_model
 from ..models.labels import match_classes
 from ..models.preprocessing import adapt_stats
 from ..utils.config import flag
+from ..utils.image_size import ImageSize, to_height_width
 from .config import HDKD_FLAGS, DistillConfig, TrainConfig
 
 _logger = logging.getLogger(__name__)
@@ -166,7 +167,7 @@ def create_distillation_task(
     config: DistillConfig,
     class_weight: Optional[torch.Tensor] = None,
     train_targets: Optional[np.ndarray] = None,
-    teacher_img_size: Optional[int] = None,
+    teacher_img_size: Optional[ImageSize] = None,
     verbose: bool = False,
 ) -> TrainingTask:
     """The task of the methods; HDKD's own where that is the only one, whose losses have their published names.
@@ -188,7 +189,7 @@ def create_distillation_task(
         return create_task(student, config, class_weight)
     shared: Dict[str, Any] = dict(class_weight=class_weight, label_smoothing=config.loss_smoothing, verbose=verbose)
     size = teacher_img_size or config.img_size
-    teacher_size = None if size == config.img_size else (size, size)
+    teacher_size = None if size == config.img_size else to_height_width(size)
     method_args = dict(config.method_args)
     if 'hdkd' in config.method_names:
         method_args['hdkd'] = hdkd_settings(config)

@@ -13,6 +13,7 @@ from ..distillation.task import DistillationTask
 from ..utils.config import setting
 from ..utils.distributed import init_world, leave_world
 from ..utils.files import PathLike, check_output_file
+from ..utils.image_size import to_height_width
 from ..utils.memory import available_memory, format_bytes, kept_memory
 from ..utils.signals import Interrupted
 from .builders import create_network
@@ -82,12 +83,12 @@ def cache_logits(config: CacheLogitsConfig, out: PathLike) -> Dict[str, Any]:
         student, _ = create_network(config.model, config, len(context.classes), **config.model_kwargs)
         for network in teachers.values():
             check_input(network.model, network.config.input_size)
-        size = (config.teacher_img_size,) * 2 if config.teacher_img_size else None
+        size = to_height_width(config.teacher_img_size) if config.teacher_img_size else None
         task = DistillationTask(
             student,
             [network.model for network in teachers.values()],
             ['kd'],
-            input_size=(config.img_size, config.img_size),
+            input_size=config.input_size[1:],
             teacher_size=size,
             teachers='separate',
             verbose=False,

@@ -13,6 +13,7 @@ from ..distillation.task import TEACHERS
 from ..evaluation.metrics import METRICS
 from ..models.hdkd import MIN_IMG_SIZE
 from ..utils.config import KeyValues, NestedKeyValues, check_settings, check_values, flag, read_yaml, setting
+from ..utils.image_size import ImageSize, parse_image_size, simplify_image_size, to_height_width
 from .logger import LOGS
 
 ConfigT = TypeVar('ConfigT')
@@ -48,8 +49,13 @@ class TrainConfig(DataConfig, AugmentConfig):
         'class names of --teacher-checkpoint by index, if it has none or a different order than the data; with one'
         ' teacher',
     )
-    img_size: int = setting(
-        224, 'height and width in pixels to which images are resized', at_least=MIN_IMG_SIZE, group='model', common=True
+    img_size: ImageSize = setting(
+        224,
+        'height and width in pixels to which images are resized, one number for both, or two',
+        type=parse_image_size,
+        at_least=MIN_IMG_SIZE,
+        group='model',
+        common=True,
     )
     drop: Optional[float] = setting(None, 'dropout rate', at_least=0, below=1)
     drop_path: Optional[float] = setting(None, 'stochastic depth rate', at_least=0, below=1)
@@ -148,12 +154,13 @@ class TrainConfig(DataConfig, AugmentConfig):
     @property
     def input_size(self) -> Tuple[int, int, int]:
         """Channels, height and width of the network's images."""
-        return self.in_chans, self.img_size, self.img_size
+        return self.in_chans, *to_height_width(self.img_size)
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value out of range; names the flag, the value and the range."""
         if isinstance(self.teacher_checkpoint, str):  # as in Python, and in files of earlier versions
             self.teacher_checkpoint = (self.teacher_checkpoint,)
+        self.img_size = simplify_image_size(self.img_size, '--img-size')
         check_values(self)
         _check_teachers(self)
         for name, most in (('scale', 1), ('ratio', math.inf)):
@@ -248,10 +255,11 @@ class DistillConfig(TrainConfig):
     teacher_kwargs: Dict[str, Any] = setting(
         {}, 'further arguments of the teacher', nargs='*', action=KeyValues, metavar='NAME=VALUE'
     )
-    teacher_img_size: Optional[int] = setting(
+    teacher_img_size: Optional[ImageSize] = setting(
         None,
         "height and width of the teacher's images, to which those of the student are resized in distillation (default:"
         ' --img-size, or the only size that a given teacher takes)',
+        type=parse_image_size,
         at_least=MIN_IMG_SIZE,
         metavar='N',
     )
@@ -263,6 +271,8 @@ class DistillConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         """As that of `TrainConfig`; also for settings of methods that are not used."""
+        if self.teacher_img_size is not None:
+            self.teacher_img_size = simplify_image_size(self.teacher_img_size, '--teacher-img-size')
         super().__post_init__()
         _check_methods(self)
         if self.teacher_logits and self.teacher_checkpoint:

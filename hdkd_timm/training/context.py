@@ -23,6 +23,7 @@ from ..data.samples import list_images
 from ..utils.config import flag, to_yaml
 from ..utils.distributed import World, describe_device
 from ..utils.files import add_sums, with_free_name
+from ..utils.image_size import ImageSize, to_height_width
 from ..utils.memory import kept_memory
 from ..utils.run_files import IMAGES_FILE
 from ..utils.signals import Interrupted, Signals
@@ -67,13 +68,13 @@ class RunContext:
         return 'test' if 'test' in self.datasets else 'val'
 
     def create_loaders(
-        self, model: nn.Module, img_size: int, only: Optional[str] = None, **of_training: Any
+        self, model: nn.Module, img_size: ImageSize, only: Optional[str] = None, **of_training: Any
     ) -> Dict[str, SplitLoader]:
         """Loaders of all splits, or only of one, normalised for the model; cached once the run's folder is open.
 
         Args:
             model: The model.
-            img_size: Height and width of its images.
+            img_size: Height and width of its images, one number for both, or two.
             only: The only split to load.
             of_training: Arguments of `SplitLoader` for the training split: with_index, views, in_order.
         """
@@ -83,11 +84,12 @@ class RunContext:
             if only in (None, split)
         }
 
-    def data_config(self, model: nn.Module, img_size: int) -> Dict[str, Any]:
+    def data_config(self, model: nn.Module, img_size: ImageSize) -> Dict[str, Any]:
         """How timm resizes, crops and normalises images for a model."""
-        return timm.data.resolve_data_config(dict(input_size=(self.config.in_chans, img_size, img_size)), model=model)
+        input_size = (self.config.in_chans, *to_height_width(img_size))
+        return timm.data.resolve_data_config(dict(input_size=input_size), model=model)
 
-    def _create_loader(self, split: str, model: nn.Module, img_size: int, **training_args: Any) -> SplitLoader:
+    def _create_loader(self, split: str, model: nn.Module, img_size: ImageSize, **training_args: Any) -> SplitLoader:
         config, world = self.config, self.world
         if split == 'train':
             weights = sample_weights(config.sampler, self.train_targets) if config.sampler else None
@@ -182,9 +184,7 @@ def prepare_run(config: TrainConfig, world: World, resume: bool) -> RunContext:
     if getattr(datasets['train'], 'targets', None) is None:
         _check_without_random_access(config)
     if config.smote:
-        datasets['train'] = smote(
-            datasets['train'], config.smote, classes, (config.img_size, config.img_size), seed=config.seed
-        )
+        datasets['train'] = smote(datasets['train'], config.smote, classes, config.input_size[1:], seed=config.seed)
     return RunContext(config, world, datasets, classes)
 
 

@@ -20,6 +20,7 @@ from ..models.checkpoint import SOURCE_PREFIXES, save_model
 from ..models.hdkd import HDKDStudent
 from ..utils.distributed import init_world, leave_world
 from ..utils.files import write_json
+from ..utils.image_size import format_image_size, to_height_width
 from ..utils.run_files import METRICS_FILE
 from .builders import create_distillation_task, create_network, create_task, create_teacher
 from .config import DistillConfig, TrainConfig
@@ -181,15 +182,13 @@ def _prepare_teacher(context: RunContext, config: DistillConfig, checkpoint: Opt
     # the default does not contradict what a checkpoint file says of itself
     name: Optional[str] = config.teacher if config.teacher != DistillConfig.teacher else None
     teacher, model_args = create_teacher(checkpoint, config, classes, name)
-    size = find_teacher_size(teacher, (settings.img_size, settings.img_size))
-    if size is not None and size[0] != size[1]:
-        raise ValueError(f"Teacher '{checkpoint}' takes images of {size[0]} x {size[1]}, not squares.")
+    size = find_teacher_size(teacher, to_height_width(settings.img_size))
     if size is not None and config.teacher_img_size:
         raise ValueError(
-            f"--teacher-img-size {config.teacher_img_size}: teacher '{checkpoint}' takes images of {size[0]} pixels"
-            ' only, leave it out.'
+            f"--teacher-img-size {format_image_size(config.teacher_img_size)}: teacher '{checkpoint}' takes images of"
+            f' {size[0]} x {size[1]} pixels only, leave it out.'
         )
-    return Network(teacher, model_args, dataclasses.replace(settings, img_size=size[0]) if size else settings)
+    return Network(teacher, model_args, dataclasses.replace(settings, img_size=size) if size else settings)
 
 
 def _list_teachers(networks: Dict[str, Network]) -> List[Network]:

@@ -115,7 +115,7 @@ def _argument_options(field: dataclasses.Field, hint: Any, default: Any) -> Dict
         if typing.get_origin(kind) is tuple:
             options.setdefault('nargs', '+' if inner[-1] is Ellipsis else len(inner))
             kind = inner[0]
-        options['type'] = kind
+        options.setdefault('type', kind)
         if 'choices' not in options:
             options.setdefault('metavar', METAVARS.get(kind))
     if default is not False and default not in (None, '', (), {}, dataclasses.MISSING):
@@ -175,9 +175,15 @@ def from_arguments(config_cls: Type[ConfigT], args: argparse.Namespace, **values
 
 def _convert(value: Any, hint: Any) -> Any:
     """A value of a YAML file as a field's type, or TypeError."""
-    kind, optional = _unwrap_optional(hint)
-    if value is None and optional:
+    alternatives = typing.get_args(hint) if typing.get_origin(hint) is Union else (hint,)
+    if value is None and type(None) in alternatives:
         return None
+    *others, kind = (kind for kind in alternatives if kind is not type(None))
+    for other in others:
+        try:
+            return _convert(value, other)
+        except TypeError:
+            pass
     if typing.get_origin(kind) is tuple:
         inner = typing.get_args(kind)
         values = value if isinstance(value, (list, tuple)) else [value]
