@@ -46,7 +46,8 @@ def test_lightning(tmp_path):
     trainer = lightning.Trainer(max_epochs=2, **options)  # resumes, with the teacher that the module has
     trainer.fit(module, loader(), loader(), ckpt_path=tmp_path / 'distilled.ckpt')
     assert trainer.current_epoch == 2
-    main(['convert', str(tmp_path / 'distilled.ckpt'), str(tmp_path / 'folder'), '--label-names', *'abcde'])
+    args = ['--label-names', *'abcde', '--model-kwargs', 'head_dim=8']
+    assert not main(['convert', str(tmp_path / 'distilled.ckpt'), str(tmp_path / 'folder'), *args])
     weights = load_file(tmp_path / 'folder' / 'model.safetensors')
     torch.testing.assert_close(weights['head.weight'], state['task.trainable_module.student.head.weight'])
 
