@@ -2,6 +2,7 @@
 # make demo DATA=DIR   the same on DIR/train/<class>/*, DIR/test/<class>/*
 # make test            all tests
 # make test-oldest     all tests with the oldest timm that is supported
+# make test-ecosystem  the tests with other libraries: transformers, fastai, Lightning, OpenVINO, ...
 # make lint            ruff check and format, what may import what, and types of the public API
 # make docs            the site of the documentation, in site/
 # Each sets up .venv first if it is missing.
@@ -15,7 +16,7 @@ WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, 1 + (os.cpu_count() or 
 # have few tests
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-oldest lint docs clean
+.PHONY: demo test test-oldest test-ecosystem lint docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/hdkd demo $(if $(DATA),--data-dir "$(DATA)")
@@ -26,6 +27,11 @@ test: $(VENV)/installed-test
 test-oldest: $(VENV)/installed-test
 	$(BIN)/pip install --quiet --upgrade --no-deps --target $(VENV)/timm-oldest timm==$(OLDEST_TIMM)
 	PYTHONPATH="$(CURDIR)/$(VENV)/timm-oldest" $(PYTEST)
+
+test-ecosystem: $(VENV)/installed-ecosystem
+	$(PYTEST) tests/ecosystem
+	$(BIN)/pip install --quiet --upgrade --no-deps --target $(VENV)/timm-oldest timm==$(OLDEST_TIMM)
+	PYTHONPATH="$(CURDIR)/$(VENV)/timm-oldest" $(PYTEST) tests/ecosystem/test_transformers.py tests/ecosystem/test_fastai.py
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -43,6 +49,10 @@ $(VENV)/installed: setup.cfg pyproject.toml
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/installed-ecosystem: $(VENV)/installed-test
+	$(BIN)/pip install --quiet --editable '.[test,ecosystem]'
 	touch $@
 
 $(VENV)/installed-docs: $(VENV)/installed

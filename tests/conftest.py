@@ -7,6 +7,8 @@ import timm
 import torch
 from helpers import write_images
 
+collect_ignore = ['ecosystem']  # other libraries: `make test-ecosystem`
+
 # the networks here are tiny: threads would cost more than they do; os.environ is for the processes that tests start
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))

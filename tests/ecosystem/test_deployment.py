@@ -13,7 +13,10 @@ from helpers import TINY_STUDENT, TINY_TEACHER, randomize_batch_stats
 
 import hdkd_timm.models  # noqa: F401, registers the networks
 
-NETWORKS = {'hdkd_student': dict(TINY_STUDENT, depths=(1, 1, 1, 1)), 'hdkd_teacher': dict(TINY_TEACHER, depths=(1, 1, 1))}
+NETWORKS = {
+    'hdkd_student': dict(TINY_STUDENT, depths=(1, 1, 1, 1)),
+    'hdkd_teacher': dict(TINY_TEACHER, depths=(1, 1, 1)),
+}
 
 
 @pytest.fixture(params=NETWORKS)
@@ -47,7 +50,10 @@ def test_executorch():
     model = timm.create_model('hdkd_teacher', **NETWORKS['hdkd_teacher']).eval()
     with pytest.raises(RuntimeError, match='amax.default only supports dim == 2 or dim == 3'):
         lower(torch.export.export(model, (torch.randn(1, 3, 32, 32),)))
-    model, images = timm.create_model('hdkd_teacher', exportable=True, **NETWORKS['hdkd_teacher']), torch.randn(1, 3, 32, 32)
+    model, images = (
+        timm.create_model('hdkd_teacher', exportable=True, **NETWORKS['hdkd_teacher']),
+        torch.randn(1, 3, 32, 32),
+    )
     randomize_batch_stats(model).eval()
     program = lower(torch.export.export(model, (images,))).to_executorch()
     method = Runtime.get().load_program(program.buffer).load_method('forward')
@@ -62,8 +68,10 @@ def lower(program):
 def test_core_ml_converts(model, images):
     """Predictions need macOS."""
     for source in (torch.export.export(model, (images,)).run_decompositions({}), torch.jit.trace(model, images)):
-        kwargs = {} if isinstance(source, torch.export.ExportedProgram) else dict(
-            inputs=[coremltools.TensorType(shape=images.shape)]
+        kwargs = (
+            {}
+            if isinstance(source, torch.export.ExportedProgram)
+            else dict(inputs=[coremltools.TensorType(shape=images.shape)])
         )
         description = coremltools.convert(source, **kwargs).get_spec().description
         assert list(description.input[0].type.multiArrayType.shape) == [2, 3, 32, 32]

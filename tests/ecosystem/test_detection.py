@@ -11,6 +11,8 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
+import hdkd_timm.models  # noqa: F401, registers the networks
+
 
 @pytest.fixture
 def backbone(tmp_path):
@@ -21,7 +23,9 @@ def backbone(tmp_path):
 
 
 def test_maps_of_a_teacher():
-    body = timm.create_model('hdkd_teacher', features_only=True, feature_cls='dict', out_indices=(0, 1, 2), **TINY_TEACHER)
+    body = timm.create_model(
+        'hdkd_teacher', features_only=True, feature_cls='dict', out_indices=(0, 1, 2), **TINY_TEACHER
+    )
     maps = body(torch.randn(1, 3, 64, 96))
     assert {name: tuple(each.shape[2:]) for name, each in maps.items()} == {'0': (32, 48), '1': (16, 24), '2': (8, 12)}
 

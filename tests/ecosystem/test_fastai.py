@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import timm
 import torch
-from fastai.vision.all import CrossEntropyLossFlat, ImageDataLoaders, Learner, Normalize, get_image_files, vision_learner
+from fastai.vision.all import (
+    CrossEntropyLossFlat,
+    ImageDataLoaders,
+    Learner,
+    Normalize,
+    get_image_files,
+    vision_learner,
+)
 from helpers import TINY_STUDENT, write_images
 
 import hdkd_timm

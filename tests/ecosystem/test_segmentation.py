@@ -2,11 +2,12 @@
 
 import re
 
-import hdkd_timm.models  # noqa: F401, registers the networks
 import pytest
 import segmentation_models_pytorch as smp
 import torch
 from snippets import ECOSYSTEM
+
+import hdkd_timm.models  # noqa: F401, registers the networks
 
 ROWS = [
     [cell.strip(' `') for cell in line.strip('|').split('|')]
@@ -37,7 +38,9 @@ def run(decoder, network, depth, size, **kwargs):
 
 def test_table_has_all_decoders():
     assert sorted({case[0] for case in CASES}) == sorted(
-        name for name in vars(smp) if isinstance(getattr(smp, name), type) and issubclass(getattr(smp, name), torch.nn.Module)
+        name
+        for name in vars(smp)
+        if isinstance(getattr(smp, name), type) and issubclass(getattr(smp, name), torch.nn.Module)
     )
     assert {'hdkd_student', 'hdkd_teacher', 'hdkd_student_s4', 'hdkd_teacher_s4'} == {case[1] for case in CASES}
 

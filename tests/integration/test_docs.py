@@ -7,13 +7,13 @@ import runpy
 import shlex
 import shutil
 import statistics
-from pathlib import Path
 
 import pytest
 import timm
 import yaml
 from helpers import TINY_STUDENT, TINY_TEACHER, write_images
 from processes import flags, run
+from snippets import DOCS, ECOSYSTEM, ROOT, check_snippet, find_blocks, name_snippets, read_pages
 
 import hdkd_timm
 from hdkd_timm.cli.main import create_parser, main
@@ -21,19 +21,9 @@ from hdkd_timm.distillation.methods import METHODS, convert_settings
 from hdkd_timm.models.checkpoint import save_model
 from hdkd_timm.training.config import HDKD_FLAGS
 
-ROOT = Path(__file__).parents[2]
-DOCS = ROOT / 'docs'
-PAGES = [*sorted(ROOT.glob('*.md')), *sorted(DOCS.glob('**/*.md')), ROOT / 'weights' / 'README.md']
-TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding='utf-8') for path in PAGES}
-
-
-def find_blocks(language):
-    """Page and code of each block of this language."""
-    fenced = re.compile(rf'```{language}\n(.*?)```', re.S)
-    return [(page, code) for page, text in TEXTS.items() for code in fenced.findall(text)]
-
-
-SNIPPETS = find_blocks('python')
+TEXTS = read_pages([*ROOT.glob('*.md'), *DOCS.glob('**/*.md'), ROOT / 'weights' / 'README.md'])
+# those of other libraries are run by tests/ecosystem
+SNIPPETS = find_blocks({page: text for page, text in TEXTS.items() if ECOSYSTEM not in (ROOT / page).parents}, 'python')
 
 
 @pytest.fixture(scope='module')
@@ -54,19 +44,15 @@ def runs(tmp_path_factory):
 def test_snippets_are_found():
     pages = {page for page, _ in SNIPPETS}
     assert pages >= {'README.md', 'docs/quickstart.md', 'docs/training.md', 'docs/distillation.md', 'docs/extending.md'}
-    assert ''.join(text for page, text in TEXTS.items() if page != 'CHANGELOG.md').count('```python') == len(SNIPPETS)
+    left = {'CHANGELOG.md', *read_pages(ECOSYSTEM.glob('*.md'))}
+    assert ''.join(text for page, text in TEXTS.items() if page not in left).count('```python') == len(SNIPPETS)
 
 
-@pytest.mark.parametrize(
-    ('page', 'snippet'), SNIPPETS, ids=[f'{Path(page).stem}-{i}' for i, (page, _) in enumerate(SNIPPETS)]
-)
+@pytest.mark.parametrize(('page', 'snippet'), SNIPPETS, ids=name_snippets(SNIPPETS))
 def test_snippet(page, snippet, runs, monkeypatch, capsys):
     """It runs, and prints what a comment below a print shows."""
     monkeypatch.chdir(runs)
-    exec(compile(snippet, page, 'exec'), {})
-    printed = capsys.readouterr().out
-    for line in re.findall(r'^# (\[.*)$', snippet, re.M):
-        assert line in printed
+    check_snippet(page, snippet, capsys)
 
 
 def find_commands(text):
@@ -79,7 +65,7 @@ def find_commands(text):
     return [shlex.split(command.replace('MORE', '9')) for command in commands]
 
 
-COMMANDS = [(page, command) for page, code in find_blocks('bash') for command in find_commands(code)]
+COMMANDS = [(page, command) for page, code in find_blocks(TEXTS, 'bash') for command in find_commands(code)]
 
 
 def test_commands_are_found():
@@ -140,6 +126,8 @@ def test_flags_in_the_text_exist(capsys):
         known |= find_flags(read_help([name], capsys))
     known |= find_flags(runpy.run_path(str(ROOT / 'weights' / 'reproduce.py'))['create_parser']().format_help())
     for page, text in TEXTS.items():
+        if page == 'docs/ecosystem/timm-scripts.md':  # flags of other scripts
+            continue
         prose = re.sub(r'```.*?```', '', text, flags=re.S)
         codes = [code for code in re.findall(r'`([^`]+)`', prose) if not code.startswith('python ')]
         assert {flag for code in codes for flag in find_flags(code)} <= known, page
