@@ -29,7 +29,7 @@ test-oldest: $(VENV)/installed-test
 	PYTHONPATH="$(CURDIR)/$(VENV)/timm-oldest" $(PYTEST)
 
 test-ecosystem: $(VENV)/installed-ecosystem
-	$(PYTEST) tests/ecosystem
+	$(PYTEST) --dist worksteal tests/ecosystem
 	$(BIN)/pip install --quiet --upgrade --no-deps --target $(VENV)/timm-oldest timm==$(OLDEST_TIMM)
 	PYTHONPATH="$(CURDIR)/$(VENV)/timm-oldest" $(PYTEST) tests/ecosystem/test_transformers.py tests/ecosystem/test_fastai.py
 
