@@ -6,7 +6,7 @@ same seed, and do not represent real anatomy or disease.
 """
 
 from pathlib import Path
-from typing import Union
+from typing import Tuple, Union
 
 import numpy as np
 from PIL import Image
@@ -38,9 +38,26 @@ def draw_phantom(kind: str, rng: np.random.Generator, size: int = 64) -> np.ndar
     Raises:
         ValueError: if the kind is unknown.
     """
+    return draw_masked_phantom(kind, rng, size)[0]
+
+
+def draw_masked_phantom(kind: str, rng: np.random.Generator, size: int = 64) -> Tuple[np.ndarray, np.ndarray]:
+    """Draw one phantom, the image of `draw_phantom`, and the mask of its finding.
+
+    Args:
+        kind: One of `KINDS`.
+        rng: Random generator.
+        size: Height and width in pixels.
+
+    Returns:
+        Grey image (size, size), uint8, and mask (size, size), bool: the mass, the ring with its core, or all spots.
+
+    Raises:
+        ValueError: if the kind is unknown.
+    """
     if kind not in KINDS:
         raise ValueError(f'kind must be one of {KINDS}, got {kind!r}.')
-    image = np.zeros((size, size))
+    image, mask = np.zeros((size, size)), np.zeros((size, size), bool)
     ry, rx, angle = rng.uniform(0.75, 0.92), rng.uniform(0.6, 0.78), rng.uniform(-0.5, 0.5)
     cy, cx = rng.uniform(-0.06, 0.06, 2)
     head = _ellipse(size, cy, cx, ry, rx, angle)
@@ -75,12 +92,13 @@ def draw_phantom(kind: str, rng: np.random.Generator, size: int = 64) -> np.ndar
         image[lesion < 1] = tissue + rng.uniform(0.25, 0.4)
         if kind == 'ring':
             image[lesion < 0.6] = tissue * 0.6
+        mask |= lesion < 1
 
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     slope_y, slope_x = rng.uniform(-0.15, 0.15, 2)
     image = image * (1 + slope_y * y + slope_x * x) * rng.uniform(0.8, 1.15)  # uneven field
     image = image + rng.normal(0, rng.uniform(0.04, 0.09), image.shape)
-    return (image.clip(0, 1) * 255).round().astype(np.uint8)
+    return (image.clip(0, 1) * 255).round().astype(np.uint8), mask
 
 
 def write_phantoms(

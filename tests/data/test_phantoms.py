@@ -3,8 +3,9 @@ import hashlib
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
-from hdkd_timm.data.phantoms import KINDS, draw_phantom, write_phantoms
+from hdkd_timm.data.phantoms import KINDS, draw_masked_phantom, draw_phantom, write_phantoms
 
 
 def test_same_seed_same_images(tmp_path):
@@ -45,6 +46,48 @@ def test_findings_differ_from_a_clear_phantom():
     assert all(bright(kind) > 3 * clear for kind in KINDS if kind != 'clear'), [bright(kind) for kind in KINDS]
     with pytest.raises(ValueError, match="'stripes'"):
         draw_phantom('stripes', np.random.default_rng(0))
+
+
+class Steady:
+    """Draws the same share of every range, and no noise: all kinds have the same head."""
+
+    def __init__(self, share):
+        self.share = share
+
+    def uniform(self, low, high, size=None):
+        value = low + self.share * (high - low)
+        return value if size is None else np.full(size, value)
+
+    def integers(self, low, high):
+        return low
+
+    def normal(self, mean, std, shape):
+        return np.full(shape, mean)
+
+
+@pytest.mark.parametrize('share', [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_mask_is_where_a_finding_was_drawn(share):
+    clear, empty = draw_masked_phantom('clear', Steady(share), 96)
+    assert not empty.any()
+    for kind in KINDS[1:]:
+        image, mask = draw_masked_phantom(kind, Steady(share), 96)
+        assert np.array_equal(mask, image != clear)
+        assert 10 < mask.sum() < 96**2 / 10
+
+
+def test_mask_has_every_spot():
+    number = [
+        ndimage.label(draw_masked_phantom('spots', np.random.default_rng(seed), 128)[1])[1] for seed in range(20)
+    ]
+    assert 2 <= min(number)  # spots may touch
+    assert max(number) == 7
+
+
+def test_image_is_that_of_the_mask():
+    for kind in KINDS:
+        image, mask = draw_masked_phantom(kind, np.random.default_rng(5), 40)
+        assert np.array_equal(image, draw_phantom(kind, np.random.default_rng(5), 40))
+        assert (mask.shape, mask.dtype) == ((40, 40), bool)
 
 
 def test_nothing_is_overwritten(tmp_path):
