@@ -76,9 +76,7 @@ def test_mask_is_where_a_finding_was_drawn(share):
 
 
 def test_mask_has_every_spot():
-    number = [
-        ndimage.label(draw_masked_phantom('spots', np.random.default_rng(seed), 128)[1])[1] for seed in range(20)
-    ]
+    number = [ndimage.label(draw_masked_phantom('spots', np.random.default_rng(seed), 128)[1])[1] for seed in range(20)]
     assert 2 <= min(number)  # spots may touch
     assert max(number) == 7
 
