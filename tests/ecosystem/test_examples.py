@@ -14,7 +14,7 @@ import torch
 from helpers import TINY_TEACHER, create_student, create_teacher, write_images
 from PIL import Image
 from processes import flags, run
-from snippets import ROOT
+from snippets import ECOSYSTEM, ROOT
 
 from hdkd_timm import predict
 from hdkd_timm.data.phantoms import KINDS
@@ -93,6 +93,7 @@ def test_segmentation_example(segmentation, tmp_path):
         np.testing.assert_allclose(scores, [float(row[start]) for row in rows], atol=1e-4)
         printed = re.search(rf'(?m)^{start} +\S+ +\S+ +\S+ +\S+ +(\S+) +\d+ s$', result.stdout)[1]
         assert float(printed) == pytest.approx(scores.mean().item(), abs=1e-3)
+    assert result.stdout.splitlines()[-4] in (ECOSYSTEM / 'segmentation.md').read_text(encoding='utf-8').splitlines()
     with Image.open(out / 'examples.png') as picture:
         assert picture.getcolors(2**24)[0][0] < picture.width * picture.height  # more than one colour
 
