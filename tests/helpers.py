@@ -153,8 +153,8 @@ def write_run(folder, names, number=4, right=0.5, seed=0, groups=None):
 
     `groups` are those of the test images.
     """
-    from hdkd_timm.evaluation.evaluate import full_report
     from hdkd_timm.evaluation.predictions import write_predictions
+    from hdkd_timm.evaluation.single_label import single_label_report
     from hdkd_timm.utils.csv_files import write_rows
     from hdkd_timm.utils.files import write_json
 
@@ -172,7 +172,7 @@ def write_run(folder, names, number=4, right=0.5, seed=0, groups=None):
     write_rows([dict(row, split=split) for split in ('train', 'test') for row in rows], folder / 'images.csv')
     write_rows([dict(epoch=0, train_loss=1.5, val_log_loss=1.0)], folder / 'summary.csv')
     (folder / 'config.yaml').write_text('model: hdkd_student\n')
-    report = full_report(probs, targets, names, None, 0, 1)
+    report = single_label_report(probs, targets, names, None, 0, 1)
     write_json(
         dict(name='student', parameters=5, epoch=0, epochs=1, train_seconds=2.0, classes=names, test=report),
         folder / 'metrics.json',

@@ -6,6 +6,7 @@ from typing import Dict, Tuple
 
 import numpy as np
 
+from ..data.targets import is_multi_label, name_targets, to_indicators
 from ..utils.csv_files import write_rows
 from ..utils.files import PathLike, check_output_file
 from .data_check import DataCheck, require_files
@@ -31,10 +32,13 @@ def draw_split(check: DataCheck, seed: int = 42) -> Tuple[np.ndarray, np.ndarray
         New split index of each image, and the unit (clusters joined by groups) that it belongs to, (N,) each.
     """
     units = _find_units(check)
-    members = np.zeros((units.max(initial=-1) + 1, len(check.classes)), int)
-    np.add.at(members, (units, check.target), 1)
-    capacity = np.zeros((len(check.splits), len(check.classes)), int)
-    np.add.at(capacity, (check.split, check.target), 1)
+    has = to_indicators(check.target, len(check.classes)).astype(int)
+    if is_multi_label(check.target):  # images without a label are a class of their own
+        has = np.concatenate([has, ~has.any(axis=1, keepdims=True)], axis=1)
+    members = np.zeros((units.max(initial=-1) + 1, has.shape[1]), int)
+    np.add.at(members, units, has)
+    capacity = np.zeros((len(check.splits), has.shape[1]), int)
+    np.add.at(capacity, check.split, has)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(members))
     chosen = np.zeros(len(members), int)
@@ -68,10 +72,11 @@ def write_split(check: DataCheck, path: PathLike, seed: int = 42) -> Dict[str, D
     require_files(check.samples)
     split, units = draw_split(check, seed)
     kept = np.flatnonzero([not summary.error for summary in check.summaries])
+    has, labels = to_indicators(check.target, len(check.classes)), name_targets(check.target, check.classes)
     for k, label in enumerate(check.classes):
-        empty = [name for s, name in enumerate(check.splits) if not ((split == s) & (check.target == k))[kept].any()]
+        empty = [name for s, name in enumerate(check.splits) if not ((split == s) & has[:, k])[kept].any()]
         if empty:
-            of_class = kept[check.target[kept] == k]
+            of_class = kept[has[kept, k]]
             raise ValueError(
                 f"No split without leaks has images of class '{label}' in {' and '.join(empty)}: its"
                 f' {len(of_class)} readable images form {len(set(units[of_class]))} clusters. Add images of this class,'
@@ -82,7 +87,7 @@ def write_split(check: DataCheck, path: PathLike, seed: int = 42) -> Dict[str, D
         [
             dict(
                 path=os.path.relpath(os.path.realpath(check.name[i]), base),
-                label=check.classes[check.target[i]],
+                label=labels[i],
                 split=check.splits[split[i]],
                 group=int(units[i]),
             )
@@ -91,6 +96,6 @@ def write_split(check: DataCheck, path: PathLike, seed: int = 42) -> Dict[str, D
         path,
     )
     return {
-        name: {label: int((check.target[kept][split[kept] == s] == k).sum()) for k, label in enumerate(check.classes)}
+        name: dict(zip(check.classes, has[kept][split[kept] == s].sum(axis=0).tolist()))
         for s, name in enumerate(check.splits)
     }

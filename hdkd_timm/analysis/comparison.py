@@ -11,7 +11,8 @@ import numpy as np
 
 from ..data.config import SourceConfig
 from ..evaluation.metrics import IN_PER_CENT, LOWER_IS_BETTER, METRIC_NAMES
-from ..evaluation.paired_tests import mcnemar, paired_bootstrap
+from ..evaluation.paired_tests import mcnemar, paired_bootstrap, paired_percentiles
+from ..evaluation.problem import SingleLabel
 from ..evaluation.run_results import NetworkResults, is_role, read_settings
 
 
@@ -48,6 +49,8 @@ def match_images(first: NetworkResults, second: NetworkResults) -> ImageMatch:
     """Match the test images of two networks by name."""
     if first.probs is None or second.probs is None:
         return ImageMatch('The predictions of one of them are missing.')
+    if first.problem is not second.problem:
+        return ImageMatch('One gives an image one class, the other any number of labels.')
     if first.classes != second.classes:
         return ImageMatch('Their classes differ.')
     names, is_moved = [first.names, second.names], False
@@ -112,17 +115,17 @@ def compare(first: NetworkResults, second: NetworkResults, resamples: int, seed:
 
     Returns:
         Labels 'first' and 'second', and either the 'problem' that prevents a comparison, or 'images' and 'groups'
-        (numbers), 'is_moved', 'only_first', 'only_second', 'p_value' and 'is_significant' of McNemar's test, and 'rows'
-        of the metrics: 'name', 'difference', 'interval', and 'better' ('first', 'second' or None).
+        (numbers), 'is_moved', 'only_first', 'only_second', 'p_value' and 'is_significant' of McNemar's test (not of
+        images with any number of labels), and 'rows' of the metrics: 'name', 'difference', 'interval', and 'better'
+        ('first', 'second' or None).
     """
     labels = dict(first=first.label, second=second.label)
     match = match_images(first, second)
     if match.problem:
         return dict(labels, problem=match.problem)
     targets, probs = first.targets, second.probs[match.indices]
-    test = mcnemar(first.probs.argmax(1) == targets, probs.argmax(1) == targets)
     rows = []
-    for name, found in paired_bootstrap(first.probs, probs, targets, first.groups, resamples, seed=seed).items():
+    for name, found in _compare_metrics(first, second, match.indices, resamples, seed).items():
         low, high = found['interval']
         better = 'first' if (name in LOWER_IS_BETTER) == (low > 0) else 'second'
         rows.append(
@@ -133,15 +136,28 @@ def compare(first: NetworkResults, second: NetworkResults, resamples: int, seed:
                 better=better if low > 0 or high < 0 else None,
             )
         )
-    p = test['p_value']
-    return dict(
+    shared = dict(
         labels,
         rows=rows,
         is_moved=match.is_moved,
         images=len(targets),
         groups=0 if first.groups is None else len(set(first.groups)),
-        only_first=test['only_first'],
-        only_second=test['only_second'],
-        p_value=format_p(p),
-        is_significant=p < 0.05,
     )
+    if first.problem is not SingleLabel:
+        return shared
+    test = mcnemar(first.probs.argmax(1) == targets, probs.argmax(1) == targets)
+    p = test.pop('p_value')
+    return dict(shared, **test, p_value=format_p(p), is_significant=p < 0.05)
+
+
+def _compare_metrics(
+    first: NetworkResults, second: NetworkResults, indices: np.ndarray, resamples: int, seed: int
+) -> Dict[str, Dict[str, Any]]:
+    """Differences of all metrics, second minus first."""
+    if first.problem is SingleLabel:
+        return paired_bootstrap(first.probs, second.probs[indices], first.targets, first.groups, resamples, seed=seed)
+    networks = [
+        first.problem.weigh(first.probs, first.targets, first.thresholds),
+        second.problem.weigh(second.probs[indices], first.targets, second.thresholds),
+    ]
+    return paired_percentiles(networks, first.groups, resamples, seed=seed)

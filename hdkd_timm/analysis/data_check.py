@@ -17,6 +17,7 @@ from PIL import Image
 from ..data.config import SourceConfig
 from ..data.datasets import read_samples
 from ..data.samples import SPLITS, FileReader, SampleDataset, Samples, SplitNotFoundError, find_changed
+from ..data.targets import is_multi_label, name_targets, to_indicators
 from ..data.value_range import describe_ranges
 from ..evaluation.plots import plot_pairs
 from ..utils.config import check_values, setting
@@ -67,7 +68,7 @@ class DataCheck(NamedTuple):
         classes: Class names by index.
         splits: Names of the splits.
         summaries: Summary of each image, (N,).
-        split, target: Split and class index of each image, (N,).
+        split, target: Split and class index of each image, (N,); or its labels, (N, K).
         name: Name of each image, the path if it is a file, (N,).
         group: Group of each image, '' without one, (N,).
         duplicates: Duplicates among the images.
@@ -162,16 +163,16 @@ def check_data(config: CheckConfig, only_files: bool = False) -> DataCheck:
 
 
 def _summarize_splits(check: DataCheck) -> Dict[str, Dict[str, Any]]:
-    """'images', 'sizes', 'modes' and 'suffixes' of `summarize`."""
+    """'images', 'total', 'sizes', 'modes' and 'suffixes' of `summarize`."""
     readable = np.array([not summary.error for summary in check.summaries], bool)
     sizes = np.array([(summary.height, summary.width) for summary in check.summaries]).reshape(-1, 2)
     modes = np.array([f'{summary.mode}, {summary.bits} bit' for summary in check.summaries], object)
-    found: Dict[str, Dict[str, Any]] = {'images': {}, 'sizes': {}, 'modes': {}, 'suffixes': {}}
+    found: Dict[str, Dict[str, Any]] = {'images': {}, 'total': {}, 'sizes': {}, 'modes': {}, 'suffixes': {}}
     for s, split in enumerate(check.splits):
         of_split = check.split == s
-        found['images'][split] = {
-            label: int((check.target[of_split] == k).sum()) for k, label in enumerate(check.classes)
-        }
+        numbers = to_indicators(check.target[of_split], len(check.classes)).sum(axis=0)
+        found['images'][split] = dict(zip(check.classes, numbers.tolist()))
+        found['total'][split] = int(of_split.sum())
         found['suffixes'][split] = dict(
             Counter(os.path.splitext(check.name[i])[1].lower() for i in np.flatnonzero(of_split)).most_common()
         )
@@ -186,6 +187,13 @@ def _summarize_splits(check: DataCheck) -> Dict[str, Dict[str, Any]]:
             names, numbers = np.unique(modes[of_split & readable].astype(str), return_counts=True)
             found['modes'][split] = dict(zip(names.tolist(), numbers.tolist()))
     return found
+
+
+def _labels_differ(check: DataCheck) -> np.ndarray:
+    """Whether the two images of each pair have different labels, (P,) of bool."""
+    pairs = check.duplicates.pairs
+    differ = check.target[pairs.first] != check.target[pairs.second]
+    return differ.any(axis=1) if is_multi_label(check.target) else differ
 
 
 def _count_leaks(check: DataCheck) -> Dict[str, Dict[str, int]]:
@@ -210,15 +218,15 @@ def summarize(check: DataCheck) -> Dict[str, Any]:
     """Summary of a data set that can be written as JSON.
 
     Returns:
-        'images' (split -> class -> number), 'unreadable' (name -> reason), 'sizes' (split -> smallest, median and
-        largest height and width, and the number of distinct sizes), 'modes' (split -> Pillow mode and bits per channel
-        -> number), 'suffixes' (split -> lower-case suffix of the names -> number), 'dark' (a warning about images that
-        appear nearly black, or ''), 'changed' (names of images that differ from what their table lists), 'pairs' (kind
-        -> number of pairs of duplicates), 'labels_differ' (number of pairs with different labels), 'leaks' (pair of
-        splits -> number of images of the first, and how many of them have equal pixels, a near-duplicate or their group
-        in the second).
+        'images' (split -> class -> number), 'total' (split -> number of images), 'unreadable' (name -> reason), 'sizes'
+        (split -> smallest, median and largest height and width, and the number of distinct sizes), 'modes' (split ->
+        Pillow mode and bits per channel -> number), 'suffixes' (split -> lower-case suffix of the names -> number),
+        'dark' (a warning about images that appear nearly black, or ''), 'changed' (names of images that differ from
+        what their table lists), 'pairs' (kind -> number of pairs of duplicates), 'labels_differ' (number of pairs with
+        different labels), 'leaks' (pair of splits -> number of images of the first, and how many of them have equal
+        pixels, a near-duplicate or their group in the second).
     """
-    pairs, kind = check.duplicates.pairs, check.duplicates.kind
+    kind = check.duplicates.kind
     return {
         **_summarize_splits(check),
         'unreadable': {
@@ -229,7 +237,7 @@ def summarize(check: DataCheck) -> Dict[str, Any]:
         'dark': describe_ranges([summary.values for summary in check.summaries], check.name),
         'changed': [check.name[i] for i in np.flatnonzero(check.changed)],
         'pairs': {name: int((kind == i).sum()) for i, name in enumerate(PAIR_KINDS)},
-        'labels_differ': int((check.target[pairs.first] != check.target[pairs.second]).sum()),
+        'labels_differ': int(_labels_differ(check).sum()),
         'leaks': _count_leaks(check),
     }
 
@@ -241,7 +249,7 @@ def list_pairs(check: DataCheck) -> Tuple[List[Dict[str, Any]], np.ndarray]:
         One row per pair, with `PAIR_COLUMNS`, and the indices of the images, (rows, 2).
     """
     pairs, kind = check.duplicates.pairs, check.duplicates.kind
-    differ = check.target[pairs.first] != check.target[pairs.second]
+    differ, names = _labels_differ(check), name_targets(check.target, check.classes)
     across = check.split[pairs.first] != check.split[pairs.second]
     order = np.lexsort((pairs.second, pairs.first, -pairs.correlation, kind, ~across, ~differ))[:MAX_ROWS]
     rows = []
@@ -258,7 +266,7 @@ def list_pairs(check: DataCheck) -> Tuple[List[Dict[str, Any]], np.ndarray]:
                 {
                     f'{side}_path': check.name[i],
                     f'{side}_split': check.splits[check.split[i]],
-                    f'{side}_label': check.classes[check.target[i]],
+                    f'{side}_label': names[i],
                 }
             )
         rows.append(row)
@@ -328,7 +336,7 @@ def write_check(check: DataCheck, folder: PathLike, sheet_pairs: int = 24) -> No
                 dict(
                     path=name,
                     split=check.splits[s],
-                    label=check.classes[k],
+                    label=label,
                     group=group,
                     width=summary.width,
                     height=summary.height,
@@ -337,8 +345,13 @@ def write_check(check: DataCheck, folder: PathLike, sheet_pairs: int = 24) -> No
                     cluster=int(cluster),
                     error=summary.error,
                 )
-                for name, s, k, group, summary, cluster in zip(
-                    check.name, check.split, check.target, check.group, check.summaries, check.duplicates.cluster
+                for name, s, label, group, summary, cluster in zip(
+                    check.name,
+                    check.split,
+                    name_targets(check.target, check.classes),
+                    check.group,
+                    check.summaries,
+                    check.duplicates.cluster,
                 )
             ],
             out / 'images.csv',
@@ -375,11 +388,10 @@ def list_leaks(summary: Dict[str, Any]) -> List[str]:
     return lines
 
 
-def _format_counts(images: Dict[str, Dict[str, int]]) -> List[str]:
-    """A table of the number and share of images of each class in each split."""
+def _format_counts(images: Dict[str, Dict[str, int]], totals: Dict[str, int]) -> List[str]:
+    """A table of the number and share of images of each class in each split, and of all in it."""
     labels = list(next(iter(images.values())))
     width = max(len(printable(label)) for label in [*labels, 'class']) + 2
-    totals = {split: sum(counts.values()) for split, counts in images.items()}
     lines = [f'{"class":<{width}}' + ''.join(f'{split:>16}' for split in images)]
     for label in labels:
         lines.append(
@@ -413,7 +425,7 @@ def _format_sizes(summary: Dict[str, Any]) -> List[str]:
 
 def format_check(summary: Dict[str, Any]) -> str:
     """The result of `summarize` as text for a terminal."""
-    lines = [*_format_counts(summary['images']), *_format_sizes(summary)]
+    lines = [*_format_counts(summary['images'], summary['total']), *_format_sizes(summary)]
     for name, reason in list(summary['unreadable'].items())[:5]:
         lines.append(f"cannot be read: '{name}' ({reason})")
     if len(summary['unreadable']) > 5:

@@ -16,7 +16,6 @@ from ..evaluation.classifier import Classifier, ModelConfig, OnnxModel, load_cla
 from ..evaluation.metrics import format_metric
 from ..evaluation.plots import overlay, plot_images, shorten
 from ..evaluation.predict import drop_bad_images, find_images
-from ..evaluation.temperature import apply_temperature
 from ..utils.files import PathLike, new_folder
 from .grad_cam import NoMapsError, grad_cam
 from .rollout import attention_rollout
@@ -130,9 +129,9 @@ def _explain_image(
     image = read_image(path, classifier.img_mode)
     batch = create_transform(**classifier.data_config)(image)[None].to(classifier.device)
     with torch.inference_mode():
-        probs = classifier.model(batch).float().softmax(1).double().cpu().numpy()
+        probs = classifier.problem.to_probs(classifier.model(batch).float()).double().cpu().numpy()
     if classifier.temperature is not None:
-        probs = apply_temperature(probs, classifier.temperature)
+        probs = classifier.problem.scale(probs, classifier.temperature)
     index = int(probs[0].argmax()) if label is None else names.index(label)
     maps = _compute_maps(classifier.model, batch, torch.tensor([index], device=classifier.device), layer)
     if max_size is not None and max(image.size) > max_size:

@@ -1,7 +1,7 @@
 """The most confident mistakes of a network, with heat maps of what supported the predicted class."""
 
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -10,6 +10,7 @@ from ..data.image_io import read_image
 from ..evaluation.classifier import Classifier, ModelConfig, load_classifier
 from ..evaluation.metrics import format_metric
 from ..evaluation.plots import overlay
+from ..evaluation.problem import SingleLabel
 from ..evaluation.run_results import NetworkResults
 from .explain import explain
 from .image_summary import hash_pixels
@@ -18,15 +19,45 @@ from .report_plots import Pictures
 PICTURE_SIZE = 224  # largest side in pixels of an image on the page
 
 
-def find_mistakes(probs: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Indices of the misclassified images, the most confident first.
+class Mistake(NamedTuple):
+    """A wrong decision of a network.
 
     Args:
-        probs: Probabilities (N, K).
-        targets: Class indices (N,).
+        image: Index of the image.
+        label: Index of the class that it was given or, of labels, of the one that it was wrongly given or not given.
+        true: What is right.
+        predicted: What the network says.
+        prob: Probability of the class or label.
     """
-    wrong = np.flatnonzero(probs.argmax(1) != targets)
-    return wrong[np.argsort(-probs[wrong].max(1), kind='stable')]
+
+    image: int
+    label: int
+    true: str
+    predicted: str
+    prob: float
+
+
+def find_mistakes(network: NetworkResults) -> List[Mistake]:
+    """The misclassified images, or wrong labels of images, the most confident first."""
+    probs, targets, classes = network.probs, network.targets, network.classes
+    predicted = network.problem.predict(probs, network.thresholds)
+    if network.problem is SingleLabel:
+        found = [
+            Mistake(int(i), int(predicted[i]), classes[targets[i]], classes[predicted[i]], float(probs[i].max()))
+            for i in np.flatnonzero(predicted != targets)
+        ]
+        return sorted(found, key=lambda mistake: -mistake.prob)
+    found = [
+        Mistake(
+            int(i),
+            int(k),
+            classes[k] if targets[i, k] else f'no {classes[k]}',
+            classes[k] if predicted[i, k] else f'no {classes[k]}',
+            float(probs[i, k]),
+        )
+        for i, k in zip(*np.nonzero(predicted != targets.astype(bool)))
+    ]
+    return sorted(found, key=lambda mistake: -abs(mistake.prob - targets[mistake.image, mistake.label]))
 
 
 def _hash_image(path: str) -> str:
@@ -37,23 +68,23 @@ def _hash_image(path: str) -> str:
         return path
 
 
-def _merge_equal(network: NetworkResults, wrong: np.ndarray, number: int) -> List[Dict[str, Any]]:
+def _merge_equal(network: NetworkResults, wrong: Sequence[Mistake], number: int) -> List[Dict[str, Any]]:
     """The first distinct mistakes; 'equal' is the number of further images with the same pixels and label."""
     found: Dict[Tuple[str, str], Dict[str, Any]] = {}
-    for i in wrong if number else ():
-        path, probs = network.names[i], network.probs[i]
-        true, predicted = (network.classes[k] for k in (network.targets[i], probs.argmax()))
-        key = (true, _hash_image(path))
+    for mistake in wrong if number else ():
+        path = network.names[mistake.image]
+        key = (mistake.true, _hash_image(path))
         if key in found:
             found[key]['equal'] += 1
         elif len(found) < number:
             found[key] = dict(
                 path=path,
                 name='/'.join(Path(path).parts[-3:]),
-                true=true,
-                predicted=predicted,
+                true=mistake.true,
+                predicted=mistake.predicted,
+                label=network.classes[mistake.label],
                 equal=0,
-                prob=format_metric('accuracy', float(probs.max())),
+                prob=format_metric('accuracy', mistake.prob),
             )
         else:
             break
@@ -61,8 +92,9 @@ def _merge_equal(network: NetworkResults, wrong: np.ndarray, number: int) -> Lis
 
 
 def _plot_mistake(classifier: Classifier, item: Dict[str, Any], path: Path) -> str:
-    """Write the image and the heat map of the predicted class side by side. Returns the kind of map."""
-    (found,) = explain(classifier, [item['path']], label=item['predicted'], max_size=2 * PICTURE_SIZE)
+    """Write the image and the heat map of the predicted class, or wrong label, side by side. Returns the kind of
+    map."""
+    (found,) = explain(classifier, [item['path']], label=item['label'], max_size=2 * PICTURE_SIZE)
     kind = 'Grad-CAM' if 'Grad-CAM' in found.maps else next(iter(found.maps))
     sheet = Image.fromarray(np.concatenate([found.image, overlay(found.image, found.maps[kind])], axis=1))
     ImageOps.contain(sheet, (2 * PICTURE_SIZE, PICTURE_SIZE)).save(path)
@@ -86,13 +118,15 @@ def show_mistakes(
         device: Device that the network runs on, the fastest one available by default.
 
     Returns:
-        'total' (number of misclassified images), 'items' (mistakes with 'true', 'predicted', 'prob', 'name', 'equal',
-        and a picture or a 'problem') and 'map' (kinds of heat maps); or the 'problem' that prevents all.
+        'total' (number of misclassified images, or wrong labels), 'items' (mistakes with 'true', 'predicted', 'prob',
+        'name', 'equal', and a picture or a 'problem') and 'map' (kinds of heat maps); or the 'problem' that prevents
+        all.
     """
     if network.probs is None:
         return dict(problem='The predictions are missing.')
-    wrong = find_mistakes(network.probs, network.targets)
-    missing = [network.names[i] for i in wrong[:number] if not Path(network.names[i]).is_file()]
+    wrong = find_mistakes(network)
+    names = [network.names[mistake.image] for mistake in wrong[:number]]
+    missing = [name for name in names if not Path(name).is_file()]
     if missing:
         return dict(total=len(wrong), problem=f'The images are not files, or no longer exist ({missing[0]}).')
     items, kinds, classifier = _merge_equal(network, wrong, number), set(), None
@@ -108,8 +142,8 @@ def show_mistakes(
             pictures.embed(
                 file,
                 (
-                    f'Image {item["name"]} and a heat map of {network.label}: the true class is {item["true"]}, the'
-                    f' predicted class {item["predicted"]} with {item["prob"]}.'
+                    f'Image {item["name"]} and a heat map of {network.label} for {item["label"]}: the truth is'
+                    f' {item["true"]}, the prediction {item["predicted"]} with {item["prob"]}.'
                 ),
             )
         )

@@ -9,9 +9,11 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from ..data.config import SourceConfig
 from ..evaluation.plots import MAX_BARS, MAX_CELLS, MAX_NAMES
+from ..evaluation.problem import SingleLabel
 from ..evaluation.run_results import (
     NetworkResults,
     count_images,
+    count_per_split,
     list_missing_files,
     list_unfinished,
     read_networks,
@@ -69,7 +71,7 @@ def _check_images(run: Path) -> Dict[str, Any]:
     except (OSError, ValueError) as e:
         return dict(lines=[f'The images could not be checked: {e}'], leaks=None)
     leaks, unreadable, pairs = list_leaks(summary), summary['unreadable'], summary['pairs']
-    if len(unreadable) == sum(sum(of_class.values()) for of_class in summary['images'].values()):
+    if len(unreadable) == sum(summary['total'].values()):
         return dict(lines=[f'The images could not be checked: {next(iter(unreadable.values()))}'], leaks=None)
     lines = [
         f'Pairs of duplicates: {pairs["file"]:,} equal files, {pairs["pixels"]:,} equal pixels in different files,'
@@ -102,10 +104,11 @@ def _network_section(
 ) -> Dict[str, Any]:
     """What the page shows about a network."""
     metrics, number = network.metrics, len(network.classes)
-    counts = count_images(network.run / IMAGES_FILE)
+    images = count_per_split(network.run / IMAGES_FILE).get('train', 0)
     return dict(
         label=network.label,
-        sentence=describe_network(network, read_settings(network.run), counts),
+        sentence=describe_network(network, read_settings(network.run), images),
+        is_multi_label=network.problem is not SingleLabel,
         pictures=plot_network(network, pictures, stem),
         per_class=class_table(network),
         confusions=confusion_table(network),
@@ -142,10 +145,12 @@ def _data_sections(runs: Sequence[Path], pictures: Pictures, check: bool) -> Lis
     """What the page shows about the data of each run: counts of images and, if requested, duplicates."""
     sections: List[Dict[str, Any]] = []
     for i, run in enumerate(runs, 1):
-        counts = count_images(run / IMAGES_FILE)
+        counts = count_images(run / IMAGES_FILE, bool(read_settings(run).get('multi_label')))
+        totals = count_per_split(run / IMAGES_FILE)
         section: Dict[str, Any] = dict(name=run.resolve().name, counts=counts)
         if counts:
-            section['picture'] = plot_counts(counts, pictures, f'{i}-classes.png' if len(runs) > 1 else 'classes.png')
+            file = f'{i}-classes.png' if len(runs) > 1 else 'classes.png'
+            section['picture'] = plot_counts(counts, totals, pictures, file)
             labels = list(dict.fromkeys(label for of_class in counts.values() for label in of_class))
             section['classes'] = (
                 [dict(name=label, numbers=[of_class.get(label, 0) for of_class in counts.values()]) for label in labels]

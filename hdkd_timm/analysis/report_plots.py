@@ -7,7 +7,8 @@ from typing import Any, Dict, Tuple
 
 from PIL import Image
 
-from ..evaluation.metrics import class_auroc, format_metric
+from ..evaluation.metrics import METRIC_NAMES, binary_aurocs, expected_calibration_error, format_metric
+from ..evaluation.multi_label import flatten_labels
 from ..evaluation.plots import (
     MAX_CELLS,
     MAX_CURVES,
@@ -19,6 +20,7 @@ from ..evaluation.plots import (
     plot_reliability,
     plot_roc_pr,
 )
+from ..evaluation.problem import SingleLabel
 from ..evaluation.run_results import NetworkResults
 
 Picture = Dict[str, Any]
@@ -84,10 +86,17 @@ def _plot_confusions(network: NetworkResults, pictures: Pictures, stem: str) -> 
 
 def _plot_probabilities(network: NetworkResults, pictures: Pictures, stem: str) -> Dict[str, Picture]:
     probs, targets, classes = network.probs, network.targets, network.classes
+    decisions = probs, targets
+    if network.problem is not SingleLabel:
+        decisions = flatten_labels(probs, targets)[:2]
     plot_roc_pr(probs, targets, classes, pictures.folder / f'{stem}roc-pr.png')
-    plot_reliability(probs, targets, pictures.folder / f'{stem}reliability.png')
+    plot_reliability(*decisions, pictures.folder / f'{stem}reliability.png')
     areas = _list_lowest(
-        {name: (area, f'{area:.3f}') for name, area in zip(classes, class_auroc(probs, targets)) if math.isfinite(area)}
+        {
+            name: (area, f'{area:.3f}')
+            for name, area in zip(classes, binary_aurocs(probs, targets))
+            if math.isfinite(area)
+        }
     )
     return {
         'roc_pr': pictures.embed(
@@ -101,7 +110,7 @@ def _plot_probabilities(network: NetworkResults, pictures: Pictures, stem: str) 
             f'{stem}reliability.png',
             (
                 f'Reliability diagram of {network.label}: expected calibration error'
-                f' {format_metric("ece", network.result["ece"])}.'
+                f' {format_metric("ece", expected_calibration_error(*decisions))}.'
             ),
         ),
     }
@@ -118,33 +127,40 @@ def plot_network(network: NetworkResults, pictures: Pictures, stem: str) -> Dict
     shown = {}
     if network.epochs:
         first, last = network.epochs[0], network.epochs[-1]
-        plot_curves(network.epochs, network.metrics.get('epoch'), pictures.folder / f'{stem}curves.png')
+        plot_curves(
+            network.epochs,
+            network.metrics.get('epoch'),
+            pictures.folder / f'{stem}curves.png',
+            network.problem.select_metric,
+        )
         shown['curves'] = pictures.embed(
             f'{stem}curves.png',
             (
                 f'Learning curves of {network.label} over'
-                f' {len(network.epochs)} epoch{"s" * (len(network.epochs) != 1)}: log loss, balanced accuracy and the'
-                f' components of the training loss, which is {first["train_loss"]:.3g} in the first epoch and'
-                f' {last["train_loss"]:.3g} in the last.'
+                f' {len(network.epochs)} epoch{"s" * (len(network.epochs) != 1)}: log loss,'
+                f' {METRIC_NAMES[network.problem.select_metric]} and the components of the training loss, which is'
+                f' {first["train_loss"]:.3g} in the first epoch and {last["train_loss"]:.3g} in the last.'
             ),
         )
-    shown.update(_plot_confusions(network, pictures, stem))
+    if network.problem is SingleLabel:
+        shown.update(_plot_confusions(network, pictures, stem))
     if network.probs is not None:
         shown.update(_plot_probabilities(network, pictures, stem))
     return shown
 
 
-def plot_counts(counts: Dict[str, Dict[str, int]], pictures: Pictures, file: str) -> Picture:
+def plot_counts(counts: Dict[str, Dict[str, int]], totals: Dict[str, int], pictures: Pictures, file: str) -> Picture:
     """Plot the number of images per class and split.
 
     Args:
         counts: Split -> class -> number of images.
+        totals: Split -> number of all images.
         pictures: Where the file is written.
         file: Name of the file.
     """
     plot_class_counts(counts, pictures.folder / file)
     numbers = '; '.join(
-        f'{split} {sum(of_class.values()):,}: '
+        f'{split} {totals[split]:,}: '
         + _list_lowest({label: (number, f'{number:,}') for label, number in of_class.items()})
         for split, of_class in counts.items()
     )

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..evaluation.metrics import LOWER_IS_BETTER, METRIC_NAMES, class_auroc, format_interval, format_metric
 from ..evaluation.plots import MAX_CELLS, MAX_CURVES, format_percent
+from ..evaluation.problem import SingleLabel
 from ..evaluation.run_results import NetworkResults, read_json_file, read_settings
 from ..evaluation.temperature import CALIBRATION_FILE
 
@@ -20,7 +21,8 @@ def metrics_table(networks: Sequence[NetworkResults], is_comparable: bool) -> Li
         is_comparable: Whether they were tested on the same images, so that the best one can be marked.
     """
     rows = []
-    for name, words in METRIC_NAMES.items():
+    shown = [name for name in METRIC_NAMES if any(name in network.problem.metrics for network in networks)]
+    for name in shown:
         values = [network.result.get(name) for network in networks]
         defined = [value for value in values if value is not None]
         best = (min if name in LOWER_IS_BETTER else max)(defined) if len(defined) > 1 and is_comparable else None
@@ -29,13 +31,21 @@ def metrics_table(networks: Sequence[NetworkResults], is_comparable: bool) -> Li
             interval = format_interval(name, (network.result.get('intervals_95') or {}).get(name))
             is_best = best is not None and value == best
             cells.append(dict(value=format_metric(name, value), interval=interval, best=is_best))
-        rows.append(dict(name=words, better='lower' if name in LOWER_IS_BETTER else 'higher', cells=cells))
+        rows.append(dict(name=METRIC_NAMES[name], better='lower' if name in LOWER_IS_BETTER else 'higher', cells=cells))
     return rows
 
 
 def class_table(network: NetworkResults) -> List[Dict[str, Any]]:
-    """One row per class; with more than `MAX_CELLS` classes, those with the lowest F1 first."""
-    areas = [None] * len(network.classes) if network.probs is None else class_auroc(network.probs, network.targets)
+    """One row per class; with more than `MAX_CELLS` classes, those with the lowest F1 first. Labels also have 'ap',
+    'specificity' and 'threshold'."""
+    more: Sequence[str] = ()
+    if network.problem is not SingleLabel:
+        areas: Sequence[Optional[float]] = [scores['auroc'] for scores in network.result['per_class'].values()]
+        more = ('ap', 'specificity', 'threshold')
+    else:
+        areas = [None] * len(network.classes)
+        if network.probs is not None:
+            areas = class_auroc(network.probs, network.targets).tolist()
     rows = [
         dict(
             number=number,
@@ -44,7 +54,7 @@ def class_table(network: NetworkResults) -> List[Dict[str, Any]]:
             support=scores['support'],
             score=scores['f1'],
             recall_95=format_interval('', scores.get('recall_95')),
-            **{key: format_metric('', scores[key]) for key in ('precision', 'recall', 'f1')},
+            **{key: format_metric('', scores[key]) for key in ('precision', 'recall', 'f1', *more)},
         )
         for number, ((name, scores), area) in enumerate(zip(network.result['per_class'].items(), areas), 1)
     ]
@@ -54,8 +64,9 @@ def class_table(network: NetworkResults) -> List[Dict[str, Any]]:
 
 
 def confusion_table(network: NetworkResults) -> List[Dict[str, Any]]:
-    """The most frequent confusions, pairs of true and predicted class; empty with few classes."""
-    if len(network.classes) <= MAX_CURVES:
+    """The most frequent confusions, pairs of true and predicted class; empty with few classes, and for labels, of which
+    an image has any number."""
+    if len(network.classes) <= MAX_CURVES or network.problem is not SingleLabel:
         return []
     counts = np.array(network.result['confusion_matrix'])
     totals = counts.sum(axis=1)
@@ -91,16 +102,16 @@ def _format_time(seconds: float) -> str:
     return f'{seconds / 60:.0f} min' if seconds < 7200 else f'{seconds / 3600:.1f} h'
 
 
-def _describe_training(network: NetworkResults, counts: Dict[str, Dict[str, int]]) -> str:
+def _describe_training(network: NetworkResults, images: int) -> str:
     metrics = network.metrics
     if 'epoch' not in metrics:
         return 'was loaded already trained, and only tested in this run'
     size = (network.model.get('pretrained_cfg') or {}).get('input_size')
-    images = sum(counts.get('train', {}).values())
+    what = 'classes' if network.problem is SingleLabel else 'labels'
     return (
         f'was trained for {metrics["epochs"]} epoch{"s" * (metrics["epochs"] != 1)}'
         + (f' on {images:,} images' if images else '')
-        + f' of {len(network.classes)} classes'
+        + f' of {len(network.classes)} {what}'
         + (f' at {size[1]} x {size[2]} pixels' if size else '')
         + f' in {_format_time(metrics["train_seconds"])}; epoch {metrics["epoch"] + 1} was kept'
     )
@@ -127,26 +138,27 @@ def _describe_distillation(settings: Dict[str, Any]) -> str:
 def describe_network(
     network: NetworkResults,
     settings: Dict[str, Any],
-    counts: Dict[str, Dict[str, int]],
+    images: int = 0,
 ) -> str:
     """Training and result of a network in two sentences.
 
     Args:
         network: The network.
         settings: Settings of its run.
-        counts: Split -> class -> number of images.
+        images: Number of its training images, 0 if unknown.
     """
     metrics, parameters = network.metrics, network.metrics['parameters']
     size = f'{parameters / 1e6:.1f} million' if parameters >= 1e6 else f'{parameters:,}'
     text = f'{network.model.get("architecture") or metrics["name"]} ({size} parameters)'
     if metrics['name'] == 'student':
         text += _describe_distillation(settings)
-    interval = format_interval('balanced_accuracy', (network.result.get('intervals_95') or {}).get('balanced_accuracy'))
+    main = network.problem.select_metric
+    interval = format_interval(main, (network.result.get('intervals_95') or {}).get(main))
     shown = f' (95 % interval {interval.replace(" %", "")})' if interval else ''
     split = {'test': 'test', 'val': 'validation'}[network.split]
     text += (
-        f' {_describe_training(network, counts)}. On {network.result["images"]:,} {split} images, its balanced accuracy'
-        f' is {format_metric("balanced_accuracy", network.result["balanced_accuracy"])}{shown}.'
+        f' {_describe_training(network, images)}. On {network.result["images"]:,} {split} images, its'
+        f' {METRIC_NAMES[main]} is {format_metric(main, network.result[main])}{shown}.'
     )
     if network.split == 'val' and 'epoch' in metrics:
         text += (

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Dict
 
 from ..analysis import data_check
+from ..evaluation.run_results import count_per_split
 from ..utils.config import flag
 from ..utils.files import check_output_file, check_output_folder, with_free_name
 from .parser import CommandParser, read_settings
@@ -47,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
         from ..analysis.clean_split import write_split
 
         counts = write_split(checked, args.write_split, config.seed)
-        print(format_split(counts, summary, args.write_split))
+        sizes = count_per_split(Path(args.write_split))
+        print(format_split(counts, sizes, summary, args.write_split))
     return int(args.strict and data_check.has_leak(summary))
 
 
@@ -68,16 +70,17 @@ def _check_outputs(args: argparse.Namespace) -> None:
         check_output_file(args.write_split, '--write-split')
 
 
-def format_split(counts: Dict[str, Dict[str, int]], summary: Dict[str, Any], path: str) -> str:
+def format_split(counts: Dict[str, Dict[str, int]], sizes: Dict[str, int], summary: Dict[str, Any], path: str) -> str:
     """The sizes of the written splits, and the classes whose size changed.
 
     Args:
         counts: Split -> class -> number of images written.
+        sizes: Split -> number of all images written.
         summary: That of the check, with the images as they were.
         path: CSV file that was written.
     """
-    sizes = ', '.join(f'{split} {sum(of_class.values()):,}' for split, of_class in counts.items())
-    lines = [f"'{path}' is a split without leaks ({sizes}), for --data-csv."]
+    shown = ', '.join(f'{split} {number:,}' for split, number in sizes.items())
+    lines = [f"'{path}' is a split without leaks ({shown}), for --data-csv."]
     changed = [
         f'{split} {label}: {summary["images"][split][label]} -> {number}'
         for split, of_class in counts.items()

@@ -8,6 +8,8 @@ from ..evaluation.metrics import METRIC_NAMES
 from ..utils.text import printable
 from .parser import MODEL, CommandParser, read_settings
 
+CLASS_COLUMNS = ('precision', 'recall', 'f1')
+
 
 def add_arguments(parser: CommandParser) -> None:
     parser.usage = 'hdkd eval MODEL --data-dir DIR [OPTION ...]'
@@ -18,6 +20,7 @@ def add_arguments(parser: CommandParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from ..evaluation.predictions import write_predictions
+    from ..evaluation.run_results import read_problem
     from ..utils.files import check_output_folder, new_folder, write_json
 
     if args.out_dir:
@@ -28,7 +31,13 @@ def run(args: argparse.Namespace) -> None:
         with new_folder(args.out_dir) as folder:
             write_json(report, folder / 'metrics.json')
             write_predictions(
-                folder / 'predictions.csv', images['names'], images['probs'], report['classes'], images['targets']
+                folder / 'predictions.csv',
+                images['names'],
+                images['probs'],
+                report['classes'],
+                images['targets'],
+                read_problem(report),
+                images['thresholds'],
             )
         print(f"metrics.json and predictions.csv are in '{args.out_dir}'.")
 
@@ -41,12 +50,15 @@ def format_report(report: Dict[str, Any]) -> str:
         if isinstance(value, float):
             interval = '   95 % interval {:.4f} to {:.4f}'.format(*intervals[key]) if key in intervals else ''
             lines.append(f'{METRIC_NAMES.get(key, key.replace("_", " ")):<24}{value:.4f}{interval}')
+    is_multi_label = 'problem_type' in report
+    keys = ('auroc', 'ap', 'precision', 'recall', 'specificity', 'f1', 'threshold') if is_multi_label else CLASS_COLUMNS
     lines.append(
-        f'{"class":<24}{"precision":>10}{"recall":>10}{"f1":>10}{"support":>10}'
+        f'{"label" if is_multi_label else "class":<24}'
+        + ''.join(f'{key:>{max(10, len(key) + 2)}}' for key in (*keys, 'support'))
         + (f'{"recall, 95 % interval":>24}' if intervals else '')
     )
     for name, scores in report['per_class'].items():
-        cells = ''.join(f'{scores[key]:>10.4f}' for key in ('precision', 'recall', 'f1'))
+        cells = ''.join(f'{scores[key]:>{max(10, len(key) + 2)}.4f}' for key in keys)
         interval = '{:.4f} to {:.4f}'.format(*scores['recall_95']) if scores.get('recall_95') else ''
         lines.append(f'{printable(name):<24}{cells}{scores["support"]:>10}{interval:>24}'.rstrip())
     return '\n'.join(lines)

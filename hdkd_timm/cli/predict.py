@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..evaluation.classifier import InferenceConfig
+from ..evaluation.classifier import InferenceConfig, load_classifier
 from ..evaluation.predict import predict
 from ..utils.files import check_output_file
 from .parser import MODEL, CommandParser, add_image_arguments, read_settings
@@ -27,8 +27,10 @@ def run(args: argparse.Namespace) -> None:
     from ..evaluation.predictions import write_predictions
 
     check_output_file(args.out, '--out')
-    files, probs, classes = predict(
-        args.checkpoint, args.paths, read_settings(InferenceConfig, args, takes_run=True), args.on_bad_image
+    config = read_settings(InferenceConfig, args, takes_run=True)
+    classifier = load_classifier(args.checkpoint, config)
+    files, probs, classes = predict(classifier, args.paths, config, args.on_bad_image)
+    write_predictions(
+        Path(args.out), files, probs, classes, problem=classifier.problem, thresholds=classifier.thresholds
     )
-    write_predictions(Path(args.out), files, probs, classes)
     print(f"{len(files)} images labelled, see '{args.out}'.")

@@ -139,7 +139,7 @@ class CachedDataset(Dataset):
     def __getitem__(self, index: int) -> Tuple[Image.Image, int]:
         image = self.store.get(index) if index < len(self.store) else None
         if image is not None:
-            return image, int(self.dataset.targets[index])
+            return image, self.dataset.target(index)
         image, target = self.dataset[index]
         image = self.deterministic_transform(image)
         if index < len(self.store):

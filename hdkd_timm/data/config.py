@@ -27,6 +27,12 @@ class SourceConfig:
     label_column: Tuple[str, ...] = setting(
         ('label',), 'CSV column with the class, or several, one for each class, of which one is 1', metavar='NAME'
     )
+    multi_label: bool = setting(
+        False,
+        'an image of --data-csv has any number of labels: several --label-column of 0 and 1, or one of labels separated'
+        " by '|'",
+        common=True,
+    )
     split_column: str = setting('split', 'CSV column with the split of an image: train, val or test')
     group_column: Optional[str] = setting(
         None, "CSV column of groups (patients, lesions) that splits keep together (default: 'group', if present)"

@@ -36,6 +36,11 @@ def read_samples(config: SourceConfig, only: Optional[str] = None) -> Tuple[Dict
     """
     if config.dataset and config.data_csv:
         raise ValueError('Give either --dataset or --data-csv, not both.')
+    if config.multi_label and not config.data_csv:
+        source = config.dataset or config.data_dir
+        raise ValueError(
+            f"--multi-label needs a table of the labels, --data-csv: '{source}' has one class for each image."
+        )
     if config.dataset:
         samples, classes = read_timm_dataset(config, only)
     elif config.data_csv:
@@ -47,6 +52,7 @@ def read_samples(config: SourceConfig, only: Optional[str] = None) -> Tuple[Dict
             only,
             config.path_column,
             config.label_column,
+            config.multi_label,
         )
     elif config.data_dir:
         samples, classes = read_folders(config.data_dir, only)
@@ -118,7 +124,7 @@ def _read_splits(config: DataConfig, only: Optional[str]) -> Tuple[Dict[str, Sam
         train = samples['train']
         samples['train'] = train.take(draw_fraction(train.targets, config.train_fraction, seed))
     if needed is None:
-        if len(classes) < 2:
+        if len(classes) < 2 and not config.multi_label:
             raise ValueError(f"The data has only one class, '{classes[0]}': at least two classes are required.")
         samples = hold_out(samples, config.folds, config.fold, config.val_fraction, seed)
         warn_of_leaks(samples)

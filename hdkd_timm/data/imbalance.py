@@ -10,6 +10,7 @@ from timm.data.transforms import str_to_pil_interp
 from ..utils.memory import available_memory
 from ..utils.parsing import read_json
 from .samples import SampleDataset
+from .targets import is_multi_label, to_indicators
 
 EFFECTIVE_BETA = 0.999
 
@@ -52,6 +53,8 @@ def class_weights(kind: str, targets: Optional[np.ndarray], classes: Sequence[st
             (1 - beta) / (1 - beta^n_k) with beta 0.999, mean 1; Cui et al., arXiv 1901.05555), or a JSON file of
             weights by class name.
         targets: Class indices of the training images, (N,); unused with a file, which streamed datasets can have too.
+            Of images with any number of labels, (N, K), 'balanced' is the number of images without a label over that
+            with it, by which the latter are weighted in the binary cross entropy.
         classes: Class names by index.
 
     Raises:
@@ -59,12 +62,14 @@ def class_weights(kind: str, targets: Optional[np.ndarray], classes: Sequence[st
     """
     if kind not in ('balanced', 'effective'):
         return np.array(read_class_file(kind, classes, 'class weights'))
-    counts = np.bincount(targets, minlength=len(classes))
+    counts = to_indicators(targets, len(classes)).sum(axis=0)
     if not counts.all():
         raise ValueError(
             f"Class '{classes[counts.argmin()]}' has no training images, so --class-weights {kind} cannot compute its"
             ' weight: use a file of weights.'
         )
+    if is_multi_label(targets):
+        return (len(targets) - counts) / counts
     if kind == 'balanced':
         from sklearn.utils.class_weight import compute_class_weight
 
@@ -99,7 +104,7 @@ class SmoteDataset(SampleDataset):
         if index < len(self.samples):
             return super().__getitem__(index)
         image = Image.fromarray(self.images[index - len(self.samples)])
-        return image if self.transform is None else self.transform(image), int(self.targets[index])
+        return image if self.transform is None else self.transform(image), self.target(index)
 
 
 def _read_counts(path: str, targets: np.ndarray, classes: Sequence[str]) -> Dict[int, int]:
@@ -174,4 +179,4 @@ def smote(
 
 def count_classes(targets: np.ndarray, classes: Sequence[str]) -> Dict[str, int]:
     """Class name -> number of images."""
-    return dict(zip(classes, np.bincount(targets, minlength=len(classes)).tolist()))
+    return dict(zip(classes, to_indicators(targets, len(classes)).sum(axis=0).tolist()))

@@ -16,6 +16,7 @@ from .image_files import ImageFile, file_name, frame_of, open_seekable
 from .image_io import read_with_values
 from .pixels import MemoryBudget, Reserve
 from .samples import FileReader, SampleDataset, Samples, warn_of_changes
+from .targets import to_indicators
 from .value_range import DARK_SET, StoredValues, describe_ranges
 
 _logger = logging.getLogger(__name__)
@@ -198,9 +199,10 @@ def check_images(
     """
     records = inspect_and_report(samples, img_mode, on_bad_image, split)
     kept = np.array([not record.error for record in records], bool)
-    missing = set(samples.targets.tolist()) - set(samples.targets[kept].tolist())
-    if missing:
-        raise ValueError(f"No readable image of class '{classes[min(missing)]}' in split '{split}'.")
+    has = to_indicators(samples.targets, len(classes))
+    missing = np.flatnonzero(has.any(axis=0) & ~has[kept].any(axis=0))
+    if len(missing):
+        raise ValueError(f"No readable image of class '{classes[missing[0]]}' in split '{split}'.")
     contents = np.array([(str(record.size or ''), record.digest) for record in records], object).reshape(-1, 2)
     samples = dataclasses.replace(samples, contents=contents).take(kept)
     warn_of_changes(samples, split)

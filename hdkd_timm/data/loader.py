@@ -25,8 +25,8 @@ from .workers import PREFETCH, SignalSafeLoader, create_worker_init, explain_fai
 class _SeededDataset(Dataset):
     """A dataset indexed by the keys of `EpochSampler`: each image is augmented with random numbers of its own.
 
-    Targets are class indices, or with `with_index` pairs of them and the number of the image. With `views` these random
-    numbers follow from the view, the epoch modulo `views`, and the number of the image, however it was drawn.
+    Targets are class indices, or labels (K,), with `with_index` followed by the number of the image. With `views` these
+    random numbers follow from the view, the epoch modulo `views`, and the number of the image, however it was drawn.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class _SeededDataset(Dataset):
         np.random.seed(seed)
         torch.random.default_generator.manual_seed(seed)
         try:
-            return self.transform(image), (np.array([target, index]) if self.with_index else target)
+            return self.transform(image), (np.append(target, index) if self.with_index else target)
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
@@ -84,7 +84,8 @@ def _match_channels(data_config: Dict[str, Any]) -> Dict[str, Any]:
 
 
 class SplitLoader:
-    """Batches of a split on the device: images (B, C, H, W), normalised, and class indices (B,).
+    """Batches of a split on the device: images (B, C, H, W), normalised, and class indices (B,), or 0 or 1 for each
+    label of images with any number of them, (B, K).
 
     Training batches are shuffled, augmented and all full. Other batches are in order and only resized, the last one may
     be smaller.
@@ -144,6 +145,7 @@ class SplitLoader:
         self.sampler: Optional[EpochSampler] = None
         self.iterable = isinstance(dataset, IterableDataset)
         self.with_index = with_index
+        self.multi_label = getattr(dataset, 'targets', np.zeros(0)).ndim == 2
         is_training = augment is not None
         if self.iterable and (with_index or views):
             raise ValueError(
@@ -239,7 +241,11 @@ class SplitLoader:
         if self.sampler is not None:
             self.sampler.set_epoch(epoch, start)
             for images, target in self:
-                yield (images, *target.unbind(dim=1)) if self.with_index else (images, target)
+                if self.with_index:
+                    labels = target[:, :-1] if self.multi_label else target[:, 0]
+                    yield images, labels, target[:, -1]
+                else:
+                    yield images, target
             return
         torch.manual_seed(derive_seed(self.seed, epoch, self.rank))
         if hasattr(self.dataset, 'set_epoch'):

@@ -14,6 +14,7 @@ from timm.data.readers.reader import Reader
 from .convert import upright_size
 from .image_files import open_image_file, split_frame
 from .image_io import convert_image, image_size, read_image
+from .targets import name_targets
 
 _logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class Samples:
     Args:
         reader: `reader[index]` is a pair of open file or decoded image, and target.
         indices: Indices of the images in the reader, (N,).
-        targets: Class indices, (N,).
+        targets: Class indices, (N,), or 0 or 1 for each label of an image, (N, K); see `targets.py`.
         groups: Group of each image, such as its patient, (N,), or None.
         contents: Size in bytes and SHA-256 of each image when it was read, as text, '' if unknown, (N, 2), or None.
         listed: The same as listed in the CSV table, (N, 2), or None.
@@ -93,7 +94,7 @@ class FileReader(Reader):
 
 
 class SampleDataset(torch.utils.data.Dataset):
-    """Images and class indices of `Samples`.
+    """Images and targets of `Samples`.
 
     An image that cannot be read raises an error that names it; timm's datasets would return a neighbour instead.
 
@@ -114,7 +115,12 @@ class SampleDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> Tuple[Any, int]:
         image = self.read(index)
-        return image if self.transform is None else self.transform(image), int(self.targets[index])
+        return image if self.transform is None else self.transform(image), self.target(index)
+
+    def target(self, index: int) -> Any:
+        """The class index of an image, or 0 or 1 for each label, (K,)."""
+        target = self.targets[index]
+        return target if target.ndim else int(target)
 
     def read(self, index: int) -> Image.Image:
         """The image before the transform.
@@ -212,8 +218,9 @@ def list_images(datasets: Dict[str, Any], classes: List[str]) -> List[Dict[str, 
     rows = []
     for split, dataset in datasets.items():
         samples = getattr(dataset, 'samples', None)
-        for i in range(len(samples) if samples else 0):
-            row = dict(path=name_image(samples, i), label=classes[samples.targets[i]], split=split)
+        labels = name_targets(samples.targets, classes) if samples else []
+        for i, label in enumerate(labels):
+            row = dict(path=name_image(samples, i), label=label, split=split)
             if samples.groups is not None:
                 row['group'] = str(samples.groups[i])
             if samples.contents is not None:

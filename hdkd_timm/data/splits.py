@@ -8,6 +8,7 @@ from typing import Dict, Optional
 import numpy as np
 
 from .samples import Samples
+from .targets import find_strata, to_indicators
 
 _logger = logging.getLogger(__name__)
 
@@ -15,10 +16,11 @@ VAL_FOLDS = 20  # folds of which a validation split is composed, or more for a f
 
 
 def draw_fraction(targets: np.ndarray, fraction: float, seed: int = 42) -> np.ndarray:
-    """Draw a fraction of each class, at least one image per class.
+    """Draw a fraction of each class, at least one image per class; of images with any number of labels, of each of
+    `find_strata`.
 
     Args:
-        targets: Class indices, (N,).
+        targets: Class indices, (N,), or labels, (N, K).
         fraction: Fraction to keep, above 0 and at most 1; the number of images of each class is rounded.
         seed: Random seed.
 
@@ -32,19 +34,19 @@ def draw_fraction(targets: np.ndarray, fraction: float, seed: int = 42) -> np.nd
         raise ValueError(f'train_fraction must be above 0 and at most 1, got {fraction}.')
     rng = np.random.default_rng(seed)
     kept = []
-    for target in np.unique(targets):
-        positions = np.flatnonzero(targets == target)
+    strata = find_strata(targets)
+    for stratum in np.unique(strata):
+        positions = np.flatnonzero(strata == stratum)
         kept.extend(rng.permutation(positions)[: max(1, round(fraction * len(positions)))])
     return np.array(sorted(kept))
 
 
 def _count_units(samples: Samples) -> Dict[int, int]:
     """Class -> number of its images, or of its groups if there are any: the most folds that can all contain it."""
+    has = to_indicators(samples.targets, int(samples.targets.max()) + 1)
     return {
-        int(target): len(np.unique(samples.groups[samples.targets == target]))
-        if samples.groups is not None
-        else int((samples.targets == target).sum())
-        for target in np.unique(samples.targets)
+        int(k): int(has[:, k].sum()) if samples.groups is None else len(np.unique(samples.groups[has[:, k]]))
+        for k in np.flatnonzero(has.any(axis=0))
     }
 
 
@@ -53,7 +55,8 @@ def _unit_name(samples: Samples) -> str:
 
 
 def assign_folds(samples: Samples, folds: int, seed: int = 42) -> np.ndarray:
-    """Fold of each sample, (N,): stratified by class, each group in a single fold (scikit-learn's stratified folds).
+    """Fold of each sample, (N,): stratified by class (of images with any number of labels by `find_strata`), each group
+    in a single fold (scikit-learn's stratified folds).
 
     Raises:
         ValueError: if there are fewer than two folds, or more than images (or groups) of a class.
@@ -72,7 +75,8 @@ def _stratify(samples: Samples, folds: int, seed: int) -> np.ndarray:
 
     splitter = StratifiedKFold if samples.groups is None else StratifiedGroupKFold
     fold_of = np.empty(len(samples), int)
-    splits = splitter(folds, shuffle=True, random_state=seed).split(samples.targets, samples.targets, samples.groups)
+    strata = find_strata(samples.targets)
+    splits = splitter(folds, shuffle=True, random_state=seed).split(strata, strata, samples.groups)
     for fold, (_, held_out) in enumerate(splits):
         fold_of[held_out] = fold
     return fold_of
@@ -103,6 +107,7 @@ def draw_val(samples: Samples, fraction: float, seed: int = 42) -> np.ndarray:
     candidates = sorted(
         (abs(held / folds - fraction), folds, held) for folds in range(2, most_folds + 1) for held in range(1, folds)
     )
+    has = to_indicators(samples.targets, int(samples.targets.max()) + 1)
     folds_of: Dict[int, np.ndarray] = {}  # number of folds -> fold of each sample
     for _, folds, held in candidates:
         if folds not in folds_of:
@@ -111,7 +116,7 @@ def draw_val(samples: Samples, fraction: float, seed: int = 42) -> np.ndarray:
                 folds_of[folds] = _stratify(samples, folds, seed)
         for first in range(folds):
             held_out = (folds_of[folds] - first) % folds < held
-            if all(len(np.unique(samples.targets[side])) == len(units) for side in (held_out, ~held_out)):
+            if all(has[side].any(axis=0).sum() == len(units) for side in (held_out, ~held_out)):
                 return held_out
     raise ValueError(
         'Cannot draw a val split with images of each class: the smallest class has'

@@ -27,12 +27,15 @@ def logit_distillation_loss(
     kd_type: str = 'soft',
     tau: float = 1.0,
     reduction: str = 'mean',
+    multi_label: bool = False,
 ) -> torch.Tensor:
     """Distance between the student's distillation logits and the teacher's logits.
 
     'soft': tau^2 * KL(p_t || p_s) with p = softmax(logits / tau). As published (and in DeiT) the sum over images and
     classes is divided by B * K, `reduction='mean'`; 'batchmean' divides by B, as timm does, and is K times larger.
-    'hard': cross entropy with the teacher's argmax.
+    'hard': cross entropy with the teacher's argmax. Of images with any number of labels, 'soft' is the
+    `binary_divergence` of each, and 'hard' the binary cross entropy with the labels that the teacher finds more likely
+    than not.
 
     Args:
         student_logits: Logits of the distillation head (B, K).
@@ -40,6 +43,7 @@ def logit_distillation_loss(
         kd_type: 'soft' or 'hard'.
         tau: Temperature of the soft loss, above 0.
         reduction: Reduction of the soft loss, 'mean' or 'batchmean'.
+        multi_label: Whether images have any number of labels.
 
     Returns:
         Scalar loss.
@@ -52,6 +56,8 @@ def logit_distillation_loss(
             f'Student and teacher logits differ in shape: {tuple(student_logits.shape)} and'
             f' {tuple(teacher_logits.shape)}.'
         )
+    if kd_type == 'hard' and multi_label:
+        return F.binary_cross_entropy_with_logits(student_logits, (teacher_logits > 0).to(student_logits.dtype))
     if kd_type == 'hard':
         return F.cross_entropy(student_logits, teacher_logits.argmax(dim=-1))
     if kd_type != 'soft':
@@ -60,10 +66,60 @@ def logit_distillation_loss(
         raise ValueError(f'tau must be above 0, got {tau}.')
     if reduction not in REDUCTIONS:
         raise ValueError(f'reduction must be one of {REDUCTIONS}, got {reduction!r}.')
+    if multi_label:
+        divergence = binary_divergence(student_logits, teacher_logits, tau)
+        return divergence / (1 if reduction == 'batchmean' else student_logits.shape[-1])
     log_p_s = F.log_softmax(student_logits / tau, dim=-1)
     log_p_t = F.log_softmax(teacher_logits / tau, dim=-1)
     kl_sum = F.kl_div(log_p_s, log_p_t, reduction='sum', log_target=True)
     return tau**2 * kl_sum / (student_logits.numel() if reduction == 'mean' else len(student_logits))
+
+
+def label_loss(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    class_weight: Optional[torch.Tensor] = None,
+    label_smoothing: float = 0.0,
+    multi_label: bool = False,
+) -> torch.Tensor:
+    """The cross entropy with the labels; of images with any number of labels the binary one, mean over B and K.
+
+    Args:
+        logits: (B, K).
+        target: Class indices (B,), or class probabilities (B, K); with `multi_label` 0 or 1 for each label, (B, K).
+        class_weight: Weights of the classes, (K,); with `multi_label` of the images that have the label.
+        label_smoothing: Label smoothing: this share of the target is uniform over the classes; with `multi_label` half
+            of it over each label's yes and no.
+        multi_label: Whether images have any number of labels.
+
+    Returns:
+        Scalar loss.
+    """
+    if not multi_label:
+        return F.cross_entropy(logits, target, weight=class_weight, label_smoothing=label_smoothing)
+    target = target.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / 2
+    return F.binary_cross_entropy_with_logits(logits, target, pos_weight=class_weight)
+
+
+def binary_divergence(student_logits: torch.Tensor, teacher_logits: torch.Tensor, tau: float = 1.0) -> torch.Tensor:
+    """tau^2 * sum over the labels of KL(p_t || p_s), p = (sigmoid(logits / tau), 1 - sigmoid(logits / tau)), mean over
+    the images.
+
+    Source: the multi-label logits distillation of Yang et al., arXiv 2308.06453.
+
+    Args:
+        student_logits: (B, K).
+        teacher_logits: (B, K).
+        tau: Temperature.
+
+    Returns:
+        Scalar loss.
+    """
+    s, t = student_logits / tau, teacher_logits / tau
+    divergence = sum(
+        F.logsigmoid(sign * t).exp() * (F.logsigmoid(sign * t) - F.logsigmoid(sign * s)) for sign in (1, -1)
+    )
+    return tau**2 * divergence.sum() / len(student_logits)
 
 
 def feature_distillation_losses(

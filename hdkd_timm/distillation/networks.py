@@ -127,12 +127,14 @@ class Pair:
     Args:
         student: The student.
         teacher: The teacher.
-        train_targets: Class index of each training image, (N,); None if unknown.
+        train_targets: Class index of each training image, (N,), or labels, (N, K); None if unknown.
+        multi_label: Whether an image has any number of labels, instead of one class.
     """
 
     student: NetworkInfo
     teacher: NetworkInfo
     train_targets: Optional[torch.Tensor] = None
+    multi_label: bool = False
 
     @property
     def num_classes(self) -> int:

@@ -4,10 +4,10 @@ import functools
 from typing import Any, Callable, Dict, Optional, Sequence, Union
 
 import torch
-import torch.nn.functional as F
 from timm.models import group_parameters
 from torch import nn
 
+from .losses import label_loss
 from .methods import Method
 from .outputs import Needs, Outputs, forward_outputs
 
@@ -23,10 +23,16 @@ class StudentModule(nn.Module):
         methods: What is added to the cross entropy, for each teacher. With several they are named NAME_1, NAME_2, ...
         ce_weight: Weight of the cross entropy.
         label_smoothing: Label smoothing of the cross entropy.
+        multi_label: Whether images have any number of labels.
     """
 
     def __init__(
-        self, student: nn.Module, methods: Sequence[Sequence[Method]], ce_weight: float, label_smoothing: float
+        self,
+        student: nn.Module,
+        methods: Sequence[Sequence[Method]],
+        ce_weight: float,
+        label_smoothing: float,
+        multi_label: bool = False,
     ):
         super().__init__()
         self.student = student
@@ -38,6 +44,7 @@ class StudentModule(nn.Module):
                 self.methods[name], self.teacher_of[name] = method, i
         self.ce_weight = ce_weight
         self.label_smoothing = label_smoothing
+        self.multi_label = multi_label
         self.needs = functools.reduce(Needs.__or__, (m.student_needs for m in self.methods.values()), Needs())
 
     def no_weight_decay(self) -> set:
@@ -64,7 +71,7 @@ class StudentModule(nn.Module):
 
         Args:
             x: Images (B, C, H, W).
-            target: Class indices (B,), or class probabilities (B, K).
+            target: Class indices (B,), or class probabilities (B, K); labels (B, K) with `multi_label`.
             teachers: What the methods need of each teacher.
             class_weight: Weights of the classes in the cross entropy, (K,).
             index: Number of each image in the training data, (B,).
@@ -75,7 +82,7 @@ class StudentModule(nn.Module):
         """
         outputs = forward_outputs(self.student, x, self.needs)
         output = outputs.logits if outputs.dist_logits is None else (outputs.logits + outputs.dist_logits) / 2
-        ce_loss = F.cross_entropy(outputs.logits, target, weight=class_weight, label_smoothing=self.label_smoothing)
+        ce_loss = label_loss(outputs.logits, target, class_weight, self.label_smoothing, self.multi_label)
         loss, parts = self.ce_weight * ce_loss, {'ce_loss': ce_loss}
         for name, method in self.methods.items():
             losses = method(outputs, teachers[self.teacher_of[name]], target, index)

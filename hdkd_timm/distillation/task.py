@@ -51,6 +51,8 @@ class DistillationTask(TrainingTask):
             teacher takes one size only.
         train_targets: Class index of each training image, (N,), for methods with a memory of them.
         teachers: What several teachers are to the methods, 'average' or 'separate'.
+        multi_label: Whether an image has any number of labels: targets are 0 or 1 for each, (B, K), the cross entropy
+            is the binary one, class weights are those of the images that have the label.
         device: Device of the task's buffers and of the methods.
         dtype: Dtype of the task's buffers and of the methods.
         verbose: Log the settings.
@@ -74,6 +76,7 @@ class DistillationTask(TrainingTask):
         teacher_size: Optional[Tuple[int, int]] = None,
         train_targets: Optional[torch.Tensor] = None,
         teachers: str = 'average',
+        multi_label: bool = False,
         device: Optional[torch.device] = None,
         dtype: Optional[torch.dtype] = None,
         verbose: bool = True,
@@ -84,9 +87,11 @@ class DistillationTask(TrainingTask):
         student, input_size = unwrap_model(student_model), input_size or image_size(unwrap_model(student_model))
         dd: Dict[str, Any] = {'device': self.device, 'dtype': self.dtype}
         self.epoch = 0
-        self.teachers = Teachers(student, teacher_model, input_size, teacher_size, teachers == 'average', **dd)
+        self.multi_label = multi_label
+        averages = teachers == 'average'
+        self.teachers = Teachers(student, teacher_model, input_size, teacher_size, averages, multi_label, **dd)
         info = NetworkInfo.of(student, 'student', input_size)
-        pairs = [Pair(info, teacher, train_targets) for teacher in self.teachers.infos]
+        pairs = [Pair(info, teacher, train_targets, multi_label) for teacher in self.teachers.infos]
         if self.teachers.is_averaged:
             pairs = pairs[:1]
             _check_of_all(methods)
@@ -120,7 +125,9 @@ class DistillationTask(TrainingTask):
                 'The cross entropy has weight 0, so that class weights and label smoothing have no effect: set a weight'
                 ' (ce_weight, --ce-weight).'
             )
-        self.trainable_module: nn.Module = StudentModule(student, methods, self.ce_weight, label_smoothing)
+        self.trainable_module: nn.Module = StudentModule(
+            student, methods, self.ce_weight, label_smoothing, self.multi_label
+        )
         # only where a loss acts on the logits is the distillation head trained apart
         self.distilled = has_distillation_head(student) and any(method.student_needs.logits for method in every)
 
@@ -221,7 +228,7 @@ class DistillationTask(TrainingTask):
 
         Args:
             input: Images (B, C, H, W), normalised for the student.
-            target: Class indices (B,), or class probabilities (B, K).
+            target: Class indices (B,), or class probabilities (B, K); with `multi_label` labels, 0 or 1, (B, K).
             index: Number of each image in the training data, (B,), where `needs_index`.
 
         Returns:

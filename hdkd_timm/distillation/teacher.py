@@ -57,15 +57,20 @@ class TeacherInput(nn.Module):
         return x.contiguous(memory_format=torch.channels_last)
 
 
-def average_logits(logits: torch.Tensor) -> torch.Tensor:
-    """Logits of the mean of several teachers' class probabilities, in float32: its logarithm.
+def average_logits(logits: torch.Tensor, multi_label: bool = False) -> torch.Tensor:
+    """Logits of the mean of several teachers' class probabilities, in float32: its logarithm; of images with any number
+    of labels, the log odds of the mean probability of each label.
 
     Args:
         logits: (M, B, K), of M teachers.
+        multi_label: Whether images have any number of labels.
 
     Returns:
         (B, K).
     """
+    if multi_label:
+        yes, no = (F.logsigmoid(sign * logits.float()).logsumexp(dim=0) for sign in (1, -1))
+        return yes - no
     return F.log_softmax(logits.float(), dim=-1).logsumexp(dim=0) - math.log(len(logits))
 
 
@@ -119,6 +124,7 @@ class Teachers(nn.Module):
         teacher_size: Height and width to which they are resized; None for no resizing, unless a teacher takes one size
             only.
         average: Whether several teachers are one, whose logits are those of their mean class probabilities.
+        multi_label: Whether images have any number of labels.
 
     Raises:
         ValueError: if there is no teacher, stored logits are one of several, or a teacher has not the student's classes
@@ -132,9 +138,11 @@ class Teachers(nn.Module):
         input_size: Tuple[int, int],
         teacher_size: Optional[Tuple[int, int]] = None,
         average: bool = True,
+        multi_label: bool = False,
         **dd: Any,
     ):
         super().__init__()
+        self.multi_label = multi_label
         given = _list_teachers(teachers)
         for teacher in given:
             _check_classes(student, teacher)
@@ -212,7 +220,8 @@ class Teachers(nn.Module):
         else:
             outputs = self._forward([prepare(images) for prepare in self.inputs])
         if self.is_averaged:
-            outputs = [Outputs(average_logits(torch.stack([output.logits for output in outputs])))]
+            logits = torch.stack([output.logits for output in outputs])
+            outputs = [Outputs(average_logits(logits, self.multi_label))]
         return outputs
 
 

@@ -5,7 +5,7 @@ not independent: with groups (N,), whole groups are drawn.
 """
 
 import sys
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 from tqdm import tqdm
@@ -20,7 +20,7 @@ from .intervals import (
     single_class_margins,
     skewed_mean_interval,
 )
-from .metrics import METRIC_RANGES, METRICS, WeightedImages
+from .metrics import METRIC_RANGES, WeightedImages
 
 CHUNK_SIZE = 2**18  # weights per chunk of resamples: 2 MiB, which fit the cache of a processor
 
@@ -47,17 +47,17 @@ def _draw_weights(
 
 
 def bootstrap(
-    networks: Sequence[WeightedImages],
+    networks: Sequence[Any],
     groups: Optional[np.ndarray] = None,
     resamples: int = 1000,
     seed: int = 42,
     stop_if_asked: Optional[Callable[[], None]] = None,
     progress: bool = True,
 ) -> List[Dict[str, np.ndarray]]:
-    """`METRICS` of each network, (resamples,) each, over the same resamples of images or groups.
+    """All metrics of each network, (resamples,) each, over the same resamples of images or groups.
 
     Args:
-        networks: Their outputs for the same N images.
+        networks: Their outputs for the same N images, each as `WeightedImages` or `WeightedLabels`.
         groups: Group (patient, lesion) of each image, (N,); groups are drawn instead of images.
         resamples: Number of resamples.
         seed: Seed of the resampling.
@@ -66,7 +66,7 @@ def bootstrap(
     """
     num_images = networks[0].num_images
     chunk = max(16, CHUNK_SIZE // num_images)
-    found: List[Dict[str, List[np.ndarray]]] = [{name: [] for name in METRICS} for _ in networks]
+    found: List[Dict[str, List[np.ndarray]]] = [{name: [] for name in network.names} for network in networks]
     with tqdm(
         desc='bootstrap',
         total=resamples,

@@ -2,14 +2,16 @@
 
 import dataclasses
 import logging
-from typing import Any, Dict
+from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
 
 from ..data.samples import SplitNotFoundError
+from ..data.targets import is_multi_label
 from ..models.checkpoint import find_model_folder
 from ..utils.files import PathLike
 from .evaluate import EvalConfig, evaluate_model
+from .multi_label import flatten_labels
 from .temperature import fit_temperature, summarize_calibration, temperature_interval, write_temperature
 
 _logger = logging.getLogger(__name__)
@@ -24,6 +26,19 @@ def _evaluate_split(name: PathLike, config: EvalConfig, split: str) -> Dict[str,
             ' classes in index order, --label-names NAME ...'
         )
     return images
+
+
+def _decisions(images: Dict[str, Any]) -> Tuple[np.ndarray, np.ndarray, Optional[np.ndarray]]:
+    """Probabilities, class indices and groups of the decisions that the temperature is fitted to: the images or, of
+    images with any number of labels, each label of each image."""
+    if is_multi_label(images['targets']):
+        return flatten_labels(images['probs'], images['targets'], images['groups'])
+    return images['probs'], images['targets'], images['groups']
+
+
+def _summarize(images: Dict[str, Any], temperature: float) -> Dict[str, Any]:
+    probs, targets, _ = _decisions(images)
+    return dict(summarize_calibration(probs, targets, temperature), images=len(images['targets']))
 
 
 def calibrate_model(name: PathLike, config: EvalConfig) -> Dict[str, Any]:
@@ -48,9 +63,10 @@ def calibrate_model(name: PathLike, config: EvalConfig) -> Dict[str, Any]:
             f'{e} The temperature is fitted on images that the network was not trained on: train with --val-fraction,'
             ' or specify such images with --data-dir or --data-csv (and --split).'
         ) from e
-    temperature = fit_temperature(images['probs'], images['targets'])
-    results = {config.split: summarize_calibration(images['probs'], images['targets'], temperature)}
-    low, high = temperature_interval(images['probs'], images['targets'], temperature, images['groups'])
+    probs, targets, groups = _decisions(images)
+    temperature = fit_temperature(probs, targets)
+    results = {config.split: _summarize(images, temperature)}
+    low, high = temperature_interval(probs, targets, temperature, groups)
     results[config.split]['temperature_95'] = [low, high]
     if low <= 1 <= high:
         _logger.warning(
@@ -77,7 +93,7 @@ def _check_on_test(
         return {}
     if tested['names'] == fitted['names'] and np.array_equal(tested['probs'], fitted['probs']):
         return {}
-    summary = summarize_calibration(tested['probs'], tested['targets'], temperature)
+    summary = _summarize(tested, temperature)
     before, after = summary['log_loss'].values()
     if after > before:
         _logger.warning(

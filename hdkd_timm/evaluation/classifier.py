@@ -1,10 +1,12 @@
 """Trained classifiers ready for inference: `load_classifier` reads a saved model, in PyTorch or as an ONNX file."""
 
 import dataclasses
+import logging
 import os
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
+import numpy as np
 import timm
 import torch
 from huggingface_hub.errors import EntryNotFoundError
@@ -26,7 +28,11 @@ from ..utils.image_size import (
     to_height_width,
 )
 from ..utils.parsing import parse_json
+from .multi_label import DEFAULT_THRESHOLD
+from .problem import MULTI_LABEL, Problem, SingleLabel, find_problem
 from .temperature import CALIBRATION_FILE, read_temperature
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -101,6 +107,9 @@ class Classifier:
         data_config: Preprocessing, as returned by timm's `resolve_data_config`.
         device: Device of the model.
         temperature: Temperature to scale the logits by; None if they are not calibrated.
+        problem: Whether an image has one class or any number of labels.
+        thresholds: Probability from which on an image is given a label, (K,), of the calibrated probabilities if they
+            are; None if an image has one class.
     """
 
     model: nn.Module
@@ -108,6 +117,12 @@ class Classifier:
     data_config: Dict[str, Any]
     device: torch.device
     temperature: Optional[float] = None
+    problem: Problem = SingleLabel
+    thresholds: Optional[np.ndarray] = None
+
+    @property
+    def is_multi_label(self) -> bool:
+        return self.problem is not SingleLabel
 
     @property
     def in_chans(self) -> int:
@@ -144,7 +159,9 @@ class OnnxModel(nn.Module):
             self.metadata = parse_json(self.session.get_modelmeta().custom_metadata_map['hdkd_timm'], f"'{path}'")
             self.num_classes = self.metadata['num_classes']
             self.in_chans = self.metadata['data_config']['input_size'][0]
-            self.pretrained_cfg = dict(label_names=self.metadata['label_names'])
+            self.pretrained_cfg = dict(
+                label_names=self.metadata['label_names'], problem_type=self.metadata.get('problem_type')
+            )
         except (KeyError, TypeError, ValueError) as e:
             raise ValueError(
                 f"'{path}' does not specify its classes and preprocessing (metadata 'hdkd_timm'): export the model with"
@@ -236,9 +253,8 @@ def _load_onnx(name: str, config: InferenceConfig) -> Classifier:
             f"'{name}' expects images of {height} x {width} pixels, not --img-size {wanted}: omit it, or export the"
             f' model with --img-size {wanted}.'
         )
-    return Classifier(
-        model.eval(), match_label_names(model, config.label_names, f"ONNX file '{name}'"), data_config, device
-    )
+    labels = match_label_names(model, config.label_names, f"ONNX file '{name}'")
+    return _add_problem(name, Classifier(model.eval(), labels, data_config, device), model.metadata.get('thresholds'))
 
 
 def load_classifier(name: PathLike, config: Optional[ModelConfig] = None) -> Classifier:
@@ -270,10 +286,34 @@ def load_classifier(name: PathLike, config: Optional[ModelConfig] = None) -> Cla
     data_config = timm.data.resolve_data_config(args, model=model)
     labels = match_label_names(model, config.label_names, f"Model '{name}'")
     layout = torch.channels_last if config.channels_last else torch.preserve_format
-    return Classifier(
+    classifier = Classifier(
         model.eval().to(device=device, memory_format=layout),
         labels,
         dict(data_config, input_size=(model.in_chans, *data_config['input_size'][-2:])),
         device,
         _load_temperature(name) if config.calibrated else None,
     )
+    return _add_problem(name, classifier, model.pretrained_cfg.get('thresholds'))
+
+
+def _add_problem(name: str, classifier: Classifier, thresholds: Optional[Mapping[str, float]]) -> Classifier:
+    """The classifier with what its model says of the images: whether they have several labels, and from which
+    probabilities on."""
+    problem = find_problem(classifier.model.pretrained_cfg.get('problem_type') == MULTI_LABEL)
+    if problem is SingleLabel:
+        return classifier
+    if not thresholds:
+        _logger.warning(f"Model '{name}' has no thresholds, which validation images choose: each label's is 0.5.")
+    number = classifier.model.num_classes
+    limits = np.full(number, DEFAULT_THRESHOLD)
+    if thresholds:
+        missing = [label for label in classifier.classes or () if label not in thresholds]
+        if missing or classifier.classes is None:
+            raise ValueError(
+                f"The thresholds of model '{name}' are of the labels {', '.join(thresholds)}, not of"
+                f' {", ".join(missing) or "named ones"}: train it again, or remove them from its config.json.'
+            )
+        limits = np.array([float(thresholds[label]) for label in classifier.classes])
+    if classifier.temperature is not None:
+        limits = problem.scale(limits[None], classifier.temperature)[0]
+    return dataclasses.replace(classifier, problem=problem, thresholds=limits)

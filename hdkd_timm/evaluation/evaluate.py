@@ -2,8 +2,7 @@
 
 import dataclasses
 import logging
-import math
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -19,10 +18,8 @@ from ..utils.config import setting
 from ..utils.distributed import World
 from ..utils.memory import kept_memory
 from ..utils.signals import Signals
-from .bootstrap import bootstrap_intervals, class_intervals
 from .classifier import Classifier, InferenceConfig, load_classifier
-from .metrics import classification_metrics, per_class_metrics
-from .temperature import apply_temperature
+from .problem import MULTI_LABEL, Problem, SingleLabel
 from .tta import TestTimeAugmentation
 
 _logger = logging.getLogger(__name__)
@@ -51,8 +48,10 @@ def evaluate(
     amp_dtype: Optional[torch.dtype] = None,
     channels_last: bool = False,
     signals: Optional[Signals] = None,
+    problem: Problem = SingleLabel,
 ) -> Optional[Tuple[np.ndarray, np.ndarray]]:
-    """Run a network on a split: probabilities (N, K) and class indices (N,) of its images, in order.
+    """Run a network on a split: probabilities (N, K) and targets of its images, in order: class indices (N,), or labels
+    (N, K).
 
     In distributed evaluation, each process returns the images of all processes.
 
@@ -63,6 +62,7 @@ def evaluate(
         amp_dtype: Autocast dtype; None for no mixed precision.
         channels_last: Use the channels-last memory layout.
         signals: Signals that stop the evaluation, unless it is distributed.
+        problem: How logits become probabilities.
 
     Returns:
         None if a signal was received.
@@ -80,7 +80,7 @@ def evaluate(
             input = input.contiguous(memory_format=torch.channels_last)
         with autocast:
             output = model(input)
-        probs.append(output.float().cpu().double().softmax(dim=1))
+        probs.append(problem.to_probs(output.float().cpu().double()))
         targets.append(target.cpu())
     if signals is not None and signals.received:
         return None
@@ -100,18 +100,18 @@ def _merge_shares(
         probs, targets = (torch.cat(parts) for parts in zip(*shares))
         return probs, targets
     total = sum(len(targets) for _, targets in shares)
-    all_probs, all_targets = shares[0][0].new_empty(total, shares[0][0].shape[1]), shares[0][1].new_empty(total)
+    all_probs, all_targets = (part.new_empty(total, *part.shape[1:]) for part in shares[0])
     for rank, (probs, targets) in enumerate(shares):  # image i was assigned to process i % size
         all_probs[rank :: len(shares)], all_targets[rank :: len(shares)] = probs, targets
     return all_probs, all_targets
 
 
 def classify(classifier: Classifier, dataset: Any, config: InferenceConfig) -> Tuple[np.ndarray, np.ndarray]:
-    """Probabilities (N, K) and class indices (N,) of a dataset by a loaded model, calibrated if it is; the mean over
-    views with test-time augmentation."""
-    model, temperature = classifier.model, classifier.temperature
+    """Probabilities (N, K) and targets (N,), or (N, K), of a dataset by a loaded model, calibrated if it is; the mean
+    over views with test-time augmentation."""
+    model, temperature, problem = classifier.model, classifier.temperature, classifier.problem
     if config.tta:
-        model, temperature = TestTimeAugmentation(model, config.tta, temperature), None
+        model, temperature = TestTimeAugmentation(model, config.tta, temperature, problem), None
     loader = SplitLoader(
         dataset, classifier.data_config, config.batch_size, num_workers=config.workers, device=classifier.device
     )
@@ -122,49 +122,9 @@ def classify(classifier: Classifier, dataset: Any, config: InferenceConfig) -> T
             World(classifier.device),
             getattr(torch, config.amp_dtype) if config.amp else None,
             config.channels_last,
+            problem=problem,
         )
-    return probs if temperature is None else apply_temperature(probs, temperature), targets
-
-
-def full_report(
-    probs: np.ndarray,
-    targets: np.ndarray,
-    classes: Sequence[str],
-    groups: Optional[np.ndarray] = None,
-    resamples: int = 1000,
-    seed: int = 42,
-    stop_if_asked: Optional[Callable[[], None]] = None,
-    progress: bool = True,
-) -> Dict[str, Any]:
-    """All results of a split, as written into metrics.json.
-
-    Args:
-        probs: Probabilities (N, K).
-        targets: Class indices (N,).
-        classes: Names of the K classes.
-        groups, resamples, seed, stop_if_asked, progress: See `bootstrap_intervals`; no intervals if `resamples` is 0.
-
-    Returns:
-        'images' (their number), `classification_metrics`, 'intervals_95', 'per_class' and 'confusion_matrix' (rows
-        true, columns predicted). With intervals, each class also has 'precision_95' and 'recall_95', [low, high], see
-        `class_intervals`; None for a class that was never predicted, or has no images.
-    """
-    from sklearn.metrics import confusion_matrix  # here, for a quick --help
-
-    report: Dict[str, Any] = {'images': len(targets), **classification_metrics(probs, targets)}
-    per_class: Dict[str, Dict[str, Any]] = per_class_metrics(probs, targets, classes)
-    predicted = probs.argmax(axis=1)
-    if resamples:
-        report['intervals_95'] = bootstrap_intervals(
-            probs, targets, groups, resamples, seed=seed, stop_if_asked=stop_if_asked, progress=progress
-        )
-        for name, class_of in (('precision_95', predicted), ('recall_95', targets)):
-            _, limits = class_intervals(predicted == targets, class_of, len(classes), groups)
-            for scores, interval in zip(per_class.values(), limits.tolist()):
-                scores[name] = interval if math.isfinite(interval[0]) else None
-    report['per_class'] = per_class
-    report['confusion_matrix'] = confusion_matrix(targets, predicted, labels=np.arange(len(classes))).tolist()
-    return report
+    return probs if temperature is None else problem.scale(probs, temperature), targets
 
 
 def _order_classes(classifier: Classifier, classes: List[str], name: str) -> List[str]:
@@ -218,6 +178,17 @@ def _warn_of_order(
     )
 
 
+def _check_problem(name: str, classifier: Classifier, config: EvalConfig) -> None:
+    """Raise ValueError if labels are asked of a model of classes, or a model of labels has no names for them."""
+    if config.multi_label and not classifier.is_multi_label:
+        raise ValueError(
+            f"Model '{name}' gives each image one class: drop --multi-label, or train a model with it. If it was"
+            f' trained elsewhere, write "problem_type": "{MULTI_LABEL}" into its config.json.'
+        )
+    if classifier.is_multi_label and classifier.classes is None:
+        raise ValueError(f"Model '{name}' has no label names: give them in index order, --label-names NAME ...")
+
+
 def evaluate_model(name: str, config: EvalConfig) -> Tuple[Dict[str, Any], Dict[str, Any]]:
     """Test a saved model on a split. The classes of the data may be a subset of the model's.
 
@@ -226,9 +197,9 @@ def evaluate_model(name: str, config: EvalConfig) -> Tuple[Dict[str, Any], Dict[
         config: Data, split and inference settings.
 
     Returns:
-        The results: `full_report` with 'model', 'split', 'classes' (by index in the model), 'tta' if it is used and,
+        The results: `Problem.report` with 'model', 'split', 'classes' (by index in the model), 'tta' if it is used and,
         for a model without class names whose order is ambiguous, 'classes_guessed' (also logged as a warning). And the
-        images: 'names', 'probs' (N, K), 'targets' (N,) and 'groups' (N,), None without groups.
+        images: 'names', 'probs' (N, K), 'targets' (N,), or (N, K) of several labels, and 'groups' (N,), None without.
 
     Raises:
         FileNotFoundError, ValueError: as `load_classifier` and `create_datasets`; if a class of the data is not a class
@@ -237,23 +208,41 @@ def evaluate_model(name: str, config: EvalConfig) -> Tuple[Dict[str, Any], Dict[
     classifier = load_classifier(name, config)
     if config.in_chans not in (None, classifier.in_chans):
         raise ValueError(f"Model '{name}' expects {classifier.in_chans} channels, not --in-chans {config.in_chans}.")
-    config = dataclasses.replace(config, in_chans=classifier.in_chans)
+    _check_problem(name, classifier, config)
+    config = dataclasses.replace(config, in_chans=classifier.in_chans, multi_label=classifier.is_multi_label)
     datasets, data_classes = create_datasets(config, config.batch_size, only=config.split)
     dataset = datasets[config.split]
     classes = _order_classes(classifier, data_classes, name)
     index_of = np.array(_match_classes(classes, data_classes, name))
     probs, targets = classify(classifier, dataset, config)
-    is_guess = classifier.classes is None and has_ambiguous_order(data_classes)
+    is_guess = classifier.classes is None and has_ambiguous_order(data_classes) and not classifier.is_multi_label
     if is_guess:
         _warn_of_order(name, classes, data_classes, probs.argmax(axis=1), targets)
-    targets = index_of[targets]
+    thresholds = classifier.thresholds
+    if thresholds is not None:  # labels, and the data may not say whether an image has the model's other labels
+        if len(data_classes) < len(classes):
+            others = ', '.join(label for label in classes if label not in data_classes)
+            _logger.warning(f"The data does not have the labels {others} of model '{name}', which are left out.")
+        probs, thresholds, classes = probs[:, index_of], thresholds[index_of], data_classes
+    else:
+        targets = index_of[targets]
     has_samples = isinstance(dataset, SampleDataset)
     groups = dataset.samples.groups if has_samples else None
     names = dataset.samples.filenames() if has_samples else [str(i) for i in range(len(targets))]
-    report = full_report(probs, targets, classes, groups, config.bootstrap, config.seed)
-    guessed = dict(classes_guessed=True) if is_guess else {}
+    report = classifier.problem.report(
+        probs,
+        targets,
+        classes,
+        groups=groups,
+        resamples=config.bootstrap,
+        seed=config.seed,
+        thresholds=thresholds,
+    )
+    guessed: Dict[str, Any] = dict(classes_guessed=True) if is_guess else {}
+    if classifier.is_multi_label:
+        guessed.update(problem_type=classifier.problem.type)
     augmented = dict(tta=config.tta) if config.tta else {}
     return (
         dict(model=name, split=config.split, classes=classes, **guessed, **augmented, **report),
-        dict(names=names, probs=probs, targets=targets, groups=groups),
+        dict(names=names, probs=probs, targets=targets, groups=groups, thresholds=thresholds),
     )

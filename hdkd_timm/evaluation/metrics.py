@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from ..data.targets import to_indicators
+from .ranking import Ranking, divide, mean_of_defined
+
 if TYPE_CHECKING:  # SciPy and scikit-learn are imported where they are used: settings only need the names of metrics
     from scipy.sparse import csr_array
 
 BINS = 15  # confidence bins of the calibration error
 LOWER_IS_BETTER = ('log_loss', 'ece')
 METRICS = ('accuracy', 'balanced_accuracy', 'macro_f1', 'macro_auroc', 'kappa', 'log_loss', 'ece')
+MULTI_LABEL_METRICS = ('macro_auroc', 'mean_ap', 'macro_f1', 'micro_f1', 'exact_match', 'log_loss')  # see multi_label
 METRIC_NAMES = {
     'accuracy': 'accuracy',
     'balanced_accuracy': 'balanced accuracy',
@@ -24,8 +28,11 @@ METRIC_NAMES = {
     'kappa': "Cohen's kappa",
     'log_loss': 'log loss',
     'ece': 'calibration error (ECE)',
+    'mean_ap': 'mean average precision',
+    'micro_f1': 'micro F1',
+    'exact_match': 'exact match',
 }
-IN_PER_CENT = ('accuracy', 'balanced_accuracy')  # displayed as percentages
+IN_PER_CENT = ('accuracy', 'balanced_accuracy', 'exact_match')  # displayed as percentages
 METRIC_RANGES = {
     'macro_f1': (0.0, 1.0),
     'macro_auroc': (0.0, 1.0),
@@ -98,20 +105,15 @@ def class_auroc(probs: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return WeightedImages(probs, targets).class_auroc(np.ones((len(targets), 1)))[:, 0]
 
 
+def binary_aurocs(probs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve of each class, (K,), of class indices (N,) or labels (N, K); NaN where undefined."""
+    has = to_indicators(targets, probs.shape[1])
+    return np.concatenate([Ranking(*column).auroc(np.ones((len(probs), 1))) for column in zip(probs.T, has.T)])
+
+
 def macro_auroc(probs: np.ndarray, targets: np.ndarray) -> float:
     """Mean of `class_auroc` over the classes for which it is defined."""
-    return float(_mean_of_defined(class_auroc(probs, targets)))
-
-
-def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Element-wise quotient, NaN where the denominator is 0."""
-    return np.divide(numerator, denominator, out=np.full(np.shape(numerator), np.nan), where=denominator != 0)
-
-
-def _mean_of_defined(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis, ignoring NaNs; NaN where all values are NaN (`np.nanmean` without its warning)."""
-    defined = ~np.isnan(values)
-    return _divide(np.where(defined, values, 0).sum(axis=0), defined.sum(axis=0))
+    return float(mean_of_defined(class_auroc(probs, targets)))
 
 
 class WeightedImages:
@@ -127,6 +129,8 @@ class WeightedImages:
     Raises:
         ValueError: if there are no images, the shapes don't match, or a probability is not finite.
     """
+
+    names = METRICS
 
     def __init__(self, probs: np.ndarray, targets: np.ndarray):
         if probs.ndim != 2 or targets.shape != probs.shape[:1] or not len(targets):
@@ -158,67 +162,20 @@ class WeightedImages:
         return csr_array((values, (row_of, np.arange(self.num_images))), shape=(rows, self.num_images))
 
     @functools.cached_property
-    def _steps(self) -> 'List[Tuple[csr_array, csr_array]]':
-        """Per class, two matrices that sum weights by score: of all images, and of the images of the class.
-
-        If the images of the class have M distinct scores, the first has 2 M + 1 rows (below the first score, at it,
-        between it and the second, ...) and the second M rows. Memory is one int32 per image and class.
-        """
-        from scipy.sparse import csr_array
-
-        steps = []
-        ones = np.ones(self.num_images)
-        for k, scores in enumerate(self.probs.T):
-            positives = np.flatnonzero(self.targets == k)
-            edges, at = np.unique(scores[positives], return_inverse=True)
-            step_of = np.searchsorted(edges, scores, 'left') + np.searchsorted(edges, scores, 'right')
-            starts = np.concatenate([[0], np.bincount(step_of, minlength=2 * len(edges) + 1).cumsum()])
-            order = np.argsort(step_of, kind='stable')
-            steps.append(
-                (
-                    csr_array(
-                        (ones, order.astype(np.int32), starts.astype(np.int32)),
-                        shape=(len(starts) - 1, self.num_images),
-                    ),
-                    csr_array(
-                        (ones[: len(positives)], (at.reshape(-1), positives)), shape=(len(edges), self.num_images)
-                    ),
-                )
-            )
-        return steps
-
-    def _order(self, k: int, weights: np.ndarray) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Sums of weights (N, B) at the M distinct scores of the images of class k.
-
-        Returns:
-            The weight of the images of the class at each score, (M, B); of the other images below it plus half of those
-            at it, (M, B); of all other images, (B,).
-        """
-        all_steps, own_steps = self._steps[k]
-        own = own_steps @ weights
-        others = all_steps @ weights  # (2 M + 1, B)
-        others[1::2] -= own
-        below = others.cumsum(axis=0)
-        return own, below[1::2] - others[1::2] / 2, below[-1]
+    def rankings(self) -> List[Ranking]:
+        """Of each class, by its probabilities."""
+        return [Ranking(scores, self.targets == k) for k, scores in enumerate(self.probs.T)]
 
     def class_auroc(self, weights: np.ndarray) -> np.ndarray:
-        """Areas under the ROC curves, (K, B), for weights (N, B), by the Mann-Whitney U; a tie counts one half."""
-        areas = np.full((self.num_classes, weights.shape[1]), np.nan)
-        for k in range(self.num_classes):
-            own, below, others = self._order(k, weights)
-            areas[k] = _divide((own * below).sum(axis=0), own.sum(axis=0) * others)
-        return areas
+        """Areas under the ROC curves, one-vs-rest, (K, B), for weights (N, B)."""
+        return np.stack([ranking.auroc(weights) for ranking in self.rankings])
 
     def placements(self) -> np.ndarray:
         """Placement values, (N,): the share of images of other classes that score lower for the class of an image.
 
         Their mean over the images of a class is its area under the ROC curve.
         """
-        ones, found = np.ones((self.num_images, 1)), np.zeros(self.num_images)
-        for k in range(self.num_classes):
-            _, below, others = self._order(k, ones)
-            found += self._steps[k][1].T @ _divide(below, np.broadcast_to(others, below.shape))[:, 0]
-        return found
+        return np.sum([ranking.placements() for ranking in self.rankings], axis=0)
 
     @property
     def chance_agreement(self) -> float:
@@ -234,10 +191,10 @@ class WeightedImages:
         accuracy = hits.sum(axis=0) / number
         return {
             'accuracy': accuracy,
-            'balanced_accuracy': _mean_of_defined(_divide(hits, of_class)),
-            'macro_f1': _mean_of_defined(_divide(2 * hits, of_class + predicted)),
-            'macro_auroc': _mean_of_defined(self.class_auroc(weights)),
-            'kappa': _divide(accuracy - chance_agreement, np.where(chance_agreement < 1, 1 - chance_agreement, 0)),
+            'balanced_accuracy': mean_of_defined(divide(hits, of_class)),
+            'macro_f1': mean_of_defined(divide(2 * hits, of_class + predicted)),
+            'macro_auroc': mean_of_defined(self.class_auroc(weights)),
+            'kappa': divide(accuracy - chance_agreement, np.where(chance_agreement < 1, 1 - chance_agreement, 0)),
             'log_loss': self.losses @ weights / number,
             'ece': np.abs(self._gaps @ weights).sum(axis=0) / number,
         }

@@ -123,3 +123,33 @@ def paired_bootstrap(
         largest = METRIC_RANGES[name][1] - METRIC_RANGES[name][0]
         intervals[name] = extend_interval(intervals[name], difference[name], margins[name], (-largest, largest))
     return {name: dict(difference=difference[name], interval=intervals[name]) for name in METRICS}
+
+
+def paired_percentiles(
+    networks: Sequence[Any],
+    groups: Optional[np.ndarray] = None,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 42,
+) -> Dict[str, Dict[str, Any]]:
+    """Differences of all metrics of two networks, second minus first, with percentiles of a paired bootstrap.
+
+    Args:
+        networks: Their outputs for the same images, as `WeightedImages` or `WeightedLabels`.
+        groups: Group of each image, (N,); groups are drawn instead of images.
+        resamples: Number of resamples.
+        confidence: Confidence level.
+        seed: Seed of the resampling.
+
+    Returns:
+        Metric -> 'difference' and 'interval', [low, high]; NaN if it is undefined in all resamples.
+    """
+    a, b = (network.metrics(np.ones((network.num_images, 1))) for network in networks)
+    first, second = bootstrap(networks, groups, resamples, seed)
+    return {
+        name: dict(
+            difference=float(b[name][0] - a[name][0]),
+            interval=percentile_interval(second[name] - first[name], confidence),
+        )
+        for name in a
+    }

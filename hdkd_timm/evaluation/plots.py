@@ -7,9 +7,10 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
+from ..data.targets import to_indicators
 from ..utils.files import PathLike
 from ..utils.text import printable
-from .metrics import class_auroc, expected_calibration_error, reliability
+from .metrics import METRIC_NAMES, binary_aurocs, expected_calibration_error, reliability
 
 # the colour-blind-safe palette of Okabe and Ito; beyond eight, lines differ by their dashes
 COLOURS = ('#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9', '#000000', '#B8A800')
@@ -256,13 +257,19 @@ def plot_images(
     save_figure(figure, path, 110)
 
 
-def plot_curves(rows: Sequence[Mapping[str, float]], best_epoch: Optional[int], path: PathLike) -> None:
-    """Write a PNG of learning curves: log loss, balanced accuracy, and the training loss with its components.
+def plot_curves(
+    rows: Sequence[Mapping[str, float]],
+    best_epoch: Optional[int],
+    path: PathLike,
+    metric: str = 'balanced_accuracy',
+) -> None:
+    """Write a PNG of learning curves: log loss, a metric, and the training loss with its components.
 
     Args:
         rows: At least one row of summary.csv, one per epoch.
         best_epoch: The epoch that was kept, counted from 0.
         path: File to write.
+        metric: The metric.
 
     Raises:
         ImportError: without matplotlib.
@@ -271,7 +278,7 @@ def plot_curves(rows: Sequence[Mapping[str, float]], best_epoch: Optional[int], 
     parts = [key for key in rows[0] if key.startswith('train_') and 'loss' in key and key != 'train_log_loss']
     pairs = [
         (f'{split}_{key}', {'train': 'training', 'val': 'validation'}[split])
-        for key in ('log_loss', 'balanced_accuracy')
+        for key in ('log_loss', metric)
         for split in ('train', 'val')
     ]
     marker = dict(marker='.', markersize=5)
@@ -279,7 +286,7 @@ def plot_curves(rows: Sequence[Mapping[str, float]], best_epoch: Optional[int], 
     panels = figure.subplots(1, 3)
     for axes, title, lines in (
         (panels[0], 'log loss', pairs[:2]),
-        (panels[1], 'balanced accuracy', pairs[2:]),
+        (panels[1], METRIC_NAMES[metric], pairs[2:]),
         (
             panels[2],
             'training loss and components',
@@ -330,7 +337,7 @@ def plot_roc_pr(probs: np.ndarray, targets: np.ndarray, classes: Sequence[str], 
 
     Args:
         probs: Probabilities (N, K).
-        targets: Class indices (N,).
+        targets: Class indices (N,), or labels (N, K).
         classes: Names of the K classes.
         path: File to write.
 
@@ -344,15 +351,14 @@ def plot_roc_pr(probs: np.ndarray, targets: np.ndarray, classes: Sequence[str], 
     figure = new_figure(10.4, 5.4 + 0.22 * math.ceil(lines) + (0 if is_few else 0.35))
     roc, pr = figure.subplots(1, 2)
     roc_curves, pr_curves, precisions = {}, {}, np.full(len(classes), np.nan)
-    for k in range(len(classes)):
-        is_class = targets == k
+    for k, is_class in enumerate(to_indicators(targets, len(classes)).T):
         if not is_class.any() or is_class.all():
             continue
         roc_curves[k] = roc_curve(is_class, probs[:, k])[:2]
         precision, recall, _ = precision_recall_curve(is_class, probs[:, k])
         pr_curves[k] = recall, precision
         precisions[k] = average_precision_score(is_class, probs[:, k])
-    _plot_classes(roc, roc_curves, class_auroc(probs, targets), classes)
+    _plot_classes(roc, roc_curves, binary_aurocs(probs, targets), classes)
     _plot_classes(pr, pr_curves, precisions, classes, drawstyle='steps-post')
     roc.plot([0, 1], [0, 1], color='0.6', linewidth=0.8)
     roc.set(title='ROC: class, AUROC', xlabel='false positive rate', ylabel='true positive rate')

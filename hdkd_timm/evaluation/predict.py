@@ -3,7 +3,7 @@
 import functools
 import logging
 import os
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from ..data.image_files import IMG_EXTENSIONS, split_frame
 from ..data.inspection import inspect_and_report, warn_of_ranges
 from ..data.samples import FileReader, SampleDataset, Samples
 from ..data.sources.walk import count_suffixes, natural_order, sort_files, walk_folder, warn_ignored_files
-from .classifier import InferenceConfig, load_classifier
+from .classifier import Classifier, InferenceConfig, load_classifier
 from .evaluate import classify
 
 _logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def drop_bad_images(files: Sequence[str], img_mode: str, on_bad_image: str = 'er
 
 
 def predict(
-    name: str,
+    model: Union[str, Classifier],
     paths: Sequence[str],
     config: Optional[InferenceConfig] = None,
     on_bad_image: str = 'error',
@@ -106,7 +106,7 @@ def predict(
     """Label images by a saved model.
 
     Args:
-        name: A model as accepted by `load_classifier`.
+        model: A model as accepted by `load_classifier`, or already loaded by it.
         paths: Image files, and folders to search for them.
         config: Inference settings.
         on_bad_image: 'error', or 'skip' to skip images that cannot be read.
@@ -119,7 +119,7 @@ def predict(
     """
     config = config or InferenceConfig()
     files = find_images(paths, on_bad_image)
-    classifier = load_classifier(name, config)
+    classifier = model if isinstance(model, Classifier) else load_classifier(model, config)
     files = drop_bad_images(files, classifier.img_mode, on_bad_image)
     probs, _ = classify(classifier, SampleDataset(file_samples(files), classifier.img_mode), config)
     return files, probs, classifier.classes or [str(i) for i in range(probs.shape[1])]

@@ -11,14 +11,17 @@ import numpy as np
 from timm.utils import natural_key
 
 from ..data.config import DataConfig, SourceConfig
+from ..data.targets import SEPARATOR, name_targets
 from ..models.checkpoint import find_model_folder
 from ..utils.config import read_yaml
 from ..utils.csv_files import iterate_rows, read_rows
 from ..utils.files import PathLike, check_sums
 from ..utils.parsing import read_json
 from ..utils.run_files import CONFIG_FILE, IMAGES_FILE, METRICS_FILE, PREDICTIONS_FILE, SUMMARY_FILE
-from .metrics import IN_PER_CENT, format_interval, format_metric
+from .metrics import METRIC_NAMES, format_interval, format_metric
+from .multi_label import assign_labels
 from .predictions import read_predictions
+from .problem import MULTI_LABEL, Problem, SingleLabel, find_problem
 
 ROLES = ('teacher', 'student_alone', 'student')  # networks of `distill`, in the order of training; see `is_teacher`
 
@@ -33,8 +36,8 @@ class NetworkResults(NamedTuple):
         metrics: Its metrics.json.
         split: Split of its results, test or val.
         epochs: Rows of its summary.csv; empty if it was not trained in this run.
-        names, targets, probs: Names, class indices (N,) and probabilities (N, K) of the images of the split; None if
-            the run has no predictions.
+        names, targets, probs: Names, class indices (N,), or labels (N, K), and probabilities (N, K) of the images of
+            the split; None if the run has no predictions.
         groups: Groups of these images, (N,), if any.
         model: Its config.json.
     """
@@ -58,6 +61,17 @@ class NetworkResults(NamedTuple):
     @property
     def classes(self) -> List[str]:
         return self.metrics['classes']
+
+    @property
+    def problem(self) -> Problem:
+        return read_problem(self.metrics)
+
+    @property
+    def thresholds(self) -> Optional[np.ndarray]:
+        """Probability from which on an image is given a label, (K,); None if it has one class."""
+        if self.problem is SingleLabel:
+            return None
+        return np.array([scores['threshold'] for scores in self.result['per_class'].values()])
 
 
 def is_teacher(name: str) -> bool:
@@ -117,15 +131,31 @@ def iterate_images(path: Path) -> Iterator[Dict[str, str]]:
         yield row
 
 
-def count_images(path: Path) -> Dict[str, Dict[str, int]]:
-    """Split -> class, in natural order -> number of images in the images.csv of a run."""
-    counts = Counter((row['split'], row['label']) for row in iterate_images(path))
+def count_images(path: Path, multi_label: bool = False) -> Dict[str, Dict[str, int]]:
+    """Split -> class, in natural order -> number of images in the images.csv of a run; with `multi_label` an image has
+    any number of them."""
+    counts = Counter(
+        (row['split'], label)
+        for row in iterate_images(path)
+        for label in (filter(None, row['label'].split(SEPARATOR)) if multi_label else (row['label'],))
+    )
     labels = sorted({label for _, label in counts}, key=lambda label: (natural_key(label), label))
     return {
         split: {label: counts[split, label] for label in labels if (split, label) in counts}
         for split in ('train', 'val', 'test')
         if any(split == other for other, _ in counts)
     }
+
+
+def count_per_split(path: Path) -> Dict[str, int]:
+    """Split -> number of images in the images.csv of a run."""
+    counts = Counter(row['split'] for row in iterate_images(path))
+    return {split: counts[split] for split in ('train', 'val', 'test') if split in counts}
+
+
+def read_problem(metrics: Dict[str, Any]) -> Problem:
+    """Whether the images of a metrics.json have one class or any number of labels."""
+    return find_problem(metrics.get('problem_type') == MULTI_LABEL)
 
 
 def _check_metrics(metrics: Dict[str, Any], split: str) -> None:
@@ -135,14 +165,17 @@ def _check_metrics(metrics: Dict[str, Any], split: str) -> None:
         raise ValueError('classes are not a list of distinct names')
     if list(result['per_class']) != classes:
         raise ValueError(f"per_class of '{split}' has other classes")
-    if np.array(result['confusion_matrix']).shape != (len(classes),) * 2:
-        raise ValueError(f"the confusion matrix of '{split}' does not have {len(classes)} classes")
-    if np.sum(result['confusion_matrix']) != result['images']:
-        raise ValueError(f"the confusion matrix of '{split}' does not have {result['images']} images")
+    problem = read_problem(metrics)
+    if problem is SingleLabel:
+        if np.array(result['confusion_matrix']).shape != (len(classes),) * 2:
+            raise ValueError(f"the confusion matrix of '{split}' does not have {len(classes)} classes")
+        if np.sum(result['confusion_matrix']) != result['images']:
+            raise ValueError(f"the confusion matrix of '{split}' does not have {result['images']} images")
+        float(result['ece'])
     for name, scores in result['per_class'].items():
-        if not all(key in scores for key in ('precision', 'recall', 'f1', 'support')):
+        if not all(key in scores for key in problem.of_classes):
             raise ValueError(f"a score of class '{name}' is missing")
-    float(result['balanced_accuracy']), float(result['ece']), int(metrics['parameters']), str(metrics['name'])
+    float(result[problem.shown[1]]), int(metrics['parameters']), str(metrics['name'])
     if 'epoch' in metrics:
         int(metrics['epoch']), int(metrics['epochs']), float(metrics['train_seconds'])
 
@@ -161,7 +194,18 @@ def _read_metrics(path: Path) -> Tuple[Dict[str, Any], str]:
 
 
 def _check_predictions(path: Path, metrics: Dict[str, Any], split: str, targets: np.ndarray, probs: np.ndarray) -> None:
-    """Raises ValueError if predictions don't have the confusion matrix of the metrics."""
+    """Raises ValueError if predictions don't have the confusion matrix of the metrics, or the numbers of images with
+    each label."""
+    if read_problem(metrics) is not SingleLabel:
+        scores = metrics[split]['per_class'].values()
+        thresholds = np.array([of_label['threshold'] for of_label in scores])
+        found = [targets.sum(axis=0).tolist(), assign_labels(probs, thresholds).sum(axis=0).tolist()]
+        if found != [[of_label[key] for of_label in scores] for key in ('support', 'predicted')]:
+            raise ValueError(
+                f"'{path}' and the {METRICS_FILE} next to it do not match: the labels are those of other numbers of"
+                ' images. Restore the files, or repeat the test with `hdkd eval`.'
+            )
+        return
     matrix = np.zeros((len(metrics['classes']),) * 2, int)
     np.add.at(matrix, (targets, probs.argmax(axis=1)), 1)
     if not np.array_equal(matrix, metrics[split]['confusion_matrix']):
@@ -191,10 +235,11 @@ def _read_network(folder: Path, run: Path, label: str) -> NetworkResults:
     names: List[str] = []
     targets = probs = groups = None
     if path.is_file():
-        names, targets, probs = read_predictions(path, classes)
+        problem = read_problem(metrics)
+        names, targets, probs = read_predictions(path, classes, problem)
         _check_predictions(path, metrics, split, targets, probs)
         listed = [row for row in iterate_images(run / IMAGES_FILE) if row['split'] == split]  # in the same order
-        if [row['label'] for row in listed] == [classes[k] for k in targets]:
+        if [row['label'] for row in listed] == name_targets(targets, classes):
             names = [row['path'] for row in listed]
             groups = np.array([row['group'] for row in listed]) if all(row.get('group') for row in listed) else None
     return NetworkResults(
@@ -310,22 +355,23 @@ def read_source(run: Path, settings: Dict[str, Any], config_cls: Type[SourceConf
         config_cls: Config class that the settings are for.
     """
     if all(os.path.isabs(row['path']) for row in iterate_rows(run / IMAGES_FILE)):
-        return dict(data_csv=str(run / IMAGES_FILE))
+        return dict(data_csv=str(run / IMAGES_FILE), multi_label=bool(settings.get('multi_label')))
     return {field.name: settings[field.name] for field in dataclasses.fields(config_cls) if field.name in settings}
 
 
 def format_table(metrics: Dict[str, Any]) -> str:
     """The results of `train` and `distill` as a text table, one row per network, with 95 % intervals if any."""
-    split = result_split(next(iter(metrics['models'].values())))
-    rows = [['network', 'parameters', f'{split} accuracy', 'balanced accuracy', 'macro AUROC', 'training']]
+    first = next(iter(metrics['models'].values()))
+    split, shown = result_split(first), read_problem(first).shown
+    names = [METRIC_NAMES[key] for key in shown]
+    rows = [['network', 'parameters', f'{split} {names[0]}', *names[1:], 'training']]
     for name, result in metrics['models'].items():
         report = result[split]
         cells = []
-        for key in IN_PER_CENT:
-            interval = format_interval(key, report.get('intervals_95', {}).get(key))
-            shown = f' ({interval.replace(" %", "").replace(" to ", "-")})' if interval else ''
-            cells.append(format_metric(key, report[key]).replace(' ', '') + shown)
-        cells.append(format_metric('macro_auroc', report['macro_auroc']).replace('–', '-'))
+        for key in shown:
+            interval = format_interval(key, report.get('intervals_95', {}).get(key)) if key != shown[-1] else ''
+            range_95 = f' ({interval.replace(" %", "").replace(" to ", "-")})' if interval else ''
+            cells.append(format_metric(key, report[key]).replace(' ', '').replace('–', '-') + range_95)
         seconds = f'{result["train_seconds"]:.0f} s' if 'train_seconds' in result else 'given'
         rows.append([name, f'{result["parameters"]:,}', *cells, seconds])
     widths = [max(least, *map(len, column)) for least, column in zip((13, 9, 20, 20, 11, 8), zip(*rows))]

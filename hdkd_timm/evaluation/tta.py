@@ -6,6 +6,8 @@ from typing import Dict, Optional, Tuple
 import torch
 from torch import nn
 
+from .problem import Problem, SingleLabel
+
 __all__ = ['VIEWS', 'TestTimeAugmentation']
 
 _H, _W = 2, 3  # dimensions of (B, C, H, W)
@@ -20,12 +22,13 @@ VIEWS: Dict[str, Tuple[Tuple[bool, Tuple[int, ...]], ...]] = {  # name -> (wheth
 class TestTimeAugmentation(nn.Module):
     """A model whose class probabilities are the mean over views of each image.
 
-    (B, C, H, W) -> (B, K), logarithms of probabilities
+    (B, C, H, W) -> (B, K), logits of these probabilities
 
     Args:
         model: Returns logits (B, K).
         views: 'hflip' (2 views), 'flips' (4: horizontal, vertical, both) or 'dihedral' (8: flips and quarter turns).
         temperature: By which the logits of each view are divided; None for 1.
+        problem: How logits become probabilities.
 
     Raises:
         ValueError: in a step, if an image that is not square would be turned.
@@ -33,11 +36,14 @@ class TestTimeAugmentation(nn.Module):
 
     __test__ = False  # not a test, whatever pytest may think of its name
 
-    def __init__(self, model: nn.Module, views: str, temperature: Optional[float] = None):
+    def __init__(
+        self, model: nn.Module, views: str, temperature: Optional[float] = None, problem: Problem = SingleLabel
+    ):
         super().__init__()
         self.model = model
         self.views = views
         self.temperature = temperature or 1.0
+        self.problem = problem
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[-2:]
@@ -47,5 +53,5 @@ class TestTimeAugmentation(nn.Module):
         views = VIEWS[self.views]
         for transposed, flip in views:
             view = (x.transpose(_H, _W) if transposed else x).flip(flip)
-            total = total + (self.model(view).float() / self.temperature).softmax(dim=-1)
-        return (total / len(views)).log()
+            total = total + self.problem.to_probs(self.model(view).float() / self.temperature)
+        return self.problem.to_logits(total / len(views))

@@ -8,7 +8,7 @@ import copy
 import json
 import logging
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 import safetensors.torch
 import timm
@@ -47,6 +47,8 @@ _logger = logging.getLogger(__name__)
 
 SOURCE_PREFIXES = ('local-dir:', 'hf-hub:', 'hf_hub:')  # of names of models that timm loads from elsewhere
 
+_PROBLEM = ('problem_type', 'thresholds')  # keys of a config.json whose model gives an image any number of labels
+
 # arguments of timm's factory, not of a network: in a config.json they would change how its weights are loaded
 _FACTORY_ARGS = (
     'pretrained',
@@ -74,6 +76,7 @@ def save_model(
     model_args: Optional[Dict[str, Any]] = None,
     input_size: Optional[Tuple[int, int, int]] = None,
     replace: bool = False,
+    problem: Optional[Mapping[str, Any]] = None,
 ) -> None:
     """Write a model folder that `timm.create_model('local-dir:FOLDER', pretrained=True)` loads.
 
@@ -85,6 +88,8 @@ def save_model(
             releases do not; the models of this package record their own.
         input_size: (C, H, W) of the training images, for models that do not record it.
         replace: Replace the weights of the same model in this folder.
+        problem: What its config.json says of images with any number of labels: 'problem_type', as transformers names
+            it, and 'thresholds', label -> probability from which on an image is given it.
 
     Raises:
         FileExistsError: if the folder is not empty.
@@ -99,11 +104,14 @@ def save_model(
     if replace and (Path(folder) / 'model.safetensors').exists():
         with atomic_write(Path(folder) / 'model.safetensors', 'wb', summed=True) as file:
             file.write(safetensors.torch.save(model.state_dict()))
+        if problem:
+            with atomic_write(Path(folder) / 'config.json', summed=True) as file:
+                file.write(json.dumps({**read_model_config(folder), **problem}, indent=2) + '\n')
         return
     adapt_stats(model)
     if label_names or model.num_classes != model.pretrained_cfg.get('num_classes'):
         _drop_label_names(model)  # they belong to the weights that it started from
-    model_config = {'label_names': list(label_names)} if label_names else {}
+    model_config = {**({'label_names': list(label_names)} if label_names else {}), **(problem or {})}
     with new_folder(folder) as temporary:
         save_for_hf(
             model,
@@ -124,7 +132,7 @@ def _complete_config(path: Path, model: nn.Module, input_size: Optional[Tuple[in
     args = config.get('model_args', {})
     size = input_size[-2:] if input_size else image_size(model, args.get('img_size'))
     cfg.update(input_size=[model.in_chans, *size], num_classes=model.num_classes)
-    for key in ('test_input_size', 'test_crop_pct'):
+    for key in ('test_input_size', 'test_crop_pct', *_PROBLEM):
         cfg.pop(key, None)
     args.pop('num_classes', None)  # transformers refuses a second one beside the top level's
     path.write_text(json.dumps(config, indent=2) + '\n')
@@ -132,7 +140,7 @@ def _complete_config(path: Path, model: nn.Module, input_size: Optional[Tuple[in
 
 def _drop_label_names(model: nn.Module) -> None:
     model.pretrained_cfg = {
-        k: v for k, v in model.pretrained_cfg.items() if k not in ('label_names', 'label_descriptions')
+        k: v for k, v in model.pretrained_cfg.items() if k not in ('label_names', 'label_descriptions', *_PROBLEM)
     }
 
 
@@ -248,10 +256,12 @@ def _load_pretrained(
     if folder is not None:
         check_sums(folder)
     saved_args: Dict[str, Any] = {}
+    config: Dict[str, Any] = {}
     args = {k: v for k, v in model_kwargs.items() if k != 'pretrained'}
     try:
         if name.startswith(SOURCE_PREFIXES):
-            saved_args = _read_source_args(name, folder)
+            config = read_model_config(download(name, 'config.json').parent if folder is None else folder)
+            saved_args = _read_source_args(config)
         strict = {'pretrained_strict': True} if 'pretrained_strict' in saved_args else {}
         try:
             sized_args = args if img_size is None else {'img_size': img_size, **args}
@@ -265,16 +275,30 @@ def _load_pretrained(
         raise ValueError(f"Cannot load '{name}' ({type(e).__name__}: {reason}).{hint}") from e
     check_preprocessing(model.pretrained_cfg, f"Model '{name}'")
     remove_model_arg(model, 'pretrained_strict')
+    _set_problem(model, config)
     return model, {k: v for k, v in {**saved_args, **args}.items() if k != 'pretrained_strict'}
 
 
-def _read_source_args(name: str, folder: Optional[Path]) -> Dict[str, Any]:
-    """Arguments that the model of a folder or of the Hub was built with, from its config.json.
+def _set_problem(model: nn.Module, source: Mapping[str, Any]) -> None:
+    """Record in a model that its images have any number of labels, and their thresholds, if its source says so.
+
+    Raises:
+        ValueError: if the thresholds are not numbers by label.
+    """
+    problem = {key: source[key] for key in _PROBLEM if source.get(key)}
+    limits = problem.get('thresholds', {})
+    if not isinstance(limits, dict) or not all(isinstance(x, (int, float)) and 0 <= x <= 1 for x in limits.values()):
+        raise ValueError(f'Its thresholds must be numbers from 0 to 1 by label, got {str(limits)[:80]}.')
+    if problem:
+        model.pretrained_cfg = dict(model.pretrained_cfg, **problem)
+
+
+def _read_source_args(config: Dict[str, Any]) -> Dict[str, Any]:
+    """Arguments that a model was built with, from its config.json.
 
     Raises:
         ValueError: if the file contradicts itself, or changes how weights are loaded.
     """
-    config = read_model_config(download(name, 'config.json').parent if folder is None else folder)
     cfg, args = config.get('pretrained_cfg') or {}, config.get('model_args') or {}
     if not isinstance(cfg, dict) or not isinstance(args, dict):
         raise ValueError('its pretrained_cfg and model_args must be mappings of names to values')
@@ -358,6 +382,7 @@ def _load_checkpoint_file(
         model.set_input_size(img_size)
         model_args = dict(model_args, img_size=img_size)
     _set_pretrained_cfg(model, metadata)
+    _set_problem(model, checkpoint)
     return model, model_args
 
 
@@ -456,5 +481,6 @@ def convert_checkpoint(
     """
     model, model_args = _load_checkpoint_file(Path(path), model_name, None, use_ema, model_kwargs)
     label_names = match_label_names(model, label_names, f"Checkpoint '{path}'")
-    save_model(model, folder, label_names=label_names, model_args=model_args)
+    problem = {key: model.pretrained_cfg[key] for key in _PROBLEM if key in model.pretrained_cfg}
+    save_model(model, folder, label_names=label_names, model_args=model_args, problem=problem)
     return model.pretrained_cfg['architecture'], model_args

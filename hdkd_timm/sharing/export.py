@@ -112,9 +112,18 @@ def _format_metadata(classifier: Classifier, precision: str) -> str:
             data_config=classifier.data_config,
             precision=precision,
             license=cfg.get('license'),
+            **_describe_problem(classifier),
             versions=dict(hdkd_timm=__version__, timm=timm.__version__, torch=torch.__version__),
         )
     )
+
+
+def _describe_problem(classifier: Classifier) -> Dict[str, Any]:
+    """What the file says of images with any number of labels."""
+    if classifier.thresholds is None:
+        return {}
+    limits = zip(classifier.classes or (), classifier.thresholds.tolist())
+    return dict(problem_type=classifier.problem.type, thresholds=dict(limits))
 
 
 def _create_loader(
@@ -206,13 +215,13 @@ def _write_int8(
     set_metadata(proto, _format_metadata(classifier, 'int8'))
     file.write(proto.SerializeToString())
     file.flush()
-    targets = find_targets(folders, calibration_files, classifier.classes)
+    targets = None if classifier.is_multi_label else find_targets(folders, calibration_files, classifier.classes)
     loader = _create_loader(classifier, calibration_files, targets)
     return dict(
         report,
         bytes_float32=len(content),
         calibration_images=len(calibration_files),
-        **compare_precisions(float32, OnnxModel(file.name), loader, targets is not None),
+        **compare_precisions(float32, OnnxModel(file.name), loader, targets is not None, classifier),
     )
 
 

@@ -17,7 +17,15 @@ from huggingface_hub.errors import (
 )
 
 from ..evaluation.plots import plot_confusion_matrix
-from ..evaluation.run_results import count_images, is_teacher, read_json_file, read_settings, result_split
+from ..evaluation.problem import MULTI_LABEL
+from ..evaluation.run_results import (
+    count_images,
+    count_per_split,
+    is_teacher,
+    read_json_file,
+    read_settings,
+    result_split,
+)
 from ..evaluation.temperature import CALIBRATION_FILE
 from ..models.checkpoint import SOURCE_PREFIXES, find_model_folder
 from ..models.pretrained import find_folder, find_weights, full_name
@@ -53,6 +61,7 @@ class _TrainedModel(NamedTuple):
         metrics: Its metrics.json.
         settings: Settings of the run.
         counts: Split -> class -> number of images.
+        totals: Split -> number of all images.
     """
 
     folder: Path
@@ -60,6 +69,7 @@ class _TrainedModel(NamedTuple):
     metrics: Dict[str, Any]
     settings: Dict[str, Any]
     counts: Dict[str, Dict[str, int]]
+    totals: Dict[str, int]
 
     @property
     def is_finetuned(self) -> bool:
@@ -101,7 +111,8 @@ def _read_model(folder: Path) -> _TrainedModel:
         config,
         metrics,
         {} if run is None else _read_settings(run),
-        {} if run is None else count_images(run / IMAGES_FILE),
+        {} if run is None else count_images(run / IMAGES_FILE, config.get('problem_type') == MULTI_LABEL),
+        {} if run is None else count_per_split(run / IMAGES_FILE),
     )
 
 
@@ -182,8 +193,20 @@ def _write_model(model: _TrainedModel, out: PathLike, name: str, license: Option
         split = result_split(metrics)
         if split:
             write_json(metrics, folder / METRICS_FILE)
-            plot_confusion_matrix(metrics[split]['confusion_matrix'], metrics['classes'], folder / CONFUSION_PICTURE)
-        card = write_card(name, model.config, metrics, settings, model.counts, license, data, origins=list(licences))
+            if 'confusion_matrix' in metrics[split]:  # not of images with any number of labels
+                matrix = metrics[split]['confusion_matrix']
+                plot_confusion_matrix(matrix, metrics['classes'], folder / CONFUSION_PICTURE)
+        card = write_card(
+            name,
+            model.config,
+            metrics,
+            settings,
+            model.counts,
+            license,
+            data,
+            origins=list(licences),
+            totals=model.totals,
+        )
         (folder / CARD).write_text(card, encoding='utf-8')
 
 

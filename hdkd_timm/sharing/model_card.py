@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Optional, Sequence
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..evaluation.metrics import METRIC_NAMES, format_interval, format_metric
+from ..evaluation.problem import MULTI_LABEL
 from ..evaluation.run_results import is_teacher, result_split
 from ..models.pretrained import hub_id
 from ..utils.text import printable
@@ -77,6 +78,23 @@ def _metrics_table(result: Dict[str, Any]) -> str:
         [
             [words, format_metric(name, result[name]), format_interval(name, intervals.get(name)) or '–']
             for name, words in METRIC_NAMES.items()
+            if name in result
+        ],
+    )
+
+
+def _label_table(result: Dict[str, Any]) -> str:
+    return _table(
+        ['label', 'AUROC', 'average precision', 'threshold', 'precision', 'recall', '95 % interval', 'F1', 'images'],
+        [
+            [
+                escape(label),
+                *(format_metric('', scores[key]) for key in ('auroc', 'ap', 'threshold', 'precision', 'recall')),
+                format_interval('', scores.get('recall_95')) or '–',
+                format_metric('', scores['f1']),
+                scores['support'],
+            ]
+            for label, scores in result['per_class'].items()
         ],
     )
 
@@ -97,13 +115,13 @@ def _class_table(result: Dict[str, Any]) -> str:
     )
 
 
-def _counts_table(counts: Dict[str, Dict[str, int]]) -> str:
-    """Number of images per split and class: one row per split or, with many classes, per class."""
+def _counts_table(counts: Dict[str, Dict[str, int]], totals: Dict[str, int]) -> str:
+    """Number of images per split and class, and of all in it: one row per split or, with many classes, per class."""
     labels = list(dict.fromkeys(label for of_class in counts.values() for label in of_class))
     lines = [
         ['split', *map(escape, labels), 'all'],
         *(
-            [split, *(f'{of_class.get(label, 0):,}' for label in labels), f'{sum(of_class.values()):,}']
+            [split, *(f'{of_class.get(label, 0):,}' for label in labels), f'{totals[split]:,}']
             for split, of_class in counts.items()
         ),
     ]
@@ -150,7 +168,7 @@ def _card_data(
                 metric_value=round(result[key], 4),
             )
             for key, words in METRIC_NAMES.items()
-            if result[key] is not None
+            if result.get(key) is not None
         ]
         if result
         else None
@@ -176,6 +194,7 @@ def write_card(
     load: Optional[str] = None,
     more: Optional[Dict[str, str]] = None,
     origins: Sequence[str] = (),
+    totals: Optional[Dict[str, int]] = None,
 ) -> str:
     """A model card as Markdown with YAML metadata.
 
@@ -190,8 +209,12 @@ def write_card(
         load: Name for `timm.create_model`; 'hf-hub:NAME' by default.
         more: Further sections after the one on training, heading -> Markdown.
         origins: Sentences on the licences of the weights that the training started from.
+        totals: Split -> number of all images; the sum of `counts` by default.
     """
     metrics = metrics or {}
+    is_multi_label = config.get('problem_type') == MULTI_LABEL
+    if counts and totals is None:
+        totals = {split: sum(of_class.values()) for split, of_class in counts.items()}
     split = result_split(metrics)
     result = metrics[split] if split else None
     card = ModelCard.from_template(
@@ -208,10 +231,11 @@ def write_card(
         split=split,
         metrics=metrics,
         metrics_table=_metrics_table(result) if result else '',
-        class_table=_class_table(result) if result else '',
+        class_table=(_label_table if is_multi_label else _class_table)(result) if result else '',
+        is_multi_label=is_multi_label,
         confusion_picture=CONFUSION_PICTURE,
         data=(data or '').strip(),
-        counts_table=_counts_table(counts) if counts else '',
+        counts_table=_counts_table(counts, totals or {}) if counts else '',
         settings_table=_settings_table(metrics.get('name'), settings or {}),
         more=more or {},
         license=license,

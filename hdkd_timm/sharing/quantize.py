@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..data.loader import SplitLoader
+from ..evaluation.classifier import Classifier
 from ..evaluation.evaluate import evaluate
 from ..utils.distributed import World
 from .torch_export import silenced
@@ -78,12 +79,14 @@ def compare_precisions(
     int8: nn.Module,
     loader: SplitLoader,
     has_targets: bool,
+    classifier: Classifier,
 ) -> Dict[str, float]:
     """'agreement' of the labels, largest 'prob_difference' and, with targets, both accuracies."""
-    world = World(torch.device('cpu'))
-    (before, targets), (after, _) = evaluate(float32, loader, world), evaluate(int8, loader, world)
+    world, problem = World(torch.device('cpu')), classifier.problem
+    (before, targets), (after, _) = (evaluate(model, loader, world, problem=problem) for model in (float32, int8))
+    labels = [problem.predict(probs, classifier.thresholds) for probs in (before, after)]
     figures = dict(
-        agreement=float((before.argmax(axis=1) == after.argmax(axis=1)).mean()),
+        agreement=float((labels[0] == labels[1]).mean()),
         prob_difference=float(np.abs(before - after).max()),
     )
     if has_targets:

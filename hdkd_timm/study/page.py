@@ -51,7 +51,7 @@ def write_study(config: StudyConfig, folder: Path, arms: Sequence[ArmResult], pr
     """
     template = load_template(PAGE)
     baseline = config.baseline or next(iter(list_arms(config)))
-    metrics = list(dict.fromkeys((config.select_metric, 'accuracy', 'balanced_accuracy', 'macro_auroc', 'log_loss')))
+    metrics = list(dict.fromkeys((config.select_metric, *config.problem.shown, 'log_loss')))
     rows = study_table(arms, baseline, metrics, RESAMPLES)
     split = next(iter(arms[0].students.values())).split
     has_val = any(not math.isnan(row[f'val_{config.select_metric}']) for row in rows)

@@ -9,8 +9,7 @@ import numpy as np
 from ..analysis.comparison import match_images
 from ..evaluation.bootstrap import bootstrap
 from ..evaluation.intervals import percentile_interval
-from ..evaluation.metrics import METRICS, WeightedImages
-from ..evaluation.run_results import NetworkResults, count_images, read_networks
+from ..evaluation.run_results import NetworkResults, count_per_split, read_networks
 from ..utils.run_files import IMAGES_FILE, METRICS_FILE
 from .config import Run
 
@@ -59,7 +58,7 @@ def read_arms(runs: Sequence[Run]) -> List[ArmResult]:
             continue
         if key not in arms:
             seeds = sum((other.arm, other.fraction) == key for other in runs)
-            images = 0 if run.fraction is None else sum(count_images(folder / IMAGES_FILE)['train'].values())
+            images = 0 if run.fraction is None else count_per_split(folder / IMAGES_FILE)['train']
             arms[key] = ArmResult(run.arm, {}, seeds, run.fraction, images)
         arms[key].students[run.seed] = read_networks([folder / 'student'])[0]
     return list(arms.values())
@@ -92,18 +91,18 @@ def compare_arms(
     if not shared:
         return None
     first = baseline.students[shared[0]]
-    images: List[WeightedImages] = []
+    images: List[Any] = []
     for side in (baseline, arm):
         for number in shared:
             student = side.students[number]
             match = match_images(first, student)
             if match.problem:
                 raise ValueError(f"Arms '{baseline.arm}' and '{arm.arm}' cannot be compared: {match.problem}")
-            images.append(WeightedImages(student.probs[match.indices], first.targets))
+            images.append(student.problem.weigh(student.probs[match.indices], first.targets, student.thresholds))
     estimates = [network.metrics(np.ones((network.num_images, 1))) for network in images]
     resampled = bootstrap(images, first.groups, resamples, seed)
     found = {}
-    for metric in METRICS:
+    for metric in first.problem.metrics:
         of_seeds = [
             float(after[metric][0] - before[metric][0])
             for before, after in zip(estimates[: len(shared)], estimates[len(shared) :])

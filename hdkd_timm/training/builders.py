@@ -14,10 +14,12 @@ from torch import nn
 
 from .._compat import create_scheduler
 from ..distillation.hdkd_task import HDKDTask
+from ..distillation.losses import label_loss
 from ..distillation.methods import METHODS, convert_settings
 from ..distillation.task import DistillationTask
 from ..distillation.teacher import StoredLogits
 from ..evaluation.metrics import LOWER_IS_BETTER
+from ..evaluation.problem import MULTI_LABEL
 from ..models.checkpoint import SOURCE_PREFIXES, load_model
 from ..models.labels import match_classes
 from ..models.preprocessing import adapt_stats
@@ -105,6 +107,13 @@ def create_teacher(
     label_names = config.teacher_label_names
     if len(config.teacher_checkpoint or ()) > 1:  # no flag could tell the names of each: their own order them
         label_names = model.pretrained_cfg.get('label_names')
+    is_multi_label = model.pretrained_cfg.get('problem_type') == MULTI_LABEL
+    if is_multi_label != config.multi_label:
+        raise ValueError(
+            f"Teacher '{name}' gives an image {'any number of labels' if is_multi_label else 'one class'}, the data"
+            f' {"one class" if is_multi_label else "any number of labels"}: use a teacher of such images. If its'
+            f' config.json does not say so, add "problem_type": "{MULTI_LABEL}".'
+        )
     match_classes(model, classes, label_names, f"Teacher '{name}'")
     if model.in_chans != config.in_chans:
         raise ValueError(f"Teacher '{name}' takes {model.in_chans} channels, the student {config.in_chans}.")
@@ -128,6 +137,25 @@ def _shrink_new_head(model: nn.Module) -> None:
                     layer.reset_parameters()
 
 
+class LabelLoss(nn.Module):
+    """`label_loss` of images with any number of labels: logits (B, K), 0 or 1 for each label (B, K) -> scalar.
+
+    Args:
+        pos_weight: Weight of the images that have a label, (K,).
+        smoothing: Label smoothing.
+    """
+
+    pos_weight: Optional[torch.Tensor]
+
+    def __init__(self, pos_weight: Optional[torch.Tensor], smoothing: float):
+        super().__init__()
+        self.register_buffer('pos_weight', pos_weight, persistent=False)
+        self.smoothing = smoothing
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return label_loss(logits, target, self.pos_weight, self.smoothing, multi_label=True)
+
+
 def create_task(
     model: nn.Module,
     config: TrainConfig,
@@ -146,7 +174,11 @@ def create_task(
     Raises:
         ValueError: as `create_distillation_task`.
     """
-    criterion = nn.CrossEntropyLoss(class_weight, label_smoothing=config.loss_smoothing)
+    if config.multi_label and teacher is not None and not isinstance(config, DistillConfig):
+        raise ValueError('--multi-label with a teacher is for hdkd distill --method kd, not for hdkd train.')
+    criterion: nn.Module = nn.CrossEntropyLoss(class_weight, label_smoothing=config.loss_smoothing)
+    if config.multi_label:
+        criterion = LabelLoss(class_weight, config.loss_smoothing)
     if teacher is None:
         return ClassificationTask(model, criterion, verbose=False)
     if isinstance(config, DistillConfig):
@@ -187,7 +219,12 @@ def create_distillation_task(
     """
     if config.method == ('none',):
         return create_task(student, config, class_weight)
-    shared: Dict[str, Any] = dict(class_weight=class_weight, label_smoothing=config.loss_smoothing, verbose=verbose)
+    shared: Dict[str, Any] = dict(
+        class_weight=class_weight,
+        label_smoothing=config.loss_smoothing,
+        multi_label=config.multi_label,
+        verbose=verbose,
+    )
     size = teacher_img_size or config.img_size
     teacher_size = None if size == config.img_size else to_height_width(size)
     method_args = dict(config.method_args)

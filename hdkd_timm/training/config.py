@@ -3,18 +3,21 @@
 import dataclasses
 import importlib.resources
 import math
-from typing import Any, Dict, List, Optional, Tuple, Type, TypeVar
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple, Type, TypeVar
 
 from ..data.augment import AugmentConfig
 from ..data.cache import CACHES
 from ..data.config import DataConfig
 from ..distillation.losses import KD_TYPES, REDUCTIONS
 from ..distillation.task import TEACHERS
-from ..evaluation.metrics import METRICS
+from ..evaluation.metrics import METRICS, MULTI_LABEL_METRICS
 from ..models.hdkd import MIN_IMG_SIZE
 from ..utils.config import KeyValues, NestedKeyValues, check_settings, check_values, flag, read_yaml, setting
 from ..utils.image_size import ImageSize, parse_image_size, simplify_image_size, to_height_width
 from .logger import LOGS
+
+if TYPE_CHECKING:
+    from ..evaluation.problem import Problem
 
 ConfigT = TypeVar('ConfigT')
 
@@ -117,8 +120,11 @@ class TrainConfig(DataConfig, AugmentConfig):
         metavar='FILE',
     )
 
-    select_metric: str = setting(
-        'balanced_accuracy', 'validation metric that selects the best epoch', choices=METRICS, group='evaluation'
+    select_metric: Optional[str] = setting(
+        None,
+        'validation metric that selects the best epoch (default: balanced_accuracy; macro_auroc with --multi-label)',
+        choices=tuple(dict.fromkeys(METRICS + MULTI_LABEL_METRICS)),
+        group='evaluation',
     )
     early_stopping: Optional[int] = setting(None, 'stop after this many epochs without improvement on val', at_least=1)
     bootstrap: int = setting(
@@ -152,6 +158,13 @@ class TrainConfig(DataConfig, AugmentConfig):
     log: Tuple[str, ...] = setting((), 'additional loggers', choices=LOGS)
 
     @property
+    def problem(self) -> 'Problem':
+        """Whether an image has one class or any number of labels, and what follows from it."""
+        from ..evaluation.problem import find_problem  # here, for a quick --help
+
+        return find_problem(self.multi_label)
+
+    @property
     def input_size(self) -> Tuple[int, int, int]:
         """Channels, height and width of the network's images."""
         return self.in_chans, *to_height_width(self.img_size)
@@ -161,8 +174,11 @@ class TrainConfig(DataConfig, AugmentConfig):
         if isinstance(self.teacher_checkpoint, str):  # as in Python, and in files of earlier versions
             self.teacher_checkpoint = (self.teacher_checkpoint,)
         self.img_size = simplify_image_size(self.img_size, '--img-size')
+        if self.select_metric is None:
+            self.select_metric = 'macro_auroc' if self.multi_label else 'balanced_accuracy'
         check_values(self)
         _check_teachers(self)
+        _check_problem(self)
         for name, most in (('scale', 1), ('ratio', math.inf)):
             low, high = getattr(self, name)
             if not 0 < low <= high <= most or math.isinf(high):
@@ -291,6 +307,32 @@ class DistillConfig(TrainConfig):
     def has_teacher(self) -> bool:
         """Whether a teacher takes part: not where cross entropy alone trains a student that starts from no teacher."""
         return self.method != ('none',) or self.init_from_teacher is not None
+
+
+def _check_problem(config: TrainConfig) -> None:
+    """Raise ValueError for settings that need images of one class each, and for a metric of the other problem."""
+    metrics = MULTI_LABEL_METRICS if config.multi_label else METRICS
+    if config.select_metric not in metrics:
+        images = 'several labels' if config.multi_label else 'one class'
+        raise ValueError(
+            f'--select-metric {config.select_metric} is not defined for images of {images}: choose from'
+            f' {", ".join(metrics)}.'
+        )
+    if not config.multi_label:
+        return
+    for name, value in (
+        ('mixup', config.mixup),
+        ('cutmix', config.cutmix),
+        ('sampler', config.sampler),
+        ('smote', config.smote),
+        ('class_weights', config.class_weights == 'effective'),
+    ):
+        if value:
+            shown = getattr(config, name)
+            hint = ', or use --class-weights balanced' if name in ('sampler', 'smote', 'class_weights') else ''
+            raise ValueError(
+                f'{flag(name)} {shown} is for images of one class each, not for --multi-label: leave it out{hint}.'
+            )
 
 
 def _check_teachers(config: TrainConfig) -> None:

@@ -271,7 +271,8 @@ def _log_images(context: RunContext) -> None:
         counts = f' (training: {", ".join(f"{name} {number}" for name, number in numbers.items())})'
     images = ', '.join(f'{split} {len(dataset)}' for split, dataset in datasets.items())
     processes = f', {world.size} processes' if world.is_distributed else ''
-    _logger.info(f'{len(context.classes)} classes{counts}, images: {images}; device {world.device}{processes}')
+    what = 'labels' if context.config.multi_label else 'classes'
+    _logger.info(f'{len(context.classes)} {what}{counts}, images: {images}; device {world.device}{processes}')
     if 'val' not in datasets:
         _logger.info('No val split: the last epoch is kept.')
     if 'test' not in datasets:

@@ -15,6 +15,7 @@ from ..distillation.checks import check_input, check_pair
 from ..distillation.init import init_from_teacher, parse_layers
 from ..distillation.teacher import StoredLogits, find_teacher_size
 from ..evaluation.evaluate import evaluate
+from ..evaluation.multi_label import DEFAULT_THRESHOLD
 from ..evaluation.run_results import is_teacher
 from ..models.checkpoint import SOURCE_PREFIXES, save_model
 from ..models.hdkd import HDKDStudent
@@ -25,7 +26,7 @@ from ..utils.run_files import METRICS_FILE
 from .builders import create_distillation_task, create_network, create_task, create_teacher
 from .config import DistillConfig, TrainConfig
 from .context import RunContext, open_run, prepare_run
-from .results import create_result, write_result
+from .results import create_result, describe_problem, write_result
 from .resume import read_result
 from .teacher_logits import keep_origin, load_teacher_logits
 from .train import check_setup
@@ -213,7 +214,9 @@ def _check_networks(
         number = min(2, config.batch_size)
         target = torch.zeros(number, dtype=torch.long, device=device)
         index = (target,) if getattr(task, 'needs_index', False) else ()
-        if config.mixup or config.cutmix:
+        if config.multi_label:
+            target = torch.zeros(number, len(context.classes), device=device)
+        elif config.mixup or config.cutmix:
             target = torch.nn.functional.one_hot(target, len(context.classes)).float()
         try:
             with torch.no_grad():
@@ -261,11 +264,28 @@ def _test_given_teacher(context: RunContext, name: str, network: Network) -> Dic
     layout = torch.channels_last if config.channels_last else torch.preserve_format
     teacher.to(device=world.device, memory_format=layout)
     loader = context.create_loaders(teacher, config.img_size, context.test_split)[context.test_split]
-    predicted = evaluate(teacher, loader, world, channels_last=config.channels_last, signals=context.signals)
+    predicted = evaluate(
+        teacher,
+        loader,
+        world,
+        channels_last=config.channels_last,
+        signals=context.signals,
+        problem=config.problem,
+    )
     context.stop_if_asked()
     (checkpoint,) = config.teacher_checkpoint or ('',)
-    result = create_result(context, name, teacher, predicted, checkpoint=checkpoint)
+    given = teacher.pretrained_cfg.get('thresholds') if config.multi_label else None
+    thresholds = [given.get(label, DEFAULT_THRESHOLD) for label in context.classes] if given else None
+    result = create_result(context, name, teacher, predicted, thresholds, checkpoint=checkpoint)
     if world.is_primary:
-        save_model(teacher, folder / 'best', context.classes, network.model_args, config.input_size, replace=True)
-    write_result(context, folder, result, predicted)
+        save_model(
+            teacher,
+            folder / 'best',
+            context.classes,
+            network.model_args,
+            config.input_size,
+            replace=True,
+            problem=describe_problem(config, context.classes, thresholds),
+        )
+    write_result(context, folder, result, predicted, thresholds)
     return result

@@ -18,7 +18,8 @@ from .._compat import set_memory_format, set_train_mode
 from ..data.augment import BatchAugmentation
 from ..data.sampler import derive_seed
 from ..evaluation.evaluate import evaluate
-from ..evaluation.metrics import LOWER_IS_BETTER, classification_metrics, per_class_metrics
+from ..evaluation.metrics import LOWER_IS_BETTER
+from ..evaluation.multi_label import DEFAULT_THRESHOLD, choose_thresholds
 from ..models.checkpoint import save_model
 from ..models.checkpoint_file import read_checkpoint
 from ..utils.run_files import METRICS_FILE, PREDICTIONS_FILE, STATE_FILE
@@ -26,7 +27,7 @@ from .builders import create_optimizer, create_schedule, freeze_stages
 from .config import TrainConfig
 from .context import RunContext
 from .logger import EpochLog, Progress
-from .results import create_result, write_result
+from .results import create_result, describe_problem, write_result
 from .resume import read_result
 from .run_folder import load_state, save_state
 
@@ -45,10 +46,12 @@ class TrainState:
         updates: Updates of the weights since the first epoch.
         sums: Sum of each loss of the current epoch over its images.
         outputs: Logits of the current epoch, (B, K) per batch.
-        targets: Class indices of the current epoch, (B,) per batch.
+        targets: Class indices of the current epoch, (B,) per batch, or labels (B, K).
         rows: One row per epoch, as in summary.csv.
         best_epoch: Epoch that is kept so far; None without a val split.
         best_metric: Its metric on val, negated where lower is better.
+        thresholds: Of images with any number of labels, those that the validation images of the epoch that is kept
+            choose, (K,); None without any.
         lr: Largest learning rate at the start of the current epoch.
         seconds: Time spent in training steps.
     """
@@ -62,6 +65,7 @@ class TrainState:
     rows: List[Dict[str, Any]] = dataclasses.field(default_factory=list)
     best_epoch: Optional[int] = None
     best_metric: Optional[float] = None
+    thresholds: Optional[List[float]] = None
     lr: float = 0.0
     seconds: float = 0.0
 
@@ -319,7 +323,8 @@ class Trainer:
         self.unread.append((state.step, len(target), {key: value.detach() for key, value in losses.items()}))
         state.step += 1
         state.outputs.append(output.detach().float())
-        state.targets.append(target if target.ndim == 1 else target.argmax(dim=1))
+        is_mixed = target.ndim > 1 and not self.config.multi_label  # class probabilities
+        state.targets.append(target.argmax(dim=1) if is_mixed else target)
         interval = 1 if self.world.device.type == 'cpu' else 20
         is_due = len(self.unread) >= interval or state.step == self.num_batches
         self.progress.update(len(target) * self.world.size, self.read_losses() if is_due else None)
@@ -378,12 +383,12 @@ class Trainer:
             distribute_bn(self.model, self.world.size, reduce=True)
             if self.config.model_ema:
                 distribute_bn(self.task.get_eval_model(ema=True), self.world.size, reduce=True)
-        shares = self.world.gather(
-            (state.sums, torch.cat(state.outputs).softmax(dim=1).cpu().numpy(), torch.cat(state.targets).cpu().numpy())
-        )
+        problem = self.config.problem
+        train_probs = problem.to_probs(torch.cat(state.outputs)).cpu().numpy()
+        shares = self.world.gather((state.sums, train_probs, torch.cat(state.targets).cpu().numpy()))
         probs, targets = (np.concatenate([share[i] for share in shares]) for i in (1, 2))
         losses = {key: sum(sums[key] for sums, *_ in shares) / len(targets) for key in state.sums}
-        metrics = {**losses, **classification_metrics(probs, targets)}
+        metrics = {**losses, **problem.scores(probs, targets)}
         return {f'train_{key}': value for key, value in metrics.items()}
 
     def validate(self, metrics: Dict[str, Any]) -> bool:
@@ -392,14 +397,17 @@ class Trainer:
             return False
         state, config = self.state, self.config
         probs, targets = self.evaluate('val')
-        scores = classification_metrics(probs, targets)
+        scores = config.problem.scores(probs, targets)
         metrics.update({f'val_{key}': value for key, value in scores.items()})
-        for label, of_class in per_class_metrics(probs, targets, self.context.classes).items():
+        for label, of_class in config.problem.per_class(probs, targets, self.context.classes).items():
             metrics.update({f'val_{key}_{label}': value for key, value in of_class.items()})
-        metric = scores[config.select_metric] * (-1 if config.select_metric in LOWER_IS_BETTER else 1)
+        name = config.select_metric or config.problem.select_metric
+        metric = scores[name] * (-1 if name in LOWER_IS_BETTER else 1)
         is_best = state.best_metric is None or metric > state.best_metric
         if is_best:
             state.best_epoch, state.best_metric = state.epoch, metric
+            if config.multi_label:
+                state.thresholds = choose_thresholds(probs, targets).tolist()
             self.save_best()
         return is_best
 
@@ -414,7 +422,13 @@ class Trainer:
         if isinstance(network, nn.parallel.DistributedDataParallel):  # it would wait for processes without an image
             network = network.module
         predicted = evaluate(
-            network, self.loaders[split], self.world, self.amp_dtype, self.config.channels_last, self.context.signals
+            network,
+            self.loaders[split],
+            self.world,
+            self.amp_dtype,
+            self.config.channels_last,
+            self.context.signals,
+            self.config.problem,
         )
         self.stop_if_asked(saves)
         return predicted
@@ -430,7 +444,10 @@ class Trainer:
         state.sums, state.outputs, state.targets = {}, [], []
         if self.log is not None:
             self.log.write(state.rows)
-            names = ('train_loss', 'train_accuracy', 'val_log_loss', 'val_accuracy', f'val_{config.select_metric}')
+            names = (
+                *('train_loss', 'train_accuracy', 'val_log_loss', 'val_accuracy', 'val_mean_ap'),
+                f'val_{config.select_metric}',
+            )
             shown = '  '.join(f'{key} {value:.4f}' for key, value in metrics.items() if key in names)
             _logger.info(
                 f'{self.name}  epoch {state.epoch}/{config.epochs}  {shown}  {state.seconds / state.epoch:.1f} s/epoch'
@@ -477,7 +494,12 @@ class Trainer:
             'plateau': scheduler.lr_scheduler.state_dict() if hasattr(scheduler, 'lr_scheduler') else None,
             'scaler': scaler.state_dict() if scaler is not None else None,
             'progress': progress,
+            **(self.problem or {}),
         }
+
+    @property
+    def problem(self) -> Optional[Dict[str, Any]]:
+        return describe_problem(self.config, self.context.classes, self.state.thresholds)
 
     def save_best(self) -> None:
         """Write the current weights to best/."""
@@ -490,6 +512,7 @@ class Trainer:
                 self.model_args,
                 self.config.input_size,
                 replace=True,
+                problem=self.problem,
             )
         self.world.barrier()
 
@@ -508,6 +531,11 @@ class Trainer:
             )
         if 'val' not in self.loaders:
             self.save_best()
+            if self.config.multi_label and self.world.is_primary:
+                _logger.warning(
+                    f'{self.name}  no val split chooses the thresholds of the labels: each is {DEFAULT_THRESHOLD}'
+                    ' (--val-fraction).'
+                )
         network = unwrap_model(self.task.get_eval_model(ema=self.config.model_ema))
         network.load_state_dict(read_checkpoint(self.folder / 'best' / 'model.safetensors'))
         # from here on a signal must not save: the weights are no longer those of the last step
@@ -517,13 +545,14 @@ class Trainer:
             self.name,
             network,
             predicted,
+            thresholds=state.thresholds,
             epoch=state.epoch - 1 if state.best_epoch is None else state.best_epoch,
             epochs=state.epoch,
             train_seconds=round(state.seconds, 1),
         )
         if self.log is not None:
             self.log.close()
-        write_result(self.context, self.folder, result, predicted)
+        write_result(self.context, self.folder, result, predicted, state.thresholds)
         self.model.load_state_dict(network.state_dict())  # with a moving average they are two
         return result
 

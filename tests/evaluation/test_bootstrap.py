@@ -14,8 +14,8 @@ from scipy.stats import binom, binomtest, rankdata
 
 import hdkd_timm.evaluation.bootstrap as bootstrap_module
 from hdkd_timm.evaluation.bootstrap import accuracy_intervals, bootstrap, bootstrap_intervals
-from hdkd_timm.evaluation.evaluate import full_report
 from hdkd_timm.evaluation.metrics import METRICS, WeightedImages, classification_metrics, expected_calibration_error
+from hdkd_timm.evaluation.single_label import single_label_report
 from hdkd_timm.utils.signals import Interrupted
 
 
@@ -95,7 +95,7 @@ def test_a_bootstrap_stops_when_asked(monkeypatch):
             raise Interrupted(signal.SIGTERM, Path('run'))
 
     with pytest.raises(Interrupted):
-        full_report(probs, targets, ['a', 'b', 'c'], resamples=1000, stop_if_asked=stop_if_asked)
+        single_label_report(probs, targets, ['a', 'b', 'c'], resamples=1000, stop_if_asked=stop_if_asked)
     assert len(asked) == 3
 
 
@@ -121,7 +121,7 @@ def test_intervals_of_proportions():
         targets = rng.integers(2, size=120)
         probs = np.eye(2)[np.where(rng.random(120) < 0.7, targets, 1 - targets)]
         right = probs.argmax(axis=1) == targets
-        report = full_report(probs, targets, ['a', 'b'], resamples=40, seed=seed)
+        report = single_label_report(probs, targets, ['a', 'b'], resamples=40, seed=seed)
         low, high = report['intervals_95']['accuracy']
         exact = binomtest(int(right.sum()), 120).proportion_ci(method='exact')
         assert (low, high) == pytest.approx((exact.low, exact.high))
@@ -166,7 +166,7 @@ def test_a_class_that_is_all_right_has_a_width():
     targets = np.repeat([0, 1], [5, 95])
     probs = np.eye(2)[targets] * 0.9 + 0.05
     probs[5:15] = probs[5:15, ::-1]
-    report = full_report(probs, targets, ['few', 'many'], resamples=50)
+    report = single_label_report(probs, targets, ['few', 'many'], resamples=50)
     assert report['per_class']['few']['recall'] == 1
     assert report['per_class']['few']['recall_95'] == pytest.approx([0.025**0.2, 1])  # 0.478
     low, high = report['intervals_95']['balanced_accuracy']
@@ -177,7 +177,7 @@ def test_a_class_that_is_all_right_has_a_width():
     assert low < 0.4
     assert high > 0.6
     # a class without images or labels has none
-    report = full_report(np.pad(probs, ((0, 0), (0, 1))), targets, ['few', 'many', 'none'], resamples=5)
+    report = single_label_report(np.pad(probs, ((0, 0), (0, 1))), targets, ['few', 'many', 'none'], resamples=5)
     assert report['per_class']['none']['recall_95'] is report['per_class']['none']['precision_95'] is None
     assert report['per_class']['many']['precision_95'] is None
     assert report['per_class']['many']['recall_95'] == pytest.approx([0, 1 - 0.025 ** (1 / 95)])

@@ -19,8 +19,9 @@ from hdkd_timm.evaluation import bootstrap as bootstrap_module
 from hdkd_timm.evaluation.bootstrap import bootstrap_intervals
 from hdkd_timm.evaluation.calibrate import calibrate_model
 from hdkd_timm.evaluation.classifier import InferenceConfig, load_classifier
-from hdkd_timm.evaluation.evaluate import _order_classes, full_report
+from hdkd_timm.evaluation.evaluate import _order_classes
 from hdkd_timm.evaluation.metrics import METRICS, WeightedImages, classification_metrics
+from hdkd_timm.evaluation.single_label import single_label_report
 from hdkd_timm.models.checkpoint import save_model
 from hdkd_timm.utils.signals import Interrupted
 
@@ -208,20 +209,20 @@ def test_eval_on_a_run_s_own_val_images(image_folder, tmp_path):
 
 def test_full_report():
     probs, targets = random_split(3, number=50)
-    report = full_report(probs, targets, ['a', 'b', 'c'], resamples=20, seed=1)
+    report = single_label_report(probs, targets, ['a', 'b', 'c'], resamples=20, seed=1)
     assert set(report) == {'images', *METRICS, 'intervals_95', 'per_class', 'confusion_matrix'}
     assert report['images'] == 50
     assert {name: report[name] for name in METRICS} == classification_metrics(probs, targets)
     assert report['intervals_95'] == bootstrap_intervals(probs, targets, resamples=20, seed=1)
     assert list(report['per_class']['a']) == ['precision', 'recall', 'f1', 'support', 'precision_95', 'recall_95']
     groups = np.arange(50) // 2
-    grouped = full_report(probs, targets, ['a', 'b', 'c'], groups, resamples=20, seed=1)
+    grouped = single_label_report(probs, targets, ['a', 'b', 'c'], groups, resamples=20, seed=1)
     assert grouped['intervals_95'] == bootstrap_intervals(probs, targets, groups, 20, seed=1)
     assert list(report['per_class']) == ['a', 'b', 'c']
     matrix = np.zeros((3, 3), int)
     np.add.at(matrix, (targets, probs.argmax(axis=1)), 1)
     assert report['confusion_matrix'] == matrix.tolist()
-    assert 'intervals_95' not in full_report(probs, targets, ['a', 'b', 'c'], resamples=0)
+    assert 'intervals_95' not in single_label_report(probs, targets, ['a', 'b', 'c'], resamples=0)
 
 
 def test_a_final_test_stops_in_its_bootstrap_and_goes_on(tmp_path, monkeypatch):

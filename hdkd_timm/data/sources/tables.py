@@ -19,6 +19,7 @@ from .csv_file import (
     require_column,
     warn_of_similar_column,
 )
+from .label_sets import index_label_sets, name_label_sets
 from .walk import join_names, natural_order, walk_folder
 
 _logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def read_csv(
     only: Optional[str] = None,
     path_column: str = 'path',
     label_columns: Sequence[str] = ('label',),
+    multi_label: bool = False,
 ) -> Tuple[Dict[str, Samples], List[str]]:
     """Read a table of images.
 
@@ -49,26 +51,33 @@ def read_csv(
         path_column: Name of the path column. Cells without a suffix, such as 'ISIC_0027419', may name an image in the
             directory or below by what precedes its suffix.
         label_columns: Name of the label column, or of one column for each class, of which one is 1 and the others 0.
+        multi_label: An image has any number of labels: those separated by '|' in its cell, of which an empty one and
+            'No Finding' are none, or those of the columns that are 1; an empty cell of these is 0.
 
     Returns:
-        Split -> samples, and the class names.
+        Split -> samples, and the class names, or the labels that an image has, in natural order.
 
     Raises:
         FileNotFoundError: if the file does not exist.
         ValueError: if a column is missing or there twice, a row has missing or extra cells, not one of several label
-            columns is 1, a label denotes a missing value, a path occurs twice or names several images, a split is
-            unknown, the classes of two splits differ, or text other than the name of an existing file is not UTF-8.
+            columns is 1, a label denotes a missing value, or with `multi_label` no training image has it, a path occurs
+            twice or names several images, a split is unknown, the classes of two splits differ, or text other than the
+            name of an existing file is not UTF-8.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"CSV file '{path}' does not exist or is not a regular file.")
     root = Path(root) if root else path.parent
-    table = _name_columns(read_table(path, (path_column, *label_columns)), path_column, label_columns)
+    if multi_label:
+        table = name_label_sets(read_table(path, (path_column,)), path_column, label_columns)
+    else:
+        table = _name_columns(read_table(path, (path_column, *label_columns)), path_column, label_columns)
     _check_encoding(table, root)
     _check_optional_column(table, 'split', '--split-column', split_column if split_column != 'split' else None)
     _check_optional_column(table, 'group', '--group-column', group_column)
     labels = [label.strip() for label in table.column('label')]
-    check_labels(table, labels)
+    if not multi_label:
+        check_labels(table, labels)
     files = _find_files(table, root)
     split_of = _read_splits(table, split_column, only or 'train')
     groups = _read_groups(table, group_column or 'group')
@@ -83,19 +92,23 @@ def read_csv(
     }
     if (only or 'train') not in rows_of:
         raise SplitNotFoundError(f"'{path}' has no row of split '{only or 'train'}' (column '{split_column}').")
-    classes = {split: sorted({labels[i] for i in rows}, key=natural_order) for split, rows in rows_of.items()}
-    names = check_same_classes(classes, {split: f'{path}, split {split}' for split in rows_of})
-    index_of = {name: i for i, name in enumerate(names)}
-    samples = {}
-    for split, rows in rows_of.items():
-        found = [(files[i], index_of[labels[i]]) for i in rows]
-        samples[split] = Samples(
-            FileReader(found),
-            np.arange(len(found)),
-            np.array([target for _, target in found]),
+    if multi_label:
+        targets, names = index_label_sets(path, labels, rows_of)
+    else:
+        classes = {split: sorted({labels[i] for i in rows}, key=natural_order) for split, rows in rows_of.items()}
+        names = check_same_classes(classes, {split: f'{path}, split {split}' for split in rows_of})
+        index_of = {name: i for i, name in enumerate(names)}
+        targets = np.array([index_of.get(label, -1) for label in labels])  # -1: of other splits
+    samples = {
+        split: Samples(
+            FileReader([(files[i], 0) for i in rows]),
+            np.arange(len(rows)),
+            targets[rows],
             None if groups is None else groups[rows],
             listed=None if listed is None else listed[rows],
         )
+        for split, rows in rows_of.items()
+    }
     return samples, names
 
 

@@ -130,6 +130,11 @@ def create_methods(
                 continue
             if name in own:
                 raise ValueError(f"Distillation method '{name}' is given twice.")
+            if pair.multi_label and getattr(getattr(method_cls, 'func', method_cls), 'needs_one_class', False):
+                fitting = ', '.join(other for other, cls in METHODS.items() if not cls.needs_one_class)
+                raise pair.error(
+                    name, f'it needs images of one class each, not of several labels: choose from {fitting}.'
+                )
             own[name] = method_cls(pair, **convert_settings(name, method_cls, method_args.get(name, {})))
             own[name].weight /= len(pairs) if number is None else 1
         if not own:

@@ -33,6 +33,8 @@ class Method(nn.Module):
     """The setting that makes its loss depend on the number of epochs of the training, unless it is 0 or False."""
     needs_index: bool = False
     """Whether it needs to know which training image is which."""
+    needs_one_class: ClassVar[bool] = False
+    """Whether it is defined for images of one class alone, not for those with any number of labels."""
 
     def __init__(self, weight: float = 1.0, student_needs: Needs = Needs(), teacher_needs: Needs = Needs()):
         super().__init__()

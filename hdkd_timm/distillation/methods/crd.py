@@ -62,6 +62,7 @@ class CRD(Method):
 
     name = 'crd'
     source = 'Tian et al. 2020, arXiv 1910.10699; compared with HobbitLong/RepDistiller at b84f547'
+    needs_one_class = True
     needs_index = True
 
     def __init__(

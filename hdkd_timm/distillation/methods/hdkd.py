@@ -60,6 +60,7 @@ class HDKD(Method):
         self.reduction = check_choice(self.name, 'reduction', reduction, REDUCTIONS)
         self.feature_norm = feature_norm
         self.feature_fade = feature_fade
+        self.multi_label = pair.multi_label
         self.ce_weight = 1.0 if kd_type == 'none' else 1 - alpha
         check_stages(pair.student, pair.teacher, self.stages)
         if kd_type != 'none' and not pair.student.distilled:
@@ -82,7 +83,7 @@ class HDKD(Method):
         loss = student.logits.new_zeros(())
         if self.kd_type != 'none':
             parts['kd_loss'] = logit_distillation_loss(
-                student.dist_logits, teacher.logits, self.kd_type, self.tau, self.reduction
+                student.dist_logits, teacher.logits, self.kd_type, self.tau, self.reduction, self.multi_label
             )
             loss = self.alpha * parts['kd_loss']
         if self.stages:

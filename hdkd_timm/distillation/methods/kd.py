@@ -6,6 +6,7 @@ from typing import Dict, Optional
 import torch
 import torch.nn.functional as F
 
+from ..losses import binary_divergence
 from ..networks import Pair
 from ..outputs import Needs, Outputs
 from .base import Method, check_choice, check_number
@@ -24,9 +25,14 @@ def standardize_logits(logits: torch.Tensor, eps: float = 1e-7) -> torch.Tensor:
 
 
 def kd_loss(
-    student_logits: torch.Tensor, teacher_logits: torch.Tensor, tau: float = 4.0, form: str = 'batchmean'
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    tau: float = 4.0,
+    form: str = 'batchmean',
+    multi_label: bool = False,
 ) -> torch.Tensor:
-    """tau^2 * KL(p_t || p_s), p = softmax(logits / tau), or the mean squared difference of the logits.
+    """tau^2 * KL(p_t || p_s), p = softmax(logits / tau), or the mean squared difference of the logits; of images with
+    any number of labels the `binary_divergence`.
 
     Args:
         student_logits: (B, K).
@@ -34,12 +40,16 @@ def kd_loss(
         tau: Temperature.
         form: The divergence divided by B ('batchmean', arXiv 1503.02531 and timm), by B * K ('mean', HDKD and DeiT), or
             the squared difference of the logits over B * K ('mse', arXiv 1312.6184), which has no temperature.
+        multi_label: Whether images have any number of labels.
 
     Returns:
         Scalar loss.
     """
     if form == 'mse':
         return F.mse_loss(student_logits, teacher_logits)
+    if multi_label:
+        divergence = binary_divergence(student_logits, teacher_logits, tau)
+        return divergence / (student_logits.shape[1] if form == 'mean' else 1)
     log_p_s = F.log_softmax(student_logits / tau, dim=1)
     log_p_t = F.log_softmax(teacher_logits / tau, dim=1)
     divergence = F.kl_div(log_p_s, log_p_t, reduction='batchmean', log_target=True)
@@ -85,6 +95,11 @@ class KD(Method):
         self.tau = check_number(self.name, 'tau', tau, above=0)
         self.form = check_choice(self.name, 'form', form, FORMS)
         self.standardize = standardize
+        self.multi_label = pair.multi_label
+        if standardize and pair.multi_label:
+            raise pair.error(
+                self.name, 'logits are standardised over classes, not over labels of their own: drop kd.standardize.'
+            )
         if standardize and pair.num_classes == 2:
             warn_void_standardization(self.name)
 
@@ -94,4 +109,4 @@ class KD(Method):
         s, t = student.kd_logits, teacher.logits
         if self.standardize:
             s, t = standardize_logits(s.float()), standardize_logits(t.float())
-        return {'loss': kd_loss(s, t, self.tau, self.form)}
+        return {'loss': kd_loss(s, t, self.tau, self.form, self.multi_label)}
