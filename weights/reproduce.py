@@ -454,7 +454,7 @@ def main() -> None:
         if out.exists():
             print(f"'{out}' is there already.")
             continue
-        metric = plan.runs[run].get('select_metric', plan.settings.get('select_metric', TrainConfig.select_metric))
+        metric = plan.runs[run].get('select_metric', plan.settings.get('select_metric', 'balanced_accuracy'))
         vals, best = {}, None
         for trainings in of_seeds.values():
             network = trainings.results(run)

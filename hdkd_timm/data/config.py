@@ -25,12 +25,14 @@ class SourceConfig:
     )
     path_column: str = setting('path', 'CSV column with the file of an image, or its name without suffix')
     label_column: Tuple[str, ...] = setting(
-        ('label',), 'CSV column with the class, or several, one for each class, of which one is 1', metavar='NAME'
+        ('label',),
+        'CSV column with the class, or several, one for each class, of which one is 1; with --multi-label any number of'
+        " them is 1, or one column has the labels, separated by '|'",
+        metavar='NAME',
     )
     multi_label: bool = setting(
         False,
-        'an image of --data-csv has any number of labels: several --label-column of 0 and 1, or one of labels separated'
-        " by '|'",
+        'an image of --data-csv has any number of labels',
         common=True,
     )
     split_column: str = setting('split', 'CSV column with the split of an image: train, val or test')

@@ -253,7 +253,7 @@ class DistillConfig(TrainConfig):
         metavar='STAGE:LAYERS',
         common=True,
     )
-    kd_type: str = setting('soft', 'method hdkd: distillation of the logits', choices=KD_TYPES, common=True)
+    kd_type: str = setting('soft', 'method hdkd: loss of the logits', choices=KD_TYPES, common=True)
     alpha: float = setting(
         0.5, 'method hdkd: weight of the distillation in the logit loss', at_least=0, at_most=1, common=True
     )
@@ -263,7 +263,7 @@ class DistillConfig(TrainConfig):
         'method hdkd, soft distillation: average over images and classes, like the published code, or over images',
         choices=REDUCTIONS,
     )
-    feature_weight: float = setting(10.0, 'method hdkd: weight of the feature loss (lambda)', at_least=0, common=True)
+    feature_weight: float = setting(10.0, 'method hdkd: weight of the stage loss', at_least=0, common=True)
     stages: Tuple[int, ...] = setting((1, 2, 3), 'method hdkd: stages whose feature maps are distilled')
     stage_exponent: float = setting(1.0, 'method hdkd: weight of the i-th of these stages, i^X (gamma)', at_least=0)
 

@@ -189,7 +189,7 @@ def test_networks_of_a_run_one_by_one(runs, tmp_path):
 def test_one_broken_image(runs, tmp_path):
     run = copy_to_edit(runs / 'two', tmp_path / 'run')
     (network,) = read_networks([run])
-    first = network.names[find_mistakes(network.probs, network.targets)[0]]
+    first = network.names[find_mistakes(network)[0].image]
     broken = tmp_path / 'broken.png'
     broken.write_bytes(b'broken')
     (run / 'images.csv').write_text((run / 'images.csv').read_text().replace(first, str(broken)))
@@ -202,7 +202,7 @@ def test_one_broken_image(runs, tmp_path):
 def test_equal_images_are_one_mistake(runs, tmp_path):
     run = copy_to_edit(runs / 'two', tmp_path / 'run')
     (network,) = read_networks([run])
-    wrong = find_mistakes(network.probs, network.targets)
+    wrong = [mistake.image for mistake in find_mistakes(network)]
     labels = set(network.targets[wrong])
     text = (run / 'images.csv').read_text()
     for i in wrong:  # one picture in other files; with another label it is another mistake

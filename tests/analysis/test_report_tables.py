@@ -6,6 +6,7 @@ import pytest
 from helpers import write_run
 
 from hdkd_timm.analysis.report_tables import describe_network
+from hdkd_timm.evaluation.problem import SingleLabel
 from hdkd_timm.evaluation.run_results import read_networks
 
 
@@ -17,8 +18,9 @@ def test_sentence_of_a_network(epochs, words):
         classes=['a', 'b'],
         result=dict(images=12, balanced_accuracy=0.5),
         split='test',
+        problem=SingleLabel,
     )
-    assert describe_network(network, {}, {'train': {'a': 3, 'b': 4}}) == (
+    assert describe_network(network, {}, 7) == (
         f'hdkd_teacher (3.9 million parameters) was trained for {words} 7 images of 2 classes at 32 x 64 pixels in'
         ' 90 s; epoch 1 was kept. On 12 test images, its balanced accuracy is 50.0 %.'
     )
@@ -39,4 +41,4 @@ def test_sentence_of_a_network(epochs, words):
 def test_how_a_student_was_trained(settings, text, tmp_path):
     write_run(tmp_path / 'run', ['a', 'b'])
     (network,) = read_networks([tmp_path / 'run'])
-    assert text in describe_network(network, settings, {})
+    assert text in describe_network(network, settings)

@@ -62,6 +62,21 @@ def test_transformers_pipeline(name, folders):
     np.testing.assert_allclose([found[label] for label in classes], probs, atol=1e-3)
 
 
+def test_images_with_any_number_of_labels(tmp_path):
+    """The pipeline takes sigmoids, as `hdkd predict` does, since config.json has the problem type."""
+    args = dict(TINY_STUDENT, num_classes=3)
+    problem = dict(problem_type='multi_label_classification', thresholds=dict(a=0.5, b=0.4, c=0.6))
+    save_model(timm.create_model('hdkd_student', **args), tmp_path / 'saved', list('abc'), args, problem=problem)
+    write_images(tmp_path / 'data', number=1)
+    image = str(tmp_path / 'data' / 'b' / '0.png')
+    pipe = pipeline('image-classification', str(tmp_path / 'saved'), top_k=None)
+    assert pipe.model.config.problem_type == 'multi_label_classification'
+    found = {each['label']: each['score'] for each in pipe(image)}
+    _, (probs,), classes = predict(str(tmp_path / 'saved'), [image], InferenceConfig(workers=0, device='cpu'))
+    np.testing.assert_allclose([found[label] for label in classes], probs, atol=1e-3)
+    assert probs.sum() > 1.2
+
+
 def test_transformers_trainer(folders, tmp_path):
     halves = AutoModelForImageClassification.from_pretrained(find_folder('hdkd_student.brain_mri'))
     assert halves.dtype == torch.float16  # as the card warns

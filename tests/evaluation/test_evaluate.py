@@ -78,8 +78,8 @@ def test_order_of_classes_without_names(order, right, bright_folder, tmp_path, m
         classifier.model.__class__ = nearest
         return classifier
 
-    for module in ('evaluate', 'predict'):
-        monkeypatch.setattr(f'hdkd_timm.evaluation.{module}.load_classifier', load)
+    for module in ('evaluation.evaluate', 'cli.predict'):
+        monkeypatch.setattr(f'hdkd_timm.{module}.load_classifier', load)
     config = EvalConfig(data_dir=str(bright_folder), workers=0, bootstrap=0, device='cpu')
     report, images = evaluate_model(str(tmp_path / 'model'), config)
     assert report['classes'] == ['Middle', 'dark', 'white']
