@@ -145,7 +145,7 @@ class SplitLoader:
         self.sampler: Optional[EpochSampler] = None
         self.iterable = isinstance(dataset, IterableDataset)
         self.with_index = with_index
-        self.multi_label = getattr(dataset, 'targets', np.zeros(0)).ndim == 2
+        self.multi_label = np.ndim(getattr(dataset, 'targets', ())) == 2
         is_training = augment is not None
         if self.iterable and (with_index or views):
             raise ValueError(

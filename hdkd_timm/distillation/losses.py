@@ -115,7 +115,8 @@ def binary_divergence(student_logits: torch.Tensor, teacher_logits: torch.Tensor
     Returns:
         Scalar loss.
     """
-    s, t = student_logits / tau, teacher_logits / tau
+    dtype = torch.promote_types(student_logits.dtype, torch.float32)  # as PyTorch's softmax under autocast
+    s, t = student_logits.to(dtype) / tau, teacher_logits.to(dtype) / tau
     divergence = sum(
         F.logsigmoid(sign * t).exp() * (F.logsigmoid(sign * t) - F.logsigmoid(sign * s)) for sign in (1, -1)
     )

@@ -171,11 +171,11 @@ def _check_metrics(metrics: Dict[str, Any], split: str) -> None:
             raise ValueError(f"the confusion matrix of '{split}' does not have {len(classes)} classes")
         if np.sum(result['confusion_matrix']) != result['images']:
             raise ValueError(f"the confusion matrix of '{split}' does not have {result['images']} images")
-        float(result['ece'])
+        float(result['balanced_accuracy']), float(result['ece'])
     for name, scores in result['per_class'].items():
         if not all(key in scores for key in problem.of_classes):
             raise ValueError(f"a score of class '{name}' is missing")
-    float(result[problem.shown[1]]), int(metrics['parameters']), str(metrics['name'])
+    float(result['log_loss']), int(metrics['parameters']), str(metrics['name'])
     if 'epoch' in metrics:
         int(metrics['epoch']), int(metrics['epochs']), float(metrics['train_seconds'])
 

@@ -21,6 +21,7 @@ from hdkd_timm.evaluation.evaluate import EvalConfig
 from hdkd_timm.evaluation.metrics import MULTI_LABEL_METRICS
 from hdkd_timm.evaluation.multi_label import choose_thresholds
 from hdkd_timm.evaluation.predict import predict
+from hdkd_timm.evaluation.run_results import read_networks
 
 NAMES = ['left', 'red', 'top']
 
@@ -285,14 +286,35 @@ def test_check_counts_labels(table, tmp_path, capsys):
     assert {row['path']: row['label'] for row in written} == labels
 
 
-def test_training_goes_on_where_it_was_stopped(distilled, table):
-    """An interrupted training is bit-equal, thresholds included."""
-    config, _, run = distilled
-    command = ['distill', '--config', str(run / 'config.yaml'), '--no-report']
-    assert main([*command, '--experiment', 'again']) == 0
-    again = run.parent / 'again'
-    for name in ('student/predictions.csv', 'student/best/config.json', 'student/summary.csv'):
-        assert (again / name).read_text() == (run / name).read_text()
+def test_training_goes_on_where_it_was_stopped(table, tmp_path):
+    """Bit-equal, thresholds included: those of a best epoch before the stop are kept, too."""
+    settings = dict(data_csv=str(table), multi_label=True, img_size=32, batch_size=6, workers=0, device='cpu')
+    settings.update(bootstrap=0, sched='none', lr=5e-3, model_kwargs=STUDENT, output=str(tmp_path))
+    train(TrainConfig(**settings, epochs=4, experiment='whole'))
+    train(TrainConfig(**settings, epochs=2, experiment='half'))
+    train(TrainConfig(**settings, epochs=4, experiment='half'), resume=True)
+    for name in ('predictions.csv', 'best/config.json'):
+        assert (tmp_path / 'half' / name).read_text() == (tmp_path / 'whole' / name).read_text()
+    rows = [
+        [(row['epoch'], row['val_macro_auroc']) for row in read(tmp_path / n / 'summary.csv')]
+        for n in ('half', 'whole')
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_a_split_without_any_label(distilled, table, tmp_path, caplog):
+    """Areas are undefined there, and no reason to refuse the run's files."""
+    config, _, _ = distilled
+    lines = [f'{row["path"]},{row["label"] if row["split"] != "test" else ""},{row["split"]}\n' for row in read(table)]
+    (tmp_path / 'table.csv').write_text('path,label,split\n' + ''.join(lines))
+    settings = dict(img_size=32, epochs=1, batch_size=6, workers=0, device='cpu', bootstrap=20, model_kwargs=STUDENT)
+    paths = dict(data_csv=str(tmp_path / 'table.csv'), data_dir=str(table.parent), output=str(tmp_path))
+    result = train(TrainConfig(multi_label=True, experiment='x', **settings, **paths))
+    assert "no image of split 'test' has the labels left, red, top" in caplog.text
+    (network,) = read_networks([tmp_path / 'x'])
+    assert network.result['macro_auroc'] is None
+    assert network.result['log_loss'] == pytest.approx(result['models']['hdkd_student']['test']['log_loss'])
+    assert main(['report', str(tmp_path / 'x'), '--mistakes', '1']) == 0
 
 
 def test_fine_tuning_a_model_of_labels_on_classes(distilled, image_folder, tmp_path):
