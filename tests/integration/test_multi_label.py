@@ -280,8 +280,9 @@ def test_check_counts_labels(table, tmp_path, capsys):
     summary = json.loads((tmp_path / 'out' / 'summary.json').read_text())
     assert list(summary['images']['train'].values()) == read_labels(table, 'train').sum(axis=0).tolist()
     assert summary['total'] == dict(train=36, val=12, test=12)
-    assert 'train 36, val 12, test 12' in printed
     written = read(table.parent / 'new.csv')
+    sizes = ', '.join(f'{s} {sum(row["split"] == s for row in written)}' for s in ('train', 'val', 'test'))
+    assert f'is a split without leaks ({sizes})' in printed
     labels = {row['path']: row['label'] for row in read(table)}
     assert {row['path']: row['label'] for row in written} == labels
 
@@ -353,8 +354,7 @@ def test_a_given_teacher(distilled, table, tmp_path, capsys):
     common += ['--device', 'cpu', '--bootstrap', '0', '--no-report', '--output', str(tmp_path), '--experiment', 'x']
     common += ['--model-kwargs', *(f'{name}={value!r}' for name, value in STUDENT.items())]
     given = ['--teacher-checkpoint', str(run / 'teacher')]
-    single = [row for row in read(table) if row['label'] in NAMES]
-    lines = [f'{row["path"]},{row["label"]},{row["split"]}\n' for row in single]
+    lines = [f'{row["path"]},{NAMES[i % 3]},{row["split"]}\n' for i, row in enumerate(read(table))]
     (table.parent / 'single.csv').write_text('path,label,split\n' + ''.join(lines))
     assert main([*common, *given, '--data-csv', str(table.parent / 'single.csv')]) == 1
     assert 'gives an image any number of labels, the data one class' in capsys.readouterr().err

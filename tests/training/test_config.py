@@ -8,7 +8,7 @@ import pytest
 
 from hdkd_timm.evaluation.classifier import InferenceConfig
 from hdkd_timm.evaluation.evaluate import EvalConfig
-from hdkd_timm.evaluation.metrics import METRICS
+from hdkd_timm.evaluation.metrics import METRICS, MULTI_LABEL_METRICS
 from hdkd_timm.training.config import DistillConfig, TrainConfig
 
 ONE, SOME, SHARE, POSITIVE = '1 or more', '0 or more', '0 or more and at most 1', 'above 0'
@@ -105,7 +105,7 @@ DTYPES = 'one of float16, bfloat16'
         (TrainConfig, 'on_bad_image', 'ignore', 'one of error, skip'),
         (TrainConfig, 'clip_mode', 'max', 'one of norm, value, agc'),
         (TrainConfig, 'sampler', 'even', 'one of balanced'),
-        (TrainConfig, 'select_metric', 'auroc', f'one of {", ".join(METRICS)}'),
+        (TrainConfig, 'select_metric', 'auroc', f'one of {", ".join(dict.fromkeys(METRICS + MULTI_LABEL_METRICS))}'),
         (TrainConfig, 'amp_dtype', 'float8', DTYPES),
         (TrainConfig, 'log', ('tensorboard', 'os'), 'one of tensorboard, wandb'),
         (TrainConfig, 'cache', 'tape', 'one of ram, disk'),
