@@ -49,7 +49,7 @@ def test_networks_have_the_sizes(distilled):
     assert metrics['img_size'] == (48, 32)
     assert json.loads((run / 'metrics.json').read_text())['img_size'] == [48, 32]
     assert load(run / 'student').img_size == (48, 32)
-    assert load(run / 'teacher').pretrained_cfg['input_size'][1:] == (64, 40)
+    assert tuple(load(run / 'teacher').pretrained_cfg['input_size'][1:]) == (64, 40)
 
 
 def test_results_are_those_of_the_saved_models(distilled):
