@@ -9,19 +9,23 @@ val split. Finished runs are not repeated: after an interruption, start the scri
 
 import argparse
 import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
 
 from hdkd_timm import TrainConfig, train
-from hdkd_timm.evaluation.metrics import METRICS
+from hdkd_timm.evaluation.metrics import METRIC_NAMES, format_metric
 from hdkd_timm.utils.config import add_arguments, from_arguments
+from hdkd_timm.utils.image_size import join_image_sizes
 
 DEFAULTS = dict(folds=5, experiment='cross-validation')
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 add_arguments(parser, TrainConfig, **DEFAULTS)
-config = from_arguments(TrainConfig, parser.parse_args(), **DEFAULTS)
+args = parser.parse_args(join_image_sizes(sys.argv[1:], ['--img-size']))
+config = from_arguments(TrainConfig, args, **DEFAULTS)
+main_metric = config.problem.select_metric
 
 results = []
 for fold in range(config.folds):
@@ -32,10 +36,10 @@ for fold in range(config.folds):
     results.append(result['test'])
     print(
         f'fold {fold}: {len(result["test"]["per_class"])} classes, {result["test"]["images"]} images, '
-        f'balanced accuracy {result["test"]["balanced_accuracy"]:.1%}'
+        f'{METRIC_NAMES[main_metric]} {format_metric(main_metric, result["test"][main_metric])}'
     )
 
 print(f'{"metric":<20}{"mean":>10}{"std":>10}')
-for name in METRICS:
+for name in config.problem.metrics:
     values = np.array([result[name] for result in results], dtype=float)
     print(f'{name:<20}{values.mean():>10.4f}{values.std(ddof=1):>10.4f}')

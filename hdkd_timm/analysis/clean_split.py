@@ -75,6 +75,8 @@ def write_split(check: DataCheck, path: PathLike, seed: int = 42) -> Dict[str, D
     has, labels = to_indicators(check.target, len(check.classes)), name_targets(check.target, check.classes)
     for k, label in enumerate(check.classes):
         empty = [name for s, name in enumerate(check.splits) if not ((split == s) & has[:, k])[kept].any()]
+        if is_multi_label(check.target):  # a label may be missing where it was
+            empty = [name for name in empty if has[check.split == check.splits.index(name), k].any()]
         if empty:
             of_class = kept[has[kept, k]]
             raise ValueError(

@@ -12,7 +12,7 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument('checkpoint', metavar='MODEL', help=MODEL)
     add_image_arguments(parser)
     parser.add_argument('--out', default='explained', metavar='DIR', help='folder to write (default: %(default)s)')
-    parser.add_argument('--label', metavar='CLASS', help='class to explain (default: the predicted one)')
+    parser.add_argument('--label', metavar='CLASS', help='class to explain (default: the most probable one)')
     parser.add_argument('--layer', metavar='NAME', help='module to explain (default: the last stage with feature maps)')
     parser.add_settings(ModelConfig)
 

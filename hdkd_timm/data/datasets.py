@@ -7,6 +7,8 @@ another folder level, and images that cannot be read (timm would return a neighb
 import logging
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+import numpy as np
+
 from .config import DataConfig, SourceConfig
 from .image_io import IMG_MODES
 from .inspection import check_images, warn_of_ranges
@@ -16,6 +18,7 @@ from .sources.folders import read_folders
 from .sources.tables import check_first_files, read_csv
 from .sources.timm_datasets import is_iterable, open_iterable, read_timm_dataset
 from .splits import draw_fraction, hold_out, warn_of_leaks
+from .targets import to_indicators
 from .value_range import StoredValues
 
 _logger = logging.getLogger(__name__)
@@ -127,12 +130,24 @@ def _read_splits(config: DataConfig, only: Optional[str]) -> Tuple[Dict[str, Sam
         if len(classes) < 2 and not config.multi_label:
             raise ValueError(f"The data has only one class, '{classes[0]}': at least two classes are required.")
         samples = hold_out(samples, config.folds, config.fold, config.val_fraction, seed)
+        if config.multi_label:
+            _check_labels(samples['train'], classes)
         warn_of_leaks(samples)
     if only is not None:
         if only not in samples:
             raise SplitNotFoundError(f"The data has no split '{only}' (found: {', '.join(samples)}).")
         samples = {only: samples[only]}
     return samples, classes
+
+
+def _check_labels(train: Samples, classes: Sequence[str]) -> None:
+    """Raise ValueError if the splits left no training image with a label."""
+    missing = np.flatnonzero(~to_indicators(train.targets, len(classes)).any(axis=0))
+    if len(missing):
+        raise ValueError(
+            f"No training image with '{classes[missing[0]]}' is left by --train-fraction, --val-fraction or --folds:"
+            ' use another --split-seed, or more images.'
+        )
 
 
 def _check_contents(samples: Dict[str, Samples], classes: List[str], config: DataConfig) -> Dict[str, Samples]:

@@ -69,6 +69,11 @@ def class_weights(kind: str, targets: Optional[np.ndarray], classes: Sequence[st
             ' weight: use a file of weights.'
         )
     if is_multi_label(targets):
+        if (counts == len(targets)).any():
+            raise ValueError(
+                f"All training images have the label '{classes[counts.argmax()]}', so --class-weights {kind} would give"
+                ' it the weight 0: leave the label out, or use a file of weights.'
+            )
         return (len(targets) - counts) / counts
     if kind == 'balanced':
         from sklearn.utils.class_weight import compute_class_weight

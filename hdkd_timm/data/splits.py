@@ -103,7 +103,8 @@ def draw_val(samples: Samples, fraction: float, seed: int = 42) -> np.ndarray:
         raise ValueError(f'val_fraction must be above 0 and below 1, got {fraction}.')
     units = _count_units(samples)
     most_folds = max(VAL_FOLDS, math.ceil(1 / min(fraction, 1 - fraction)))
-    most_folds = min(most_folds, max(units.values())) if min(units.values()) > 1 else 1
+    largest = int(np.unique(find_strata(samples.targets), return_counts=True)[1].max())
+    most_folds = min(most_folds, max(units.values()), largest) if min(units.values()) > 1 else 1
     candidates = sorted(
         (abs(held / folds - fraction), folds, held) for folds in range(2, most_folds + 1) for held in range(1, folds)
     )

@@ -64,7 +64,8 @@ def calibrate_model(name: PathLike, config: EvalConfig) -> Dict[str, Any]:
             ' or specify such images with --data-dir or --data-csv (and --split).'
         ) from e
     probs, targets, groups = _decisions(images)
-    temperature = fit_temperature(probs, targets)
+    what = 'labels of images' if is_multi_label(images['targets']) else 'images'
+    temperature = fit_temperature(probs, targets, what)
     results = {config.split: _summarize(images, temperature)}
     low, high = temperature_interval(probs, targets, temperature, groups)
     results[config.split]['temperature_95'] = [low, high]

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import os
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 import timm
@@ -296,24 +296,39 @@ def load_classifier(name: PathLike, config: Optional[ModelConfig] = None) -> Cla
     return _add_problem(name, classifier, model.pretrained_cfg.get('thresholds'))
 
 
+def match_thresholds(
+    thresholds: Optional[Mapping[str, float]], classes: Optional[Sequence[str]], num_classes: int, what: str
+) -> np.ndarray:
+    """Probability from which on a model gives an image each label, (K,); 0.5, with a warning, if it does not say.
+
+    Args:
+        thresholds: Label -> threshold.
+        classes: The model's labels by index, if it has names.
+        num_classes: Number of its labels.
+        what: The model, for messages.
+
+    Raises:
+        ValueError: if the thresholds are of other labels.
+    """
+    if not thresholds:
+        _logger.warning(f"{what} has no thresholds, which validation images choose: each label's is 0.5.")
+        return np.full(num_classes, DEFAULT_THRESHOLD)
+    missing = [label for label in classes or () if label not in thresholds]
+    if missing or classes is None:
+        raise ValueError(
+            f'{what}: its thresholds are of the labels {", ".join(thresholds)}, not of'
+            f' {", ".join(missing) or "named ones"}: train it again, or remove them from its config.json.'
+        )
+    return np.array([float(thresholds[label]) for label in classes])
+
+
 def _add_problem(name: str, classifier: Classifier, thresholds: Optional[Mapping[str, float]]) -> Classifier:
     """The classifier with what its model says of the images: whether they have several labels, and from which
     probabilities on."""
     problem = find_problem(classifier.model.pretrained_cfg.get('problem_type') == MULTI_LABEL)
     if problem is SingleLabel:
         return classifier
-    if not thresholds:
-        _logger.warning(f"Model '{name}' has no thresholds, which validation images choose: each label's is 0.5.")
-    number = classifier.model.num_classes
-    limits = np.full(number, DEFAULT_THRESHOLD)
-    if thresholds:
-        missing = [label for label in classifier.classes or () if label not in thresholds]
-        if missing or classifier.classes is None:
-            raise ValueError(
-                f"The thresholds of model '{name}' are of the labels {', '.join(thresholds)}, not of"
-                f' {", ".join(missing) or "named ones"}: train it again, or remove them from its config.json.'
-            )
-        limits = np.array([float(thresholds[label]) for label in classifier.classes])
+    limits = match_thresholds(thresholds, classifier.classes, classifier.model.num_classes, f"Model '{name}'")
     if classifier.temperature is not None:
         limits = problem.scale(limits[None], classifier.temperature)[0]
     return dataclasses.replace(classifier, problem=problem, thresholds=limits)

@@ -178,6 +178,13 @@ def _warn_of_order(
     )
 
 
+def _spread(targets: np.ndarray, index_of: np.ndarray, number: int) -> np.ndarray:
+    """Targets (N, K) with the columns `index_of` of all (N, number), the others 0."""
+    spread = np.zeros((len(targets), number), targets.dtype)
+    spread[:, index_of] = targets
+    return spread
+
+
 def _check_problem(name: str, classifier: Classifier, config: EvalConfig) -> None:
     """Raise ValueError if labels are asked of a model of classes, or a model of labels has no names for them."""
     if config.multi_label and not classifier.is_multi_label:
@@ -213,17 +220,24 @@ def evaluate_model(name: str, config: EvalConfig) -> Tuple[Dict[str, Any], Dict[
     datasets, data_classes = create_datasets(config, config.batch_size, only=config.split)
     dataset = datasets[config.split]
     classes = _order_classes(classifier, data_classes, name)
-    index_of = np.array(_match_classes(classes, data_classes, name))
+    index_of = np.array(_match_classes(classes, data_classes, name), int)
     probs, targets = classify(classifier, dataset, config)
     is_guess = classifier.classes is None and has_ambiguous_order(data_classes) and not classifier.is_multi_label
     if is_guess:
         _warn_of_order(name, classes, data_classes, probs.argmax(axis=1), targets)
     thresholds = classifier.thresholds
     if thresholds is not None:  # labels, and the data may not say whether an image has the model's other labels
-        if len(data_classes) < len(classes):
-            others = ', '.join(label for label in classes if label not in data_classes)
-            _logger.warning(f"The data does not have the labels {others} of model '{name}', which are left out.")
-        probs, thresholds, classes = probs[:, index_of], thresholds[index_of], data_classes
+        others = [label for label in classes if label not in data_classes]
+        if len(config.label_column) == 1:  # a list of all labels that an image has
+            targets = _spread(targets, index_of, len(classes))
+            if others:
+                _logger.warning(f"No image has the labels {', '.join(others)} of model '{name}'.")
+        else:
+            if others:
+                _logger.warning(
+                    f"The data has no column of the labels {', '.join(others)} of model '{name}', which are left out."
+                )
+            probs, thresholds, classes = probs[:, index_of], thresholds[index_of], data_classes
     else:
         targets = index_of[targets]
     has_samples = isinstance(dataset, SampleDataset)

@@ -36,12 +36,13 @@ def _log_loss(probs: np.ndarray, targets: np.ndarray) -> float:
     return float(_log_losses(probs, targets).mean())
 
 
-def fit_temperature(probs: np.ndarray, targets: np.ndarray) -> float:
+def fit_temperature(probs: np.ndarray, targets: np.ndarray, what: str = 'images') -> float:
     """The temperature that minimises the log loss.
 
     Args:
         probs: Probabilities (N, K) of images that the network was not trained on.
         targets: Class indices (N,).
+        what: What is classified, for errors.
 
     Raises:
         ValueError: if there are no images, or the shapes don't match; if no temperature within `TEMPERATURE_RANGE` is
@@ -61,7 +62,7 @@ def fit_temperature(probs: np.ndarray, targets: np.ndarray) -> float:
         accuracy = float((probs.argmax(axis=1) == targets).mean())
         low, high = TEMPERATURE_RANGE
         raise ValueError(
-            f'Cannot fit a temperature to these {len(targets)} images, {accuracy:.1%} of which are classified'
+            f'Cannot fit a temperature to these {len(targets)} {what}, {accuracy:.1%} of which are classified'
             f' correctly: the log loss is smallest at the end of the search range, {low} to {high}. Use more images,'
             ' including misclassified ones.'
         )

@@ -275,11 +275,11 @@ def _load_pretrained(
         raise ValueError(f"Cannot load '{name}' ({type(e).__name__}: {reason}).{hint}") from e
     check_preprocessing(model.pretrained_cfg, f"Model '{name}'")
     remove_model_arg(model, 'pretrained_strict')
-    _set_problem(model, config)
+    _set_problem(model, config, f"Model '{name}'")
     return model, {k: v for k, v in {**saved_args, **args}.items() if k != 'pretrained_strict'}
 
 
-def _set_problem(model: nn.Module, source: Mapping[str, Any]) -> None:
+def _set_problem(model: nn.Module, source: Mapping[str, Any], what: str) -> None:
     """Record in a model that its images have any number of labels, and their thresholds, if its source says so.
 
     Raises:
@@ -288,7 +288,7 @@ def _set_problem(model: nn.Module, source: Mapping[str, Any]) -> None:
     problem = {key: source[key] for key in _PROBLEM if source.get(key)}
     limits = problem.get('thresholds', {})
     if not isinstance(limits, dict) or not all(isinstance(x, (int, float)) and 0 <= x <= 1 for x in limits.values()):
-        raise ValueError(f'Its thresholds must be numbers from 0 to 1 by label, got {str(limits)[:80]}.')
+        raise ValueError(f'{what}: its thresholds must be numbers from 0 to 1 by label, got {str(limits)[:80]}.')
     if problem:
         model.pretrained_cfg = dict(model.pretrained_cfg, **problem)
 
@@ -382,7 +382,7 @@ def _load_checkpoint_file(
         model.set_input_size(img_size)
         model_args = dict(model_args, img_size=img_size)
     _set_pretrained_cfg(model, metadata)
-    _set_problem(model, checkpoint)
+    _set_problem(model, checkpoint, f"'{path}'")
     return model, model_args
 
 

@@ -14,8 +14,8 @@ from torch import nn
 from ..distillation.checks import check_input, check_pair
 from ..distillation.init import init_from_teacher, parse_layers
 from ..distillation.teacher import StoredLogits, find_teacher_size
+from ..evaluation.classifier import match_thresholds
 from ..evaluation.evaluate import evaluate
-from ..evaluation.multi_label import DEFAULT_THRESHOLD
 from ..evaluation.run_results import is_teacher
 from ..models.checkpoint import SOURCE_PREFIXES, save_model
 from ..models.hdkd import HDKDStudent
@@ -274,8 +274,10 @@ def _test_given_teacher(context: RunContext, name: str, network: Network) -> Dic
     )
     context.stop_if_asked()
     (checkpoint,) = config.teacher_checkpoint or ('',)
-    given = teacher.pretrained_cfg.get('thresholds') if config.multi_label else None
-    thresholds = [given.get(label, DEFAULT_THRESHOLD) for label in context.classes] if given else None
+    thresholds: Optional[List[float]] = None
+    if config.multi_label:
+        limits = teacher.pretrained_cfg.get('thresholds')
+        thresholds = match_thresholds(limits, context.classes, len(context.classes), f"Teacher '{checkpoint}'").tolist()
     result = create_result(context, name, teacher, predicted, thresholds, checkpoint=checkpoint)
     if world.is_primary:
         save_model(

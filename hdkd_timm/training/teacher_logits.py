@@ -159,6 +159,8 @@ def describe_crops(config: TrainConfig, views: int, data_config: Dict[str, Any])
     """
     names = OF_EVERY_IMAGE + (OF_THE_VIEWS if views else ())
     crops = {name: getattr(config, name) for name in names}
+    if config.multi_label:
+        crops['multi_label'] = True
     crops['interpolation'] = data_config['interpolation']
     if views and config.aa:
         crops['mean'] = data_config['mean']  # what auto augmentation fills gaps with
@@ -229,7 +231,7 @@ def _check_crops(path: str, stored: TeacherLogits, crops: Dict[str, Any]) -> Non
     for name in {**crops, **stored.crops}:
         before, now = stored.crops.get(name), crops.get(name)
         if before != now:
-            what = flag(name) if name in OF_EVERY_IMAGE + OF_THE_VIEWS else f"the student's {name}"
+            what = flag(name) if name in (*OF_EVERY_IMAGE, *OF_THE_VIEWS, 'multi_label') else f"the student's {name}"
             raise _differs(path, what, before, now)
     versions = describe_versions()
     others = [

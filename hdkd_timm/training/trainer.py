@@ -402,6 +402,11 @@ class Trainer:
         for label, of_class in config.problem.per_class(probs, targets, self.context.classes).items():
             metrics.update({f'val_{key}_{label}': value for key, value in of_class.items()})
         name = config.select_metric or config.problem.select_metric
+        if config.multi_label and math.isnan(scores[name]):
+            raise ValueError(
+                f'--select-metric {name} is undefined on the validation images, none of which has a label: choose'
+                ' log_loss, or other validation images.'
+            )
         metric = scores[name] * (-1 if name in LOWER_IS_BETTER else 1)
         is_best = state.best_metric is None or metric > state.best_metric
         if is_best:
@@ -494,7 +499,8 @@ class Trainer:
             'plateau': scheduler.lr_scheduler.state_dict() if hasattr(scheduler, 'lr_scheduler') else None,
             'scaler': scaler.state_dict() if scaler is not None else None,
             'progress': progress,
-            **(self.problem or {}),
+            # without thresholds: those of the best epoch are not those of these weights
+            **({'problem_type': self.config.problem.type} if self.config.multi_label else {}),
         }
 
     @property

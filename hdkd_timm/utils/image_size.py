@@ -1,6 +1,7 @@
 """Image sizes among the settings: one number for squares, or height and width."""
 
 import argparse
+import os
 import re
 from typing import Sequence, Tuple, Union
 
@@ -29,7 +30,7 @@ def simplify_image_size(size: Union[int, Sequence[int]], name: str) -> ImageSize
     Raises:
         ValueError: if it is something else.
     """
-    values = (size, size) if isinstance(size, int) else tuple(size)
+    values = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if len(values) != 2 or not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
         raise ValueError(f'{name} must be one number, or height and width, got {size}.')
     height, width = values
@@ -49,13 +50,15 @@ def format_image_size(size: Union[int, Sequence[int]]) -> str:
 def join_image_sizes(arguments: Sequence[str], flags: Sequence[str]) -> Sequence[str]:
     """Arguments of a command whose sizes of two numbers, `--img-size 192 256`, are one argument, `--img-size 192x256`.
 
-    A parser could not tell how many arguments belong to the flag: paths may follow.
+    A parser could not tell how many arguments belong to the flag: paths may follow. A second number that is the name of
+    a file or folder is such a path.
     """
     joined, rest = [], list(arguments)
     while rest:
         joined.append(rest.pop(0))
         if joined[-1] == '--':
             return [*joined, *rest]
-        if joined[-1] in flags and len(rest) > 1 and all(value.isdecimal() for value in rest[:2]):
+        is_pair = len(rest) > 1 and all(value.isdecimal() for value in rest[:2]) and not os.path.exists(rest[1])
+        if joined[-1] in flags and is_pair:
             joined.append(f'{rest.pop(0)}x{rest.pop(0)}')
     return joined

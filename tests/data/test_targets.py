@@ -48,6 +48,17 @@ def test_a_validation_split_has_every_label_and_whole_groups(samples):
     assert not set(samples.groups[held_out]) & set(samples.groups[~held_out])
 
 
+def test_few_images_of_each_stratum():
+    """More folds than the images of any stratum are never tried."""
+    labels = np.zeros((24, 7), np.uint8)
+    labels[:, 6] = 1
+    labels[np.arange(24), np.arange(24) % 6] = 1
+    samples = Samples(FileReader([(str(i), 0) for i in range(24)]), np.arange(24), labels)
+    held_out = draw_val(samples, 0.25, seed=0)
+    assert held_out.sum() == 6
+    assert samples.targets[held_out].any(axis=0).all()
+
+
 def test_folds_have_every_label(samples):
     folds = assign_folds(samples, 4, seed=1)
     for fold in range(4):

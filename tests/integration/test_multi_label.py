@@ -124,7 +124,8 @@ def test_thresholds_are_chosen_on_validation_images(distilled, table):
     assert classes == NAMES
     assert list(saved['thresholds'].values()) == pytest.approx(expected, abs=1e-5)
     state = torch.load(run / 'student' / 'last.pth', weights_only=True)
-    assert state['thresholds'] == saved['thresholds']
+    assert state['problem_type'] == saved['problem_type']
+    assert 'thresholds' not in state  # of the best epoch, whose weights these are not
 
 
 def test_the_epoch_with_the_best_auroc_is_kept(distilled):
@@ -186,10 +187,30 @@ def test_data_with_fewer_labels(distilled, table, tmp_path, caplog):
     )
     report, images = evaluate_model(str(run / 'student'), config)
     assert report['classes'] == ['left', 'top']
-    assert 'does not have the labels red' not in caplog.text or 'left out' in caplog.text
+    assert 'The data has no column of the labels red of model' in caplog.text
     targets = read_labels(table, 'test')[:, [0, 2]]
     np.testing.assert_array_equal(images['targets'], targets)
     assert report['macro_auroc'] == pytest.approx(sk.roc_auc_score(targets, images['probs']))
+
+
+def test_a_column_of_labels_lists_all_of_an_image(distilled, table, tmp_path, caplog):
+    """Labels of the model that no image of the table has count as not there."""
+    _, _, run = distilled
+    rows = [row for row in read(table) if row['split'] == 'test' and 'red' not in row['label']]
+    lines = [f'{row["path"]},{row["label"]}\n' for row in rows]
+    (tmp_path / 'some.csv').write_text('path,label\n' + ''.join(lines))
+    settings = dict(data_dir=str(table.parent), bootstrap=0, workers=0, device='cpu')
+    report, images = evaluate_model(str(run / 'student'), EvalConfig(data_csv=str(tmp_path / 'some.csv'), **settings))
+    assert report['classes'] == NAMES
+    assert 'No image has the labels red of model' in caplog.text
+    limits = load_classifier(run / 'student').thresholds
+    expected = np.array([[name in row['label'].split('|') for name in NAMES] for row in rows])
+    assert report['exact_match'] == sk.accuracy_score(expected, images['probs'] >= limits)
+    lines = [f'{row["path"]},\n' for row in rows]
+    (tmp_path / 'none.csv').write_text('path,label\n' + ''.join(lines))
+    report, _ = evaluate_model(str(run / 'student'), EvalConfig(data_csv=str(tmp_path / 'none.csv'), **settings))
+    assert np.isnan(report['macro_auroc'])
+    assert report['log_loss'] > 0
 
 
 def test_predict(distilled, table, tmp_path):
@@ -339,13 +360,13 @@ def test_fine_tuning_a_model_of_labels_on_classes(distilled, image_folder, tmp_p
     assert not load_classifier(tmp_path / 'classes', InferenceConfig(device='cpu')).is_multi_label
 
 
-def test_converted_training_state(distilled, tmp_path):
+def test_converted_training_state(distilled, tmp_path, caplog):
     _, _, run = distilled
     assert main(['convert', str(run / 'student' / 'last.pth'), str(tmp_path / 'folder')]) == 0
-    saved, expected = (
-        json.loads((folder / 'config.json').read_text()) for folder in (tmp_path / 'folder', run / 'student' / 'best')
-    )
-    assert (saved['problem_type'], saved['thresholds']) == (expected['problem_type'], expected['thresholds'])
+    saved = json.loads((tmp_path / 'folder' / 'config.json').read_text())
+    assert saved['problem_type'] == 'multi_label_classification'
+    assert load_classifier(tmp_path / 'folder').thresholds.tolist() == [0.5] * 3
+    assert 'has no thresholds, which validation images choose' in caplog.text
 
 
 def test_a_given_teacher(distilled, table, tmp_path, capsys):
@@ -432,7 +453,9 @@ def test_other_models_and_labels(distilled, table, image_folder, tmp_path, capsy
     config = json.loads(path.read_text())
     path.write_text(json.dumps(dict(config, thresholds=dict(left=0.5))))
     assert main(['eval', str(tmp_path / 'hub'), *args]) == 1
-    assert 'are of the labels left, not of red, top' in capsys.readouterr().err
+    assert 'its thresholds are of the labels left, not of red, top' in capsys.readouterr().err
     path.write_text(json.dumps(dict(config, thresholds=dict(left=7))))
     assert main(['eval', str(tmp_path / 'hub'), *args]) == 1
-    assert 'Its thresholds must be numbers from 0 to 1 by label' in capsys.readouterr().err
+    assert (
+        f"Model 'local-dir:{tmp_path / 'hub'}': its thresholds must be numbers from 0 to 1" in capsys.readouterr().err
+    )

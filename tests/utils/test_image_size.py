@@ -46,6 +46,12 @@ def test_two_numbers_are_one_argument(arguments, joined):
     assert join_image_sizes(arguments, ['--img-size']) == joined
 
 
+def test_a_folder_called_like_a_number_is_no_width(tmp_path, monkeypatch):
+    (tmp_path / '2023').mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert join_image_sizes(['--img-size', '64', '2023'], ['--img-size']) == ['--img-size', '64', '2023']
+
+
 @pytest.mark.parametrize('command', ['train', 'distill', 'cache-logits', 'demo', 'study'])
 def test_flags_of_trainings(command):
     required = ['--out', 'x'] if command == 'cache-logits' else []
@@ -80,7 +86,7 @@ def test_a_square_of_two_numbers_is_one():
     assert DistillConfig(teacher_img_size=[64, 96]).teacher_img_size == (64, 96)
 
 
-@pytest.mark.parametrize('size', [(64,), (64, 64, 64), (64, 64.5), (True, 64), 'ab'])
+@pytest.mark.parametrize('size', [(64,), (64, 64, 64), (64, 64.5), (True, 64), 'ab', 64.0])
 def test_wrong_sizes_in_python(size):
     with pytest.raises(ValueError, match='--img-size must be one number, or height and width, got'):
         TrainConfig(img_size=size)

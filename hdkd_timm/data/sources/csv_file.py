@@ -146,7 +146,8 @@ def warn_of_similar_column(table: Table, name: str, flag: str) -> None:
         )
 
 
-def _refuse_line_breaks(table: Table, cells: Sequence[str], what: str) -> None:
+def refuse_line_breaks(table: Table, cells: Sequence[str], what: str) -> None:
+    """Raises ValueError if a cell has several lines."""
     multiline = {cell for cell in set(cells) if len(cell.splitlines()) > 1}
     if multiline:
         i = min(map(cells.index, multiline))
@@ -166,7 +167,7 @@ def check_labels(table: Table, labels: Sequence[str]) -> None:
     Raises:
         ValueError: if a label has several lines or denotes a missing value.
     """
-    _refuse_line_breaks(table, labels, 'label')
+    refuse_line_breaks(table, labels, 'label')
     counts = Counter(labels)
     missing = [label for label in counts if label.lower() in MISSING]
     if missing:
@@ -193,7 +194,7 @@ def fill_groups(table: Table, groups: Sequence[str], paths: Sequence[str]) -> Li
     Raises:
         ValueError: if a group has several lines.
     """
-    _refuse_line_breaks(table, groups, 'group')
+    refuse_line_breaks(table, groups, 'group')
     counts = Counter(groups)
     missing = [group for group in counts if group and group.lower() in MISSING]
     if missing:

@@ -1,14 +1,13 @@
 """Tables whose images have any number of labels: of one column, or of a column for each label."""
 
 import logging
-from collections import Counter
 from pathlib import Path
 from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 
 from ..targets import SEPARATOR
-from .csv_file import DOUBTFUL, MISSING, Table, require_column
+from .csv_file import DOUBTFUL, MISSING, Table, refuse_line_breaks, require_column
 from .walk import natural_order
 
 _logger = logging.getLogger(__name__)
@@ -18,46 +17,57 @@ _VALUES = {'': False, '0': False, '0.0': False, 'false': False, '1': True, '1.0'
 OTHER_SEPARATORS = (';', ',')
 
 
-def name_label_sets(table: Table, path_column: str, label_columns: Sequence[str]) -> Table:
-    """The table with its column of files called 'path', and 'label' the labels of each image, separated by '|'.
+def read_label_sets(table: Table, columns: Sequence[str]) -> Tuple[List[List[str]], List[str]]:
+    """The labels of each row, and all labels in natural order.
 
     Args:
         table: The table.
-        path_column: Name of its column of files.
-        label_columns: Name of its column of labels, or of a column of 0 and 1 for each label.
+        columns: Name of its column of labels, separated by '|', whose labels are those that a row of it has; or of a
+            column of 0 and 1 for each label, which may be one. 'No Finding' is no label.
 
     Raises:
-        ValueError: if a column is missing, or a cell of several columns is none of 0, 1 and empty.
+        ValueError: if a column is missing, a label has several lines or denotes a missing value, or a cell of several
+            columns is none of 0, 1 and empty.
     """
-    for name in label_columns:
+    for name in columns:
         require_column(table, name)
-    paths = table.column(path_column)
-    labels = _split_cells(table, label_columns[0]) if len(label_columns) == 1 else _read_columns(table, label_columns)
-    kept = [i for i, name in enumerate(table.columns) if name not in ('path', 'label')]
-    return table._replace(
-        columns=['path', 'label', *(table.columns[i] for i in kept)],
-        rows=[[path, label, *(row[i] for i in kept)] for path, label, row in zip(paths, labels, table.rows)],
-    )
+    cells = [cell.strip().lower() for cell in table.column(columns[0])]
+    if len(columns) == 1 and not (set(cells) <= set(_VALUES) and set(cells) - {''}):
+        sets = _split_cells(table, columns[0])
+        names = sorted({name for labels in sets for name in labels}, key=natural_order)
+    else:
+        sets, names = _read_columns(table, columns)
+    missing = next((name for name in names if name.lower() in MISSING), None)
+    if missing is not None:
+        raise ValueError(
+            f"'{table.path}': label '{missing}' denotes a missing value: add the labels or remove the rows."
+        )
+    return sets, names
 
 
-def _split_cells(table: Table, column: str) -> List[str]:
+def _split_cells(table: Table, column: str) -> List[List[str]]:
     """The labels of each cell, without spaces around them, 'No Finding' and repetitions."""
-    result = []
-    for cell in table.column(column):
+    cells = table.column(column)
+    refuse_line_breaks(table, cells, 'label')
+    sets = []
+    for cell in cells:
         labels = [label.strip() for label in cell.split(SEPARATOR)]
-        result.append(SEPARATOR.join(dict.fromkeys(x for x in labels if x and x.lower() != NO_FINDING)))
-    return result
+        sets.append([x for x in dict.fromkeys(labels) if x and x.lower() != NO_FINDING])
+    return sets
 
 
-def _read_columns(table: Table, names: Sequence[str]) -> List[str]:
-    """The labels of each row, of whose columns they are 1."""
-    odd = next((name for name in names if SEPARATOR in name), None)
+def _read_columns(table: Table, columns: Sequence[str]) -> Tuple[List[List[str]], List[str]]:
+    """The labels of each row, those whose columns are 1, and the names of all columns but 'No Finding'."""
+    odd = next((name for name in columns if SEPARATOR in name), None)
     if odd is not None:
         raise ValueError(f"'{table.path}': a label may not contain '{SEPARATOR}', rename column '{odd}'.")
-    columns = [table.column(name) for name in names]
-    empty = sum(not cell.strip() for column in columns for cell in column)
-    result = []
-    for line, *cells in zip(table.lines, *columns):
+    kept = [name for name in columns if name.strip().lower() != NO_FINDING]
+    if len(kept) < len(columns):
+        _logger.info(f"'{table.path}': the column 'No Finding' is no label: images have none of the others.")
+    cells_of = [table.column(name) for name in kept]
+    empty = sum(not cell.strip() for column in cells_of for cell in column)
+    sets, names = [], [name.strip() for name in kept]
+    for line, *cells in zip(table.lines, *cells_of):
         values = [_VALUES.get(cell.strip().lower()) for cell in cells]
         if None in values:
             name, cell = names[values.index(None)], cells[values.index(None)]
@@ -65,46 +75,41 @@ def _read_columns(table: Table, names: Sequence[str]) -> List[str]:
                 f"'{table.path}' line {line}: {name} must be 0 or 1 (--label-column), got '{cell}': decide which it is,"
                 ' or remove the row.'
             )
-        result.append(SEPARATOR.join(name for name, value in zip(names, values) if value))
+        sets.append([name for name, value in zip(names, values) if value])
     if empty:
         _logger.info(f"{empty:,} empty cells of the label columns of '{table.path}' are taken as 0.")
-    return result
+    return sets, sorted(names, key=natural_order)
 
 
-def index_label_sets(path: Path, labels: Sequence[str], rows_of: Dict[str, np.ndarray]) -> Tuple[np.ndarray, List[str]]:
-    """0 or 1 for each label of each row, (N, K), and the K labels in natural order.
+def index_label_sets(
+    path: Path, sets: Sequence[Sequence[str]], names: Sequence[str], rows_of: Dict[str, np.ndarray]
+) -> np.ndarray:
+    """0 or 1 for each label of each row, (N, K).
 
     Args:
         path: The table, for messages.
-        labels: Labels of each row, separated by '|'.
+        sets: Labels of each row.
+        names: The K labels.
         rows_of: Split -> its rows.
 
     Raises:
-        ValueError: if there is no label, one denotes a missing value, or the training images have none of one.
+        ValueError: if the training images have none of a label, or no label at all.
     """
-    sets = [label.split(SEPARATOR) if label else [] for label in labels]
-    used = [i for rows in rows_of.values() for i in rows]
-    counts = Counter(name for i in used for name in sets[i])
-    names = sorted(counts, key=natural_order)
-    if not names:
-        raise ValueError(f"No image of '{path}' has a label.")
-    missing = next((name for name in names if name.lower() in MISSING), None)
-    if missing is not None:
-        raise ValueError(f"'{path}': label '{missing}' denotes a missing value: add the labels or remove the rows.")
-    for name in names:
-        _warn_of_name(path, name, counts[name])
     index_of = {name: k for k, name in enumerate(names)}
-    targets = np.zeros((len(labels), len(names)), np.uint8)
-    for i in used:
-        targets[i, [index_of[name] for name in sets[i]]] = 1
+    targets = np.zeros((len(sets), len(names)), np.uint8)
+    for i, labels in enumerate(sets):
+        targets[i, [index_of[name] for name in labels]] = 1
+    for name in names:
+        _warn_of_name(path, name, int(targets[:, index_of[name]].sum()))
     for split, rows in rows_of.items():
         _check_split(path, split, targets[rows], names)
+    used = np.concatenate(list(rows_of.values()))
     without = int((~targets[used].any(axis=1)).sum())
     _logger.info(
         f"'{path}': {len(used):,} images with {targets[used].sum(axis=1).mean():.2f} labels each of {len(names)},"
         f' {without:,} of them without a label.'
     )
-    return targets, names
+    return targets
 
 
 def _warn_of_name(path: Path, name: str, number: int) -> None:
@@ -124,13 +129,16 @@ def _warn_of_name(path: Path, name: str, number: int) -> None:
 def _check_split(path: Path, split: str, targets: np.ndarray, names: Sequence[str]) -> None:
     """Raise ValueError if no training image has a label; warn if no image of another split has it."""
     missing = [name for name, number in zip(names, targets.sum(axis=0)) if not number]
+    if split == 'train' and not names:
+        raise ValueError(f"No image of '{path}' has a label.")
     if missing and split == 'train':
         raise ValueError(
             f"'{path}': no training image has the label '{missing[0]}', which cannot be learned: add some, or leave the"
             ' label out.'
         )
     if missing:
+        threshold = ' A threshold that these images choose stays 0.5.' if split == 'val' else ''
         _logger.warning(
             f"'{path}': no image of split '{split}' has the label{'s' * (len(missing) > 1)} {', '.join(missing)}: their"
-            ' AUROC and average precision are undefined, and left out of the means.'
+            f' AUROC and average precision are undefined, and left out of the means.{threshold}'
         )

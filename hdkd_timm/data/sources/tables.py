@@ -19,7 +19,7 @@ from .csv_file import (
     require_column,
     warn_of_similar_column,
 )
-from .label_sets import index_label_sets, name_label_sets
+from .label_sets import index_label_sets, read_label_sets
 from .walk import join_names, natural_order, walk_folder
 
 _logger = logging.getLogger(__name__)
@@ -69,7 +69,9 @@ def read_csv(
         raise FileNotFoundError(f"CSV file '{path}' does not exist or is not a regular file.")
     root = Path(root) if root else path.parent
     if multi_label:
-        table = name_label_sets(read_table(path, (path_column,)), path_column, label_columns)
+        table = read_table(path, (path_column,))
+        label_sets, names = read_label_sets(table, label_columns)
+        table = _name_columns(table, path_column, label_columns, ['|'.join(labels) for labels in label_sets])
     else:
         table = _name_columns(read_table(path, (path_column, *label_columns)), path_column, label_columns)
     _check_encoding(table, root)
@@ -93,7 +95,7 @@ def read_csv(
     if (only or 'train') not in rows_of:
         raise SplitNotFoundError(f"'{path}' has no row of split '{only or 'train'}' (column '{split_column}').")
     if multi_label:
-        targets, names = index_label_sets(path, labels, rows_of)
+        targets = index_label_sets(path, label_sets, names, rows_of)
     else:
         classes = {split: sorted({labels[i] for i in rows}, key=natural_order) for split, rows in rows_of.items()}
         names = check_same_classes(classes, {split: f'{path}, split {split}' for split in rows_of})
@@ -112,12 +114,16 @@ def read_csv(
     return samples, names
 
 
-def _name_columns(table: Table, path_column: str, label_columns: Sequence[str]) -> Table:
-    """The table with its columns of files and classes called 'path' and 'label'; others of these names are left out."""
-    if path_column == 'path' and tuple(label_columns) == ('label',):
+def _name_columns(
+    table: Table, path_column: str, label_columns: Sequence[str], labels: Optional[Sequence[str]] = None
+) -> Table:
+    """The table with its columns of files and classes, which may be given, called 'path' and 'label'; others of these
+    names are left out."""
+    if path_column == 'path' and tuple(label_columns) == ('label',) and labels is None:
         return table
     paths = table.column(path_column)
-    labels = table.column(label_columns[0]) if len(label_columns) == 1 else _read_one_hot(table, label_columns)
+    if labels is None:
+        labels = table.column(label_columns[0]) if len(label_columns) == 1 else _read_one_hot(table, label_columns)
     kept = [i for i, name in enumerate(table.columns) if name not in ('path', 'label')]
     return table._replace(
         columns=['path', 'label', *(table.columns[i] for i in kept)],

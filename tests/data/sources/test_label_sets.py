@@ -38,6 +38,23 @@ def test_labels_of_several_columns(read, caplog):
     assert "1 empty cells of the label columns of '" in caplog.text
 
 
+def test_one_column_of_0_and_1_is_a_label(read):
+    assert read('path,Effusion\n1,1\n2,0\n3,\n', ('Effusion',)) == ({'train': [[1], [0], [0]]}, ['Effusion'])
+
+
+def test_a_column_of_no_finding_is_no_label(read, caplog):
+    caplog.set_level(logging.INFO)
+    targets, names = read('path, B,No Finding,A\n1,1,0,0\n2,0,1,0\n3,1,0,1\n', (' B', 'No Finding', 'A'))
+    assert (targets, names) == ({'train': [[0, 1], [0, 0], [1, 1]]}, ['A', 'B'])
+    assert "the column 'No Finding' is no label" in caplog.text
+
+
+def test_labels_are_those_of_the_whole_table(read):
+    """One split alone has the labels of all."""
+    text = 'path,label,split\n1,a|b,train\n2,c,train\n3,b,test\n'
+    assert read(text, only='test') == ({'test': [[0, 1, 0]]}, ['a', 'b', 'c'])
+
+
 def test_names_are_in_natural_order(read):
     assert read('path,label\n1,x10|x9|x1\n')[1] == ['x1', 'x9', 'x10']
 
@@ -47,6 +64,8 @@ def test_names_are_in_natural_order(read):
     [
         ('path,label,split\n1,a,train\n2,b,test\n', ('label',), "no training image has the label 'b', which cannot be"),
         ('path,label\n1,\n2,no finding\n', ('label',), 'No image of .* has a label'),
+        ('path,a,b\n1,1,0\n2,1,0\n', ('a', 'b'), "no training image has the label 'b'"),
+        ('path,label\n1,"a\nb"\n', ('label',), 'a label of 2 lines'),
         ('path,label\n1,a|nan\n', ('label',), "label 'nan' denotes a missing value"),
         ('path,x\n1,a\n', ('label',), "has no column 'label'"),
         ('path,a,b\n1,1,0\n2,-1,0\n', ('a', 'b'), r"line 3: a must be 0 or 1 \(--label-column\), got '-1': decide"),
@@ -87,3 +106,24 @@ def test_dataset(tmp_path, image_folder):
     config.on_bad_image = 'skip'
     with pytest.raises(ValueError, match="No readable image of class 'c' in split 'train'"):
         create_datasets(config)
+
+
+def test_a_fraction_that_leaves_a_label_out_is_refused(tmp_path):
+    """Each image of 'b' is one of ten with a rarer label, by which images are drawn."""
+    rows = [f'{i}-{k},c{i}{"|b" * (k == 0)},train' for i in range(12) for k in range(10)]
+    rows += [f'test-{i},c{i}|b,test' for i in range(12)]
+    (tmp_path / 'table.csv').write_text('\n'.join(['path,label,split', *rows]) + '\n')
+    refused = 0
+    for seed in range(20):
+        settings = dict(multi_label=True, train_fraction=0.1, check_images=False, seed=seed)
+        try:
+            datasets, classes = create_datasets(DataConfig(data_csv=str(tmp_path / 'table.csv'), **settings))
+        except ValueError as e:
+            refused += 1
+            assert str(e) == (
+                "No training image with 'b' is left by --train-fraction, --val-fraction or --folds: use another"
+                ' --split-seed, or more images.'
+            )
+        else:
+            assert datasets['train'].targets[:, classes.index('b')].any()
+    assert 0 < refused < 20
