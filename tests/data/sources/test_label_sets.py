@@ -123,7 +123,7 @@ def test_a_fraction_that_leaves_a_label_out_is_refused(tmp_path):
         else:
             assert datasets['train'].targets[:, classes.index('b')].any()
     assert set(messages) == {
-        "No training image with 'b' is left by --train-fraction, --val-fraction or --folds: use another --split-seed, or"
-        ' more images.'
+        "No training image with 'b' is left by --train-fraction, --val-fraction or --folds: use another --split-seed,"
+        ' or more images.'
     }
     assert len(messages) < 20
