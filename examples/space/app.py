@@ -30,8 +30,8 @@ from hdkd_timm.models.pretrained import RELEASES
 MODELS = sys.argv[1:] or sorted(RELEASES)  # students first
 load_classifier = functools.lru_cache(load_classifier)
 NOT_A_DEVICE = """**For research and teaching. Not a medical device:** not tested, approved or meant for diagnosis,
-triage or treatment. The network knows only the classes it was trained on and assigns one of them to every image, be it
-of a healthy person, of another organ or of a cat."""
+triage or treatment. The network knows only the classes it was trained on, whatever an image shows: a healthy person,
+another organ or a cat."""
 KEPT_SECONDS = 600  # before uploads are deleted
 MAX_UPLOAD = '20mb'
 MAX_PIXELS = 50_000_000  # of an upload: a small file can decode to many

@@ -266,7 +266,7 @@ def test_cross_validation_example(two_classes, tmp_path):
     output = run_example(*args)
     assert output.count('2 classes, 4 images') == 3
     mean, std = map(float, re.search(r'^balanced_accuracy +(\S+) +(\S+)$', output, re.M).groups())
-    folds = [float(x) / 100 for x in re.findall(r'balanced accuracy (\S+)%', output)]
+    folds = [float(x) / 100 for x in re.findall(r'balanced accuracy (\S+) %', output)]
     assert mean == pytest.approx(sum(folds) / 3, abs=1e-3)
     assert std == pytest.approx(statistics.stdev(folds), abs=1e-3)
     assert run_example(*args) == output  # finished runs are not repeated
