@@ -88,6 +88,17 @@ def network_inference(rows: Rows) -> str:
     )
 
 
+def deployment(rows: Rows) -> str:
+    def cell(row: Dict[str, str], batch: int) -> str:
+        speedup = row[f'speedup_{batch}']
+        return f'{row[f"batch_{batch}"]} ({speedup} x)' if speedup else ''
+
+    return to_markdown(
+        ['runtime', 'file', 'images per second, batch 1', 'batch 8'],
+        [[r['runtime'], f'{r["megabytes"]} MB', cell(r, 1), cell(r, 8)] for r in rows],
+    )
+
+
 def method_matrix(rows: Rows) -> str:
     lines = []
     for pair in dict.fromkeys((r['teacher'], r['student']) for r in rows):
@@ -109,7 +120,10 @@ def method_parity(rows: Rows) -> str:
 
 TABLES: Dict[str, Callable[[Rows], str]] = {
     f.__name__: f
-    for f in (small_data, training_step, student_inference, network_inference, method_matrix, method_parity)
+    for f in (
+        *(small_data, training_step, student_inference, network_inference),
+        *(deployment, method_matrix, method_parity),
+    )
 }
 
 
