@@ -228,7 +228,8 @@ def evaluate_model(name: str, config: EvalConfig) -> Tuple[Dict[str, Any], Dict[
     thresholds = classifier.thresholds
     if thresholds is not None:  # labels, and the data may not say whether an image has the model's other labels
         others = [label for label in classes if label not in data_classes]
-        if len(config.label_column) == 1:  # a list of all labels that an image has
+        columns = [column.strip() for column in config.label_column]
+        if len(columns) == 1 and data_classes != columns:  # a list of all labels that an image has
             targets = _spread(targets, index_of, len(classes))
             if others:
                 _logger.warning(f"No image has the labels {', '.join(others)} of model '{name}'.")

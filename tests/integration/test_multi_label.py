@@ -193,6 +193,20 @@ def test_data_with_fewer_labels(distilled, table, tmp_path, caplog):
     assert report['macro_auroc'] == pytest.approx(sk.roc_auc_score(targets, images['probs']))
 
 
+def test_data_with_one_label(distilled, table, tmp_path):
+    """A column of 0 and 1 says nothing of the others."""
+    _, _, run = distilled
+    rows = [row for row in read(table) if row['split'] == 'test']
+    lines = [f'{row["path"]},{"top" in row["label"]:d}\n' for row in rows]
+    (tmp_path / 'one.csv').write_text('path,top\n' + ''.join(lines))
+    settings = dict(data_dir=str(table.parent), bootstrap=0, workers=0, device='cpu', label_column=('top',))
+    report, images = evaluate_model(str(run / 'student'), EvalConfig(data_csv=str(tmp_path / 'one.csv'), **settings))
+    assert report['classes'] == ['top']
+    assert report['macro_auroc'] == pytest.approx(
+        sk.roc_auc_score(read_labels(table, 'test')[:, 2], images['probs'][:, 0])
+    )
+
+
 def test_a_column_of_labels_lists_all_of_an_image(distilled, table, tmp_path, caplog):
     """Labels of the model that no image of the table has count as not there."""
     _, _, run = distilled
