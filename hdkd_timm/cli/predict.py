@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ..evaluation.classifier import InferenceConfig, load_classifier
-from ..evaluation.predict import find_images, predict
+from ..evaluation.predict import find_images, predict_files
 from ..utils.files import check_output_file
 from .parser import MODEL, CommandParser, add_image_arguments, read_settings
 
@@ -28,9 +28,9 @@ def run(args: argparse.Namespace) -> None:
 
     check_output_file(args.out, '--out')
     config = read_settings(InferenceConfig, args, takes_run=True)
-    find_images(args.paths, args.on_bad_image)  # before a model is loaded, or downloaded
+    files = find_images(args.paths, args.on_bad_image)  # before a model is loaded, or downloaded
     classifier = load_classifier(args.checkpoint, config)
-    files, probs, classes = predict(classifier, args.paths, config, args.on_bad_image)
+    files, probs, classes = predict_files(classifier, files, config, args.on_bad_image)
     write_predictions(
         Path(args.out), files, probs, classes, problem=classifier.problem, thresholds=classifier.thresholds
     )

@@ -116,6 +116,16 @@ def macro_auroc(probs: np.ndarray, targets: np.ndarray) -> float:
     return float(mean_of_defined(class_auroc(probs, targets)))
 
 
+def check_finite(probs: np.ndarray) -> None:
+    """Raises ValueError if a probability (N, K) is not finite; names the first such image."""
+    finite = np.isfinite(probs).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f'{np.sum(~finite)} of {len(probs)} images have non-finite probabilities, the first is image'
+            f' {np.argmin(finite)}.'
+        )
+
+
 class WeightedImages:
     """Metrics of weighted images, for many weightings at once.
 
@@ -135,12 +145,7 @@ class WeightedImages:
     def __init__(self, probs: np.ndarray, targets: np.ndarray):
         if probs.ndim != 2 or targets.shape != probs.shape[:1] or not len(targets):
             raise ValueError(f'Expected (N, K) probabilities and (N,) targets, got {probs.shape} and {targets.shape}.')
-        finite = np.isfinite(probs).all(axis=1)
-        if not finite.all():
-            raise ValueError(
-                f'{np.sum(~finite)} of {len(targets)} images have non-finite probabilities, the first is image'
-                f' {np.argmin(finite)}.'
-            )
+        check_finite(probs)
         self.num_images, self.num_classes = probs.shape
         self.probs, self.targets = probs, targets
         self.predicted = probs.argmax(axis=1)

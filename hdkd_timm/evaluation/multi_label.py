@@ -12,7 +12,7 @@ import numpy as np
 
 from .bootstrap import bootstrap
 from .intervals import effective_sample_size, group_indices, percentile_interval, proportion_interval
-from .metrics import MULTI_LABEL_METRICS
+from .metrics import MULTI_LABEL_METRICS, check_finite
 from .ranking import Ranking, divide, mean_of_defined
 
 DEFAULT_THRESHOLD = 0.5
@@ -35,12 +35,7 @@ class WeightedLabels:
     def __init__(self, probs: np.ndarray, targets: np.ndarray, thresholds: Optional[np.ndarray] = None):
         if probs.ndim != 2 or targets.shape != probs.shape or not len(targets):
             raise ValueError(f'Expected (N, K) probabilities and targets, got {probs.shape} and {targets.shape}.')
-        finite = np.isfinite(probs).all(axis=1)
-        if not finite.all():
-            raise ValueError(
-                f'{np.sum(~finite)} of {len(targets)} images have non-finite probabilities, the first is image'
-                f' {np.argmin(finite)}.'
-            )
+        check_finite(probs)
         self.num_images, self.num_classes = probs.shape
         self.probs, self.targets = probs, targets.astype(bool)
         self.predicted = assign_labels(probs, thresholds)

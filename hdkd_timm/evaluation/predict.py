@@ -3,7 +3,7 @@
 import functools
 import logging
 import os
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -98,7 +98,7 @@ def drop_bad_images(files: Sequence[str], img_mode: str, on_bad_image: str = 'er
 
 
 def predict(
-    model: Union[str, Classifier],
+    name: str,
     paths: Sequence[str],
     config: Optional[InferenceConfig] = None,
     on_bad_image: str = 'error',
@@ -106,7 +106,7 @@ def predict(
     """Label images by a saved model.
 
     Args:
-        model: A model as accepted by `load_classifier`, or already loaded by it.
+        name: A model as accepted by `load_classifier`.
         paths: Image files, and folders to search for them.
         config: Inference settings.
         on_bad_image: 'error', or 'skip' to skip images that cannot be read.
@@ -118,8 +118,14 @@ def predict(
         FileNotFoundError, ValueError: as `load_classifier` and `find_images`; if an image cannot be read.
     """
     config = config or InferenceConfig()
-    files = find_images(paths, on_bad_image)
-    classifier = model if isinstance(model, Classifier) else load_classifier(model, config)
+    files = find_images(paths, on_bad_image)  # before a model is loaded, or downloaded
+    return predict_files(load_classifier(name, config), files, config, on_bad_image)
+
+
+def predict_files(
+    classifier: Classifier, files: Sequence[str], config: InferenceConfig, on_bad_image: str = 'error'
+) -> Tuple[List[str], np.ndarray, List[str]]:
+    """As `predict`, of files that `find_images` found, by a model that is loaded."""
     files = drop_bad_images(files, classifier.img_mode, on_bad_image)
     probs, _ = classify(classifier, SampleDataset(file_samples(files), classifier.img_mode), config)
     return files, probs, classifier.classes or [str(i) for i in range(probs.shape[1])]
