@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..data.config import SourceConfig
 from ..data.datasets import read_samples
+from ..data.image_files import split_frame, split_suffix
 from ..data.samples import SPLITS, FileReader, SampleDataset, Samples, SplitNotFoundError, find_changed
 from ..data.targets import is_multi_label, name_targets, to_indicators
 from ..data.value_range import describe_ranges
@@ -90,7 +91,7 @@ class DataCheck(NamedTuple):
 def _check_table_paths(samples: Dict[str, Samples], config: CheckConfig) -> None:
     """Raises ValueError if no image of a table exists, which points to a wrong folder rather than to missing images."""
     files = [part.filename(i) for part in samples.values() for i in range(len(part))]
-    if not any(map(os.path.lexists, files)):
+    if not any(os.path.lexists(split_frame(file)[0]) for file in files):
         root = config.data_dir or os.path.dirname(config.data_csv) or '.'
         raise ValueError(
             f"None of the {len(files):,} images of '{config.data_csv}' exist, the first is '{files[0]}': paths are"
@@ -174,7 +175,7 @@ def _summarize_splits(check: DataCheck) -> Dict[str, Dict[str, Any]]:
         found['images'][split] = dict(zip(check.classes, numbers.tolist()))
         found['total'][split] = int(of_split.sum())
         found['suffixes'][split] = dict(
-            Counter(os.path.splitext(check.name[i])[1].lower() for i in np.flatnonzero(of_split)).most_common()
+            Counter(split_suffix(check.name[i])[1].lower() for i in np.flatnonzero(of_split)).most_common()
         )
         own = sizes[of_split & readable]
         if len(own):

@@ -111,21 +111,26 @@ def explain(
     classifier = model if isinstance(model, Classifier) else load_classifier(model, config)
     if isinstance(classifier.model, OnnxModel):
         raise ValueError('ONNX files have no gradients: use the model that the file was exported from.')
-    names = classifier.classes or [str(i) for i in range(classifier.model.num_classes)]
+    names = _name_classes(classifier)
     if label is not None and label not in names:
         raise ValueError(f"The model has no class '{label}' (classes: {', '.join(names)}).")
     files = drop_bad_images(find_images(paths, on_bad_image), classifier.img_mode, on_bad_image)
-    return (_explain_image(classifier, path, names, label, layer, max_size) for path in files)
+    return (explain_image(classifier, path, label, layer, max_size) for path in files)
 
 
-def _explain_image(
+def _name_classes(classifier: Classifier) -> List[str]:
+    return classifier.classes or [str(i) for i in range(classifier.model.num_classes)]
+
+
+def explain_image(
     classifier: Classifier,
     path: PathLike,
-    names: List[str],
-    label: Optional[str],
-    layer: Optional[str],
-    max_size: Optional[int],
+    label: Optional[str] = None,
+    layer: Optional[str] = None,
+    max_size: Optional[int] = None,
 ) -> Explanation:
+    """As `explain`, for one readable image, without the checks and warnings of a set of images."""
+    names = _name_classes(classifier)
     image = read_image(path, classifier.img_mode)
     batch = create_transform(**classifier.data_config)(image)[None].to(classifier.device)
     with torch.inference_mode():

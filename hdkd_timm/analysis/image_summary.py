@@ -25,7 +25,7 @@ class ImageSummary(NamedTuple):
     Args:
         error: Reason why it cannot be read.
         width, height: Size in pixels.
-        mode: Pillow mode, or 'DICOM'.
+        mode: Pillow mode, 'DICOM' or 'NIfTI'.
         bits: Bits per channel.
         file_hash: SHA-256 of the file; empty for data sets of decoded images.
         pixel_hash: `hash_pixels` of the image, RGB.

@@ -1,18 +1,21 @@
 """The most confident mistakes of a network, with heat maps of what supported the predicted class."""
 
+import os
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..data.image_files import split_frame
 from ..data.image_io import read_image
+from ..data.inspection import inspect_image
 from ..evaluation.classifier import Classifier, ModelConfig, load_classifier
 from ..evaluation.metrics import format_metric
 from ..evaluation.plots import overlay
 from ..evaluation.problem import SingleLabel
 from ..evaluation.run_results import NetworkResults
-from .explain import explain
+from .explain import explain_image
 from .image_summary import hash_pixels
 from .report_plots import Pictures
 
@@ -60,20 +63,13 @@ def find_mistakes(network: NetworkResults) -> List[Mistake]:
     return sorted(found, key=lambda mistake: -abs(mistake.prob - targets[mistake.image, mistake.label]))
 
 
-def _hash_image(path: str) -> str:
-    """`hash_pixels` of an image file, or its path if it cannot be read."""
-    try:
-        return hash_pixels(read_image(path))
-    except (OSError, ValueError):
-        return path
-
-
 def _merge_equal(network: NetworkResults, wrong: Sequence[Mistake], number: int) -> List[Dict[str, Any]]:
     """The first distinct mistakes; 'equal' is the number of further images with the same pixels and label."""
     found: Dict[Tuple[str, str], Dict[str, Any]] = {}
     for mistake in wrong if number else ():
         path = network.names[mistake.image]
-        key = (mistake.true, _hash_image(path))
+        error = inspect_image(path).error
+        key = (mistake.true, path if error else hash_pixels(read_image(path)))
         if key in found:
             found[key]['equal'] += 1
         elif len(found) < number:
@@ -86,6 +82,8 @@ def _merge_equal(network: NetworkResults, wrong: Sequence[Mistake], number: int)
                 equal=0,
                 prob=format_metric('accuracy', mistake.prob),
             )
+            if error:
+                found[key]['problem'] = f"Cannot read image '{path}' ({error})."
         else:
             break
     return list(found.values())
@@ -94,7 +92,7 @@ def _merge_equal(network: NetworkResults, wrong: Sequence[Mistake], number: int)
 def _plot_mistake(classifier: Classifier, item: Dict[str, Any], path: Path) -> str:
     """Write the image and the heat map of the predicted class, or wrong label, side by side. Returns the kind of
     map."""
-    (found,) = explain(classifier, [item['path']], label=item['label'], max_size=2 * PICTURE_SIZE)
+    found = explain_image(classifier, item['path'], label=item['label'], max_size=2 * PICTURE_SIZE)
     kind = 'Grad-CAM' if 'Grad-CAM' in found.maps else next(iter(found.maps))
     sheet = Image.fromarray(np.concatenate([found.image, overlay(found.image, found.maps[kind])], axis=1))
     ImageOps.contain(sheet, (2 * PICTURE_SIZE, PICTURE_SIZE)).save(path)
@@ -126,16 +124,18 @@ def show_mistakes(
         return dict(problem='The predictions are missing.')
     wrong = find_mistakes(network)
     names = [network.names[mistake.image] for mistake in wrong[:number]]
-    missing = [name for name in names if not Path(name).is_file()]
+    missing = [name for name in names if not os.path.isfile(split_frame(name)[0])]
     if missing:
         return dict(total=len(wrong), problem=f'The images are not files, or no longer exist ({missing[0]}).')
     items, kinds, classifier = _merge_equal(network, wrong, number), set(), None
     for i, item in enumerate(items, 1):
+        if 'problem' in item:
+            continue
         file = f'{stem}mistake-{i:02d}.png'
         try:
             classifier = classifier or load_classifier(network.folder / 'best', ModelConfig(device=device))
             kinds.add(_plot_mistake(classifier, item, pictures.folder / file))
-        except (OSError, ValueError) as e:  # an unreadable image, or a network without maps
+        except (OSError, ValueError) as e:  # no such model, or a network without maps
             item['problem'] = str(e)
             continue
         item.update(

@@ -12,6 +12,7 @@ from .pixels import read_head
 ImageFile = Union[str, Path, BinaryIO, bytes]
 
 DICOM_EXTENSIONS = ('.dcm', '.dicom')
+NIFTI_EXTENSIONS = ('.nii', '.nii.gz')
 IMG_EXTENSIONS = (
     '.png',
     '.apng',
@@ -41,6 +42,7 @@ IMG_EXTENSIONS = (
     '.pcx',
     '.tga',
     *DICOM_EXTENSIONS,
+    *NIFTI_EXTENSIONS,
 )
 
 # files that commonly lie beside images, and files and folders of operating systems and programs
@@ -84,11 +86,19 @@ def is_side_file(name: str) -> bool:
 
 
 def split_frame(path: Union[str, Path]) -> Tuple[str, Optional[int]]:
-    """The file of an image, and its frame or page, from 0, of one that is named FILE#FRAME; None for a file that has
-    this very name, or no such mark."""
+    """The file of an image, and its frame, page or slice, from 0, of one that is named FILE#FRAME; None for a file that
+    has this very name, or no such mark."""
     file, _, number = str(path).rpartition('#')
     is_frame = file and number.isdecimal() and not os.path.lexists(path)
     return (file, int(number)) if is_frame else (str(path), None)
+
+
+def split_suffix(path: Union[str, Path]) -> Tuple[str, str]:
+    """Name of an image without its suffix and frame, and the suffix: ('scan', '.nii.gz') of 'scan.nii.gz#40'."""
+    file, _ = split_frame(path)
+    if file.lower().endswith('.nii.gz'):
+        return file[: -len('.nii.gz')], file[-len('.nii.gz') :]
+    return os.path.splitext(file)
 
 
 def frame_of(file: BinaryIO) -> Optional[int]:

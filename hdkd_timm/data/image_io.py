@@ -1,8 +1,9 @@
 """Read image files as a viewer shows them: 8 bits per channel, upright, nothing clipped silently.
 
-Pillow decodes them, `convert` adds what its own conversion leaves out, and pydicom reads DICOM files (the extra
-`dicom`). FILE#2 is the frame or page 2 of a file, from 0. Without a number, the first frame of an animation (GIF, APNG,
-WebP, AVIF) is the image; several pages of a TIFF file or frames of a DICOM file are an error.
+Pillow decodes them, `convert` adds what its own conversion leaves out, pydicom reads DICOM files (the extra `dicom`)
+and nibabel NIfTI volumes (the extra `nifti`). FILE#2 is the frame, page or slice 2 of a file, from 0. Without a number,
+the first frame of an animation (GIF, APNG, WebP, AVIF) is the image; several pages of a TIFF file, frames of a DICOM
+file or slices of a volume are an error.
 
 Files are not trusted: formats that Pillow hands to other programs are not read, nor is anything but a regular file. The
 size is compared with Pillow's limit (`PIL.Image.MAX_IMAGE_PIXELS`) before anything is decoded.
@@ -18,6 +19,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from .convert import convert_with_values, select_frame, upright_size
 from .dicom import read_dicom, read_dicom_header
 from .image_files import ImageFile, file_name, frame_of, is_dicom, open_seekable
+from .nifti import is_nifti, nifti_size, read_nifti
 from .pixels import Reserve, check_pixels, check_size, find_limit, read_head
 from .value_range import StoredValues, measure_range
 
@@ -40,9 +42,9 @@ def read_image(file: ImageFile, mode: str = 'RGB', name: Optional[str] = None) -
         file of 12 bits, 1 for floating point. Transparent parts are black.
 
     Raises:
-        ImportError: for DICOM files without pydicom.
-        OSError, ValueError and others raised by Pillow and pydicom: if it cannot be read as a single image of finite
-            pixels within the limit `PIL.Image.MAX_IMAGE_PIXELS`.
+        ImportError: for DICOM files without pydicom, for NIfTI files without nibabel.
+        OSError, ValueError and others raised by Pillow, pydicom and nibabel: if it cannot be read as a single image of
+            finite pixels within the limit `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     with open_seekable(file) as opened:
         return _read(opened, mode, file_name(file, name))[0]
@@ -78,6 +80,8 @@ def image_size(file: ImageFile, name: Optional[str] = None) -> Tuple[int, int]:
         if is_dicom(opened, file_name(file, name)):
             header = read_dicom_header(opened, frame_of(opened))
             return header.Columns, header.Rows
+        if is_nifti(opened, file_name(file, name)):
+            return nifti_size(opened, frame_of(opened))
         with open_image(opened) as image:
             select_frame(image, frame_of(opened))
             return upright_size(image)
@@ -86,6 +90,8 @@ def image_size(file: ImageFile, name: Optional[str] = None) -> Tuple[int, int]:
 def _read(file: BinaryIO, mode: str, name: str, reserve: Reserve = nullcontext) -> Tuple[Image.Image, StoredValues]:
     if is_dicom(file, name):
         return read_dicom(file, mode, reserve, frame_of(file))
+    if is_nifti(file, name):
+        return read_nifti(file, mode, reserve, frame_of(file))
     with open_image(file, reserve) as image:
         return convert_with_values(image, mode, frame_of(file))
 
@@ -104,7 +110,8 @@ def open_image(file: BinaryIO, reserve: Reserve = nullcontext) -> Iterator[Image
             check_pixels(int(re.search(r'\d+', str(e)).group()))
             raise
         except UnidentifiedImageError as e:
-            reason = _describe_tiff(file) or f'not an image in a supported format ({", ".join(_list_formats())}, DICOM)'
+            formats = ', '.join((*_list_formats(), 'DICOM', 'NIfTI'))
+            reason = _describe_tiff(file) or f'not an image in a supported format ({formats})'
             raise UnidentifiedImageError(reason) from e
         number = check_size(*image.size)
         if not webp_size:

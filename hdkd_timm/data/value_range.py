@@ -14,7 +14,7 @@ class StoredValues(NamedTuple):
     """How a file stores its values, and which of them it uses.
 
     Args:
-        mode: Pillow's mode, or 'DICOM'.
+        mode: Pillow's mode, 'DICOM' or 'NIfTI'.
         bits: Bits per channel.
         low, high: Least and greatest pixel value: as stored if the image has more than 8 bits, else as displayed (and
             of a sample of the pixels if these are not dark).

@@ -7,7 +7,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from ..data.image_files import IMG_EXTENSIONS, split_frame
+from ..data.image_files import IMG_EXTENSIONS, split_frame, split_suffix
 from ..data.inspection import inspect_and_report, warn_of_ranges
 from ..data.samples import FileReader, SampleDataset, Samples
 from ..data.sources.walk import count_suffixes, natural_order, sort_files, walk_folder, warn_ignored_files
@@ -42,7 +42,7 @@ def find_images(paths: Sequence[str], on_bad_image: str = 'error') -> List[str]:
             found.setdefault(os.path.join(real_folder(os.path.dirname(file)), os.path.basename(file)), file)
     if number > len(found):
         _logger.warning(f'{number - len(found):,} images are named more than once: each is used once.')
-    if len({os.path.splitext(file)[1].lower() for file in found}) > 1:
+    if len({split_suffix(file)[1].lower() for file in found}) > 1:
         _logger.info(f'{len(found):,} images, by suffix: {count_suffixes(found)}.')
     return list(found.values())
 

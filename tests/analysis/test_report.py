@@ -199,6 +199,21 @@ def test_one_broken_image(runs, tmp_path):
 
 
 @pytest.mark.usefixtures('blank_plots')
+def test_dark_frame_is_shown(runs, tmp_path, caplog):
+    """The training has warned of it."""
+    run = copy_to_edit(runs / 'two', tmp_path / 'run')
+    (network,) = read_networks([run])
+    first = network.names[find_mistakes(network)[0].image]
+    pages = [Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) + i) for i in range(2)]
+    pages[0].save(tmp_path / 'dark.tif', save_all=True, append_images=pages[1:])
+    (run / 'images.csv').write_text((run / 'images.csv').read_text().replace(first, f'{tmp_path}/dark.tif#1'))
+    page = Page(write_report([run], mistakes=1, check=False).read_text())
+    assert 'dark.tif#1' in page.text
+    assert (run / 'report' / 'mistake-01.png').exists()
+    assert 'nearly black' not in caplog.text
+
+
+@pytest.mark.usefixtures('blank_plots')
 def test_equal_images_are_one_mistake(runs, tmp_path):
     run = copy_to_edit(runs / 'two', tmp_path / 'run')
     (network,) = read_networks([run])

@@ -8,7 +8,7 @@ from typing import Dict, List, Optional, Sequence, Tuple, Union
 import numpy as np
 
 from ..config import SourceConfig
-from ..image_files import IMG_EXTENSIONS, split_frame
+from ..image_files import IMG_EXTENSIONS, split_frame, split_suffix
 from ..samples import CONTENTS, SPLITS, FileReader, Samples, SplitNotFoundError, check_same_classes
 from .csv_file import (
     Table,
@@ -202,27 +202,26 @@ def _add_suffixes(table: Table, files: List[str], root: Path) -> List[str]:
     Raises:
         ValueError: if there are several of a name.
     """
-    bare = {
-        i for i, file in enumerate(files) if not os.path.splitext(file)[1] and not os.path.exists(split_frame(file)[0])
-    }
+    bare = {i for i, file in enumerate(files) if not split_suffix(file)[1] and not os.path.exists(split_frame(file)[0])}
     if not bare or not root.is_dir():
         return files
     found: Dict[str, List[str]] = {}
     for _, names in walk_folder(str(root)):
         for file in names:
             if file.lower().endswith(IMG_EXTENSIONS):
-                stem = os.path.splitext(file)[0]
+                stem, _ = split_suffix(file)
                 for key in {os.path.relpath(stem, root), os.path.basename(stem)}:
                     found.setdefault(key, []).append(file)
     number, result = 0, list(files)
     for i, (line, path) in enumerate(zip(table.lines, table.column('path'))):
-        images = found.get(os.path.normpath(path), []) if i in bare else []
+        stem, frame = split_frame(path)
+        images = found.get(os.path.normpath(stem), []) if i in bare else []
         if len(images) > 1:
             raise ValueError(
                 f"'{table.path}' line {line}: '{path}' may be {join_names(sorted(images))}: give the file's name."
             )
         if images:
-            result[i], number = images[0], number + 1
+            result[i], number = images[0] if frame is None else f'{images[0]}#{frame}', number + 1
     _logger.info(f"{number:,} images of '{table.path}' are named without suffix, and found in '{root}'.")
     return result
 
@@ -278,7 +277,7 @@ def check_first_files(config: SourceConfig, only: Optional[str]) -> None:
         if row.get(column) and (row.get(config.split_column, only or 'train') or '').strip().lower() in wanted
     ]
     if len(paths) == FIRST_ROWS and not any(
-        os.path.exists(split_frame(root / name)[0]) or not os.path.splitext(name)[1] for name in paths
+        os.path.exists(split_frame(root / name)[0]) or not split_suffix(name)[1] for name in paths
     ):
         raise ValueError(
             f"Cannot read image '{root / paths[0]}' (FileNotFoundError), and none of the first {FIRST_ROWS} images of"

@@ -11,7 +11,7 @@ from collections import Counter, deque
 from contextlib import suppress
 from typing import Any, Deque, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from ..image_files import IMG_EXTENSIONS, is_image_file, is_side_file
+from ..image_files import IMG_EXTENSIONS, is_image_file, is_side_file, split_suffix
 
 _logger = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def _is_readable_image(path: str) -> bool:
 
 def count_suffixes(paths: Iterable[str]) -> str:
     """Number of files with each of the ten most frequent suffixes, '.png 12, .jfif 3'."""
-    counts = Counter(os.path.splitext(path)[1].lower() or 'none' for path in paths)
+    counts = Counter(split_suffix(path)[1].lower() or 'none' for path in paths)
     frequent = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:10]
     text = ', '.join(f'{suffix} {number:,}' for suffix, number in frequent)
     return text + (f', {len(counts) - 10:,} others' if len(counts) > 10 else '')

@@ -45,11 +45,11 @@ def test_each_real_folder_once(tmp_path, caplog):
 
 
 def test_kinds_of_files(tmp_path):
-    images = [touch(tmp_path / name) for name in ('1.PNG', '2.jfif', '3.gif', '4.dicom', '5.jp2')]
+    images = [touch(tmp_path / name) for name in ('1.PNG', '2.jfif', '3.gif', '4.dicom', '5.jp2', '6.nii.gz')]
     images.append(touch(tmp_path / '1.2.840.113.77', b'\0' * 128 + b'DICM'))
     for name in ('._1.png', '.DS_Store', 'Thumbs.db', 'labels.csv', 'README.md', '.hidden'):
         touch(tmp_path / name)
-    others = [touch(tmp_path / name) for name in ('a.xyz', 'noend', 'train.zip', 'x.npy', 'volume.nii.gz', '.b.png')]
+    others = [touch(tmp_path / name) for name in ('a.xyz', 'noend', 'train.zip', 'x.npy', 'volume.mha', '.b.png')]
     os.symlink('nowhere', tmp_path / 'broken.png')
     os.symlink('loop.png', tmp_path / 'loop.png')
     os.mkfifo(tmp_path / 'pipe')  # must not be opened
