@@ -3,7 +3,8 @@
 Draws test sets of a classifier whose figures are known from a million images, with and without groups of images that
 are right or wrong together, and counts. Intervals of grouped images that do not know their groups are far too narrow.
 
-With --edge, few images of a classifier that is nearly always right; 'recall' is the mean over the classes.
+With --edge, few images of a classifier that is nearly always right; 'recall' is the mean over the classes. With
+--labels, images with any number of four labels, of which 5 to 40 % of the images have one.
 """
 
 import argparse
@@ -12,8 +13,9 @@ import itertools
 import numpy as np
 
 from hdkd_timm.evaluation.bootstrap import bootstrap_intervals, class_intervals
-from hdkd_timm.evaluation.metrics import METRICS, classification_metrics
-from hdkd_timm.evaluation.paired_tests import paired_bootstrap
+from hdkd_timm.evaluation.metrics import METRICS, MULTI_LABEL_METRICS, classification_metrics
+from hdkd_timm.evaluation.multi_label import WeightedLabels, multi_label_metrics, multi_label_report
+from hdkd_timm.evaluation.paired_tests import paired_bootstrap, paired_label_bootstrap
 
 EDGE = ('accuracy', 'recall', 'balanced_accuracy')
 
@@ -114,6 +116,48 @@ def simulate_pairs(args: argparse.Namespace) -> None:
         print_row(words, f'{right:.0%}', classes, number, *map(float, np.nanmean(held, axis=0)))
 
 
+SHARES = np.array([0.05, 0.1, 0.2, 0.4])  # of the images that have each label
+
+
+def draw_labels(number: int, group_size: int, rng: np.random.Generator) -> tuple:
+    """Targets (N, 4) and groups (N,); images of a group share the labels."""
+    groups = np.arange(number) // group_size
+    return (rng.random((groups[-1] + 1, 4)) < SHARES)[groups].astype(np.uint8), groups
+
+
+def score_labels(distance: float, targets: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Calibrated probabilities (N, 4) of scores that differ by `distance` standard deviations with and without a label;
+    images of a group share half of the variance."""
+    noise = np.sqrt(0.5) * (rng.normal(size=(groups[-1] + 1, 4))[groups] + rng.normal(size=targets.shape))
+    logits = distance * (noise + distance * (targets - 0.5)) + np.log(SHARES / (1 - SHARES))
+    return 1 / (1 + np.exp(-logits))
+
+
+def simulate_labels(args: argparse.Namespace) -> None:
+    """With --pairs, two networks that know as much, and score half of the groups alike: no metric differs truly."""
+    print_row('pairs' if args.pairs else 'intervals', 'AUROC', 'images', *MULTI_LABEL_METRICS)
+    print('|---|---:|---:|' + '---:|' * len(MULTI_LABEL_METRICS))
+    for (words, group_size, by_group), distance, number in itertools.product(SETTINGS, (1.5, 2.5, 5.0), (60, 200, 600)):
+        rng = np.random.default_rng(0)
+        targets, groups = draw_labels(400_000, group_size, rng)
+        true = multi_label_metrics(score_labels(distance, targets, groups, rng), targets)
+        held = []
+        for seed in range(args.draws):
+            targets, groups = draw_labels(number, group_size, rng)
+            probs = score_labels(distance, targets, groups, rng)
+            known = groups if by_group else None
+            if args.pairs:
+                alike = (rng.random(groups[-1] + 1) < 0.5)[groups][:, None]
+                other = np.where(alike, probs, score_labels(distance, targets, groups, rng))
+                networks = [WeightedLabels(part, targets) for part in (probs, other)]
+                found = paired_label_bootstrap(networks, known, args.resamples, seed=seed)
+                held.append([holds(found[name]['interval'], 0.0) for name in MULTI_LABEL_METRICS])
+            else:
+                report = multi_label_report(probs, targets, 'abcd', known, args.resamples, seed, progress=False)
+                held.append([holds(report['intervals_95'][name], true[name]) for name in MULTI_LABEL_METRICS])
+        print_row(words, f'{true["macro_auroc"]:.3f}', number, *map(float, np.nanmean(held, axis=0)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--draws', type=int, default=500, help='test sets (default: %(default)s)')
@@ -124,9 +168,12 @@ def main() -> None:
     parser.add_argument('--classes', type=int, nargs='+', default=[2, 4, 7], help='with --edge: how many')
     parser.add_argument('--edge-images', type=int, nargs='+', default=[10, 30, 100], help='with --edge: how many')
     parser.add_argument('--metrics', action='store_true', help='with --edge: of all metrics')
-    parser.add_argument('--pairs', action='store_true', help='with --edge: of the differences of two classifiers')
+    parser.add_argument('--labels', action='store_true', help='images with any number of labels')
+    parser.add_argument('--pairs', action='store_true', help='with --edge or --labels: differences of two classifiers')
     args = parser.parse_args()
-    (simulate_pairs if args.pairs else simulate_edge if args.edge else simulate)(args)
+    (simulate_labels if args.labels else simulate_pairs if args.pairs else simulate_edge if args.edge else simulate)(
+        args
+    )
 
 
 if __name__ == '__main__':

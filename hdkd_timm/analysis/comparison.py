@@ -11,7 +11,7 @@ import numpy as np
 
 from ..data.config import SourceConfig
 from ..evaluation.metrics import IN_PER_CENT, LOWER_IS_BETTER, METRIC_NAMES
-from ..evaluation.paired_tests import mcnemar, paired_bootstrap, paired_percentiles
+from ..evaluation.paired_tests import mcnemar, paired_bootstrap, paired_label_bootstrap
 from ..evaluation.problem import SingleLabel
 from ..evaluation.run_results import NetworkResults, is_role, read_settings
 
@@ -160,4 +160,4 @@ def _compare_metrics(
         first.problem.weigh(first.probs, first.targets, first.thresholds),
         second.problem.weigh(second.probs[indices], first.targets, second.thresholds),
     ]
-    return paired_percentiles(networks, first.groups, resamples, seed=seed)
+    return paired_label_bootstrap(networks, first.groups, resamples, seed=seed)

@@ -35,7 +35,9 @@ METRIC_NAMES = {
 IN_PER_CENT = ('accuracy', 'balanced_accuracy', 'exact_match')  # displayed as percentages
 METRIC_RANGES = {
     'macro_f1': (0.0, 1.0),
+    'micro_f1': (0.0, 1.0),
     'macro_auroc': (0.0, 1.0),
+    'mean_ap': (0.0, 1.0),
     'kappa': (-1.0, 1.0),
     'log_loss': (0.0, math.inf),
     'ece': (0.0, 1.0),

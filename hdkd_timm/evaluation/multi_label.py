@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from .bootstrap import bootstrap
-from .intervals import effective_sample_size, group_indices, percentile_interval, proportion_interval
+from .label_intervals import label_metric_intervals, per_label_intervals
 from .metrics import MULTI_LABEL_METRICS, check_finite
 from .ranking import Ranking, divide, mean_of_defined
 
@@ -47,6 +47,13 @@ class WeightedLabels:
     def rankings(self) -> List[Ranking]:
         """Of each label, by its probabilities."""
         return [Ranking(scores, positive) for scores, positive in zip(self.probs.T, self.targets.T)]
+
+    def placements(self) -> np.ndarray:
+        """Placement values, (N, K): for an image with the label the share of those without it that score lower, for one
+        without it the share of those with it that score higher. The means of either are the label's AUROC."""
+        with_label = [ranking.placements() for ranking in self.rankings]
+        without = [Ranking(-ranking.scores, ~ranking.positive).placements() for ranking in self.rankings]
+        return np.where(self.targets, np.stack(with_label, axis=1), np.stack(without, axis=1))
 
     def metrics(self, weights: np.ndarray) -> Dict[str, np.ndarray]:
         """`MULTI_LABEL_METRICS`, (B,) each, for weights (N, B) of type float64."""
@@ -174,38 +181,6 @@ def per_label_metrics(
     return found
 
 
-def label_intervals(
-    probs: np.ndarray,
-    targets: np.ndarray,
-    classes: Sequence[str],
-    thresholds: Optional[np.ndarray] = None,
-    groups: Optional[np.ndarray] = None,
-    confidence: float = 0.95,
-) -> Dict[str, Dict[str, Optional[List[float]]]]:
-    """Label -> 'precision_95', 'recall_95' and 'specificity_95', [low, high], None where they are undefined.
-
-    Each is the `proportion_interval` of the images that it is a share of, their number the `effective_sample_size`.
-    """
-    given, positive = assign_labels(probs, thresholds), targets.astype(bool)
-    group_of = group_indices(groups)
-
-    def interval(correct: np.ndarray, of: np.ndarray) -> Optional[List[float]]:
-        if not of.any():
-            return None
-        values = correct[of].astype(np.float64)
-        number = effective_sample_size(values, None if group_of is None else group_of[of], confidence=confidence)
-        return list(proportion_interval(float(values.mean()), number, confidence))
-
-    return {
-        name: {
-            'precision_95': interval(positive[:, k], given[:, k]),
-            'recall_95': interval(given[:, k], positive[:, k]),
-            'specificity_95': interval(~given[:, k], ~positive[:, k]),
-        }
-        for k, name in enumerate(classes)
-    }
-
-
 def multi_label_report(
     probs: np.ndarray,
     targets: np.ndarray,
@@ -230,19 +205,16 @@ def multi_label_report(
         thresholds: (K,); 0.5 by default.
 
     Returns:
-        'images' (their number), `multi_label_metrics`, 'intervals_95' ([low, high]: bootstrap percentiles, of the exact
-        match the `proportion_interval`) and 'per_class', `per_label_metrics` with `label_intervals`.
+        'images' (their number), `multi_label_metrics`, 'intervals_95' (`label_metric_intervals`) and 'per_class',
+        `per_label_metrics` with `per_label_intervals`.
     """
     images = WeightedLabels(probs, targets, thresholds)
     report: Dict[str, Any] = {'images': len(targets), **multi_label_metrics(probs, targets, thresholds)}
     per_class: Dict[str, Dict[str, Any]] = per_label_metrics(probs, targets, classes, thresholds)
     if resamples:
         (draws,) = bootstrap([images], groups, resamples, seed, stop_if_asked, progress)
-        report['intervals_95'] = {name: percentile_interval(values) for name, values in draws.items()}
-        exact = (images.predicted == images.targets).all(axis=1).astype(np.float64)
-        number = effective_sample_size(exact, group_indices(groups))
-        report['intervals_95']['exact_match'] = list(proportion_interval(float(exact.mean()), number))
-        for name, intervals in label_intervals(probs, targets, classes, thresholds, groups).items():
+        report['intervals_95'] = label_metric_intervals(images, draws, groups)
+        for name, intervals in per_label_intervals(images, classes, groups).items():
             per_class[name].update(intervals)
     report['per_class'] = per_class
     return report

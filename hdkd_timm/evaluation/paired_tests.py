@@ -1,11 +1,12 @@
 """Comparison of two classifiers on the same images: McNemar's test, and intervals of metric differences."""
 
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from types import SimpleNamespace
+from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
 import numpy as np
 from scipy.stats import binomtest
 
-from .bootstrap import bootstrap, margins_of_metrics
+from .bootstrap import bootstrap, interval_margins, margins_of_metrics
 from .intervals import (
     effective_sample_size,
     extend_interval,
@@ -15,7 +16,9 @@ from .intervals import (
     single_class_margins,
     stratum_weights,
 )
+from .label_intervals import decision_accuracies, list_decisions, minimum_label_margins, widest
 from .metrics import METRIC_RANGES, METRICS, WeightedImages
+from .multi_label import WeightedLabels
 
 
 def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> Dict[str, Any]:
@@ -39,11 +42,17 @@ def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> Dict[str, Any]:
 
 
 def _accuracy_intervals(
-    networks: Sequence[WeightedImages],
+    networks: Sequence[Union[WeightedImages, SimpleNamespace]],
     groups: Optional[np.ndarray],
     confidence: float,
 ) -> Dict[str, List[float]]:
-    """Intervals of the differences of accuracy and balanced accuracy, second minus first."""
+    """Intervals of the differences of accuracy and balanced accuracy, second minus first.
+
+    Args:
+        networks: 'correct', 'targets' (of both the same) and 'num_images' of the two.
+        groups: Group of each image, (N,).
+        confidence: Confidence level.
+    """
     first, second = networks
     only_a, only_b = first.correct & ~second.correct, second.correct & ~first.correct
     group_of = group_indices(groups)
@@ -125,17 +134,19 @@ def paired_bootstrap(
     return {name: dict(difference=difference[name], interval=intervals[name]) for name in METRICS}
 
 
-def paired_percentiles(
-    networks: Sequence[Any],
+def paired_label_bootstrap(
+    networks: Sequence[WeightedLabels],
     groups: Optional[np.ndarray] = None,
     resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 42,
 ) -> Dict[str, Dict[str, Any]]:
-    """Differences of all metrics of two networks, second minus first, with percentiles of a paired bootstrap.
+    """As `paired_bootstrap`, of two networks for images with any number of labels.
+
+    The exact match has a `paired_interval`; the others percentiles with at least the `minimum_label_margins`.
 
     Args:
-        networks: Their outputs for the same images, as `WeightedImages` or `WeightedLabels`.
+        networks: Their outputs for the same images.
         groups: Group of each image, (N,); groups are drawn instead of images.
         resamples: Number of resamples.
         confidence: Confidence level.
@@ -145,11 +156,31 @@ def paired_percentiles(
         Metric -> 'difference' and 'interval', [low, high]; NaN if it is undefined in all resamples.
     """
     a, b = (network.metrics(np.ones((network.num_images, 1))) for network in networks)
+    difference = {name: float(b[name][0] - a[name][0]) for name in a}
+    right = [network.predicted == network.targets for network in networks]
+    if np.array_equal(networks[0].probs, networks[1].probs) and np.array_equal(*right):
+        return {name: dict(difference=value, interval=[value, value]) for name, value in difference.items()}
     first, second = bootstrap(networks, groups, resamples, seed)
-    return {
-        name: dict(
-            difference=float(b[name][0] - a[name][0]),
-            interval=percentile_interval(second[name] - first[name], confidence),
-        )
-        for name in a
-    }
+    intervals = {name: percentile_interval(second[name] - first[name], confidence) for name in a}
+    decisions = [list_decisions(network, groups) for network in networks]
+    found = _accuracy_intervals(decisions, decisions[0].groups, confidence)
+    accuracies = [decision_accuracies(part) for part in decisions]
+    margins = minimum_label_margins(
+        networks,
+        right[0] != right[1],
+        *(
+            interval_margins(found[name], accuracies[1][name] - accuracies[0][name])
+            for name in ('accuracy', 'balanced_accuracy')
+        ),
+    )
+    losses = networks[1].losses - networks[0].losses
+    margins['log_loss'] = widest(margins['log_loss'], losses, difference['log_loss'], groups, confidence)
+    for name in margins:
+        largest = METRIC_RANGES[name][1] - METRIC_RANGES[name][0]
+        intervals[name] = extend_interval(intervals[name], difference[name], margins[name], (-largest, largest))
+    exact = [
+        SimpleNamespace(correct=part.all(axis=1), targets=np.zeros(len(part), int), num_images=len(part))
+        for part in right
+    ]
+    intervals['exact_match'] = _accuracy_intervals(exact, groups, confidence)['accuracy']
+    return {name: dict(difference=difference[name], interval=intervals[name]) for name in a}

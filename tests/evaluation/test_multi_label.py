@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import sklearn.metrics as sk
 
+from hdkd_timm.evaluation.label_intervals import per_label_intervals
 from hdkd_timm.evaluation.metrics import MULTI_LABEL_METRICS, expected_calibration_error
 from hdkd_timm.evaluation.multi_label import (
     WeightedLabels,
     assign_labels,
     choose_thresholds,
     flatten_labels,
-    label_intervals,
     multi_label_metrics,
     multi_label_report,
     per_label_metrics,
@@ -93,7 +93,7 @@ def test_labels_that_no_image_has():
     assert math.isnan(of_label['auroc'])
     assert math.isnan(of_label['ap'])
     assert (of_label['precision'], of_label['recall'], of_label['f1'], of_label['specificity']) == (0, 0, 0, 1)
-    assert label_intervals(probs, targets, ['x', 'none'])['none']['recall_95'] is None
+    assert per_label_intervals(WeightedLabels(probs, targets), ['x', 'none'])['none']['recall_95'] is None
     assert math.isnan(per_label_metrics(probs, np.ones((3, 2)), ['x', 'all'])['all']['specificity'])
 
 
