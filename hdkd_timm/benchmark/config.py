@@ -6,7 +6,7 @@ from typing import Optional, Tuple
 from ..models.hdkd import MIN_IMG_SIZE
 from ..utils.config import check_values, setting
 
-PARTS = ('step', 'inference', 'epoch', 'growth')
+PARTS = ('step', 'profile', 'inference', 'epoch', 'growth')
 FORMS = ('eager', 'fused', 'kept', 'compiled', 'onnx', 'int8')
 MODELS = ('hdkd_teacher', 'hdkd_student', 'hdkd_student_plain', 'hdkd_teacher_s4', 'hdkd_student_s4')
 OTHERS = ('mobilevit_s', 'tiny_vit_5m_224', 'levit_128', 'deit_tiny_distilled_patch16_224', 'efficientnet_b0')

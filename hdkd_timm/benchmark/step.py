@@ -4,7 +4,7 @@ import dataclasses
 import gc
 import multiprocessing
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import timm
 import torch
@@ -78,14 +78,14 @@ def _create_task(form: StepForm, student: nn.Module, teacher: nn.Module, device:
     return task
 
 
-def create_step(
+def create_training(
     form: StepForm,
     batch_size: int,
     img_size: int,
     device: torch.device,
     amp_dtype: torch.dtype = torch.bfloat16,
-) -> Callable[[], torch.Tensor]:
-    """A training step of HDKD with the full networks: forward, loss, backward, AdamW. It returns the loss."""
+) -> Tuple[Callable[[], torch.Tensor], torch.optim.Optimizer]:
+    """The loss of HDKD with the full networks on random images, and the optimiser of the student, AdamW."""
     torch.manual_seed(0)
     args = dict(img_size=img_size, num_classes=NUM_CLASSES)
     teacher = timm.create_model('hdkd_teacher', **args).to(device).eval().requires_grad_(False)
@@ -99,10 +99,26 @@ def create_step(
     optimizer = torch.optim.AdamW(student.parameters(), lr=5e-5)
     task = None if form.repeat_stages else _create_task(form, student, teacher, device)
 
+    def compute_loss() -> torch.Tensor:
+        with torch.autocast(device.type, amp_dtype, enabled=form.amp):
+            return _published_loss(student, teacher, images, targets) if task is None else task(images, targets)['loss']
+
+    return compute_loss, optimizer
+
+
+def create_step(
+    form: StepForm,
+    batch_size: int,
+    img_size: int,
+    device: torch.device,
+    amp_dtype: torch.dtype = torch.bfloat16,
+) -> Callable[[], torch.Tensor]:
+    """A training step of HDKD with the full networks: forward, loss, backward, AdamW. It returns the loss."""
+    compute_loss, optimizer = create_training(form, batch_size, img_size, device, amp_dtype)
+
     def step() -> torch.Tensor:
         optimizer.zero_grad()
-        with torch.autocast(device.type, amp_dtype, enabled=form.amp):
-            loss = _published_loss(student, teacher, images, targets) if task is None else task(images, targets)['loss']
+        loss = compute_loss()
         loss.backward()
         optimizer.step()
         return loss.detach()

@@ -8,12 +8,14 @@ Row = Dict[str, Any]
 
 COLUMNS = {
     'step': ('name', 'ms', 'ratio', 'memory'),
+    'profile': ('name', 'form', 'ms', 'share', 'gflops', 'gbytes', 'ratio'),
     'inference': ('name', 'parameters', 'multiply_adds', 'batch_size', 'form', 'images_per_second', 'ratio'),
     'epoch': ('name', 'images_per_second', 'ratio'),
     'growth': ('name', 'img_size', 'batch_size', 'ms', 'ratio'),
 }
 HEADINGS = {
     'step': 'A training step, {batch_size} images of {img_size} px (ratio: speed relative to the first row)',
+    'profile': 'Operators of a step, {batch_size} images of {img_size} px, one by one (ratio: share of the roofline)',
     'inference': 'Inference at {img_size} px (ratio: speed relative to eager)',
     'epoch': 'An epoch of training, steps of {batch_size} images of {img_size} px (ratio: time relative to the first'
     ' row)',
@@ -28,7 +30,9 @@ def _format(column: str, value: Any) -> str:
         return format_bytes(value)
     if column == 'multiply_adds':
         return f'{value / 1e9:.3f} G'
-    if column in ('ms', 'images_per_second'):
+    if column == 'share':
+        return f'{value:.1%}'
+    if column in ('ms', 'images_per_second', 'gflops', 'gbytes'):
         return f'{value:.1f}'
     if column == 'ratio':
         return f'{value:.2f}'

@@ -1,30 +1,16 @@
 """Timing of several forms of the same work in turn, so that other load on the machine affects all of them alike."""
 
-import platform
 import statistics
 import time
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
 
-import timm
 import torch
 
 from ..utils.memory import kept_memory
 
 WARMUP_CALLS = 2  # of a form that keeps freed memory, until it takes no more of it from the system
 MIN_SECONDS = 0.3  # of one timing: several calls of a form that takes less are timed together
-
-
-def describe_machine(device: torch.device) -> str:
-    """Name of the processor or GPU, number of threads, and versions."""
-    name = platform.processor() or platform.machine()
-    if device.type == 'cuda':
-        name = torch.cuda.get_device_name(device)
-    elif Path('/proc/cpuinfo').exists():
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-        name = next((line.split(':')[1].strip() for line in lines if line.startswith('model name')), name)
-    return f'{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, timm {timm.__version__}'
 
 
 def _synchronize(device: torch.device) -> None:

@@ -8,6 +8,7 @@ import torch.fx
 from timm.layers import is_exportable
 from torch import nn
 
+from .gelu import Gelu
 from .mean_max import mean_max, mean_max_exportable
 
 __all__ = ['Cbam', 'ChannelAttention', 'SpatialAttention']
@@ -23,7 +24,7 @@ class ChannelAttention(nn.Module):
         super().__init__()
         self.exportable = is_exportable()
         self.fc1 = nn.Conv2d(chs, chs // rd_ratio, 1, bias=False, **dd)
-        self.act = nn.GELU()
+        self.act = Gelu()
         self.fc2 = nn.Conv2d(chs // rd_ratio, chs, 1, bias=False, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

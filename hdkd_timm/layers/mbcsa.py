@@ -5,6 +5,7 @@ from timm.layers import DropPath, SEModule
 from torch import nn
 
 from .cbam import Cbam
+from .gelu import Gelu
 from .reparam import ReparamLayer, fold_batch_norms
 
 __all__ = ['Downsample', 'MbcsaBlock']
@@ -66,16 +67,16 @@ class MbcsaBlock(ReparamLayer):
         self.pre_norm = nn.BatchNorm2d(in_chs, **dd)
         self.conv_pw = nn.Conv2d(in_chs, mid_chs, 1, stride=stride, bias=False, **dd)
         self.bn1 = nn.BatchNorm2d(mid_chs, **dd)
-        self.act1 = nn.GELU()
+        self.act1 = Gelu()
         self.conv_dw = nn.Conv2d(
             mid_chs, mid_chs, 3, padding=dilation, dilation=dilation, groups=mid_chs, bias=False, **dd
         )
         self.bn2 = nn.BatchNorm2d(mid_chs, **dd)
-        self.act2 = nn.GELU()
+        self.act2 = Gelu()
         if attn == 'cbam':
             self.attn = Cbam(mid_chs, dilation, **dd)
         elif attn == 'se':
-            self.attn = SEModule(mid_chs, rd_channels=max(1, in_chs // 4), bias=False, act_layer=nn.GELU, **dd)
+            self.attn = SEModule(mid_chs, rd_channels=max(1, in_chs // 4), bias=False, act_layer=Gelu, **dd)
         else:
             raise ValueError(f"attn must be 'cbam' or 'se', got {attn!r}.")
         self.conv_pwl = nn.Conv2d(mid_chs, out_chs, 1, bias=False, **dd)

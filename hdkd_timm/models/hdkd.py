@@ -45,6 +45,7 @@ from timm.layers import (
 )
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from .._compat import ADAPTS_FIRST_CONV, adapt_first_conv, record_model_args, update_model_input_size
+from ..layers.gelu import Gelu
 from ..layers.mbcsa import MbcsaBlock
 from ..layers.patch_embed import PatchEmbed
 from ..layers.recompute import checkpoint_blocks
@@ -67,7 +68,7 @@ class StemLayer(ReparamLayer):
         super().__init__()
         self.conv = nn.Conv2d(in_chs, out_chs, 3, stride=stride, padding=1, bias=False, **dd)
         self.bn = nn.BatchNorm2d(out_chs, **dd)
-        self.act = nn.GELU()
+        self.act = Gelu()
 
     @torch.jit.ignore
     def _fold(self) -> None:

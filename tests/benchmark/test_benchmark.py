@@ -39,10 +39,12 @@ def test_command(tmp_path, capsys, monkeypatch):
         for form in ('eager', 'fused', 'fused, bfloat16')
         for batch in '12'
     } < found
+    profile = {row['name'] for row in rows if row['part'] == 'profile'}
+    assert {'convolutions 1x1', 'BatchNorm', 'GELU', 'loss', 'optimiser', 'all operators', 'step'} < profile
     assert [row['name'] for row in rows if row['part'] == 'epoch'] == ['one batch', 'files', 'files, cached']
     assert {('growth', 'image size', '', size, '4') for size in ('32', '64')} < found
     assert {('growth', 'batch size', '', '32', batch) for batch in '24'} < found
-    assert all(float(row['ms']) > 0 and float(row['ratio']) > 0 for row in rows)
+    assert all(float(row['ms']) > 0 and float(row['ratio'] or 1) > 0 for row in rows)
     for row in rows:
         assert row['machine'] in shown
         assert f'| {row["name"]} |' in shown

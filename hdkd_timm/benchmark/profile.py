@@ -1,0 +1,179 @@
+"""Where the time of a training step goes, and how far each part is from what the machine can do (the roofline).
+
+Each operator of an eager step is timed by itself, with the operations and the bytes that it needs at least. A part that
+computes is bound by the peak of a matrix product, one that moves data by that of a copy; the roofline is the greater of
+the two times (Williams, Waterman, Patterson: Roofline, Communications of the ACM 52, 2009).
+"""
+
+import statistics
+import time
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from ..utils.memory import keep_freed_memory, kept_memory
+from .config import BenchConfig
+from .machine import Peaks, measure_peaks
+from .step import STEP_FORMS, create_step, create_training
+from .tables import Row
+from .timing import WARMUP_CALLS, take_turns
+
+FORM = '+ kept memory'  # the best of those whose operators can be timed one by one
+KINDS = {  # part -> operators; convolutions are told apart by their kernels
+    'matrix products': ('mm', 'addmm', 'bmm', 'baddbmm'),
+    'attention': ('_scaled_dot_product',),
+    'BatchNorm': ('native_batch_norm', '_native_batch_norm', 'cudnn_batch_norm', '_batch_norm'),
+    'LayerNorm': ('native_layer_norm',),
+    'GELU': ('gelu',),
+    'loss': ('mse_loss', '_log_softmax', '_softmax', 'nll_loss', 'kl_div', 'xlogy'),
+    'pools and gates (CBAM)': (
+        *('amax', 'mean', 'sum', 'max', 'sigmoid', 'mul', 'addcmul', 'sub', 'sign', 'eq', 'where', 'div'),
+        'threshold_backward',
+    ),
+    'sums of branches': ('add',),
+    'copies': ('copy', 'clone', '_to_copy', 'contiguous', 'cat', 'fill', 'zero', 'constant_pad_nd'),
+}
+
+
+class Operator(NamedTuple):
+    """A call of an operator: the network and part that it belongs to, its seconds, operations and bytes."""
+
+    network: str
+    part: str
+    seconds: float
+    flops: int
+    bytes: int
+
+
+def name_part(name: str, args: Tuple[Any, ...]) -> str:
+    """Part of the step that an operator belongs to.
+
+    Args:
+        name: The operator without overload, such as 'convolution_backward'.
+        args: What it is called with.
+    """
+    if name.startswith(('convolution', 'mkldnn_convolution', 'cudnn_convolution')):
+        weight = args[2] if name == 'convolution_backward' else args[1]
+        if weight.shape[1] == 1 and weight.shape[0] > 1:
+            return 'depthwise convolutions'
+        return f'convolutions {weight.shape[2]}x{weight.shape[3]}'
+    found = (part for part, names in KINDS.items() if name.startswith(names))
+    return next(found, 'other operators')
+
+
+def count_flops(func: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any], result: Any) -> int:
+    """Floating-point operations of convolutions, and of products as PyTorch counts them; 0 for other operators."""
+    name = func.overloadpacket.__name__
+    if name == 'convolution':
+        return 2 * result.numel() * args[1][0].numel()
+    if name == 'convolution_backward':
+        grad, _, weight, *_, mask = args
+        return 2 * grad.numel() * weight[0].numel() * sum(mask[:2])  # PyTorch's count leaves out the groups
+    count = flop_registry.get(func.overloadpacket)
+    return int(count(*args, **kwargs, out_val=result)) if count else 0
+
+
+def count_bytes(*values: Any) -> int:
+    """Bytes of all tensors in arguments and results."""
+    return sum(leaf.nbytes for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor))
+
+
+class OperatorTimer(TorchDispatchMode):
+    """Within the context, time every operator by itself.
+
+    Without gradients in a forward pass it is the teacher that computes; the backward pass is the student's.
+
+    Args:
+        device: The device of the tensors.
+    """
+
+    def __init__(self, device: torch.device):
+        super().__init__()
+        self.device = device
+        self.operators: List[Operator] = []
+        self.phase = 'forward'  # then 'backward', 'optimiser'
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.device.type != 'cpu':
+            torch.accelerator.synchronize()
+        start = time.perf_counter()
+        result = func(*args, **kwargs)
+        if self.device.type != 'cpu':
+            torch.accelerator.synchronize()
+        seconds = time.perf_counter() - start
+        if func.is_view:
+            return result
+        part = 'optimiser' if self.phase == 'optimiser' else name_part(func.overloadpacket.__name__, args)
+        network = 'teacher' if self.phase == 'forward' and not torch.is_grad_enabled() else 'student'
+        flops = count_flops(func, args, kwargs, result)
+        self.operators.append(Operator(network, part, seconds, flops, count_bytes(args, kwargs, result)))
+        return result
+
+
+def time_operators(
+    compute_loss: Callable[[], torch.Tensor], optimizer: torch.optim.Optimizer, device: torch.device
+) -> List[Operator]:
+    """The operators of a training step, in order."""
+    optimizer.zero_grad()
+    with OperatorTimer(device) as timer:
+        loss = compute_loss()
+        timer.phase = 'backward'
+        loss.backward()
+        timer.phase = 'optimiser'
+        optimizer.step()
+    return timer.operators
+
+
+def measure_profile(config: BenchConfig, device: torch.device) -> List[Row]:
+    """Time the operators of a step in its best eager form, and the step as a whole with and without kept memory."""
+    form, size = STEP_FORMS[FORM], (config.batch_size, config.img_size)
+    peaks = measure_peaks(device, config.rounds)
+    step = create_step(form, *size, device)
+    has_kept = device.type == 'cpu' and keep_freed_memory(False)
+    forms = {'step': step, 'returned': step} if has_kept else {'step': step}
+    seconds = take_turns(forms, config.rounds, device, ('step',) if has_kept else ())
+    compute_loss, optimizer = create_training(form, *size, device)
+    with kept_memory(device):
+        for _ in range(WARMUP_CALLS):
+            time_operators(compute_loss, optimizer, device)
+        rounds = [time_operators(compute_loss, optimizer, device) for _ in range(config.rounds)]
+    rows = list_parts(rounds, peaks)
+    total = sum(row['ms'] for row in rows)
+    rows += [dict(name='all operators', ms=total), dict(name='step', ms=1000 * seconds['step'])]
+    if has_kept:
+        rows.append(dict(name='step, freed memory returned', ms=1000 * seconds['returned']))
+    size_of = dict(img_size=config.img_size, batch_size=config.batch_size)
+    return [dict(row, part='profile', share=row['ms'] / total, **size_of) for row in rows]
+
+
+def list_parts(rounds: List[List[Operator]], peaks: Peaks) -> List[Row]:
+    """A row for each part of each network, the slowest first: milliseconds (the median of the rounds), operations and
+    bytes per second, and the share of the roofline.
+
+    Args:
+        rounds: The operators of some steps.
+        peaks: What the machine reaches at best.
+    """
+    keys = dict.fromkeys((op.network, op.part) for op in rounds[0])
+    rows = []
+    for network, part in keys:
+        own = [[op for op in operators if (op.network, op.part) == (network, part)] for operators in rounds]
+        seconds = statistics.median(sum(op.seconds for op in operators) for operators in own)
+        least = sum(max(op.flops / peaks.flops, op.bytes / peaks.bytes) for op in own[0])
+        rows.append(
+            dict(
+                name=part,
+                form=network,
+                ms=1000 * seconds,
+                gflops=sum(op.flops for op in own[0]) / seconds / 1e9,
+                gbytes=sum(op.bytes for op in own[0]) / seconds / 1e9,
+                ratio=least / seconds,
+            )
+        )
+    return sorted(rows, key=lambda row: -row['ms'])
