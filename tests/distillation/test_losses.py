@@ -7,6 +7,7 @@ from hdkd_timm.distillation.losses import (
     feature_distillation_losses,
     hdkd_loss,
     logit_distillation_loss,
+    mean_squared_difference,
 )
 
 
@@ -98,6 +99,20 @@ def test_bad_arguments(kwargs, match):
     kwargs = {'teacher_logits': torch.zeros(4, 5), **kwargs}
     with pytest.raises(ValueError, match=match):
         hdkd_loss(torch.zeros(4, 5), torch.zeros(4, 5), target=torch.zeros(4, dtype=torch.long), **kwargs)
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('teacher_layout', [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize('layout', [torch.channels_last, torch.contiguous_format])
+def test_gradient_has_the_layout_of_the_map(layout, teacher_layout, dtype):
+    torch.manual_seed(0)
+    s = torch.randn(2, 3, 4, 5, dtype=dtype).to(memory_format=layout).requires_grad_()
+    t = torch.randn(2, 3, 4, 5, dtype=dtype).to(memory_format=teacher_layout)
+    loss = mean_squared_difference(s, t)
+    assert loss.item() == pytest.approx((s - t).double().square().mean().item(), rel=1e-2)
+    (gradient,) = torch.autograd.grad(loss, s)
+    torch.testing.assert_close(gradient, (2 * (s - t) / s.numel()).detach(), rtol=1e-2, atol=1e-4)
+    assert gradient.stride() == s.stride()
 
 
 def test_normalised_feature_loss():
