@@ -1,13 +1,14 @@
 """Write the measured tables of the pages from `docs/tables/*.csv`: `python docs/tables.py`
 
 A page holds a table between `<!-- table: NAME -->` and `<!-- end -->`. The CSV files hold what was measured; the
-command that measured it is beside the table in the page. The table of released weights comes from their metrics.json. A
-test checks that the pages are up to date.
+command that measured it is beside the table in the page. The table of released weights comes from their metrics.json, that
+of a study, `study_NAME`, from `docs/studies/NAME/`. A test checks that the pages are up to date.
 """
 
 import csv
 import re
 import runpy
+import statistics
 from pathlib import Path
 from typing import Callable, Dict, List, Sequence
 
@@ -118,6 +119,38 @@ def method_parity(rows: Rows) -> str:
     return to_markdown(['largest relative error', *names.values()], cells)
 
 
+def write_study(folder: Path) -> str:
+    """The arms of a study, best first by the training images that it left out."""
+    with open(folder / 'unused.csv', encoding='utf-8', newline='') as file:
+        unused = [(r['run'].rpartition('-')[0], 100 * float(r['balanced_accuracy'])) for r in csv.DictReader(file)]
+    with open(folder / 'results.csv', encoding='utf-8', newline='') as file:
+        arms = {r['arm']: r for r in csv.DictReader(file)}
+    found = {arm: [value for name, value in unused if name == arm] for arm in arms}
+
+    def spread(mean: float, deviation: str, factor: float, digits: int) -> str:
+        return f'{factor * mean:.{digits}f}' + (f' ± {factor * float(deviation):.{digits}f}' if deviation not in ('', 'nan') else '')
+
+    lines = []
+    for arm in sorted(found, key=lambda arm: -statistics.mean(found[arm])):
+        r, values = arms[arm], found[arm]
+        mean = {name: float(r[f'test_{name}']) for name in ('balanced_accuracy', 'macro_auroc', 'log_loss')}
+        accuracy = spread(mean['balanced_accuracy'], r['test_balanced_accuracy_sd'], 100, 1)
+        difference = [r[f'balanced_accuracy_{name}'] for name in ('difference', 'low', 'high')]
+        lines.append(
+            [
+                f'`{arm}`',
+                r['seeds'],
+                spread(statistics.mean(values), str(statistics.stdev(values)) if len(values) > 1 else '', 1, 1),
+                accuracy,
+                f'{mean["macro_auroc"]:.3f}',
+                f'{mean["log_loss"]:.3f}',
+                '{:+.1f} ({:+.1f} to {:+.1f})'.format(*(100 * float(x) for x in difference)) if difference[0] else '',
+            ]
+        )
+    columns = ['left-out training images, %', 'test, %', 'test AUROC', 'test log loss', 'test, points above `alone`']
+    return to_markdown(['arm', 'seeds', *columns], lines)
+
+
 TABLES: Dict[str, Callable[[Rows], str]] = {
     f.__name__: f
     for f in (
@@ -134,6 +167,8 @@ def fill(page: str) -> str:
         if match[2] == 'released':
             table = runpy.run_path(str(DOCS.parent / 'weights' / 'table.py'))
             return match[1] + '\n' + table['write_table'](RELEASED_COLUMNS) + '\n\n' + match[4]
+        if match[2].startswith('study_'):
+            return match[1] + '\n' + write_study(DOCS / 'studies' / match[2].removeprefix('study_')) + '\n' + match[4]
         with open(DOCS / 'tables' / f'{match[2]}.csv', encoding='utf-8', newline='') as file:
             return match[1] + '\n' + TABLES[match[2]](list(csv.DictReader(file))) + '\n' + match[4]
 

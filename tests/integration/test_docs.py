@@ -208,10 +208,11 @@ def test_tables_of_released_weights():
 
 
 def test_measured_tables():
-    """The pages show what docs/tables/ holds: `python docs/tables.py` writes them."""
+    """The pages show what docs/tables/ and docs/studies/ hold: `python docs/tables.py` writes them."""
     tables = runpy.run_path(str(DOCS / 'tables.py'))
     marked = [name for text in TEXTS.values() for _, name, *_ in tables['MARKED'].findall(text)]
-    assert sorted(marked) == sorted(['released', *(path.stem for path in (DOCS / 'tables').glob('*.csv'))])
+    studies = [f'study_{path.parent.name}' for path in (DOCS / 'studies').glob('*/study.yaml')]
+    assert sorted(marked) == sorted(['released', *studies, *(path.stem for path in (DOCS / 'tables').glob('*.csv'))])
     for page, text in TEXTS.items():
         assert tables['fill'](text) == text, page
 
