@@ -3,6 +3,7 @@
 # make test            all tests
 # make test-oldest     all tests with the oldest timm that is supported
 # make test-ecosystem  the tests with other libraries: transformers, fastai, Lightning, OpenVINO, ...
+# make bench-check     speeds, as ratios in one run, compared with the floors of this class of processor: three minutes
 # make lint            ruff check and format, what may import what, and types of the public API
 # make docs            the site of the documentation, in site/
 # Each sets up .venv first if it is missing.
@@ -16,7 +17,7 @@ WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, 1 + (os.cpu_count() or 
 # have few tests
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-oldest test-ecosystem lint docs clean
+.PHONY: demo test test-oldest test-ecosystem bench-check lint docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/hdkd demo $(if $(DATA),--data-dir "$(DATA)")
@@ -32,6 +33,9 @@ test-ecosystem: $(VENV)/installed-ecosystem
 	$(PYTEST) --dist worksteal tests/ecosystem
 	$(BIN)/pip install --quiet --upgrade --no-deps --target $(VENV)/timm-oldest timm==$(OLDEST_TIMM)
 	PYTHONPATH="$(CURDIR)/$(VENV)/timm-oldest" $(PYTEST) tests/ecosystem/test_transformers.py tests/ecosystem/test_fastai.py
+
+bench-check: $(VENV)/installed-test
+	$(BIN)/python tests/check_speed.py
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 """Write the measured tables of the pages from `docs/tables/*.csv`: `python docs/tables.py`
 
 A page holds a table between `<!-- table: NAME -->` and `<!-- end -->`. The CSV files hold what was measured; the
-command that measured it is beside the table in the page. The table of released weights comes from their metrics.json, that
-of a study, `study_NAME`, from `docs/studies/NAME/`. A test checks that the pages are up to date.
+command that measured it is beside the table in the page. The table of released weights comes from their metrics.json,
+that of a study, `study_NAME`, from `docs/studies/NAME/`. A test checks that the pages are up to date.
 """
 
 import csv
@@ -50,6 +50,34 @@ def training_step(rows: Rows) -> str:
                 r['peak_memory_gib'] and f'{r["peak_memory_gib"]} GiB',
             ]
             for r in rows
+        ],
+    )
+
+
+def training_step_avx2(rows: Rows) -> str:
+    slowest = float(rows[0]['milliseconds'])
+    return to_markdown(
+        ['training step of HDKD, 8 images, AVX2', 'ms', 'speed-up'],
+        [[r['form'], f'{int(r["milliseconds"]):,}', f'{slowest / float(r["milliseconds"]):.2f} x'] for r in rows],
+    )
+
+
+def step_profile(rows: Rows) -> str:
+    """The parts that take a hundredth of the time or more."""
+    return to_markdown(
+        ['operators', 'network', 'ms', 'share', 'GFLOP/s', 'GB/s', 'of the roofline'],
+        [
+            [
+                r['part'],
+                r['network'],
+                r['milliseconds'],
+                f'{float(r["share"]):.1%}',
+                r['gflops'] if float(r['gflops'] or 0) else '',
+                r['gbytes'],
+                r['roofline'] and f'{float(r["roofline"]):.0%}',
+            ]
+            for r in rows
+            if float(r['share']) >= 0.01
         ],
     )
 
@@ -128,7 +156,9 @@ def write_study(folder: Path) -> str:
     found = {arm: [value for name, value in unused if name == arm] for arm in arms}
 
     def spread(mean: float, deviation: str, factor: float, digits: int) -> str:
-        return f'{factor * mean:.{digits}f}' + (f' ± {factor * float(deviation):.{digits}f}' if deviation not in ('', 'nan') else '')
+        return f'{factor * mean:.{digits}f}' + (
+            f' ± {factor * float(deviation):.{digits}f}' if deviation not in ('', 'nan') else ''
+        )
 
     lines = []
     for arm in sorted(found, key=lambda arm: -statistics.mean(found[arm])):
@@ -154,7 +184,8 @@ def write_study(folder: Path) -> str:
 TABLES: Dict[str, Callable[[Rows], str]] = {
     f.__name__: f
     for f in (
-        *(small_data, training_step, student_inference, network_inference),
+        *(small_data, training_step, training_step_avx2, step_profile),
+        *(student_inference, network_inference),
         *(deployment, method_matrix, method_parity),
     )
 }

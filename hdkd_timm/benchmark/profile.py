@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from ..utils.memory import keep_freed_memory, kept_memory
 from .config import BenchConfig
@@ -72,6 +72,10 @@ def count_flops(func: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any], result
     if name == 'convolution_backward':
         grad, _, weight, *_, mask = args
         return 2 * grad.numel() * weight[0].numel() * sum(mask[:2])  # PyTorch's count leaves out the groups
+    if name == '_scaled_dot_product_flash_attention_for_cpu':
+        return sdpa_flop_count(*(x.shape for x in args[:3]))
+    if name == '_scaled_dot_product_flash_attention_for_cpu_backward':
+        return sdpa_backward_flop_count(*(x.shape for x in args[:4]))
     count = flop_registry.get(func.overloadpacket)
     return int(count(*args, **kwargs, out_val=result)) if count else 0
 
