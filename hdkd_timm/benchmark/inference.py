@@ -19,7 +19,7 @@ from ..utils.memory import keep_freed_memory
 from .config import BenchConfig
 from .step import NUM_CLASSES
 from .tables import Row
-from .timing import take_turns
+from .timing import measure_latency, take_turns
 
 
 def count_multiply_adds(name: str, img_size: int) -> Tuple[int, int]:
@@ -110,12 +110,10 @@ def measure_inference(config: BenchConfig, device: torch.device) -> Iterator[Row
         for batch_size in config.inference_batches:
             torch.compiler.reset()  # one graph per batch size
             x = torch.randn(batch_size, 3, config.img_size, config.img_size, device=device)
-            seconds = take_turns(
-                {form: (lambda call=call, x=x: call(x)) for form, call in infer.items()},
-                config.rounds,
-                device,
-                kept=tuple({'kept'} & set(infer)),
-            )
+            calls = {form: (lambda call=call, x=x: call(x)) for form, call in infer.items()}
+            kept = tuple({'kept'} & set(infer))
+            seconds = take_turns(calls, config.rounds, device, kept)
+            latency = measure_latency(calls, config.rounds, device, kept) if batch_size == 1 else {}
             slowest = seconds.get('eager', max(seconds.values()))
             for form, value in seconds.items():
                 yield dict(
@@ -127,6 +125,7 @@ def measure_inference(config: BenchConfig, device: torch.device) -> Iterator[Row
                     ms=1000 * value,
                     images_per_second=batch_size / value,
                     ratio=slowest / value,
+                    **dict(zip(('p50_ms', 'p95_ms'), (1000 * value for value in latency.get(form, ())))),
                     parameters=parameters,
                     multiply_adds=multiply_adds,
                 )

@@ -9,14 +9,17 @@ Row = Dict[str, Any]
 COLUMNS = {
     'step': ('name', 'ms', 'ratio', 'memory'),
     'profile': ('name', 'form', 'ms', 'share', 'gflops', 'gbytes', 'ratio'),
-    'inference': ('name', 'parameters', 'multiply_adds', 'batch_size', 'form', 'images_per_second', 'ratio'),
+    'inference': (
+        *('name', 'parameters', 'multiply_adds', 'batch_size', 'form'),
+        *('images_per_second', 'ratio', 'p50_ms', 'p95_ms'),
+    ),
     'epoch': ('name', 'images_per_second', 'ratio'),
     'growth': ('name', 'img_size', 'batch_size', 'ms', 'ratio'),
 }
 HEADINGS = {
     'step': 'A training step, {batch_size} images of {img_size} px (ratio: speed relative to the first row)',
     'profile': 'Operators of a step, {batch_size} images of {img_size} px, one by one (ratio: share of the roofline)',
-    'inference': 'Inference at {img_size} px (ratio: speed relative to eager)',
+    'inference': 'Inference at {img_size} px (ratio: speed relative to eager; p50, p95: latency of single images)',
     'epoch': 'An epoch of training, steps of {batch_size} images of {img_size} px (ratio: time relative to the first'
     ' row)',
     'growth': 'A training step by size (ratio: time per image and pixel, relative to the median of these)',
@@ -32,7 +35,7 @@ def _format(column: str, value: Any) -> str:
         return f'{value / 1e9:.3f} G'
     if column == 'share':
         return f'{value:.1%}'
-    if column in ('ms', 'images_per_second', 'gflops', 'gbytes'):
+    if column in ('ms', 'p50_ms', 'p95_ms', 'images_per_second', 'gflops', 'gbytes'):
         return f'{value:.1f}'
     if column == 'ratio':
         return f'{value:.2f}'

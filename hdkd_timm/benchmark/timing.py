@@ -5,11 +5,13 @@ import time
 from contextlib import nullcontext
 from typing import Any, Callable, Dict, List, Tuple
 
+import numpy as np
 import torch
 
 from ..utils.memory import kept_memory
 
 WARMUP_CALLS = 2  # of a form that keeps freed memory, until it takes no more of it from the system
+LATENCY_CALLS = 20  # of a form in a row, each timed by itself
 MIN_SECONDS = 0.3  # of one timing: several calls of a form that takes less are timed together
 
 
@@ -62,3 +64,26 @@ def take_turns(
                     forms[name]()
                 timings[name].append(_time_calls(forms[name], device, calls[name], clock))
     return {name: statistics.median(values) for name, values in timings.items()}
+
+
+def measure_latency(
+    forms: Dict[Any, Callable[[], Any]],
+    rounds: int,
+    device: torch.device,
+    kept: Tuple[str, ...] = (),
+    clock: Callable[[], float] = time.perf_counter,
+) -> Dict[Any, Tuple[float, float]]:
+    """Median and 95th percentile of the seconds of single calls of each form, `LATENCY_CALLS` in a row in each round.
+
+    Args:
+        forms, rounds, device, kept, clock: As in `take_turns`; forms that are not kept have a warm-up too.
+    """
+    timings: Dict[Any, List[float]] = {name: [] for name in forms}
+    for _ in range(rounds):
+        for name, form in forms.items():
+            with kept_memory(device) if name in kept else nullcontext():
+                for _ in range(WARMUP_CALLS):
+                    form()
+                timings[name] += [_time_calls(form, device, clock=clock) for _ in range(LATENCY_CALLS)]
+    found = {name: np.percentile(values, [50, 95]) for name, values in timings.items()}
+    return {name: (float(middle), float(high)) for name, (middle, high) in found.items()}

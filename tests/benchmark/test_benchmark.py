@@ -13,6 +13,7 @@ from hdkd_timm.utils.csv_files import read_rows
 @pytest.mark.usefixtures('small_networks')
 def test_command(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(timing, 'MIN_SECONDS', 0.0)  # a call a timing
+    monkeypatch.setattr(timing, 'LATENCY_CALLS', 3)
     out = tmp_path / 'bench.csv'
     settings = dict(img_size=32, batch_size=4, rounds=1, device='cpu', workers=0, epoch_images=16, out=out)
     settings.update(models=['hdkd_student_s4', 'resnet10t'], forms=['eager', 'fused'], inference_batches=[1, 2])
@@ -48,6 +49,10 @@ def test_command(tmp_path, capsys, monkeypatch):
     for row in rows:
         assert row['machine'] in shown
         assert f'| {row["name"]} |' in shown
+    for row in rows:
+        is_single = (row['part'], row['batch_size']) == ('inference', '1')
+        assert bool(row['p50_ms']) == bool(row['p95_ms']) == is_single
+        assert not is_single or 0 < float(row['p50_ms']) <= float(row['p95_ms'])
     # the ratios follow from the times
     steps = {row['name']: row for row in rows if row['part'] == 'step'}
     for row in steps.values():

@@ -1,6 +1,7 @@
 import torch
 
-from hdkd_timm.benchmark.timing import take_turns
+from hdkd_timm.benchmark import timing
+from hdkd_timm.benchmark.timing import measure_latency, take_turns
 from hdkd_timm.utils import memory
 
 CPU = torch.device('cpu')
@@ -44,3 +45,16 @@ def test_quick_forms_are_called_several_times():
     clock, calls = Clock(), []
     assert take_turns({'quick': clock.form(calls, 'q', 2**-5)}, 2, CPU, clock=clock) == {'quick': 2**-5}
     assert len(calls) == 2 + 2 * 9  # to 0.3 seconds
+
+
+def test_latency(monkeypatch):
+    """Of single calls after two for warm-up, also of those that keep memory."""
+    clock, calls = Clock(), []
+    monkeypatch.setattr(timing, 'LATENCY_CALLS', 21)
+    monkeypatch.setattr(memory, 'keep_freed_memory', lambda keep=True: calls.append('+' if keep else '-') or True)
+    forms = {
+        'a': clock.form(calls, 'a', 99, 99, *range(21)),
+        'b': clock.form(calls, 'b', 99, 5),
+    }
+    assert measure_latency(forms, 1, CPU, kept=('b',), clock=clock) == {'a': (10, 19), 'b': (5, 5)}
+    assert ''.join(calls) == 23 * 'a' + '+' + 23 * 'b' + '-'
