@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from timm.data import create_transform
 from torch import nn
 
+from ..data.image_files import split_frame, split_suffix
 from ..data.image_io import read_image
 from ..evaluation.classifier import Classifier, ModelConfig, OnnxModel, load_classifier
 from ..evaluation.metrics import format_metric
@@ -204,7 +205,9 @@ def _write_overlays(explanation: Explanation, number: int, folder: Path) -> _She
     """Write NUMBER-NAME-MAP.png, the overlay of each map over an image."""
     path, image = Path(explanation.path), Image.fromarray(explanation.image)
     overlays = {name: Image.fromarray(overlay(explanation.image, heat)) for name, heat in explanation.maps.items()}
-    stem = ''.join(c if c.isalnum() or c in '-_.' else '_' for c in path.stem)[:60]
+    name, frame = Path(split_suffix(path)[0]).name, split_frame(path)[1]
+    stem = ''.join(c if c.isalnum() or c in '-_.' else '_' for c in name)[:60]
+    stem += '' if frame is None else f'-{frame}'
     for name, picture in overlays.items():
         suffix = name.lower().replace(',', '').replace(' ', '-')
         picture.save(folder / f'{number:03d}-{stem}-{suffix}.png')

@@ -1,8 +1,8 @@
 """Where the time of a training step goes, and how far each part is from what the machine can do (the roofline).
 
-Each operator of an eager step is timed by itself, with the operations and the bytes that it needs at least. A part that
-computes is bound by the peak of a matrix product, one that moves data by that of a copy; the roofline is the greater of
-the two times (Williams, Waterman, Patterson: Roofline, Communications of the ACM 52, 2009).
+Each operator of an eager step is timed by itself, with its operations and the bytes of its arguments and results. What
+computes is bound by the peak of a matrix product, what moves data by that of a copy; the roofline is the
+greater of the two times (Williams, Waterman, Patterson: Roofline, Communications of the ACM 52, 2009).
 """
 
 import statistics

@@ -1,10 +1,14 @@
 """Slices of NIfTI volumes as viewers show them, read by nibabel, the extra `nifti`."""
 
+import collections
 import gzip
+import logging
+import math
 import os
+import threading
 import zlib
 from contextlib import contextmanager, nullcontext
-from typing import Any, BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, BinaryIO, DefaultDict, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 from PIL import Image
@@ -16,11 +20,15 @@ from .value_range import StoredValues
 HEADER = 544  # bytes of the longer of the two headers, with the flag of its extensions
 GZIP, NIFTI_1, NIFTI_2 = b'\x1f\x8b', b'n+1\0', b'n+2\0'  # the first bytes, and those at 344 and at 4
 
+SEVERE = 40  # level of what nibabel finds wrong in a header that makes it useless
+_QUIET = logging.Logger('nibabel', logging.CRITICAL + 1)  # it would repeat for every slice what does not matter here
+
 
 class Volume(NamedTuple):
     """An open volume whose values are read slice by slice.
 
     Args:
+        stream: The file, decompressed as it is read.
         slices: nibabel's proxy of its values, (X, Y, Z) as stored.
         transpose: Whether the columns of the displayed image are the second stored axis, not the first.
         flip: Whether the stored order is reversed along the displayed rows and columns.
@@ -28,6 +36,7 @@ class Volume(NamedTuple):
         bits: Bits of a stored value.
     """
 
+    stream: BinaryIO
     slices: Any
     transpose: bool
     flip: Tuple[bool, bool]
@@ -109,7 +118,7 @@ def read_nifti(
         index = _select_slice(volume, index)
         width, height = volume.size()
         with reserve(check_size(width, height)):
-            low, high = volume.window or _measure_volume(file, volume)
+            low, high = _find_display_range(file, volume)
             values = volume.upright(volume.read(index))
             result = Image.new(mode, (width, height))
             for first, last in split_rows(width, height):
@@ -134,17 +143,21 @@ def _open_volume(file: BinaryIO) -> Iterator[Volume]:
         if not _has_magic(head):
             raise ValueError('not a NIfTI file of one part (.nii, .nii.gz): nibabel.save converts others')
         kind = nibabel.Nifti1Header if head[344:348] == NIFTI_1 else nibabel.Nifti2Header
-        header = kind(head[: kind.sizeof_hdr])
+        header = kind(head[: kind.sizeof_hdr], check=False)
+        header.check_fix(_QUIET, error_level=SEVERE)
+        if header.get_data_offset() < kind.sizeof_hdr + 4:
+            raise ValueError(f'its voxels begin at byte {header.get_data_offset()}, within the header')
         transpose, flip = _find_axes(header)
         low, high = float(header['cal_min']), float(header['cal_max'])
         shape = _find_shape(header)
         check_size(*shape[:2])
         spec = (shape, header.get_data_dtype(), header.get_data_offset(), *_find_scaling(header))
         yield Volume(
+            opened,
             ArrayProxy(opened, spec, mmap=False),
             transpose,
             flip,
-            (low, high) if low < high < np.inf else None,
+            (low, high) if low < high and np.isfinite([low, high]).all() else None,
             8 * header.get_data_dtype().itemsize,
         )
 
@@ -161,10 +174,8 @@ def _find_shape(header: Any) -> Tuple[int, int, int]:
     while len(shape) > 3 and shape[-1] == 1:
         shape.pop()
     if len(shape) > 3:
-        raise ValueError(
-            f'{len(shape)} axes, {" x ".join(map(str, shape))}, expected three: save its volumes one by one'
-            ' (nibabel.four_to_three)'
-        )
+        way_out = ', nibabel.four_to_three saves its volumes one by one' if len(shape) == 4 else ''
+        raise ValueError(f'{len(shape)} axes, {" x ".join(map(str, shape))}, expected three{way_out}')
     width, height, slices = shape + [1] * (3 - len(shape))
     if not (width and height and slices):
         raise ValueError(f'a volume without voxels, {width} x {height} x {slices}')
@@ -210,25 +221,39 @@ def _select_slice(volume: Volume, index: Optional[int]) -> int:
 
 # -- range of values ---------------------------------------------------------------------------------------------------
 
-# least and greatest value of volumes on disk, which are read for the first slice, by device, inode, time and size
+# least and greatest value of volumes on disk, which are read to their end for the first slice, by device, inode, time
+# and size; a lock for each, so that threads do not all read it
 _ranges: Dict[Tuple[int, ...], Tuple[float, float]] = {}
+_locks: DefaultDict[Tuple[int, ...], threading.Lock] = collections.defaultdict(threading.Lock)
 
 
-def _measure_volume(file: BinaryIO, volume: Volume) -> Tuple[float, float]:
-    """Least and greatest value of the whole volume."""
+def _find_display_range(file: BinaryIO, volume: Volume) -> Tuple[float, float]:
+    """Values of black and white: the window of the file, else the least and greatest value of the whole volume."""
     try:
         stat = os.fstat(file.fileno())
     except (AttributeError, OSError):  # a file in memory, or inside another one
-        return _find_range(volume)
+        return _read_whole(volume)
     key = (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size)
-    if key not in _ranges:
-        _ranges[key] = _find_range(volume)
-    return _ranges[key]
+    with _locks[key]:
+        if key not in _ranges:
+            _ranges[key] = _read_whole(volume)
+        return _ranges[key]
 
 
-def _find_range(volume: Volume) -> Tuple[float, float]:
-    ends: List[float] = []
-    for index in range(volume.slices.shape[2]):
+def _read_whole(volume: Volume) -> Tuple[float, float]:
+    """As `_find_display_range`; also reads a compressed file to its end, where the checksum is.
+
+    Raises:
+        ValueError: if the values are not finite, or their difference.
+    """
+    ends: List[float] = list(volume.window or ())
+    for index in range(0 if volume.window else volume.slices.shape[2]):
         values = volume.read(index)
         ends += [float(values.min()), float(values.max())]
-    return min(ends), max(ends)
+    if isinstance(volume.stream, gzip.GzipFile):
+        while volume.stream.read(2**20):
+            pass
+    low, high = min(ends), max(ends)
+    if not math.isfinite(high - low):
+        raise ValueError(f'values from {low:g} to {high:g}, whose difference is not finite')
+    return low, high

@@ -9,6 +9,12 @@ from PIL import Image
 # white, all of them count as nearly black
 DARK, DARK_SET = 1 / 8, 1 / 4
 
+# formats that say themselves which values are black and white, and what sets these
+WAYS_OUT = {
+    'DICOM': 'set the window of the files (WindowCenter, WindowWidth), or clip the values that few pixels have',
+    'NIfTI': 'set the display range of the files (cal_min, cal_max), or clip the values that few voxels have',
+}
+
 
 class StoredValues(NamedTuple):
     """How a file stores its values, and which of them it uses.
@@ -76,10 +82,13 @@ def describe_ranges(values: Sequence[Optional[StoredValues]], names: Sequence[st
     first = values[dark[0]]
     same_kind = [values[i] for i in dark if (values[i].mode, values[i].white) == (first.mode, first.white)]
     low, high = min(v.low for v in same_kind), max(v.high for v in same_kind)
+    way_out = WAYS_OUT.get(
+        first.mode,
+        f'multiply the values of all images by the same factor (at most {first.white / high:.4g}) and save them again',
+    )
     subset = f'{len(same_kind):,} of them have ' if len(same_kind) < len(dark) else ''
     return (
         f'{len(dark):,} of {len(values):,} images use so little of their value range that they appear nearly black:'
         f' {subset}values {low:g} to {high:g} of 0 to {first.white:g} ({first.mode}, {first.bits} bit), for example'
-        f" '{names[dark[0]]}'. If that is not intended, multiply the values of all images by the same factor (at most"
-        f' {first.white / high:.4g}) and save them again.'
+        f" '{names[dark[0]]}'. If that is not intended, {way_out}."
     )

@@ -148,12 +148,13 @@ def minimum_label_margins(
     def scaled(margins: Interval, factor: float) -> Interval:
         return margins[0] * factor, margins[1] * factor
 
-    macro_f1 = float((1 / present).mean()) if len(present) else 0.0
+    micro_f1 = float(len(sizes) / present.sum()) if len(present) else 0.0
+    macro_f1 = max(micro_f1, float((1 / present).mean())) if len(present) else 0.0
     return {
         'macro_auroc': scaled(balanced, ranks[0] / ranks[1]),
         'mean_ap': scaled(accuracy, macro_f1),
         'macro_f1': scaled(accuracy, macro_f1),
-        'micro_f1': scaled(accuracy, len(sizes) / present.sum() if len(present) else 0.0),
+        'micro_f1': scaled(accuracy, micro_f1),
         'log_loss': scaled(accuracy[::-1], log_odds[0] / log_odds[1]),
     }
 

@@ -12,8 +12,8 @@ __all__ = ['Gelu']
 def gelu(x: torch.Tensor) -> torch.Tensor:
     """GELU, exact (erf).
 
-    PyTorch has oneDNN's kernel compute contiguous tensors alone. Its own, which takes up to three times as long in the
-    backward pass, is for all others, so a channels-last tensor is shown as the contiguous one (B, H, W, C) that it is.
+    PyTorch uses oneDNN's kernel for contiguous tensors alone; its own, up to three times slower in the backward pass,
+    takes all others. A channels-last tensor is therefore viewed as the contiguous (B, H, W, C).
     """
     if not torch.jit.is_scripting() and not torch.compiler.is_compiling():  # noqa: SIM102, as TorchScript wants it
         if x.dim() == 4 and x.device.type == 'cpu' and x.stride(1) == 1:

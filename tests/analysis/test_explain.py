@@ -8,7 +8,14 @@ from helpers import TINY_STUDENT, write_images
 from timm.data import create_transform
 
 import hdkd_timm  # noqa: F401
-from hdkd_timm.analysis.explain import _compute_maps, explain, to_image_coordinates, write_explanations
+from hdkd_timm.analysis.explain import (
+    Explanation,
+    _compute_maps,
+    _write_overlays,
+    explain,
+    to_image_coordinates,
+    write_explanations,
+)
 from hdkd_timm.analysis.grad_cam import NoMapsError
 from hdkd_timm.analysis.rollout import attention_rollout
 from hdkd_timm.cli import main
@@ -103,3 +110,12 @@ def test_large_images_are_shown_small(tmp_path):
         expected = large.maps[name].reshape(100, 4, 100, 4).mean(axis=(1, 3))
         assert heat.shape == (100, 100)
         assert np.abs(heat - expected).max() < 0.05
+
+
+def test_names_of_frames(tmp_path):
+    image = np.zeros((4, 4, 3), np.uint8)
+    for number, path in enumerate(('a/scan.nii.gz#40', 'a/scan.nii.gz#41', 'b/x y.tar.png'), 1):
+        found = Explanation(path, image, 'cat', {'cat': 1.0}, {'Grad-CAM': np.zeros((4, 4), np.float32)})
+        _write_overlays(found, number, tmp_path)
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert names == ['001-scan-40-grad-cam.png', '002-scan-41-grad-cam.png', '003-x_y.tar-grad-cam.png']

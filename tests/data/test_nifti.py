@@ -4,8 +4,7 @@ import csv
 import gzip
 import io
 import itertools
-import os
-import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import nibabel
 import numpy as np
@@ -19,7 +18,8 @@ from hdkd_timm.analysis.data_check import CheckConfig, check_data, list_pairs, s
 from hdkd_timm.data import nifti
 from hdkd_timm.data.image_files import is_image_file, split_suffix
 from hdkd_timm.data.image_io import image_size, read_image
-from hdkd_timm.data.inspection import inspect_image
+from hdkd_timm.data.inspection import inspect_image, inspect_images
+from hdkd_timm.data.value_range import describe_ranges
 from hdkd_timm.evaluation.predict import find_images
 
 
@@ -77,9 +77,7 @@ def test_white_is_the_greatest_value_of_the_volume(tmp_path):
     assert pixels(f'{path}#0').tolist() == [[round(1000 / 4000 * 255), 0]]
     assert pixels(f'{path}#2').tolist() == [[255, round(2000 / 4000 * 255)]]
     assert pixels(f'{path}#2', 'RGB').tolist() == [[[255] * 3, [round(2000 / 4000 * 255)] * 3]]
-    write(path, values // 2)
-    os.utime(path, ns=(1, 1))  # another file of this name
-    write(path, np.where(values == 3000, 1000, values))
+    write(path, np.where(values == 3000, 1000, values))  # another file of this name
     assert pixels(f'{path}#2').tolist() == [[255, 255]]
 
 
@@ -112,7 +110,12 @@ def test_constant_volume_is_black(tmp_path):
     [
         (np.zeros((2, 3, 4), np.uint8), '', '4 slices, expected one image: name one as FILE#0, FILE#1'),
         (np.zeros((2, 3, 4), np.uint8), '#4', 'no slice 4, it has 4, numbered from 0'),
-        (np.zeros((2, 3, 4, 5), np.uint8), '#0', '4 axes, 2 x 3 x 4 x 5, expected three: save its volumes one by one'),
+        (
+            np.zeros((2, 3, 4, 5), np.uint8),
+            '#0',
+            '4 axes, 2 x 3 x 4 x 5, expected three, nibabel.four_to_three saves',
+        ),
+        (np.zeros((2, 3, 1, 1, 3), np.uint8), '', '5 axes, 2 x 3 x 1 x 1 x 3, expected three$'),
         (np.zeros((2, 3, 4), np.complex64), '#0', 'values of type complex64, expected one real number'),
         (np.zeros((2, 3, 4), [('R', 'u1'), ('G', 'u1'), ('B', 'u1')]), '#0', 'expected one real number'),
         (np.zeros((0, 3, 4), np.uint8), '#0', 'a volume without voxels, 0 x 3 x 4'),
@@ -133,6 +136,64 @@ def test_values_that_are_not_finite(tmp_path):
         path = write(tmp_path / f'x{len(header)}.nii', values, **header)
         with pytest.raises(ValueError, match='values that are not finite in slice 2'):
             read_image(f'{path}#2')
+
+
+@pytest.mark.parametrize('window', [{}, {'cal_max': 100}])
+def test_damaged_voxels(window, tmp_path):
+    """A flipped bit, which only the checksum at the end shows."""
+    path = write(tmp_path / 'x.nii.gz', np.arange(3000, dtype=np.uint8).reshape(10, 10, 30), **window)
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    stored = gzip.compress(content, compresslevel=0)
+    at = stored.index(bytes(content[400:500])) + 50
+    path.write_bytes(stored[:at] + bytes([stored[at] ^ 4]) + stored[at + 1 :])
+    for _ in range(2):
+        with pytest.raises(gzip.BadGzipFile, match='CRC'):
+            read_image(f'{path}#2')
+    assert 'CRC' in inspect_image(f'{path}#2').error
+
+
+def test_values_too_far_apart(tmp_path):
+    path = write(tmp_path / 'x.nii', np.array([[[-1e308, 1e308]]]))
+    with pytest.raises(ValueError, match=r'values from -1e\+308 to 1e\+308, whose difference is not finite'):
+        read_image(f'{path}#0')
+    path = write(tmp_path / 'y.nii', np.array([[[0, 100]]], np.uint8), cal_min=-np.inf, cal_max=10)  # no such window
+    assert pixels(f'{path}#1').tolist() == [[255]]
+
+
+def test_header_that_nibabel_corrects(tmp_path, capfd):
+    """Without a message for every slice; but voxels do not begin in the header."""
+    path = write(tmp_path / 'x.nii', np.arange(60, dtype=np.uint8).reshape(3, 4, 5))
+    data = path.read_bytes()
+    header = nibabel.Nifti1Header(data[:348])
+    header['vox_offset'], header['pixdim'][1:4], header['sform_code'] = 360, 0, 77
+    path.write_bytes(header.binaryblock + bytes(12) + data[352:])
+    assert pixels(f'{path}#4').max() == 255
+    assert capfd.readouterr().err == ''
+    header['vox_offset'] = 0
+    path.write_bytes(header.binaryblock + data[348:])
+    with pytest.raises(ValueError, match='its voxels begin at byte 0, within the header'):
+        read_image(f'{path}#4')
+
+
+def test_a_volume_is_measured_once(volume, tmp_path, monkeypatch):
+    path, read = write(tmp_path / 'x.nii.gz', volume), []
+    measure = nifti._read_whole
+    monkeypatch.setattr(nifti, '_read_whole', lambda volume: read.append(1) or measure(volume))
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda i: pixels(f'{path}#{i}'), range(6)))
+    assert len(read) == 1
+    assert max(image.max() for image in found) == 255
+
+
+def test_dark_volumes(tmp_path, caplog):
+    """The way out is the file's own range, which decides what is white."""
+    values = np.zeros((4, 4, 3), np.int16)
+    values[1:3, 1:3], values[0, 0, 2] = 200, 30000
+    path = write(tmp_path / 'x.nii', values)
+    records = inspect_images([f'{path}#0', f'{path}#1'])
+    warning = describe_ranges([record.values for record in records], ['x#0', 'x#1'])
+    assert 'set the display range of the files (cal_min, cal_max), or clip the values' in warning
+    assert 'multiply' not in warning
 
 
 def test_singular_affine(tmp_path):
@@ -183,7 +244,7 @@ def test_nibabel_is_imported_for_volumes_alone(tmp_path):
         'import sys; from hdkd_timm.data.image_io import read_image;'
         f'read_image({str(next(tmp_path.glob("a/*")))!r}); sys.exit("nibabel" in sys.modules)'
     )
-    assert run('-c', code).returncode == 0, sys.version
+    assert run('-c', code).returncode == 0
 
 
 def test_names():

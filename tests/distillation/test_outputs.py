@@ -1,8 +1,13 @@
+import pytest
 import timm
 import torch
 from helpers import TINY_STUDENT, TINY_TEACHER
 from torch import nn
 
+from hdkd_timm.distillation.losses import mean_squared_difference
+from hdkd_timm.distillation.methods.at import at_loss
+from hdkd_timm.distillation.methods.ickd import ickd_loss
+from hdkd_timm.distillation.methods.reviewkd import hierarchical_context_loss
 from hdkd_timm.distillation.outputs import forward_stages, get_channel_stats, has_distillation_head
 
 
@@ -27,6 +32,21 @@ def test_pair_of_logits_in_distilled_training():
     for stages in ([], [1, 3]):
         logits, _ = forward_stages(model, torch.randn(2, 3, 32, 32), stages)
         assert [tuple(part.shape) for part in logits] == [(2, 5), (2, 5)]
+
+
+@pytest.mark.parametrize('layout', [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize('loss', [at_loss, ickd_loss, hierarchical_context_loss, mean_squared_difference])
+def test_gradients_have_the_layout_of_the_maps(loss, layout):
+    """With which backward passes are fast, whatever the loss makes of them."""
+    torch.manual_seed(0)
+    model = timm.create_model('hdkd_teacher', **TINY_TEACHER).to(memory_format=layout)
+    x = torch.randn(2, 3, 64, 64).contiguous(memory_format=layout)
+    seen = {}
+    _, maps = forward_stages(model, x, [1, 2, 3])
+    for stage, of_stage in enumerate(maps, 1):
+        of_stage.register_hook(lambda grad, stage=stage: seen.update({stage: grad.is_contiguous(memory_format=layout)}))
+    sum(loss(of_stage, torch.randn_like(of_stage)) for of_stage in maps).backward()
+    assert seen == {1: True, 2: True, 3: True}
 
 
 def test_channel_stats():

@@ -116,3 +116,14 @@ def test_shares_of_labels():
     assert found['precision_95'] == pytest.approx([0.0943, 0.9916], abs=1e-4)  # 2 of 3
     assert found['recall_95'] == pytest.approx([0.1581, 1], abs=1e-4)  # 2 of 2
     assert found['specificity_95'] == pytest.approx([0.0943, 0.9916], abs=1e-4)
+
+
+def test_one_image_decides_nothing():
+    targets = np.array([[1, 0, 0]])
+    networks = [WeightedLabels(np.array([probs]), targets) for probs in ([0.9, 0.1, 0.1], [0.1, 0.1, 0.1])]
+    found = paired_label_bootstrap(networks, None, 20)
+    for name in ('macro_f1', 'micro_f1', 'exact_match'):
+        low, high = found[name]['interval']
+        assert found[name]['difference'] == -1
+        assert low == -1
+        assert high > 0

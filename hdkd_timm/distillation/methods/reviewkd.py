@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..losses import mean_squared_difference
 from ..networks import Pair
 from ..outputs import Needs, Outputs
 from .base import Method, check_number
@@ -26,7 +25,7 @@ def hierarchical_context_loss(student_map: torch.Tensor, teacher_map: torch.Tens
     height, width = teacher_map.shape[-2:]
     with torch.autocast(student_map.device.type, enabled=False):
         s, t = student_map.float(), teacher_map.float()
-        loss, weight, total = mean_squared_difference(s, t), 1.0, 1.0
+        loss, weight, total = F.mse_loss(s, t), 1.0, 1.0
         for level in LEVELS:
             if level < max(height, width):
                 cells = (min(level, height), min(level, width))
