@@ -35,6 +35,9 @@ from .run_folder import keep_images, run_folder
 
 _logger = logging.getLogger(__name__)
 
+EQUAL_CLASSES = ('balanced_accuracy', 'macro_f1', 'macro_auroc')  # metrics that give each class the same weight
+FEW_IMAGES = 5  # of a class; with fewer, one image is a quarter or more of its recall
+
 
 @dataclasses.dataclass
 class RunContext:
@@ -275,7 +278,24 @@ def _log_images(context: RunContext) -> None:
     _logger.info(f'{len(context.classes)} {what}{counts}, images: {images}; device {world.device}{processes}')
     if 'val' not in datasets:
         _logger.info('No val split: the last epoch is kept.')
+    else:
+        warn_of_few_images(context)
     if 'test' not in datasets:
         _logger.warning(
             'No test split: the results are those of the best epoch on val, which are optimistically biased.'
+        )
+
+
+def warn_of_few_images(context: RunContext) -> None:
+    """Warn if the val split has so few images of a class that chance may select the epoch."""
+    config, targets = context.config, getattr(context.datasets['val'], 'targets', None)  # streamed datasets have none
+    if config.multi_label or config.select_metric not in EQUAL_CLASSES or targets is None:
+        return
+    numbers = count_classes(targets, context.classes)
+    few = [f'{name} {number}' for name, number in numbers.items() if number < FEW_IMAGES]
+    if few:
+        _logger.warning(
+            f'{config.select_metric} weights all classes equally, and the val split has fewer than {FEW_IMAGES} images'
+            f' of {len(few)} of {len(numbers)} classes ({", ".join(few)}): chance may select the epoch. Hold out more'
+            ' images, use --select-metric log_loss, or train without a val split, which keeps the last epoch.'
         )

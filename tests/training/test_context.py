@@ -6,12 +6,14 @@ import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import pytest
 import timm
 import torch
 from helpers import TINY_STUDENT
 
 from hdkd_timm.data.datasets import create_datasets
-from hdkd_timm.training.context import RunContext
+from hdkd_timm.training.context import RunContext, warn_of_few_images
 from hdkd_timm.utils.distributed import World
 
 
@@ -43,3 +45,20 @@ def test_class_weights_of_streamed_images(train_config, tmp_path):
     config = dataclasses.replace(train_config, class_weights=str(path))
     run = RunContext(config, World(torch.device('cpu')), {'train': SimpleNamespace()}, ['a', 'b'])
     assert run.class_weights().tolist() == [0.5, 3]
+
+
+@pytest.mark.parametrize(
+    ('val', 'metric', 'told'),
+    [
+        ([0] * 9 + [1, 2], 'balanced_accuracy', 'fewer than 5 images of 2 of 3 classes (b 1, c 1)'),
+        ([0] * 9 + [1] * 5, 'macro_f1', 'fewer than 5 images of 1 of 3 classes (c 0)'),
+        ([0] * 5 + [1] * 5 + [2] * 5, 'macro_auroc', None),
+        ([0] * 9 + [1, 2], 'log_loss', None),
+        ([0] * 9 + [1, 2], 'accuracy', None),
+    ],
+)
+def test_few_validation_images_of_a_class(val, metric, told, train_config, caplog):
+    config = dataclasses.replace(train_config, select_metric=metric)
+    datasets = {'val': SimpleNamespace(targets=np.array(val))}
+    warn_of_few_images(RunContext(config, World(torch.device('cpu')), datasets, ['a', 'b', 'c']))
+    assert (told in caplog.text) if told else not caplog.text
