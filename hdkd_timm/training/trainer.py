@@ -17,6 +17,7 @@ from torch import nn
 from .._compat import set_memory_format, set_train_mode
 from ..data.augment import BatchAugmentation
 from ..data.sampler import derive_seed
+from ..data.workers import available_cores
 from ..evaluation.evaluate import evaluate
 from ..evaluation.metrics import LOWER_IS_BETTER
 from ..evaluation.multi_label import DEFAULT_THRESHOLD, choose_thresholds
@@ -33,6 +34,7 @@ from .run_folder import load_state, save_state
 
 _logger = logging.getLogger(__name__)
 
+MUCH_WAITING, LITTLE_WAITING = 0.3, 0.1  # shares of an epoch's time: worth a warning, and hardly any
 MAX_INITIAL_SHARE = 0.05  # of the first weights in a moving average; a larger one is warned of
 
 
@@ -246,16 +248,20 @@ class Trainer:
             state.step * images,
             self.world.is_primary,
         )
-        self.clock = time.perf_counter()
+        self.clock = self.epoch_start = time.perf_counter()
+        self.waited = self.drained = 0.0  # seconds: for images, and for the accelerator to end its work
 
     def read_batches(self) -> Iterator[Tuple[torch.Tensor, ...]]:
         """The epoch's remaining batches, up to a signal: images (B, C, H, W), normalised, class indices (B,) and, for
         methods with a memory of the images, their numbers (B,)."""
         batches = self.loaders['train'].epoch(self.state.epoch, self.state.step)
+        start = time.perf_counter()
         for batch in self.context.signals.watch(batches, self.can_save):
+            self.waited += time.perf_counter() - start
             if self.state.step == self.num_batches:  # datasets without random access only estimate it
                 break
             yield batch
+            start = time.perf_counter()
 
     def augment(self, images: torch.Tensor, target: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         """What is done to whole batches. Its random numbers, and those of the networks, follow from the step."""
@@ -327,8 +333,11 @@ class Trainer:
         state.targets.append(target.argmax(dim=1) if is_mixed else target)
         interval = 1 if self.world.device.type == 'cpu' else 20
         is_due = len(self.unread) >= interval or state.step == self.num_batches
-        self.progress.update(len(target) * self.world.size, self.read_losses() if is_due else None)
+        start = time.perf_counter()
+        numbers = self.read_losses() if is_due else None
         now = time.perf_counter()
+        self.drained += now - start
+        self.progress.update(len(target) * self.world.size, numbers)
         state.seconds += now - self.clock
         self.clock = now
 
@@ -379,6 +388,7 @@ class Trainer:
         self.progress.close()
         self.stop_if_asked()
         self.read_losses()
+        self.tell_waiting()
         if self.world.is_distributed:
             distribute_bn(self.model, self.world.size, reduce=True)
             if self.config.model_ema:
@@ -390,6 +400,24 @@ class Trainer:
         losses = {key: sum(sums[key] for sums, *_ in shares) / len(targets) for key in state.sums}
         metrics = {**losses, **problem.scores(probs, targets)}
         return {f'train_{key}': value for key, value in metrics.items()}
+
+    def tell_waiting(self) -> None:
+        """Warn after the second epoch, which needs no warm-up, if an accelerator waited for its images.
+
+        It works on its own while this process waits for images: it was idle only if it had ended whenever its losses
+        were read.
+        """
+        config, cores = self.config, available_cores()
+        waited, drained = (s / (time.perf_counter() - self.epoch_start) for s in (self.waited, self.drained))
+        is_due = self.state.epoch == 1 and self.world.is_primary and self.world.device.type != 'cpu'
+        if not is_due or waited < MUCH_WAITING or drained > LITTLE_WAITING:
+            return
+        remedies = [f'more loader processes (-j, now {config.workers} for {cores} cores)'] * (config.workers < cores)
+        remedies += ['--cache ram'] * (config.cache is None)
+        _logger.warning(
+            f'{self.name}  {waited:.0%} of the second epoch was spent waiting for images. What may help:'
+            f' {", ".join([*remedies, "--load-size for large images"])}.'
+        )
 
     def validate(self, metrics: Dict[str, Any]) -> bool:
         """Add the metrics on val, if there is one, and keep the weights of the best epoch. Returns whether it is."""

@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import json
+import re
+import time
 
 import numpy as np
 import pytest
@@ -500,3 +502,51 @@ def test_plateau_schedule_is_given_its_metric(train_config, image_folder, monkey
     lrs = [float(row['lr']) for row in read_summary(run)]
     assert lrs[0] == 2e-3
     assert lrs[-1] < 1e-3
+
+
+@pytest.mark.parametrize(
+    ('device', 'epoch', 'waited', 'drained', 'changes', 'told'),
+    [
+        (
+            'meta',
+            1,
+            8,
+            0,
+            {},
+            r'(7\d|80)% of the second epoch .* \(-j, now 0 for \d+ cores\), --cache ram, --load-size',
+        ),
+        ('meta', 1, 8, 0, dict(cache='ram'), r'cores\), --load-size'),
+        ('meta', 1, 8, 0, dict(workers=10**4), 'help: --cache ram'),
+        ('meta', 1, 8, 2, {}, None),  # the accelerator had work all the time
+        ('meta', 1, 2, 0, {}, None),  # little
+        ('meta', 0, 8, 0, {}, None),  # the first epoch reads the images
+        ('cpu', 1, 8, 0, {}, None),  # which loader processes would share with the training
+    ],
+)
+def test_waiting_for_images_is_told(make_trainer, device, epoch, waited, drained, changes, told, caplog):
+    trainer = make_trainer()
+    trainer.config = dataclasses.replace(trainer.config, **changes)
+    trainer.world = World(torch.device(device))
+    trainer.state.epoch = epoch
+    trainer.epoch_start -= 10
+    trainer.waited, trainer.drained = waited, drained
+    caplog.clear()
+    trainer.tell_waiting()
+    assert re.search(told, caplog.text) if told else not caplog.text
+
+
+def test_time_of_waiting_is_that_of_the_loader(make_trainer, monkeypatch):
+    trainer = make_trainer()
+    batches = trainer.read_batches()
+    read = trainer.loaders['train'].dataset.__class__.__getitem__
+
+    def read_slowly(self, i):
+        time.sleep(0.05)
+        return read(self, i)
+
+    monkeypatch.setattr(trainer.loaders['train'].dataset.__class__, '__getitem__', read_slowly)
+    next(batches)
+    waited = trainer.waited
+    assert waited > 4 * 0.05  # the images of a batch
+    time.sleep(0.2)  # what is done with it
+    assert trainer.waited == waited
