@@ -407,7 +407,7 @@ def create_parser() -> argparse.ArgumentParser:
     plans = sorted(path.stem for path in PLANS.glob('*.yaml'))
     parser.add_argument('plan', choices=plans, metavar='PLAN', help=', '.join(plans))
     parser.add_argument('--data-dir', required=True, type=Path, help="the data set's folder")
-    parser.add_argument('--changes', type=Path, help='YAML file of changes to the plan, such as gpu.yaml')
+    parser.add_argument('--changes', type=Path, help='YAML file of changes to the plan, such as split-official.yaml')
     parser.add_argument(
         '--runs', nargs='+', metavar='NAME', help='runs or tags, with what they need (default: all tags of the plan)'
     )

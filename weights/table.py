@@ -10,7 +10,12 @@ from hdkd_timm.evaluation.metrics import format_metric
 from hdkd_timm.models.pretrained import RELEASES, WEIGHTS
 
 HERE = Path(__file__).parent
-DATA = {'brain_mri': 'Brain Tumor MRI, grouped split', 'ham10k': 'HAM10000, split by lesion'}
+DATA = {
+    'brain_mri': 'Brain Tumor MRI, grouped split',
+    'ham10k': 'HAM10000, split by lesion',
+    'derm': 'HAM10000, split by lesion',
+    'chest_xray': 'Chest X-rays of children, official split',
+}
 HEAD = ['weights', 'data', 'licence', 'size', 'accuracy', 'balanced accuracy', 'macro AUROC', 'seed', 'sha256']
 
 

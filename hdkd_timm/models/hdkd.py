@@ -863,25 +863,24 @@ def _cfg(url: str = '', **kwargs: Any) -> Dict[str, Any]:
 
 # its features are tokens: a pool size would make other code treat them as a map
 _student_cfg = partial(_cfg, pool_size=None, fixed_input_size=True)
+_distilled_cfg = partial(_student_cfg, classifier=('head', 'head_dist'))
 
 # data sets of the released weights
 _brain_mri = dict(num_classes=4, label_names=('glioma', 'meningioma', 'notumor', 'pituitary'), license='cc0-1.0')
 _ham10k = dict(num_classes=7, label_names=('akiec', 'bcc', 'bkl', 'df', 'mel', 'nv', 'vasc'), license='cc-by-nc-4.0')
-
+_chest_xray = dict(num_classes=2, label_names=('normal', 'pneumonia'), license='cc-by-4.0')
 
 default_cfgs = generate_default_cfgs(
     {
         'hdkd_teacher.brain_mri': _cfg(hf_hub_id=hub_id('hdkd_teacher.brain_mri'), **_brain_mri),
         'hdkd_teacher.ham10k': _cfg(hf_hub_id=hub_id('hdkd_teacher.ham10k'), **_ham10k),
-        'hdkd_student.brain_mri': _student_cfg(
-            hf_hub_id=hub_id('hdkd_student.brain_mri'), classifier=('head', 'head_dist'), **_brain_mri
-        ),
-        'hdkd_student.ham10k': _student_cfg(
-            hf_hub_id=hub_id('hdkd_student.ham10k'), classifier=('head', 'head_dist'), **_ham10k
-        ),
+        'hdkd_student.brain_mri': _distilled_cfg(hf_hub_id=hub_id('hdkd_student.brain_mri'), **_brain_mri),
+        'hdkd_student.ham10k': _distilled_cfg(hf_hub_id=hub_id('hdkd_student.ham10k'), **_ham10k),
+        'hdkd_student.derm': _distilled_cfg(hf_hub_id=hub_id('hdkd_student.derm'), **_ham10k),
+        'hdkd_student.chest_xray': _distilled_cfg(hf_hub_id=hub_id('hdkd_student.chest_xray'), **_chest_xray),
         'hdkd_student_plain.untrained': _student_cfg(),
         'hdkd_teacher_s4.untrained': _cfg(pool_size=(14, 14)),
-        'hdkd_student_s4.untrained': _student_cfg(classifier=('head', 'head_dist')),
+        'hdkd_student_s4.chest_xray': _distilled_cfg(hf_hub_id=hub_id('hdkd_student_s4.chest_xray'), **_chest_xray),
     }
 )
 

@@ -34,12 +34,18 @@ _HAM10K = (
     'HAM10000 (Tschandl et al., Sci. Data 5, 180161, 2018, doi 10.7910/DVN/DBW86T; ViDIR Group, Department of'
     ' Dermatology, Medical University of Vienna)'
 )
+_CHEST_XRAY = 'chest X-rays of children (Kermany et al., Cell 172, 1122, 2018, doi 10.17632/rscbjbr9sj.2)'
 _warned: Set[str] = set()
 RELEASES: Dict[str, Release] = {
     'hdkd_teacher.brain_mri': Release('92a08816c81e91feaa9a41c4179be925369a516b82154ef13a3682ee2e6e8eb1', _BRAIN_MRI),
-    'hdkd_student.brain_mri': Release('b046241b4ec9023fb88fde63a75da19667d30532ed217bfeba36e3e2c5eae9c3', _BRAIN_MRI),
+    'hdkd_student.brain_mri': Release('4119363dcc6db7a14ea793a97eca423dc62f20a08a3ede90a4c3a5065327f76e', _BRAIN_MRI),
     'hdkd_teacher.ham10k': Release('b935f1832c9b9d414751b7a7a02f5ae7e3d5a7e206643866b20a8d73baebab99', _HAM10K),
-    'hdkd_student.ham10k': Release('6d5f1c6408d42b8a84520e759582a0d847a664c734533217ad79a118b8a1fa01', _HAM10K),
+    'hdkd_student.ham10k': Release('f069afe187cadda4bb49017ce538054066a0f5543108f9cf1f8bd08d430d296a', _HAM10K),
+    'hdkd_student.derm': Release('14b7686ced7584d75c6ceb44269eadcfd90440b9b16c63dca5118736b05befef', _HAM10K),
+    'hdkd_student.chest_xray': Release('e3aa3f4eeff8643e7a00bc8fe509edf8db2ce7a0e42c7afa437832dcd7b97dce', _CHEST_XRAY),
+    'hdkd_student_s4.chest_xray': Release(
+        'bbd9e6dfd8ef0daa586d374f83f3c3a489cbd9e049669382996d2d6de73dcb40', _CHEST_XRAY
+    ),
 }
 
 
