@@ -6,11 +6,12 @@ that of a study, `study_NAME`, from `docs/studies/NAME/`. A test checks that the
 """
 
 import csv
+import json
 import re
 import runpy
 import statistics
 from pathlib import Path
-from typing import Callable, Dict, List, Sequence
+from typing import Callable, Dict, List, Sequence, Tuple
 
 DOCS = Path(__file__).parent
 MARKED = re.compile(r'(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)', re.S)
@@ -24,18 +25,30 @@ def to_markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return ''.join('| ' + ' | '.join(line) + ' |\n' for line in lines)
 
 
-def small_data(rows: Rows) -> str:
-    cells = {
-        (r['network'], r['data'], r['recipe']): (f'{r["balanced_accuracy"]} % ({r["low"]}-{r["high"]})') for r in rows
-    }
-    columns = [('brain_mri', 'default'), ('brain_mri', 'paper'), ('ham10k', 'default')]
+def all_images(rows: Rows) -> str:
+    cells = {(r['network'], r['data']): f'{r["balanced_accuracy"]} / {float(r["macro_auroc"]):.3f}' for r in rows}
     return to_markdown(
-        ['balanced accuracy', 'brain MRI', 'brain MRI, `--recipe paper`', 'HAM10000'],
+        ['validation: balanced accuracy, % / macro AUROC', 'brain MRI', 'HAM10000'],
         [
-            [network, *(cells.get((network, *column), '') for column in columns)]
+            [network, cells[network, 'brain_mri'], cells[network, 'ham10k']]
             for network in dict.fromkeys(r['network'] for r in rows)
         ],
     )
+
+
+def chest_xray(rows: Rows) -> str:
+    """The rows of the released weights, from their metrics, then the published ones in the order of the file."""
+    names = {'random': 'random weights', 'ImageNet': 'ImageNet weights', 'search': 'a search over models'}
+    found = []
+    for tag in ('hdkd_student.chest_xray', 'hdkd_student_s4.chest_xray'):
+        with open(DOCS.parent / 'weights' / tag / 'metrics.json', encoding='utf-8') as file:
+            test = json.load(file)['test']
+        start = 'random weights, teacher from ImageNet weights'
+        found.append([f'`{tag}`', start, '224', f'{test["accuracy"]:.3f}', f'{test["macro_auroc"]:.3f}', 'this page'])
+    for r in rows:
+        auc = r['auc'] and f'{float(r["auc"]):.3f}'
+        found.append([r['network'], names[r['start']], r['img_size'], f'{float(r["accuracy"]):.3f}', auc, r['source']])
+    return to_markdown(['network', 'starts from', 'px', 'accuracy', 'AUC', 'source'], found)
 
 
 def training_step(rows: Rows) -> str:
@@ -148,13 +161,17 @@ def method_parity(rows: Rows) -> str:
 
 
 def write_study(folder: Path) -> str:
-    """The arms of a study, best first by the training images that it left out, with seed 1, which all have."""
-    with open(folder / 'unused.csv', encoding='utf-8', newline='') as file:
-        unused = [(*r['run'].rsplit('-', 1), 100 * float(r['balanced_accuracy'])) for r in csv.DictReader(file)]
+    """The arms of a study, best first by the training images that it left out, with seed 1, which all have; by the
+    validation images where `unused.csv` is missing."""
+    unused: List[Tuple[str, str, float]] = []
+    if (folder / 'unused.csv').exists():
+        with open(folder / 'unused.csv', encoding='utf-8', newline='') as file:
+            unused = [(*r['run'].rsplit('-', 1), 100 * float(r['balanced_accuracy'])) for r in csv.DictReader(file)]
     with open(folder / 'results.csv', encoding='utf-8', newline='') as file:
         arms = {r['arm']: r for r in csv.DictReader(file)}
     found = {arm: [value for name, _, value in unused if name == arm] for arm in arms}
     first = {name: value for name, seed, value in unused if seed == '1'}
+    val = {arm: 100 * float(r['val_balanced_accuracy']) for arm, r in arms.items()}
 
     def spread(mean: float, deviation: str, factor: float, digits: int) -> str:
         return f'{factor * mean:.{digits}f}' + (
@@ -162,31 +179,31 @@ def write_study(folder: Path) -> str:
         )
 
     lines = []
-    for arm in sorted(found, key=lambda arm: -first[arm]):
+    for arm in sorted(found, key=lambda arm: -(first or val)[arm]):
         r, values = arms[arm], found[arm]
         mean = {name: float(r[f'test_{name}']) for name in ('balanced_accuracy', 'macro_auroc', 'log_loss')}
-        accuracy = spread(mean['balanced_accuracy'], r['test_balanced_accuracy_sd'], 100, 1)
+        of_val = spread(float(r['val_balanced_accuracy']), r['val_balanced_accuracy_sd'], 100, 1)
+        of_unused = spread(statistics.mean(values), str(statistics.stdev(values)), 1, 1) if len(values) > 1 else ''
         difference = [r[f'balanced_accuracy_{name}'] for name in ('difference', 'low', 'high')]
         lines.append(
             [
                 f'`{arm}`',
-                f'{first[arm]:.1f}',
-                r['seeds'],
-                spread(statistics.mean(values), str(statistics.stdev(values)), 1, 1) if len(values) > 1 else '',
-                accuracy,
+                *([f'{first[arm]:.1f}', r['seeds'], of_unused] if first else [r['seeds'], of_val]),
+                spread(mean['balanced_accuracy'], r['test_balanced_accuracy_sd'], 100, 1),
                 f'{mean["macro_auroc"]:.3f}',
                 f'{mean["log_loss"]:.3f}',
                 '{:+.1f} ({:+.1f} to {:+.1f})'.format(*(100 * float(x) for x in difference)) if difference[0] else '',
             ]
         )
-    columns = ['all seeds', 'test, %', 'test AUROC', 'test log loss', 'test, points above `alone`']
-    return to_markdown(['arm', 'left-out training images, %, seed 1', 'seeds', *columns], lines)
+    columns = ['left-out training images, %, seed 1', 'seeds', 'all seeds'] if first else ['seeds', 'validation, %']
+    columns += ['test, %', 'test AUROC', 'test log loss', 'test, points above `alone`']
+    return to_markdown(['arm', *columns], lines)
 
 
 TABLES: Dict[str, Callable[[Rows], str]] = {
     f.__name__: f
     for f in (
-        *(small_data, training_step, training_step_avx2, step_profile),
+        *(all_images, chest_xray, training_step, training_step_avx2, step_profile),
         *(student_inference, network_inference),
         *(deployment, method_matrix, method_parity),
     )
