@@ -51,6 +51,25 @@ def chest_xray(rows: Rows) -> str:
     return to_markdown(['network', 'starts from', 'px', 'accuracy', 'AUC', 'source'], found)
 
 
+def multi_label(rows: Rows) -> str:
+    metrics = {
+        'macro_auroc': 'macro AUROC',
+        'mean_ap': 'mean average precision',
+        'macro_f1': 'macro F1',
+        'exact_match': 'exact match',
+    }
+    return to_markdown(
+        ['600 test images', *metrics.values()],
+        [
+            [
+                r['network'],
+                *('{:.3f} ({:.3f}-{:.3f})'.format(*(float(r[m + s]) for s in ('', '_low', '_high'))) for m in metrics),
+            ]
+            for r in rows
+        ],
+    )
+
+
 def training_step(rows: Rows) -> str:
     slowest = float(rows[0]['milliseconds'])
     return to_markdown(
@@ -203,7 +222,7 @@ def write_study(folder: Path) -> str:
 TABLES: Dict[str, Callable[[Rows], str]] = {
     f.__name__: f
     for f in (
-        *(all_images, chest_xray, training_step, training_step_avx2, step_profile),
+        *(all_images, chest_xray, multi_label, training_step, training_step_avx2, step_profile),
         *(student_inference, network_inference),
         *(deployment, method_matrix, method_parity),
     )
