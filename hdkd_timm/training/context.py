@@ -35,7 +35,7 @@ from .run_folder import keep_images, run_folder
 
 _logger = logging.getLogger(__name__)
 
-EQUAL_CLASSES = ('balanced_accuracy', 'macro_f1', 'macro_auroc')  # metrics that give each class the same weight
+EQUAL_CLASSES = ('balanced_accuracy', 'macro_f1', 'macro_auroc', 'mean_ap')  # metrics that weight all classes equally
 FEW_IMAGES = 5  # of a class; with fewer, one image is a quarter or more of its recall
 
 
@@ -287,15 +287,16 @@ def _log_images(context: RunContext) -> None:
 
 
 def warn_of_few_images(context: RunContext) -> None:
-    """Warn if the val split has so few images of a class that chance may select the epoch."""
+    """Warn if the val split has so few images of a class, or with a label, that chance may select the epoch."""
     config, targets = context.config, getattr(context.datasets['val'], 'targets', None)  # streamed datasets have none
-    if config.multi_label or config.select_metric not in EQUAL_CLASSES or targets is None:
+    if config.select_metric not in EQUAL_CLASSES or targets is None:
         return
     numbers = count_classes(targets, context.classes)
     few = [f'{name} {number}' for name, number in numbers.items() if number < FEW_IMAGES]
+    what = 'labels' if config.multi_label else 'classes'
     if few:
         _logger.warning(
-            f'{config.select_metric} weights all classes equally, and the val split has fewer than {FEW_IMAGES} images'
-            f' of {len(few)} of {len(numbers)} classes ({", ".join(few)}): chance may select the epoch. Hold out more'
+            f'{config.select_metric} weights all {what} equally, and the val split has fewer than {FEW_IMAGES} images'
+            f' of {len(few)} of {len(numbers)} {what} ({", ".join(few)}): chance may select the epoch. Hold out more'
             ' images, use --select-metric log_loss, or train without a val split, which keeps the last epoch.'
         )

@@ -62,3 +62,12 @@ def test_few_validation_images_of_a_class(val, metric, told, train_config, caplo
     datasets = {'val': SimpleNamespace(targets=np.array(val))}
     warn_of_few_images(RunContext(config, World(torch.device('cpu')), datasets, ['a', 'b', 'c']))
     assert (told in caplog.text) if told else not caplog.text
+
+
+def test_few_validation_images_with_a_label(train_config, caplog):
+    config = dataclasses.replace(train_config, multi_label=True, select_metric='macro_auroc')
+    labels = np.array([[1, 0], [1, 1], [1, 0], [1, 0], [1, 1]])
+    context = RunContext(config, World(torch.device('cpu')), {'val': SimpleNamespace(targets=labels)}, ['a', 'b'])
+    warn_of_few_images(context)
+    assert 'macro_auroc weights all labels equally' in caplog.text
+    assert 'fewer than 5 images of 1 of 2 labels (b 2)' in caplog.text
