@@ -271,6 +271,27 @@ def hdkd_settings(config: DistillConfig) -> Dict[str, Any]:
     return convert_settings('hdkd', METHODS['hdkd'], settings)
 
 
+def example_batch(
+    task: TrainingTask, config: TrainConfig, num_classes: int, number: int, device: torch.device
+) -> Tuple[torch.Tensor, ...]:
+    """A batch that a training step of the task takes: random images (B, C, H, W), targets as those of the settings, and
+    numbers of images (B,) if the task needs them.
+
+    Args:
+        task: The task.
+        config: Its settings.
+        num_classes: Number of classes K.
+        number: Number of images B, at most as many as there are for training.
+        device: Device of the batch.
+    """
+    images = torch.randn(number, *config.input_size)
+    target = torch.arange(number) % num_classes
+    if config.multi_label or config.mixup or config.cutmix:
+        target = nn.functional.one_hot(target, num_classes).float()
+    index = (torch.arange(number),) if getattr(task, 'needs_index', False) else ()
+    return tuple(tensor.to(device) for tensor in (images, target, *index))
+
+
 def freeze_stages(model: nn.Module, number: int) -> List[nn.Module]:
     """Freeze the first stages of a timm model and all before them, including tokens and position embedding where they
     are added there. Returns the frozen modules.

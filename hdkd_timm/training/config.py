@@ -141,6 +141,12 @@ class TrainConfig(DataConfig, AugmentConfig):
         const='inductor',
         metavar='BACKEND',
     )
+    fast: Optional[str] = setting(
+        None,
+        'try at the start of each training whether --channels-last and --torchcompile make its steps faster, and use'
+        ' what does',
+        choices=('auto',),
+    )
     cache: Optional[str] = setting(
         None, 'cache decoded images (resized, if that comes first) in memory or in a file', choices=CACHES
     )
@@ -186,6 +192,12 @@ class TrainConfig(DataConfig, AugmentConfig):
                 raise ValueError(f'{flag(name)} must be {words}, got {low} {high}.')
         if self.aa and self.aug != 'timm':
             raise ValueError(f"--aa '{self.aa}' is a part of --aug timm, not of --aug {self.aug}.")
+        for name in ('channels_last', 'torchcompile'):
+            if self.fast and getattr(self, name):
+                raise ValueError(
+                    f'--fast {self.fast} finds out by itself whether to use {flag(name)}: drop one of them'
+                    f'{" (--no-channels-last, if it was set elsewhere)" * (name == "channels_last")}.'
+                )
         if self.cache_dir and self.cache != 'disk':
             raise ValueError(f"--cache-dir '{self.cache_dir}' is for --cache disk alone.")
         if self.aug_device and self.aug != 'paper':

@@ -23,9 +23,10 @@ from ..utils.distributed import init_world, leave_world
 from ..utils.files import write_json
 from ..utils.image_size import format_image_size, to_height_width
 from ..utils.run_files import METRICS_FILE
-from .builders import create_distillation_task, create_network, create_task, create_teacher
+from .builders import create_distillation_task, create_network, create_task, create_teacher, example_batch
 from .config import DistillConfig, TrainConfig
 from .context import RunContext, open_run, prepare_run
+from .fast import default_form
 from .results import create_result, describe_problem, write_result
 from .resume import read_result
 from .teacher_logits import keep_origin, load_teacher_logits
@@ -211,16 +212,10 @@ def _check_networks(
         copies = dict(networks, student=student._replace(model=copy.deepcopy(student.model)))
         verbose, device = context.world.is_primary, context.world.device
         task = _create_task(context, copies, 'student', None, stored, verbose).to(device).train()
-        number = min(2, config.batch_size)
-        target = torch.zeros(number, dtype=torch.long, device=device)
-        index = (target,) if getattr(task, 'needs_index', False) else ()
-        if config.multi_label:
-            target = torch.zeros(number, len(context.classes), device=device)
-        elif config.mixup or config.cutmix:
-            target = torch.nn.functional.one_hot(target, len(context.classes)).float()
+        images, *others = example_batch(task, config, len(context.classes), min(2, config.batch_size), device)
         try:
             with torch.no_grad():
-                task(torch.zeros(number, *config.input_size, device=device), target, *index)
+                task(torch.zeros_like(images), *others)
         except ValueError as e:
             raise ValueError(f'A training step of {" ".join(config.method)} fails: {e}') from e
 
@@ -261,14 +256,15 @@ def _test_given_teacher(context: RunContext, name: str, network: Network) -> Dic
     finished = read_result(folder, config)
     if finished is not None:
         return finished
-    layout = torch.channels_last if config.channels_last else torch.preserve_format
+    channels_last = default_form(config, world.device).channels_last
+    layout = torch.channels_last if channels_last else torch.preserve_format
     teacher.to(device=world.device, memory_format=layout)
     loader = context.create_loaders(teacher, config.img_size, context.test_split)[context.test_split]
     predicted = evaluate(
         teacher,
         loader,
         world,
-        channels_last=config.channels_last,
+        channels_last=channels_last,
         signals=context.signals,
         problem=config.problem,
     )

@@ -13,9 +13,10 @@ from ..models.checkpoint_file import read_checkpoint
 from ..utils.config import read_yaml, to_yaml
 from ..utils.files import check_sums
 from ..utils.parsing import parse_yaml, read_json
-from ..utils.run_files import CONFIG_FILE, METRICS_FILE, STATE_FILE
+from ..utils.run_files import CONFIG_FILE, FAST_FILE, METRICS_FILE, STATE_FILE
 from .builders import create_schedule
 from .config import DistillConfig, TrainConfig
+from .fast import read_form
 from .run_folder import load_state
 
 _logger = logging.getLogger(__name__)
@@ -117,6 +118,11 @@ def _check_network(folder: Path, name: str, before: TrainConfig, config: TrainCo
         progress = load_state(folder / STATE_FILE)['progress'][0]
         needs_best |= progress['best_epoch'] is not None
         done = progress['epoch'] + (progress['step'] > 0)
+        if config.fast and read_form(folder) is None:
+            raise ValueError(
+                f"'{folder / FAST_FILE}' is missing, which says how the steps of {name} have been computed so far:"
+                ' restore it, or start the run again with --overwrite.'
+            )
     elif result is not None:
         raise ValueError(
             f"'{folder / STATE_FILE}' is missing, from which {name} would continue to {config.epochs} epochs: restore"

@@ -27,6 +27,7 @@ from ..utils.run_files import METRICS_FILE, PREDICTIONS_FILE, STATE_FILE
 from .builders import create_optimizer, create_schedule, freeze_stages
 from .config import TrainConfig
 from .context import RunContext
+from .fast import Form, default_form, describe_trial, read_form, run_trial, write_form
 from .logger import EpochLog, Progress
 from .results import create_result, describe_problem, write_result
 from .resume import read_result
@@ -151,12 +152,12 @@ class Trainer:
                 (self.folder / name).unlink(missing_ok=True)
 
     def set_up(self) -> None:
-        """Loaders, optimiser, schedule, mixed precision and augmentation of batches."""
+        """Loaders, form of the steps, optimiser, schedule, mixed precision and augmentation of batches."""
         config, device = self.config, self.world.device
         random_seed(config.seed, self.world.rank)
         self.task.to(device)
-        if config.channels_last:
-            set_memory_format(self.task, torch.channels_last)
+        self.amp_dtype = getattr(torch, config.amp_dtype) if config.amp else None
+        self.autocast = torch.autocast(device.type, self.amp_dtype, enabled=config.amp)
         self.loaders = self.context.create_loaders(
             self.model,
             config.img_size,
@@ -165,16 +166,37 @@ class Trainer:
         )
         self.num_batches = len(self.loaders['train'])
         self.frozen = freeze_stages(self.model, config.freeze_stages)
+        self.form = self.find_form()
+        if self.form.channels_last:
+            set_memory_format(self.task, torch.channels_last)
         self.optimizer = create_optimizer(self.task.get_trainable_module(), config)
         updates_per_epoch = math.ceil(self.num_batches / config.grad_accum_steps)
         self.scheduler: Any = create_schedule(self.optimizer, config, updates_per_epoch)
-        self.amp_dtype = getattr(torch, config.amp_dtype) if config.amp else None
         self.scaler = NativeScaler(device=device.type) if self.amp_dtype == torch.float16 else None
-        self.autocast = torch.autocast(device.type, self.amp_dtype, enabled=config.amp)
         self.augment_batch = BatchAugmentation(
             config, len(self.context.classes), device, self.loaders['train'].mean, self.loaders['train'].std
         )
         self.set_up_task(updates_per_epoch)
+
+    def find_form(self) -> Form:
+        """How steps are computed: as the settings say, or with --fast as a trial finds, once for a training."""
+        config, world = self.config, self.world
+        form = read_form(self.folder) if config.fast else default_form(config, world.device)
+        if form is not None:
+            return form
+        self.set_train_mode()
+        steps = config.epochs * self.num_batches
+        form, seconds = run_trial(self.task, config, len(self.context.classes), steps, self.autocast, world)
+        if world.is_primary:
+            write_form(self.folder, form, seconds, world.device)
+            _logger.info(f'{self.name}  --fast auto: {describe_trial(form, seconds, steps)}')
+        return form
+
+    def set_train_mode(self) -> None:
+        """Training mode of all that is trained."""
+        set_train_mode(self.task)
+        for module in self.frozen:
+            module.eval()
 
     def set_up_task(self, updates_per_epoch: int) -> None:
         """Moving average of the weights, compiler and distributed training."""
@@ -183,9 +205,9 @@ class Trainer:
             task.setup_ema(decay=config.model_ema_decay, use_warmup=config.model_ema_warmup)
             if self.world.is_primary:
                 describe_average(self.name, task.get_trainable_module(ema=True), config.epochs * updates_per_epoch)
-        if config.torchcompile:
-            task.compile(backend=config.torchcompile)
-            task.compile_ema(backend=config.torchcompile)
+        if self.form.torchcompile:
+            task.compile(backend=self.form.torchcompile)
+            task.compile_ema(backend=self.form.torchcompile)
         if self.world.is_distributed:
             device = self.world.device
             task.prepare_distributed(device_ids=[device] if device.type == 'cuda' else None)
@@ -233,11 +255,9 @@ class Trainer:
 
     def start_epoch(self) -> None:
         state = self.state
-        set_train_mode(self.task)
+        self.set_train_mode()
         if hasattr(self.task, 'set_epoch'):
             self.task.set_epoch(state.epoch, self.config.epochs)
-        for module in self.frozen:
-            module.eval()
         if not state.step:
             state.lr = max(group['lr'] for group in self.optimizer.param_groups)
         self.optimizer.zero_grad()
@@ -267,7 +287,7 @@ class Trainer:
         """What is done to whole batches. Its random numbers, and those of the networks, follow from the step."""
         state = self.state
         random_seed(derive_seed(self.config.seed, state.epoch, state.step, 1), self.world.rank)  # 1: not an image's
-        if self.config.channels_last:
+        if self.form.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         return self.augment_batch(images, target, state.epoch)
 
@@ -459,7 +479,7 @@ class Trainer:
             self.loaders[split],
             self.world,
             self.amp_dtype,
-            self.config.channels_last,
+            self.form.channels_last,
             self.context.signals,
             self.config.problem,
         )
@@ -583,6 +603,7 @@ class Trainer:
             epoch=state.epoch - 1 if state.best_epoch is None else state.best_epoch,
             epochs=state.epoch,
             train_seconds=round(state.seconds, 1),
+            **({'form': dataclasses.asdict(self.form)} if self.config.fast else {}),
         )
         if self.log is not None:
             self.log.close()

@@ -3,6 +3,7 @@
 CONFIG_FILE = 'config.yaml'
 IMAGES_FILE = 'images.csv'
 STATE_FILE = 'last.pth'
+FAST_FILE = 'fast.json'
 SUMMARY_FILE = 'summary.csv'
 METRICS_FILE = 'metrics.json'
 PREDICTIONS_FILE = 'predictions.csv'
