@@ -49,7 +49,7 @@ class Form:
 
     def __str__(self) -> str:
         words = ['channels-last'] * self.channels_last + ['compiled'] * (self.torchcompile is not None)
-        return ', '.join(words) or 'plain'
+        return ' '.join(words) or 'plain'
 
 
 EAGER_FORMS = (Form(), Form(channels_last=True))
@@ -191,8 +191,9 @@ def describe_trial(form: Form, seconds: Dict[Form, float], steps: int) -> str:
     """The choice in words, with the milliseconds of a step."""
     if not seconds:
         return f'{form}, without a trial: {steps} steps are too few for one (fewer than {MIN_STEPS}).'
-    others = ', '.join(f'{other} {1000 * value:.3g}' for other, value in seconds.items() if other != form)
-    return f'{form}, {1000 * seconds[form]:.3g} ms a step ({others}).'
+    shown = {tried: f'{1000 * value:{".3g" if value < 1 else ".0f"}}' for tried, value in seconds.items()}
+    others = ', '.join(f'{tried} {value}' for tried, value in shown.items() if tried != form)
+    return f'{form}, {shown[form]} ms a step ({others}).'
 
 
 # -- the record --------------------------------------------------------------------------------------------------------
