@@ -34,7 +34,7 @@ COMMANDS = {  # heading -> command -> its help; a command is the module of its n
     },
     'convert and share': {
         'convert': 'convert a checkpoint file, such as one of the published code, to a model folder for timm',
-        'export': 'export a model to ONNX or torch.export, and compare it with PyTorch',
+        'export': 'export a model to ONNX, OpenVINO or torch.export, and compare it with PyTorch',
         'push': 'upload a model to the Hugging Face Hub, with a model card made from its run',
     },
     'benchmark and scripts': {
@@ -108,8 +108,10 @@ def _find_flags(name: str, arguments: Sequence[str]) -> str:
 
 
 def _run_command(name: str, args: argparse.Namespace) -> int:
+    from ..utils.cgroups import limit_threads
     from ..utils.signals import Interrupted
 
+    limit_threads()
     try:
         code = load_command(name).run(args) or 0
         sys.stdout.flush()

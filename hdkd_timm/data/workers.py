@@ -25,11 +25,6 @@ PREFETCH = 2  # batches that each loader process reads ahead, torch's default
 SHARED_RESERVE = 2**20  # bytes of shared memory for the queues and locks of the loader processes
 
 
-def available_cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-
-
 # -- shared memory -----------------------------------------------------------------------------------------------------
 
 

@@ -17,12 +17,12 @@ from torch import nn
 from .._compat import set_memory_format, set_train_mode
 from ..data.augment import BatchAugmentation
 from ..data.sampler import derive_seed
-from ..data.workers import available_cores
 from ..evaluation.evaluate import evaluate
 from ..evaluation.metrics import LOWER_IS_BETTER
 from ..evaluation.multi_label import DEFAULT_THRESHOLD, choose_thresholds
 from ..models.checkpoint import save_model
 from ..models.checkpoint_file import read_checkpoint
+from ..utils.cgroups import available_cores
 from ..utils.run_files import METRICS_FILE, PREDICTIONS_FILE, STATE_FILE
 from .builders import create_optimizer, create_schedule, freeze_stages
 from .config import TrainConfig

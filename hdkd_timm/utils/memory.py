@@ -8,26 +8,7 @@ from typing import Iterator
 
 import torch
 
-CGROUPS, CGROUP_OF_SELF = Path('/sys/fs/cgroup'), Path('/proc/self/cgroup')
-
-
-def _container_memory() -> float:
-    """Bytes that the container or job (cgroup v2) may still allocate; its file cache counts as free."""
-    root, least = CGROUPS, float('inf')
-    try:
-        lines = CGROUP_OF_SELF.read_text().splitlines()
-    except OSError:
-        return least
-    inner = next((line[4:] for line in lines if line.startswith('0::/')), '')
-    inside = [root / inner, *(root / inner).parents]
-    for folder in inside[: inside.index(root) + 1]:  # the limits of enclosing groups apply, too
-        try:
-            limit, used = ((folder / name).read_text() for name in ('memory.max', 'memory.current'))
-            stat = dict(line.split() for line in (folder / 'memory.stat').read_text().splitlines())
-            least = min(least, int(limit) - int(used) + int(stat['inactive_file']))
-        except (OSError, ValueError, KeyError):  # no limit ('max')
-            continue
-    return least
+from .cgroups import container_memory
 
 
 def available_memory() -> int:
@@ -36,7 +17,7 @@ def available_memory() -> int:
     try:
         for line in Path('/proc/meminfo').read_text().splitlines():  # includes caches that can be reclaimed
             if line.startswith('MemAvailable:'):
-                return int(min(int(line.split()[1]) * 1024, _container_memory()))
+                return int(min(int(line.split()[1]) * 1024, container_memory()))
     except OSError:
         pass
     return os.sysconf(name) * os.sysconf('SC_PAGE_SIZE')

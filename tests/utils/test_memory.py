@@ -10,22 +10,8 @@ from hdkd_timm.utils.memory import available_memory, format_bytes, kept_memory
 
 def test_available_memory(monkeypatch):
     assert 2**20 < available_memory() < 2**50
-    monkeypatch.setattr(memory, '_container_memory', lambda: 12345.0)
+    monkeypatch.setattr(memory, 'container_memory', lambda: 12345.0)
     assert available_memory() == 12345
-
-
-def test_memory_of_a_job(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, 'CGROUPS', tmp_path)
-    monkeypatch.setattr(memory, 'CGROUP_OF_SELF', tmp_path / 'self')
-    assert memory._container_memory() == float('inf')
-    (tmp_path / 'self').write_text('1:cpu:/x\n0::/jobs/7/step\n')
-    for folder, limit in (('.', '900'), ('jobs', 'max'), ('jobs/7', '600'), ('jobs/7/step', 'max')):
-        (tmp_path / folder).mkdir(exist_ok=True)
-        for name, text in (('max', limit), ('current', '250'), ('stat', 'anon 200\ninactive_file 30\n')):
-            (tmp_path / folder / f'memory.{name}').write_text(text)
-    assert memory._container_memory() == 600 - 250 + 30
-    (tmp_path / 'memory.max').write_text('300\n')
-    assert memory._container_memory() == 80
 
 
 @pytest.mark.parametrize(
