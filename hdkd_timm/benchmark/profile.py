@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from ..utils.distributed import synchronize
 from ..utils.memory import keep_freed_memory, kept_memory
 from .config import BenchConfig
 from .machine import Peaks, measure_peaks
@@ -104,12 +105,10 @@ class OperatorTimer(TorchDispatchMode):
         self, func: Any, types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self.device.type != 'cpu':
-            torch.accelerator.synchronize()
+        synchronize(self.device)
         start = time.perf_counter()
         result = func(*args, **kwargs)
-        if self.device.type != 'cpu':
-            torch.accelerator.synchronize()
+        synchronize(self.device)
         seconds = time.perf_counter() - start
         if func.is_view:
             return result

@@ -8,16 +8,12 @@ from typing import Any, Callable, Dict, List, Tuple
 import numpy as np
 import torch
 
+from ..utils.distributed import synchronize
 from ..utils.memory import kept_memory
 
 WARMUP_CALLS = 2  # of a form that keeps freed memory, until it takes no more of it from the system
 LATENCY_CALLS = 20  # of a form in a row, each timed by itself
 MIN_SECONDS = 0.3  # of one timing: several calls of a form that takes less are timed together
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type != 'cpu':
-        torch.accelerator.synchronize()
 
 
 def _time_calls(
@@ -27,11 +23,11 @@ def _time_calls(
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
     """Mean seconds of a call."""
-    _synchronize(device)
+    synchronize(device)
     start = clock()
     for _ in range(number):
         form()
-    _synchronize(device)
+    synchronize(device)
     return (clock() - start) / number
 
 

@@ -19,7 +19,10 @@ def add_arguments(parser: CommandParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    config = read_distill_settings(args, **DEFAULTS)
+    defaults = {
+        name: value for name, value in DEFAULTS.items() if name != 'channels_last' or not getattr(args, 'fast', None)
+    }
+    config = read_distill_settings(args, **defaults)
     if not (config.data_dir or config.data_csv or config.dataset):
         config = dataclasses.replace(config, data_dir=str(_draw_phantoms(Path(config.output) / 'phantoms')))
     run_distillation(config, args)

@@ -1,8 +1,8 @@
 """`--fast auto`: how the steps of a training are computed is found by a trial, and recorded for resuming.
 
 All forms compute the same up to rounding. Those without a compiler take turns on copies of the task. If there is time,
-the faster one is then compiled and takes turns with the compiled one. The trial may take `MAX_SHARE` of the training;
-where that is not enough for a fair comparison, there is none.
+the faster one is then compiled and takes turns with the compiled one. The trial has `MAX_SHARE` of the steps of the
+training; where that is not enough for a fair comparison, there is none.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ import torch
 from timm.task import TrainingTask
 
 from .._compat import set_memory_format
-from ..utils.distributed import World, describe_device
+from ..utils.distributed import World, describe_device, synchronize
 from ..utils.files import check_sums, write_json
 from ..utils.parsing import read_json
 from ..utils.run_files import FAST_FILE
@@ -29,7 +29,7 @@ from .config import TrainConfig
 
 _logger = logging.getLogger(__name__)
 
-MAX_SHARE = 0.02  # of the steps of a training, that the trial may take the time of
+MAX_SHARE = 0.02  # of the steps of a training, as many as the trial may have
 MIN_ROUNDS, MAX_ROUNDS = 3, 5  # timings of each form; fewer are not a fair comparison
 BACKEND = 'inductor'  # of the compiled form
 COMPILE_SECONDS = 300  # until a compiled step runs: HDKD's at 224 px took 299 s on two cores with other work
@@ -73,6 +73,7 @@ def run_trial(
     steps: int,
     autocast: torch.autocast,
     world: World,
+    stop_if_asked: Callable[[], None] = lambda: None,
 ) -> Tuple[Form, Dict[Form, float]]:
     """Time the forms of a training step, forward and backward, on copies of the task and random images.
 
@@ -85,10 +86,11 @@ def run_trial(
         steps: Steps of the training.
         autocast: Context of the forward pass.
         world: The processes of the run.
+        stop_if_asked: Called between steps; raises an error if the run is to stop.
 
     Returns:
         The form that trains in the least time, its start included, and the median seconds of a step in each form that
-        was tried; none if the training has fewer than `MIN_STEPS`.
+        was tried; none if the training has fewer than `MIN_STEPS`, or has no memory for a copy of its task.
     """
     budget = MAX_SHARE * steps  # in steps
     rounds = min(MAX_ROUNDS, int(budget / len(EAGER_FORMS)) - 1)
@@ -96,17 +98,19 @@ def run_trial(
         return default_form(config, world.device), {}
     with kept_random_state(world.device):
         batch = example_batch(task, config, num_classes, config.batch_size, world.device)
-        calls = {form: create_step(form, task, batch, autocast) for form in EAGER_FORMS}
-        for call in calls.values():
-            time_call(call, world.device)  # warm-up
-        seconds = time_in_turns(calls, rounds, world)
+        found = {form: prepare_step(form, task, batch, autocast, world) for form in EAGER_FORMS}
+        calls = {form: call for form, call in found.items() if call is not None}
+        if not calls:
+            return default_form(config, world.device), {}
+        seconds = time_in_turns(calls, rounds, world, stop_if_asked)
         best = min(seconds, key=lambda form: seconds[form])
         left = (budget - len(calls) * (rounds + 1)) * seconds[best]
         if left > COMPILE_SECONDS + 2 * rounds * seconds[best]:
             compiled = dataclasses.replace(best, torchcompile=BACKEND)
-            compiled_call = compile_step(compiled, task, batch, autocast, world)
+            compiled_call = prepare_step(compiled, task, batch, autocast, world)
             if compiled_call is not None:
-                seconds.update(time_in_turns({best: calls[best], compiled: compiled_call}, rounds, world))
+                pair = {best: calls[best], compiled: compiled_call}
+                seconds.update(time_in_turns(pair, rounds, world, stop_if_asked))
     # the compiled step is reused, but the passes of validation are yet to be compiled, and all again after a resume
     ahead = {form: steps * value + COMPILE_SECONDS * bool(form.torchcompile) for form, value in seconds.items()}
     return min(ahead, key=lambda form: ahead[form]), seconds
@@ -114,7 +118,7 @@ def run_trial(
 
 @contextlib.contextmanager
 def kept_random_state(device: torch.device) -> Iterator[None]:
-    """Restore the random numbers of Python, NumPy and PyTorch afterwards."""
+    """Restore the random numbers of Python, NumPy and PyTorch, on the CPU and a CUDA device, afterwards."""
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([device] if device.type == 'cuda' else []):
         try:
@@ -152,26 +156,31 @@ def create_step(
     return step
 
 
-def compile_step(
+def prepare_step(
     form: Form, task: TrainingTask, batch: Tuple[torch.Tensor, ...], autocast: torch.autocast, world: World
 ) -> Optional[Callable[[], None]]:
-    """As `create_step`, compiled; None, with a warning, if that fails in any of the processes."""
+    """As `create_step`, warmed up; None, with a warning, if any of the processes lacks the memory or the compiler."""
     call = None
     try:
         call = create_step(form, task, batch, autocast)
-        for _ in range(2):  # the first call may leave parts to be compiled
+        for _ in range(2 if form.torchcompile else 1):  # the first call may leave parts to be compiled
             time_call(call, world.device)
     except Exception as e:  # a compiler can raise anything
+        if not (form.torchcompile or isinstance(e, torch.OutOfMemoryError)):
+            raise
         call = None
         reason = ' '.join(str(e).split())[:200] or type(e).__name__
-        _logger.warning(f'--fast auto leaves out {form}: compiling fails here ({reason}).')
+        _logger.warning(f'--fast auto leaves out {form}: it fails here ({reason}).')
     return call if all(world.gather(call is not None)) else None
 
 
-def time_in_turns(calls: Dict[Form, Callable[[], None]], rounds: int, world: World) -> Dict[Form, float]:
+def time_in_turns(
+    calls: Dict[Form, Callable[[], None]], rounds: int, world: World, stop_if_asked: Callable[[], None]
+) -> Dict[Form, float]:
     """Median seconds of a call of each form, in turns, so that other load affects all alike; of the slowest process."""
     timings: Dict[Form, List[float]] = {form: [] for form in calls}
     for _ in range(rounds):
+        stop_if_asked()
         for form, call in calls.items():
             timings[form].append(time_call(call, world.device))
     medians = world.gather({form: statistics.median(values) for form, values in timings.items()})
@@ -180,18 +189,19 @@ def time_in_turns(calls: Dict[Form, Callable[[], None]], rounds: int, world: Wor
 
 def time_call(call: Callable[[], None], device: torch.device) -> float:
     """Seconds of a call."""
+    synchronize(device)
     start = time.perf_counter()
     call()
-    if device.type != 'cpu':
-        torch.accelerator.synchronize()
+    synchronize(device)
     return time.perf_counter() - start
 
 
 def describe_trial(form: Form, seconds: Dict[Form, float], steps: int) -> str:
     """The choice in words, with the milliseconds of a step."""
     if not seconds:
-        return f'{form}, without a trial: {steps} steps are too few for one (fewer than {MIN_STEPS}).'
-    shown = {tried: f'{1000 * value:{".3g" if value < 1 else ".0f"}}' for tried, value in seconds.items()}
+        few = f': {steps} steps are too few for one (fewer than {MIN_STEPS})' if steps < MIN_STEPS else ''
+        return f'{form}, without a trial{few}.'
+    shown = {tried: f'{1000 * value:{".3g" if value < 0.1 else ".0f"}}' for tried, value in seconds.items()}
     others = ', '.join(f'{tried} {value}' for tried, value in shown.items() if tried != form)
     return f'{form}, {shown[form]} ms a step ({others}).'
 

@@ -27,7 +27,7 @@ from ..utils.run_files import METRICS_FILE, PREDICTIONS_FILE, STATE_FILE
 from .builders import create_optimizer, create_schedule, freeze_stages
 from .config import TrainConfig
 from .context import RunContext
-from .fast import Form, default_form, describe_trial, read_form, run_trial, write_form
+from .fast import MIN_STEPS, Form, default_form, describe_trial, read_form, run_trial, write_form
 from .logger import EpochLog, Progress
 from .results import create_result, describe_problem, write_result
 from .resume import read_result
@@ -186,7 +186,14 @@ class Trainer:
             return form
         self.set_train_mode()
         steps = config.epochs * self.num_batches
-        form, seconds = run_trial(self.task, config, len(self.context.classes), steps, self.autocast, world)
+        if world.is_primary and steps >= MIN_STEPS:
+            _logger.info(f'{self.name}  --fast auto: trying forms of its steps.')
+        num_classes = len(self.context.classes)
+        form, seconds = run_trial(
+            self.task, config, num_classes, steps, self.autocast, world, self.context.stop_if_asked
+        )
+        if world.device.type == 'cuda':
+            torch.cuda.empty_cache()  # that of the copies
         if world.is_primary:
             write_form(self.folder, form, seconds, world.device)
             _logger.info(f'{self.name}  --fast auto: {describe_trial(form, seconds, steps)}')

@@ -82,6 +82,12 @@ def pick_device(name: Optional[str] = None) -> torch.device:
     return device
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has ended its work, which accelerators do on their own."""
+    if device.type != 'cpu':
+        torch.accelerator.synchronize(device)
+
+
 def describe_device(device: torch.device) -> str:
     """The name of an accelerator, or the number of CPU threads."""
     if device.type == 'cuda':

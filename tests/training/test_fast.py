@@ -31,7 +31,7 @@ def measure(monkeypatch):
     """Seconds of a step in each form -> a trial, also of short trainings, that measures them. Returns its rounds."""
 
     def patch(seconds=FIRST, share=10.0, backend='eager'):
-        def time_in_turns(calls, rounds, world):
+        def time_in_turns(calls, rounds, world, stop_if_asked):
             seen.append((list(map(str, calls)), rounds))
             for call in calls.values():
                 call()
@@ -252,7 +252,7 @@ def test_rounds_are_those_of_the_budget(settings, steps, rounds, measure):
 @pytest.mark.parametrize(
     ('steps', 'compiled', 'tried', 'taken'),
     [
-        (16_000, 0.1, False, False),  # 2 % of them are 320 s, and the other steps of the trial take 22 s
+        (16_000, 0.1, False, False),  # 2 % of them are 320 s, of which the other steps of the trial leave 298
         (16_200, 0.1, True, True),
         (16_200, 0.99, True, False),  # the start is not paid for
         (10**6, 0.99, True, True),
@@ -276,7 +276,7 @@ def test_failing_compiler_is_left_out(settings, measure, caplog):
     form, seconds = Task(settings, 'hdkd').try_forms(100)
     assert (form, list(seconds)) == (CHANNELS_LAST, [PLAIN, CHANNELS_LAST])
     (record,) = (record for record in caplog.records if record.levelname == 'WARNING')
-    assert record.message.startswith('--fast auto leaves out channels-last compiled: compiling fails here (')
+    assert record.message.startswith('--fast auto leaves out channels-last compiled: it fails here (')
     assert 'no C++ compiler' in record.message
 
 
@@ -294,10 +294,42 @@ def test_slowest_process_counts(settings, monkeypatch):
 
 
 def test_compiler_that_fails_elsewhere_is_left_out(settings, measure):
+    answers = iter([True, True, False])  # of the other process: both forms without a compiler run there
+
     class Two(World):
         def gather(self, value):
-            return [value, False]
+            return [value, next(answers)]
 
     seen = measure(FIRST)
     form, _ = Task(settings, 'hdkd').try_forms(100, Two(torch.device('cpu')))
     assert (form, len(seen)) == (CHANNELS_LAST, 1)
+
+
+def test_forms_without_memory_are_left_out(settings, monkeypatch, caplog):
+    """Where no copy of the task fits into memory, the training goes on without a trial."""
+
+    def create_step(form, *args):
+        def step():
+            raise torch.OutOfMemoryError('out of memory')
+
+        return step
+
+    monkeypatch.setattr(fast, 'create_step', create_step)
+    assert Task(settings, 'train').try_forms() == (CHANNELS_LAST, {})
+    assert [record.message for record in caplog.records] == [
+        f'--fast auto leaves out {form}: it fails here (out of memory).' for form in ('plain', 'channels-last')
+    ]
+
+
+def test_trial_stops_if_asked(settings):
+    made = Task(settings, 'train')
+
+    def stop():
+        raise KeyboardInterrupt
+
+    numbers = random_states()
+    with pytest.raises(KeyboardInterrupt):
+        run_trial(
+            made.task, made.config, 3, MIN_STEPS, torch.autocast('cpu', enabled=False), World(torch.device('cpu')), stop
+        )
+    assert random_states() == numbers
