@@ -16,6 +16,7 @@ from typing import Callable, Dict, List, Sequence, Tuple
 DOCS = Path(__file__).parent
 MARKED = re.compile(r'(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)', re.S)
 RELEASED_COLUMNS = ['weights', 'data', 'licence', 'size', 'accuracy', 'balanced accuracy', 'macro AUROC']
+METRICS = ['accuracy', 'balanced_accuracy', 'macro_auroc']
 Rows = List[Dict[str, str]]
 
 
@@ -125,6 +126,38 @@ def student_inference(rows: Rows) -> str:
     )
 
 
+def exported_files(rows: Rows) -> str:
+    def cell(row: Dict[str, str], batch: int) -> str:
+        return f'{row[f"batch_{batch}"]} ({row[f"speedup_{batch}"]} x)'
+
+    return to_markdown(
+        ['images per second', 'network', 'batch 1', 'batch 8', 'batch 64', 'batch 1, ms: p50 / p95'],
+        [
+            [
+                r['form'],
+                f'`{r["network"]}`',
+                *(cell(r, batch) for batch in (1, 8, 64)),
+                f'{r["p50_ms"]} / {r["p95_ms"]}',
+            ]
+            for r in rows
+        ],
+    )
+
+
+def int8_accuracy(rows: Rows) -> str:
+    return to_markdown(
+        ['test images', 'accuracy, float32', 'int8', 'balanced accuracy, float32', 'int8', 'AUROC, float32', 'int8'],
+        [
+            [
+                f'`{r["network"]}`',
+                *(f'{100 * float(r[f"{name}_{p}"]):.1f} %' for name in METRICS[:2] for p in ('float32', 'int8')),
+                *(f'{float(r[f"{METRICS[2]}_{p}"]):.3f}' for p in ('float32', 'int8')),
+            ]
+            for r in rows
+        ],
+    )
+
+
 def network_inference(rows: Rows) -> str:
     return to_markdown(
         [
@@ -219,11 +252,42 @@ def write_study(folder: Path) -> str:
     return to_markdown(['arm', *columns], lines)
 
 
+def write_curve(folder: Path) -> str:
+    """Each fraction of the training images of a study: its teacher, the student alone and HDKD."""
+    with open(folder / 'results.csv', encoding='utf-8', newline='') as file:
+        arms = {(r['train_fraction'], r['arm']): r for r in csv.DictReader(file)}
+    teachers = json.loads((folder / 'teachers.json').read_text(encoding='utf-8'))
+    lines = []
+    for fraction in dict.fromkeys(fraction for fraction, _ in arms):
+        alone, hdkd = (arms.get((fraction, arm)) for arm in ('alone', 'hdkd'))
+        if alone is None or hdkd is None:
+            continue
+        spread = [
+            f'{100 * float(r["test_balanced_accuracy"]):.1f}'
+            + (f' ± {100 * float(sd):.1f}' if (sd := r['test_balanced_accuracy_sd']) not in ('', 'nan') else '')
+            for r in (alone, hdkd)
+        ]
+        difference = [100 * float(hdkd[f'balanced_accuracy_{name}']) for name in ('difference', 'low', 'high')]
+        seeds = hdkd['seeds'] if hdkd['seeds'] == alone['seeds'] else f'{alone["seeds"]} and {hdkd["seeds"]}'
+        lines.append(
+            [
+                f'{int(alone["train_images"]):,} ({100 * float(fraction):g} %)',
+                f'{100 * teachers[f"{float(fraction):g}"]:.1f}',
+                *spread,
+                seeds,
+                '{:+.1f} ({:+.1f} to {:+.1f})'.format(*difference),
+            ]
+        )
+    return to_markdown(
+        ['training images', 'teacher', 'student alone', 'HDKD', 'seeds', 'HDKD, points above alone'], lines
+    )
+
+
 TABLES: Dict[str, Callable[[Rows], str]] = {
     f.__name__: f
     for f in (
         *(all_images, chest_xray, multi_label, training_step, training_step_avx2, step_profile),
-        *(student_inference, network_inference),
+        *(student_inference, network_inference, exported_files, int8_accuracy),
         *(deployment, method_matrix, method_parity),
     )
 }
@@ -237,7 +301,9 @@ def fill(page: str) -> str:
             table = runpy.run_path(str(DOCS.parent / 'weights' / 'table.py'))
             return match[1] + '\n' + table['write_table'](RELEASED_COLUMNS) + '\n\n' + match[4]
         if match[2].startswith('study_'):
-            return match[1] + '\n' + write_study(DOCS / 'studies' / match[2].removeprefix('study_')) + '\n' + match[4]
+            folder = DOCS / 'studies' / match[2].removeprefix('study_')
+            has_curve = 'train_fractions' in (folder / 'study.yaml').read_text(encoding='utf-8')
+            return match[1] + '\n' + (write_curve if has_curve else write_study)(folder) + '\n' + match[4]
         with open(DOCS / 'tables' / f'{match[2]}.csv', encoding='utf-8', newline='') as file:
             return match[1] + '\n' + TABLES[match[2]](list(csv.DictReader(file))) + '\n' + match[4]
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from ..data.image_files import split_frame, split_suffix
 from ..data.image_io import read_image
-from ..evaluation.classifier import Classifier, ModelConfig, OnnxModel, load_classifier
+from ..evaluation.classifier import Classifier, ModelConfig, load_classifier
+from ..evaluation.exported import ExportedModel
 from ..evaluation.metrics import format_metric
 from ..evaluation.plots import overlay, plot_images, shorten
 from ..evaluation.predict import drop_bad_images, find_images
@@ -93,7 +94,7 @@ def explain(
     """Grad-CAM of the predicted class, and attention rollout of networks with tokens, over the original images.
 
     Args:
-        model: A classifier, or a model as accepted by `load_classifier`, but no ONNX file.
+        model: A classifier, or a model as accepted by `load_classifier`, but no exported file.
         paths: Image files, and folders to search for them. All are read once before the first one is explained.
         config: Device and image size.
         label: Class to explain instead of the predicted one.
@@ -110,8 +111,8 @@ def explain(
             image cannot be read; `NoMapsError` if the network supports neither method.
     """
     classifier = model if isinstance(model, Classifier) else load_classifier(model, config)
-    if isinstance(classifier.model, OnnxModel):
-        raise ValueError('ONNX files have no gradients: use the model that the file was exported from.')
+    if isinstance(classifier.model, ExportedModel):
+        raise ValueError('Exported files have no gradients: use the model that the file was exported from.')
     names = _name_classes(classifier)
     if label is not None and label not in names:
         raise ValueError(f"The model has no class '{label}' (classes: {', '.join(names)}).")

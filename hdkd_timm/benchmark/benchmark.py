@@ -18,7 +18,7 @@ from ..sharing.export import import_packages
 from ..utils.csv_files import write_rows
 from ..utils.distributed import pick_device
 from ..utils.files import check_output_file
-from .config import MODELS, BenchConfig
+from .config import EXPORTS, MODELS, BenchConfig
 from .epoch import measure_epochs
 from .growth import measure_growth
 from .inference import measure_inference
@@ -45,7 +45,7 @@ def run_benchmark(config: BenchConfig, report: Callable[[str], None] = print) ->
     Raises:
         FileExistsError: if the CSV file exists.
         FileNotFoundError: if its folder does not.
-        ImportError: if packages for the forms 'onnx' and 'int8' are missing.
+        ImportError: if packages for exported forms are missing.
         ValueError: for an unknown model.
     """
     out = Path(config.out)
@@ -54,8 +54,10 @@ def run_benchmark(config: BenchConfig, report: Callable[[str], None] = print) ->
         if not timm.is_model(name):
             raise ValueError(f"Unknown model '{name}' in --models: choose timm's or {', '.join(MODELS)}.")
     device = pick_device(config.device)
-    if 'inference' in config.parts and device.type == 'cpu' and {'onnx', 'int8'} & set(config.forms):
-        import_packages('onnx')
+    if 'inference' in config.parts and device.type == 'cpu':
+        for form in config.forms:
+            if form in EXPORTS:
+                import_packages(*EXPORTS[form])
     machine = describe_machine(device)
     report(machine)
     rows: List[Row] = []

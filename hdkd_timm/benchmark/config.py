@@ -7,7 +7,14 @@ from ..models.hdkd import MIN_IMG_SIZE
 from ..utils.config import check_values, setting
 
 PARTS = ('step', 'profile', 'inference', 'epoch', 'growth')
-FORMS = ('eager', 'fused', 'kept', 'compiled', 'onnx', 'int8')
+EXPORTS = {  # form -> format of `export_model`, and whether it is quantised
+    'onnx': ('onnx', False),
+    'int8': ('onnx', True),
+    'openvino': ('openvino', False),
+    'openvino-int8': ('openvino', True),
+}
+FORMS = ('eager', 'fused', 'kept', 'compiled', *EXPORTS)
+DEFAULT_FORMS = tuple(form for form in FORMS if not form.startswith('openvino'))
 MODELS = ('hdkd_teacher', 'hdkd_student', 'hdkd_student_plain', 'hdkd_teacher_s4', 'hdkd_student_s4')
 OTHERS = ('mobilevit_s', 'tiny_vit_5m_224', 'levit_128', 'deit_tiny_distilled_patch16_224', 'efficientnet_b0')
 
@@ -21,7 +28,9 @@ class BenchConfig:
     batch_size: int = setting(8, 'batch size of the training steps', flags=('-b',), at_least=1, common=True)
     rounds: int = setting(5, 'number of timings of which the median is reported', at_least=1, common=True)
     models: Tuple[str, ...] = setting((*MODELS, *OTHERS), "networks of the inference table, any of timm's", common=True)
-    forms: Tuple[str, ...] = setting(FORMS, 'forms of each network in the inference table', choices=FORMS, common=True)
+    forms: Tuple[str, ...] = setting(
+        DEFAULT_FORMS, 'forms of each network in the inference table', choices=FORMS, common=True
+    )
     inference_batches: Tuple[int, ...] = setting((1, 8, 64), 'batch sizes of the inference table', at_least=1)
     growth_sizes: Tuple[int, ...] = setting(
         (112, 160, 224, 320, 448), 'image sizes of the growth table', at_least=MIN_IMG_SIZE

@@ -12,11 +12,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.phantoms import write_phantoms
-from ..evaluation.classifier import OnnxModel
+from ..evaluation.exported import find_exported
 from ..models.checkpoint import save_model
-from ..sharing.export import export_model
+from ..sharing.export import FORMATS, export_model
 from ..utils.memory import keep_freed_memory
-from .config import BenchConfig
+from .config import EXPORTS, BenchConfig
 from .step import NUM_CLASSES
 from .tables import Row
 from .timing import measure_latency, take_turns
@@ -52,8 +52,8 @@ def create_inference(
     """A timm model with random weights in one of `FORMS`: all but 'eager' are fused, those of PyTorch channels-last."""
     torch.manual_seed(0)
     model = timm.create_model(name, **_size_args(name, img_size)).eval()
-    if form in ('onnx', 'int8'):
-        return _export(model, form == 'int8', img_size)
+    if form in EXPORTS:
+        return _export(model, *EXPORTS[form], img_size)
     model = model.to(device)
     if form != 'eager':
         model = reparameterize_model(model).to(memory_format=torch.channels_last)
@@ -68,24 +68,26 @@ def create_inference(
     return infer
 
 
-def _export(model: nn.Module, int8: bool, img_size: int) -> Callable[[torch.Tensor], torch.Tensor]:
+def _export(model: nn.Module, format: str, int8: bool, img_size: int) -> Callable[[torch.Tensor], torch.Tensor]:
     with tempfile.TemporaryDirectory() as folder:
         path, images = Path(folder), Path(folder) / 'images'
         save_model(model, path / 'model', model_args=dict(num_classes=model.num_classes))
         write_phantoms(images, num_train=2, num_test=1, size=img_size)
+        out = path / f'model{FORMATS[format]}'
         export_model(
             str(path / 'model'),
-            path / 'model.onnx',
+            out,
+            format,
             int8=int8,
             calibration=[str(images)] if int8 else (),
             img_size=img_size,
         )
-        return OnnxModel(path / 'model.onnx')
+        return find_exported(out)(out)
 
 
 def _create_forms(name: str, config: BenchConfig, device: torch.device) -> Dict[str, Callable[..., Any]]:
     """Form -> network in this form, for those of the settings that this machine has."""
-    forms = [form for form in config.forms if device.type == 'cpu' or form not in ('kept', 'onnx', 'int8')]
+    forms = [form for form in config.forms if device.type == 'cpu' or form not in ('kept', *EXPORTS)]
     if not keep_freed_memory(False):
         forms = [form for form in forms if form != 'kept']
     infer = {form: create_inference(name, form, config.img_size, device) for form in forms}

@@ -13,7 +13,7 @@ CLASS_COLUMNS = ('precision', 'recall', 'f1')
 
 def add_arguments(parser: CommandParser) -> None:
     parser.usage = 'hdkd eval MODEL --data-dir DIR [OPTION ...]'
-    parser.add_argument('checkpoint', metavar='MODEL', help=f'{MODEL}, or ONNX file')
+    parser.add_argument('checkpoint', metavar='MODEL', help=f'{MODEL}, or exported file (.onnx, .xml)')
     parser.add_argument('--out-dir', metavar='DIR', help='folder to write metrics.json and predictions.csv to')
     parser.add_settings(EvalConfig)
 

@@ -1,4 +1,4 @@
-"""`hdkd export`: a trained model as one ONNX or torch.export file."""
+"""`hdkd export`: a trained model as an ONNX, OpenVINO or torch.export file."""
 
 import argparse
 from typing import Any, Dict
@@ -10,9 +10,14 @@ from .parser import MODEL, CommandParser, add_checkpoint_arguments
 def add_arguments(parser: CommandParser) -> None:
     parser.usage = 'hdkd export MODEL --out FILE [OPTION ...]'
     parser.add_argument('checkpoint', metavar='MODEL', help=MODEL)
-    parser.add_argument('--out', required=True, metavar='FILE', help='file to write, .onnx or .pt2 (torch-export)')
     parser.add_argument(
-        '--format', default='onnx', choices=('onnx', 'torch-export'), help='file format (default: %(default)s)'
+        '--out', required=True, metavar='FILE', help='file to write, .onnx, .xml (openvino) or .pt2 (torch-export)'
+    )
+    parser.add_argument(
+        '--format',
+        default='onnx',
+        choices=('onnx', 'openvino', 'torch-export'),
+        help='file format (default: %(default)s)',
     )
     parser.add_argument('--opset', type=int, metavar='N', help="ONNX opset version (default: PyTorch's choice)")
     parser.add_argument(
@@ -22,7 +27,7 @@ def add_arguments(parser: CommandParser) -> None:
         metavar='PATH',
         help='image files or folders on which to compare the file with the model',
     )
-    parser.add_argument('--int8', action='store_true', help='quantise the ONNX file to int8')
+    parser.add_argument('--int8', action='store_true', help='quantise the ONNX or OpenVINO file to int8')
     parser.add_argument(
         '--calibration',
         nargs='+',
@@ -47,7 +52,7 @@ def add_arguments(parser: CommandParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..sharing.export import export_model
+    from ..sharing.export import export_model, list_files
 
     report = export_model(
         args.checkpoint,
@@ -71,7 +76,8 @@ def run(args: argparse.Namespace) -> None:
     )
     if args.int8:
         print(format_quantisation(report))
-    print(f"{report['bytes'] / 1e6:.1f} MB written to '{args.out}'.")
+    written = ' and '.join(f"'{path}'" for path in list_files(args.out))
+    print(f'{report["bytes"] / 1e6:.1f} MB written to {written}.')
 
 
 def format_quantisation(report: Dict[str, Any]) -> str:

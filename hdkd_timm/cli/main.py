@@ -111,8 +111,8 @@ def _run_command(name: str, args: argparse.Namespace) -> int:
     from ..utils.cgroups import limit_threads
     from ..utils.signals import Interrupted
 
-    limit_threads()
     try:
+        limit_threads()
         code = load_command(name).run(args) or 0
         sys.stdout.flush()
         return code

@@ -11,7 +11,7 @@ from .parser import MODEL, CommandParser, add_image_arguments, read_settings
 
 def add_arguments(parser: CommandParser) -> None:
     parser.usage = 'hdkd predict MODEL PATH [PATH ...] [OPTION ...]'
-    parser.add_argument('checkpoint', metavar='MODEL', help=f'{MODEL}, or ONNX file')
+    parser.add_argument('checkpoint', metavar='MODEL', help=f'{MODEL}, or exported file (.onnx, .xml)')
     add_image_arguments(parser)
     parser.add_argument(
         '--out',

@@ -1,4 +1,4 @@
-"""Trained classifiers ready for inference: `load_classifier` reads a saved model, in PyTorch or as an ONNX file."""
+"""Trained classifiers ready for inference: `load_classifier` reads a saved model, in PyTorch or as an exported file."""
 
 import dataclasses
 import logging
@@ -15,7 +15,6 @@ from torch import nn
 from ..data.image_io import IMG_MODES
 from ..models.checkpoint import SOURCE_PREFIXES, download, find_model_folder, load_model
 from ..models.labels import match_label_names
-from ..models.preprocessing import check_preprocessing
 from ..models.pretrained import find_folder, find_packaged, full_name
 from ..utils.config import KeyValues, check_values, setting
 from ..utils.distributed import pick_device
@@ -27,7 +26,7 @@ from ..utils.image_size import (
     simplify_image_size,
     to_height_width,
 )
-from ..utils.parsing import parse_json
+from .exported import EXPORTED, find_exported
 from .multi_label import DEFAULT_THRESHOLD
 from .problem import MULTI_LABEL, Problem, SingleLabel, find_problem
 from .temperature import CALIBRATION_FILE, read_temperature
@@ -93,7 +92,9 @@ class InferenceConfig(ModelConfig):
     batch_size: int = setting(64, 'batch size', flags=('-b',), at_least=1, group='device and speed', common=True)
     amp: bool = setting(False, 'mixed precision')
     amp_dtype: str = setting('float16', 'autocast dtype', choices=('float16', 'bfloat16'))
-    channels_last: bool = setting(False, 'channels-last memory layout')
+    channels_last: Optional[bool] = setting(
+        None, 'channels-last memory layout (default: on the CPU, where it is faster)'
+    )
     workers: int = setting(2, 'loader processes', flags=('-j',), at_least=0, common=True)
 
 
@@ -136,84 +137,6 @@ class Classifier:
         return IMG_MODES[self.in_chans]
 
 
-class OnnxModel(nn.Module):
-    """An ONNX file of `export_model`, run by onnxruntime: normalised images (B, C, H, W) to logits (B, K).
-
-    Args:
-        path: ONNX file.
-        device: The CPU or a CUDA device.
-
-    Raises:
-        FileNotFoundError: if the file does not exist.
-        ImportError: if onnxruntime is not installed.
-        ValueError: if the file cannot be run or was not written by `export_model`, or if onnxruntime has no provider
-            for the device.
-    """
-
-    def __init__(self, path: PathLike, device: torch.device = torch.device('cpu')):
-        super().__init__()
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"Model '{path}' does not exist, or is not a file.")
-        self.session = _open_session(path, device)
-        try:
-            self.metadata = parse_json(self.session.get_modelmeta().custom_metadata_map['hdkd_timm'], f"'{path}'")
-            self.num_classes = self.metadata['num_classes']
-            self.in_chans = self.metadata['data_config']['input_size'][0]
-            self.pretrained_cfg = dict(
-                label_names=self.metadata['label_names'], problem_type=self.metadata.get('problem_type')
-            )
-        except (KeyError, TypeError, ValueError) as e:
-            raise ValueError(
-                f"'{path}' does not specify its classes and preprocessing (metadata 'hdkd_timm'): export the model with"
-                ' `hdkd export`.'
-            ) from e
-        check_preprocessing(self.metadata['data_config'], f"ONNX file '{path}'")
-        actual = [list(value.shape[1:]) for value in (*self.session.get_inputs(), *self.session.get_outputs())]
-        stated = [list(self.metadata['data_config']['input_size']), [self.num_classes]]
-        if stated != actual:
-            raise ValueError(
-                f"ONNX file '{path}': its metadata state images {stated[0]} and {self.num_classes} classes, but its"
-                f' input and output are {actual}: export the model again.'
-            )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(self.session.run(['logits'], {'input': x.float().cpu().numpy()})[0]).to(x.device)
-
-
-def _import_onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as e:
-        raise ImportError("ONNX files need onnxruntime: pip install 'hdkd-timm[onnx]'.") from e
-    return onnxruntime
-
-
-def _supports_device(ort: Any, device: torch.device) -> bool:
-    return device.type == 'cpu' or device.type == 'cuda' and 'CUDAExecutionProvider' in ort.get_available_providers()
-
-
-def _open_session(path: PathLike, device: torch.device) -> Any:
-    ort = _import_onnxruntime()
-    if not _supports_device(ort, device):
-        raise ValueError(
-            f"onnxruntime does not support device '{device}' here: use --device cpu, or install onnxruntime-gpu for"
-            ' CUDA.'
-        )
-    providers: List[Any] = ['CPUExecutionProvider']
-    if device.type == 'cuda':
-        providers.insert(0, ('CUDAExecutionProvider', {'device_id': device.index or 0, 'use_tf32': 0}))
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors only; they are raised too
-    try:
-        return ort.InferenceSession(str(path), options, providers=providers)
-    except Exception as e:  # the exceptions of onnxruntime have no common base class
-        raise ValueError(
-            f"'{path}' is not an ONNX file that onnxruntime {ort.__version__} can run, or it is damaged"
-            f' ({str(e).splitlines()[0]}).'
-        ) from e
-
-
 def _download_temperature(name: str) -> Optional[Path]:
     """Folder of the Hub's cache with the temperature of 'hf-hub:ORG/NAME'; None if the model is not calibrated."""
     try:
@@ -235,16 +158,18 @@ def _load_temperature(name: str) -> float:
     return temperature
 
 
-def _load_onnx(name: str, config: InferenceConfig) -> Classifier:
+def _load_exported(name: str, config: InferenceConfig) -> Classifier:
+    kind = find_exported(name)
+    what = kind.what
     if config.calibrated:
-        raise ValueError(f"'{name}' is an ONNX file, which has no temperature: omit --calibrated.")
+        raise ValueError(f"'{name}' is an {what}, which has no temperature: omit --calibrated.")
     if config.amp or config.channels_last:
         flag = 'amp' if config.amp else 'channels-last'
-        raise ValueError(f"'{name}' is an ONNX file, which does not support --{flag}: omit it, or use --no-{flag}.")
+        raise ValueError(f"'{name}' is an {what}, which does not support --{flag}: omit it, or use --no-{flag}.")
     device = pick_device(config.device)
-    if config.device is None and not _supports_device(_import_onnxruntime(), device):
+    if config.device is None and not kind.supports(device):
         device = torch.device('cpu')
-    model = OnnxModel(name, device)
+    model = kind(name, device)
     data_config = {k: tuple(v) if isinstance(v, list) else v for k, v in model.metadata['data_config'].items()}
     height, width = data_config['input_size'][-2:]
     if config.img_size is not None and (height, width) != to_height_width(config.img_size):
@@ -253,7 +178,7 @@ def _load_onnx(name: str, config: InferenceConfig) -> Classifier:
             f"'{name}' expects images of {height} x {width} pixels, not --img-size {wanted}: omit it, or export the"
             f' model with --img-size {wanted}.'
         )
-    labels = match_label_names(model, config.label_names, f"ONNX file '{name}'")
+    labels = match_label_names(model, config.label_names, f"{what} '{name}'")
     return _add_problem(name, Classifier(model.eval(), labels, data_config, device), model.metadata.get('thresholds'))
 
 
@@ -261,20 +186,20 @@ def load_classifier(name: PathLike, config: Optional[ModelConfig] = None) -> Cla
     """Load a saved model for inference.
 
     Args:
-        name: A model as accepted by `load_model`, or an ONNX file of `export_model` (ending in .onnx).
+        name: A model as accepted by `load_model`, or a file of `export_model`: ONNX (.onnx) or OpenVINO (.xml).
         config: Image size, class names of a model without any, device and memory layout.
 
     Raises:
         FileNotFoundError: if there is no such model.
-        ImportError: for an ONNX file, if onnxruntime is not installed.
-        ValueError: if the given class names differ from those of the model in name or number; for an ONNX file, if its
-            image size differs, or mixed precision or a memory layout is requested.
+        ImportError: for an exported file, if its runtime is not installed.
+        ValueError: if the given class names differ from those of the model in name or number; for an exported file, if
+            it is damaged or its image size differs, or if mixed precision or a memory layout is requested.
     """
     name = str(name)
     if not isinstance(config, InferenceConfig):
         config = InferenceConfig(**vars(config or ModelConfig()))
-    if name.endswith('.onnx') and not (os.path.isdir(name) or name.startswith(SOURCE_PREFIXES)):
-        return _load_onnx(name, config)
+    if name.endswith(tuple(EXPORTED)) and not (os.path.isdir(name) or name.startswith(SOURCE_PREFIXES)):
+        return _load_exported(name, config)
     if name.endswith('.pt2') and os.path.isfile(name):
         raise ValueError(
             f"'{name}' is a torch.export program, and loading it can execute code that it contains: use an ONNX file,"

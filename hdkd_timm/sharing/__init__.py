@@ -1,4 +1,4 @@
-"""A trained model for others: exported to ONNX or torch.export, or on the Hugging Face Hub with a model card.
+"""A trained model for others: exported to ONNX, OpenVINO or torch.export, or on the Hugging Face Hub with a model card.
 
 Imports `evaluation`, `data`, `models` and `utils`; independent of `training` and `analysis`.
 """

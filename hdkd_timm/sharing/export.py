@@ -1,13 +1,15 @@
-"""Export of a saved model to one file that needs neither timm nor this package: ONNX (float32 or int8) or torch.export.
+"""Export of a saved model to a file that needs neither timm nor this package: ONNX or OpenVINO (float32 or int8), or
+torch.export.
 
 The file maps normalised float32 images (B, C, H, W) of one size, in batches of any size, to logits (B, K). Its metadata
-'hdkd_timm', as JSON, specify the preprocessing and the class names.
+'hdkd_timm', as JSON, specify the preprocessing and the class names. OpenVINO's are two files: a .bin has the weights.
 """
 
 import json
 import logging
 import os
 import tempfile
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
@@ -21,20 +23,24 @@ from ..data.inspection import inspect_images
 from ..data.loader import SplitLoader
 from ..data.samples import SampleDataset
 from ..data.value_range import describe_ranges
-from ..evaluation.classifier import Classifier, InferenceConfig, OnnxModel, load_classifier
+from ..evaluation.classifier import Classifier, InferenceConfig, load_classifier
+from ..evaluation.exported import ExportedModel, find_exported, weights_path, without_telemetry
 from ..evaluation.predict import file_samples, find_images
 from ..models.preprocessing import adapt_stats
 from ..utils.files import PathLike, atomic_write, check_output_file
 from ..utils.image_size import ImageSize
 from ..version import __version__
 from .onnx_export import convert_to_onnx, set_metadata
-from .quantize import compare_precisions, find_targets, quantize
+from .openvino_export import convert_to_openvino, quantize_openvino, serialize_openvino
+from .quantize import compare_precisions, find_targets, quantize_onnx
 from .torch_export import export_program, load_program, serialize_program
 
 _logger = logging.getLogger(__name__)
 
-FORMATS = {'onnx': '.onnx', 'torch-export': '.pt2'}  # format -> file suffix
-PACKAGES = {'onnx': ('onnx', 'onnxscript', 'onnxruntime'), 'torch-export': ()}
+FORMATS = {'onnx': '.onnx', 'openvino': '.xml', 'torch-export': '.pt2'}  # format -> file suffix
+TITLES = {'onnx': 'ONNX', 'openvino': 'OpenVINO'}
+PACKAGES = {'onnx': ('onnx', 'onnxscript', 'onnxruntime'), 'openvino': ('openvino',), 'torch-export': ()}
+INT8_PACKAGES = {**PACKAGES, 'openvino': ('openvino', 'nncf')}
 MIN_OPSET = 18  # PyTorch's exporter converts to older opsets only in part
 
 # largest difference from PyTorch's logits relative to the largest logit; rounding alone causes about 1e-6
@@ -43,16 +49,20 @@ TOLERANCE = 1e-3
 BATCH_SIZE = 8
 
 Function = Callable[[torch.Tensor], torch.Tensor]
+Contents = Dict[str, bytes]  # suffix -> content of each file of a model, the main one first
 
 
-def import_packages(format: str) -> None:
+def import_packages(format: str, int8: bool = False) -> None:
     """Raises ImportError if a package that a format needs is not installed."""
+    packages = (INT8_PACKAGES if int8 else PACKAGES)[format]
     try:
-        for package in PACKAGES[format]:
-            import_module(package)
+        with without_telemetry():
+            for package in packages:
+                import_module(package)
     except ImportError as e:
-        *others, last = PACKAGES[format]
-        raise ImportError(f"ONNX export needs {', '.join(others)} and {last}: pip install 'hdkd-timm[onnx]'.") from e
+        *others, last = packages
+        needed = f'{", ".join(others)} and {last}' if others else last
+        raise ImportError(f"{TITLES[format]} export needs {needed}: pip install 'hdkd-timm[{format}]'.") from e
 
 
 def _check_arguments(
@@ -69,8 +79,10 @@ def _check_arguments(
         raise ValueError(f"--format must be one of {', '.join(FORMATS)}, got '{format}'.")
     if out.suffix != FORMATS[format]:
         raise ValueError(f"--out of --format {format} must end in {FORMATS[format]}, got '{out}'.")
-    if format != 'onnx' and (int8 or opset is not None):
-        raise ValueError(f'{"--int8" if int8 else "--opset"} is for --format onnx, not {format}.')
+    if int8 and format == 'torch-export':
+        raise ValueError('--int8 is for --format onnx and openvino, not torch-export.')
+    if opset is not None and format != 'onnx':
+        raise ValueError(f'--opset is for --format onnx, not {format}.')
     if opset is not None and opset < MIN_OPSET:
         raise ValueError(f'--opset must be {MIN_OPSET} or more, got {opset}.')
     if int8 and not calibration:
@@ -79,9 +91,16 @@ def _check_arguments(
         raise ValueError('--calibration requires --int8.')
     if calibration_images < 1:
         raise ValueError(f'--calibration-images must be 1 or more, got {calibration_images}.')
-    check_output_file(out, '--out')
+    for path in list_files(out):
+        check_output_file(path, '--out')
     if name.endswith(tuple(FORMATS.values())) and os.path.isfile(name):
         raise ValueError(f"'{name}' is already an exported file: give the model that it was exported from.")
+
+
+def list_files(out: PathLike) -> List[Path]:
+    """The files that are written: that of the user's choice, and OpenVINO's weights beside it."""
+    path = Path(out)
+    return [path, weights_path(path)] if path.suffix == FORMATS['openvino'] else [path]
 
 
 def _pick_evenly(files: List[str], number: int) -> List[str]:
@@ -155,11 +174,11 @@ def _max_logit_difference(model: nn.Module, exported: Function, batches: Iterabl
     return float(torch.stack(differences).max()), float(torch.stack(logits).max())
 
 
-def _read_back(path: PathLike, format: str) -> Function:
-    if format == 'onnx':
-        return OnnxModel(path)
-    with open(path, 'rb') as file:
-        return load_program(file)
+def _read_back(path: Path, format: str) -> Function:
+    if format == 'torch-export':
+        with open(path, 'rb') as file:
+            return load_program(file)
+    return find_exported(path)(path)
 
 
 def _compare(classifier: Classifier, exported: Function, files: Sequence[str], name: str) -> Dict[str, Any]:
@@ -173,56 +192,62 @@ def _compare(classifier: Classifier, exported: Function, files: Sequence[str], n
     return dict(difference=difference, largest_logit=largest, images=len(files))
 
 
-def _serialize(classifier: Classifier, format: str, opset: Optional[int], name: str) -> bytes:
-    """Content of the float32 file."""
-    program = export_program(classifier.model, classifier.data_config['input_size'], name)
+def _serialize(classifier: Classifier, format: str, opset: Optional[int], name: str) -> Contents:
+    """Contents of the float32 file."""
+    input_size = classifier.data_config['input_size']
+    program = export_program(classifier.model, input_size, name)
     metadata = _format_metadata(classifier, 'float32')
     if format == 'onnx':
-        return convert_to_onnx(program, opset, metadata, name).SerializeToString()
-    return serialize_program(program, metadata)
+        return {'.onnx': convert_to_onnx(program, opset, metadata, name).SerializeToString()}
+    if format == 'openvino':
+        return serialize_openvino(convert_to_openvino(program, input_size, name), metadata)
+    return {'.pt2': serialize_program(program, metadata)}
 
 
-def _write_float32(
-    file: Any,
-    content: bytes,
+def _quantize(path: Path, loader: SplitLoader, metadata: str) -> Contents:
+    """Contents of the int8 file that a float32 file becomes."""
+    if path.suffix == FORMATS['openvino']:
+        return serialize_openvino(quantize_openvino(path, loader), metadata)
+    proto = quantize_onnx(path, loader)
+    set_metadata(proto, metadata)
+    return {'.onnx': proto.SerializeToString()}
+
+
+def _compare_int8(
     classifier: Classifier,
-    format: str,
-    files: Sequence[str],
-    name: str,
-) -> Dict[str, Any]:
-    """Write the float32 file, and compare it with the model."""
-    file.write(content)
-    file.flush()
-    return _compare(classifier, _read_back(file.name, format), files, name)
-
-
-def _write_int8(
-    file: Any,
-    content: bytes,
-    classifier: Classifier,
-    files: Sequence[str],
+    float32: ExportedModel,
+    int8: ExportedModel,
     folders: Sequence[str],
-    calibration_files: Sequence[str],
-    name: str,
+    files: Sequence[str],
 ) -> Dict[str, Any]:
-    """Quantise a float32 ONNX file, and compare it with the model, and the int8 file with it."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / 'float32.onnx'
-        path.write_bytes(content)
-        float32 = OnnxModel(path)
-        report = _compare(classifier, float32, files, name)
-        proto = quantize(path, _create_loader(classifier, calibration_files))
-    set_metadata(proto, _format_metadata(classifier, 'int8'))
-    file.write(proto.SerializeToString())
-    file.flush()
-    targets = None if classifier.is_multi_label else find_targets(folders, calibration_files, classifier.classes)
-    loader = _create_loader(classifier, calibration_files, targets)
+    """The figures of the int8 file on the calibration images."""
+    targets = None if classifier.is_multi_label else find_targets(folders, files, classifier.classes)
+    loader = _create_loader(classifier, files, targets)
     return dict(
-        report,
-        bytes_float32=len(content),
-        calibration_images=len(calibration_files),
-        **compare_precisions(float32, OnnxModel(file.name), loader, targets is not None, classifier),
+        calibration_images=len(files), **compare_precisions(float32, int8, loader, targets is not None, classifier)
     )
+
+
+def _write(folder: Path, contents: Contents) -> Path:
+    """Write the files of a model to a temporary folder. Returns the main one."""
+    for suffix, content in contents.items():
+        Path(folder, f'model{suffix}').write_bytes(content)
+    return Path(folder, f'model{next(iter(contents))}')
+
+
+def _save(path: Path, out: Path) -> int:
+    """Write what was checked to the files of the user's choice, the main one last. Returns the bytes of all.
+
+    Raises:
+        FileExistsError: if one was written meanwhile.
+    """
+    for target in list_files(out):
+        check_output_file(target, '--out')
+    pairs = list(zip(list_files(path), list_files(out)))
+    with ExitStack() as stack:
+        for source, target in pairs:  # on an error none is written; they are closed, and renamed, in reverse
+            stack.enter_context(atomic_write(target, 'wb')).write(source.read_bytes())
+    return sum(os.path.getsize(target) for _, target in pairs)
 
 
 def export_model(
@@ -240,21 +265,22 @@ def export_model(
     use_ema: bool = True,
     label_names: Optional[Sequence[str]] = None,
 ) -> Dict[str, Any]:
-    """Export a saved model to one file, read it back and compare it with the model.
+    """Export a saved model to a file, read it back and compare it with the model.
 
     The deploy form in eval mode (`timm.utils.reparameterize_model`) is exported, and compared with the original model
     on random images in batches of 1 and 3, and on `images`. Logits may differ by at most 1e-3 of the largest logit.
 
-    With int8, the convolutions and matrix products between the first layer and the heads are quantised, with weights
-    per channel; everything else stays float32.
+    With int8, an ONNX file has convolutions and matrix products quantised, but neither the first layer nor the heads;
+    an OpenVINO file has all of them quantised, see `quantize_openvino`. Weights have a scale per channel.
 
     Args:
         name: A model as accepted by `load_model`.
-        out: File to write, ending in .onnx or, for torch-export, .pt2.
-        format: 'onnx' or 'torch-export'.
+        out: File to write, ending in .onnx or, for openvino, .xml (the weights go to a .bin file beside it), or, for
+            torch-export, .pt2.
+        format: 'onnx', 'openvino' or 'torch-export'.
         opset: ONNX opset version, 18 or more; PyTorch's choice by default.
         images: Image files, and folders to search for them, to include in the comparison.
-        int8: Quantise the ONNX file statically.
+        int8: Quantise the ONNX or OpenVINO file statically.
         calibration: Image files and folders to calibrate the ranges of the activations.
         calibration_images: Largest number of these, spread evenly.
         img_size: Height and width of the images in pixels, one number for both, or two; the model's by default.
@@ -272,12 +298,12 @@ def export_model(
     Raises:
         FileExistsError: if `out` exists.
         FileNotFoundError: if there is no such model or image, or no folder for `out`.
-        ImportError: without onnx, onnxscript or onnxruntime, for ONNX.
+        ImportError: without onnx, onnxscript or onnxruntime, for ONNX; without openvino, and nncf for its int8.
         ValueError: if an argument is invalid, the model cannot be exported, or the file differs from it.
     """
     name, out = str(name), Path(out)
     _check_arguments(name, out, format, opset, int8, calibration, calibration_images)
-    import_packages(format)
+    import_packages(format, int8)
     files, calibration_files = find_images(images), _pick_evenly(find_images(calibration), calibration_images)
     classifier = load_classifier(
         name,
@@ -289,10 +315,16 @@ def export_model(
     adapt_stats(classifier.model)
     cfg = classifier.model.pretrained_cfg
     classifier.data_config = dict(classifier.data_config, mean=cfg['mean'], std=cfg['std'])
-    content = _serialize(classifier, format, opset, name)
-    with atomic_write(out, 'wb') as file:
+    contents = _serialize(classifier, format, opset, name)
+    with tempfile.TemporaryDirectory() as float32_folder, tempfile.TemporaryDirectory() as int8_folder:
+        path = _write(Path(float32_folder), contents)
+        report = _compare(classifier, _read_back(path, format), files, name)
         if int8:
-            report = _write_int8(file, content, classifier, files, calibration, calibration_files, name)
-        else:
-            report = _write_float32(file, content, classifier, format, files, name)
-        return dict(report, bytes=os.path.getsize(file.name))
+            report.update(bytes_float32=sum(map(len, contents.values())))
+            metadata = _format_metadata(classifier, 'int8')
+            loader = _create_loader(classifier, calibration_files)
+            paths = path, _write(Path(int8_folder), _quantize(path, loader, metadata))
+            float32, int8_model = (find_exported(path)(path) for path in paths)
+            report.update(_compare_int8(classifier, float32, int8_model, calibration, calibration_files))
+            path = paths[1]
+        return dict(report, bytes=_save(path, out))

@@ -4,9 +4,8 @@ from typing import Any, Optional
 
 import torch
 
+from ..evaluation.exported import METADATA_KEY
 from .torch_export import first_line, silenced
-
-METADATA_KEY = 'hdkd_timm'
 
 
 def set_metadata(proto: Any, metadata: str) -> None:

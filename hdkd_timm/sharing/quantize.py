@@ -1,4 +1,4 @@
-"""Static int8 quantisation of an ONNX file by onnxruntime."""
+"""Static int8 quantisation of an ONNX file by onnxruntime, and what int8 costs."""
 
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
@@ -31,7 +31,7 @@ class _CalibrationReader:
         return {'input': next(self.batches)[0].numpy()} if self.left >= 0 else None
 
 
-def quantize(path: Path, loader: SplitLoader) -> Any:
+def quantize_onnx(path: Path, loader: SplitLoader) -> Any:
     """Quantise an ONNX file to an int8 ModelProto, with activation ranges from calibration images.
 
     Convolutions and matrix products are quantised, with per-channel weights. The first layer and the heads are not:

@@ -10,22 +10,65 @@ import numpy as np
 import pytest
 import timm
 import torch
-from helpers import TINY_STUDENT, random_split, write_images
+from helpers import TINY_STUDENT, random_split, randomize_batch_stats, write_images
 from PIL import Image
 
 from hdkd_timm import EvalConfig, TrainConfig, evaluate_model, predict, train
 from hdkd_timm.cli import main
 from hdkd_timm.evaluation import bootstrap as bootstrap_module
+from hdkd_timm.evaluation import evaluate as evaluate_module
 from hdkd_timm.evaluation.bootstrap import bootstrap_intervals
 from hdkd_timm.evaluation.calibrate import calibrate_model
 from hdkd_timm.evaluation.classifier import InferenceConfig, load_classifier
-from hdkd_timm.evaluation.evaluate import _order_classes
+from hdkd_timm.evaluation.evaluate import _order_classes, evaluate
 from hdkd_timm.evaluation.metrics import METRICS, WeightedImages, classification_metrics
+from hdkd_timm.evaluation.predict import find_images, predict_files
 from hdkd_timm.evaluation.single_label import single_label_report
+from hdkd_timm.layers.reparam import is_fused
 from hdkd_timm.models.checkpoint import save_model
 from hdkd_timm.utils.signals import Interrupted
 
 CONFIG = InferenceConfig(workers=0, device='cpu', batch_size=3)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'channels_last'),
+    [({}, True), (dict(channels_last=False), False), (dict(channels_last=True), True), (dict(tta='hflip'), True)],
+)
+def test_networks_run_in_their_fastest_form(settings, channels_last, image_folder, tmp_path, monkeypatch):
+    """With folded BatchNorms and, on the CPU by default, channels-last: the same probabilities. The classifier's own
+    network stays as it is."""
+    args = dict(TINY_STUDENT, num_classes=3)
+    model = randomize_batch_stats(timm.create_model('hdkd_student', **args))
+    for head in model.get_classifier():
+        torch.nn.init.normal_(head.weight)
+    save_model(model, tmp_path / 'model', list('abc'), args)
+    config = replace(CONFIG, **settings)
+    classifier = load_classifier(str(tmp_path / 'model'), replace(config, channels_last=None))
+    before = {name: value.clone() for name, value in classifier.model.state_dict().items()}
+    files = find_images([str(image_folder / 'test')])
+    seen = []
+
+    def run(model, *args, **kwargs):
+        network = getattr(model, 'model', model)  # within test-time augmentation
+        convs = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d)]
+        wide = [conv for conv in convs if conv.kernel_size != (1, 1) and conv.weight.shape[1] > 1]
+        seen.append((is_fused(network), {conv.weight.is_contiguous() for conv in wide}, args[3]))
+        return evaluate(model, *args, **kwargs)
+
+    monkeypatch.setattr(evaluate_module, 'evaluate', run)
+    _, probs, _ = predict_files(classifier, files, config)
+    assert seen == [(True, {not channels_last}, channels_last)]
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate_module, '_fastest_form', lambda classifier, channels_last: (classifier.model, False))
+        _, expected, _ = predict_files(classifier, files, config)
+    assert seen[1][0] is False
+    assert expected.std() > 0.01
+    np.testing.assert_allclose(probs, expected, atol=1e-5)
+    assert classifier.model.state_dict().keys() == before.keys()
+    for name, value in classifier.model.state_dict().items():
+        assert torch.equal(value, before[name])
+        assert value.is_contiguous()
 
 
 def test_model_without_label_names(tmp_path, image_folder):

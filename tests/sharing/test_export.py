@@ -18,8 +18,9 @@ from processes import flags
 
 from hdkd_timm import evaluate_model, predict
 from hdkd_timm.cli import main
-from hdkd_timm.evaluation.classifier import InferenceConfig, OnnxModel, load_classifier
+from hdkd_timm.evaluation.classifier import InferenceConfig, load_classifier
 from hdkd_timm.evaluation.evaluate import EvalConfig
+from hdkd_timm.evaluation.exported import OnnxModel
 from hdkd_timm.models.checkpoint import save_model
 from hdkd_timm.sharing.export import export_model
 
@@ -43,7 +44,7 @@ def converted(path):
     """Within it, a network that is exported is converted to the content of this file: what comes after takes as long
     as it does, but the conversion, which takes the most, is not repeated."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('hdkd_timm.sharing.export._serialize', lambda *args: path.read_bytes())
+        patch.setattr('hdkd_timm.sharing.export._serialize', lambda *args: {path.suffix: path.read_bytes()})
         yield
 
 
@@ -228,7 +229,7 @@ ERRORS = [
     (['MODEL', '--out', 'no/s.onnx'], "Directory 'no' of --out does not exist"),
     (['MODEL', '--out', 'new.pt2'], "--out of --format onnx must end in .onnx, got 'new.pt2'"),
     (['MODEL', '--out', 'new.onnx', '--format', 'torch-export'], 'must end in .pt2'),
-    (['MODEL', '--out', 'new.pt2', '--format', 'torch-export', '--int8'], '--int8 is for --format onnx'),
+    (['MODEL', '--out', 'new.pt2', '--format', 'torch-export', '--int8'], '--int8 is for --format onnx and openvino'),
     (['MODEL', '--out', 'new.pt2', '--format', 'torch-export', '--opset', '20'], '--opset is for --format onnx'),
     (['MODEL', '--out', 'new.onnx', '--opset', '11'], '--opset must be 18 or more, got 11'),
     (['vit', '--out', 'new.onnx', '--opset', '99'], 'with --opset 99: omit it, or use one closer to'),
