@@ -1,5 +1,6 @@
 """Exported files as networks: ONNX files in ONNX Runtime, and OpenVINO's. Each holds its classes and preprocessing."""
 
+import functools
 import hashlib
 import os
 import sys
@@ -152,13 +153,13 @@ class OpenVinoModel(ExportedModel):
             raise FileNotFoundError(f"'{weights}', the weights of '{path}', does not exist: the two belong together.")
         self.weights = weights.read_bytes()
         try:
-            self.network = openvino.Core().read_model(Path(path).read_bytes(), self.weights)
+            self.network = openvino_core().read_model(Path(path).read_bytes(), self.weights)
             options = {
                 'INFERENCE_PRECISION_HINT': 'f32',  # processors with bfloat16 would compute in it
                 'INFERENCE_NUM_THREADS': torch.get_num_threads(),
                 'PERFORMANCE_HINT': 'LATENCY',  # all threads for one batch
             }
-            self.compiled = openvino.compile_model(self.network, 'CPU', options)
+            self.compiled = openvino_core().compile_model(self.network, 'CPU', options)
         except Exception as e:  # RuntimeError and others, of many lines
             reason = next((line for line in reversed(str(e).strip().splitlines()) if line.strip()), type(e).__name__)
             version = openvino.__version__.split('-')[0]
@@ -238,3 +239,14 @@ def import_openvino() -> Any:
     except ImportError as e:
         raise ImportError("OpenVINO files need openvino: pip install 'hdkd-timm[openvino]'.") from e
     return openvino
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """OpenVINO's entry to its devices, one for the process.
+
+    On processors with AVX-512 each sets a stack for signal handlers and takes it away again. With two at a time the
+    thread is left with one that is freed (2026.4), and the next signal, such as that of a loader process that ends, is
+    a segmentation fault.
+    """
+    return import_openvino().Core()

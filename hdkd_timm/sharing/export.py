@@ -11,6 +11,7 @@ import os
 import tempfile
 from contextlib import ExitStack
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
@@ -57,8 +58,11 @@ def import_packages(format: str, int8: bool = False) -> None:
     packages = (INT8_PACKAGES if int8 else PACKAGES)[format]
     try:
         with without_telemetry():
-            for package in packages:
+            for package in PACKAGES[format]:
                 import_module(package)
+        for package in packages:
+            if find_spec(package) is None:  # NNCF is imported elsewhere
+                raise ModuleNotFoundError(package)
     except ImportError as e:
         *others, last = packages
         needed = f'{", ".join(others)} and {last}' if others else last

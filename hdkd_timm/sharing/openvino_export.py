@@ -2,14 +2,18 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Dict, Sequence
 
+import numpy as np
 import torch
 
 from ..data.loader import SplitLoader
-from ..evaluation.exported import METADATA_KEY, import_openvino, weights_path, without_telemetry
+from ..evaluation.exported import METADATA_KEY, import_openvino, openvino_core, weights_path, without_telemetry
 from .torch_export import first_line, silenced
 
 ELEMENTWISE = ['Add', 'Divide', 'Multiply', 'ReduceMax', 'ReduceMean']  # operators that stay float32 in int8 files
@@ -66,25 +70,60 @@ def quantize_openvino(path: Path, loader: SplitLoader) -> Any:
     branches, gate and average, stay float32, which is no slower: quantised as well, they raise the share of labels that
     int8 changes from 1.5 to 5.0 % (`hdkd_student.ham10k`, 400 training images).
 
+    It runs in a process of its own, since NNCF has OpenVINO cores beside `openvino_core`.
+
     Args:
-        path: The float32 model (.xml).
+        path: The float32 model (.xml); intermediate files are written next to it.
         loader: Calibration images.
+
+    Raises:
+        ChildProcessError: if NNCF fails.
     """
-    openvino = import_openvino()
-    model = openvino.Core().read_model(path.read_bytes(), weights_path(path).read_bytes())  # not a map of the file
+    images, out = path.with_name('images.npy'), path.with_name('int8.xml')
+    np.save(images, torch.cat([batch for batch, _ in loader]).numpy())
+    code = f'import sys; from {__name__} import run_nncf; run_nncf(*sys.argv[1:])'
+    paths = os.pathsep.join(path for path in sys.path if path)
+    result = subprocess.run(
+        [sys.executable, '-c', code, str(path), str(images), str(out)],
+        env={**os.environ, 'PYTHONPATH': paths},
+        capture_output=True,
+        text=True,
+    )
+    if result.returncode:
+        lines = result.stderr.strip().splitlines()
+        raise ChildProcessError(f'NNCF cannot quantise the model ({lines[-1] if lines else result.returncode}).')
+    return openvino_core().read_model(out.read_bytes(), weights_path(out).read_bytes())
+
+
+def import_nncf() -> Any:
+    """NNCF, imported so that it sends nothing."""
+    import_openvino()
     with without_telemetry():
         import nncf
-        from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
-        from nncf.quantization.range_estimator import RangeEstimatorParametersSet
-    images = [x[None].numpy() for batch, _ in loader for x in batch]
-    with silenced():
-        return nncf.quantize(
-            model,
-            nncf.Dataset(images),
-            preset=nncf.QuantizationPreset.MIXED,  # weights around zero, activations in their own range
-            subset_size=len(images),
-            ignored_scope=nncf.IgnoredScope(types=ELEMENTWISE, validate=False),
-            advanced_parameters=AdvancedQuantizationParameters(
-                activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX  # of all images
-            ),
-        )
+    return nncf
+
+
+def run_nncf(path: str, images: str, out: str) -> None:
+    """Quantise a model, see `quantize_openvino`.
+
+    Args:
+        path: The float32 model (.xml).
+        images: Calibration images as an .npy file, (N, C, H, W).
+        out: The int8 model to write (.xml).
+    """
+    nncf, openvino = import_nncf(), import_openvino()
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+    calibration = np.load(images)
+    quantised = nncf.quantize(
+        openvino.Core().read_model(path),
+        nncf.Dataset([image[None] for image in calibration]),
+        preset=nncf.QuantizationPreset.MIXED,  # weights around zero, activations in their own range
+        subset_size=len(calibration),
+        ignored_scope=nncf.IgnoredScope(types=ELEMENTWISE, validate=False),
+        advanced_parameters=AdvancedQuantizationParameters(
+            activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX  # of all images
+        ),
+    )
+    openvino.save_model(quantised, out, compress_to_fp16=False)

@@ -19,7 +19,7 @@ from hdkd_timm import evaluate_model, predict
 from hdkd_timm.cli import main
 from hdkd_timm.evaluation.classifier import InferenceConfig, load_classifier
 from hdkd_timm.evaluation.evaluate import EvalConfig
-from hdkd_timm.evaluation.exported import OpenVinoModel
+from hdkd_timm.evaluation.exported import OpenVinoModel, openvino_core
 from hdkd_timm.models.checkpoint import save_model
 from hdkd_timm.sharing.export import export_model
 from hdkd_timm.sharing.openvino_export import ELEMENTWISE
@@ -54,7 +54,8 @@ def test_file_equals_the_model(models, batch_size):
         expected = timm.create_model(f'local-dir:{folder / "student"}', pretrained=True).eval()(x)
     assert expected.std() > 0.1
     torch.testing.assert_close(OpenVinoModel(folder / 's.xml')(x), expected, atol=1e-4, rtol=1e-4)
-    compiled = openvino.compile_model(folder / 's.xml', 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+    hint = {'INFERENCE_PRECISION_HINT': 'f32'}
+    compiled = openvino_core().compile_model(folder / 's.xml', 'CPU', hint)
     logits = compiled({'input': x.numpy()})['logits']
     torch.testing.assert_close(torch.from_numpy(logits.copy()), expected, atol=1e-4, rtol=1e-4)
 
@@ -221,12 +222,11 @@ REPORTING = """
 import sys, numpy
 from pathlib import Path
 from hdkd_timm.evaluation.classifier import load_classifier
-from hdkd_timm.sharing.export import import_packages
+from hdkd_timm.sharing.openvino_export import import_nncf
 if sys.argv[1:]:
     load_classifier(sys.argv[1])
 else:
-    import_packages('openvino', int8=True)
-    import nncf
+    assert import_nncf().__version__
 import openvino
 assert 'openvino.tools.ovc' in sys.modules
 print(sorted(name for name in sys.modules if name.startswith('openvino_telemetry')))
@@ -240,6 +240,37 @@ def test_nothing_is_reported_over_the_network(models, loads):
     args = [str(models[0] / 's8.xml')] * loads
     result = subprocess.run([sys.executable, '-c', REPORTING, *args], capture_output=True, text=True, check=True)
     assert result.stdout == '[]\n'
+
+
+AFTERWARDS = """
+import sys
+from hdkd_timm import TrainConfig, train
+from hdkd_timm.sharing.export import export_model
+if __name__ == '__main__':
+    model, data, out = sys.argv[1:]
+    export_model(model, f'{out}/a.xml', 'openvino', int8=True, calibration=[f'{data}/train'])
+    train(TrainConfig(data_dir=data, img_size=32, epochs=1, workers=2, output=out, bootstrap=0, device='cpu'))
+    print('trained')
+"""
+
+
+def test_training_after_an_export(models, tmp_path):
+    """In one process, such as a notebook: signals of loader processes that end crashed it, see `openvino_core`."""
+    folder = models[0]
+    data = tmp_path / 'data'
+    for split in ('train', 'test'):
+        shutil.copytree(folder / 'data' / 'train', data / split)
+    args = [sys.executable, '-c', AFTERWARDS, str(folder / 'student'), str(data), str(tmp_path)]
+    result = subprocess.run(args, capture_output=True, text=True)
+    assert result.stdout.endswith('trained\n'), (result.returncode, result.stderr)
+
+
+def test_failing_nncf(models, tmp_path, monkeypatch):
+    monkeypatch.setattr('hdkd_timm.sharing.openvino_export.np.save', lambda path, images: path.write_text('no images'))
+    settings = dict(int8=True, calibration=[str(models[0] / 'data' / 'train')])
+    with pytest.raises(ChildProcessError, match='NNCF cannot quantise the model .*'):
+        export_model(models[0] / 'student', tmp_path / 's.xml', 'openvino', **settings)
+    assert not list(tmp_path.iterdir())
 
 
 def test_export_is_quiet(models, tmp_path, capfd, caplog):
