@@ -202,9 +202,11 @@ def load_classifier(name: PathLike, config: Optional[ModelConfig] = None) -> Cla
         return _load_exported(name, config)
     if name.endswith('.pt2') and os.path.isfile(name):
         raise ValueError(
-            f"'{name}' is a torch.export program, and loading it can execute code that it contains: use an ONNX file,"
-            ' or the model that it was exported from.'
+            f"'{name}' is a torch.export program, and loading it can execute code that it contains: use an .onnx or"
+            ' .xml file, or the model that it was exported from.'
         )
+    if name.endswith('.bin') and os.path.isfile(Path(name).with_suffix('.xml')):
+        raise ValueError(f"'{name}' has the weights of an OpenVINO file: give '{Path(name).with_suffix('.xml')}'.")
     device = pick_device(config.device)
     model, _ = load_model(name, config.model, config.img_size, use_ema=config.use_ema, model_kwargs=config.model_kwargs)
     args = {} if config.img_size is None else dict(input_size=(model.in_chans, *to_height_width(config.img_size)))

@@ -178,6 +178,8 @@ def test_errors_of_load_classifier(models, tmp_path):
     shutil.copy(folder / 's.xml', tmp_path / 'alone.xml')
     with pytest.raises(FileNotFoundError, match=r"alone\.bin', the weights of '.*alone\.xml', does not exist"):
         load(tmp_path / 'alone.xml')
+    with pytest.raises(ValueError, match=r"s\.bin' has the weights of an OpenVINO file: give '.*s\.xml'"):
+        load(folder / 's.bin')
     with pytest.raises(FileNotFoundError, match=r"Model 'gone\.xml' does not exist"):
         load('gone.xml')
     shutil.copy(folder / 's.bin', tmp_path / 'damaged.bin')
