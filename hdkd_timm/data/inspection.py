@@ -157,9 +157,18 @@ def inspect_and_report(
         ValueError: with 'error', if an image cannot be read; names the first.
     """
     records = inspect_samples(samples, img_mode, MAX_UNREADABLE if on_bad_image == 'error' else None)
+    report_unreadable(samples, records, on_bad_image, split)
+    return records
+
+
+def report_unreadable(
+    samples: Samples, records: Sequence[ImageRecord], on_bad_image: str, split: Optional[str] = None
+) -> None:
+    """Report the images that cannot be read, as `inspect_and_report`, of samples whose records, or the first of them,
+    are known."""
     unreadable = [i for i, record in enumerate(records) if record.error]
     if not unreadable:
-        return records
+        return
     if on_bad_image == 'error':
         first = unreadable[0]
         number = f'{len(unreadable)} or more' if len(records) < len(samples) else f'{len(unreadable)}'
@@ -172,7 +181,6 @@ def inspect_and_report(
         _logger.warning(f"Skipped unreadable image '{samples.filename(i)}' ({records[i].error})")
     of_split = f" of split '{split}'" if split else ''
     _logger.warning(f'Skipped {len(unreadable):,} of {len(samples):,} images{of_split}, which cannot be read.')
-    return records
 
 
 def check_images(

@@ -113,7 +113,7 @@ class SampleDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Tuple[Any, int]:
+    def __getitem__(self, index: int) -> Tuple[Any, Any]:
         image = self.read(index)
         return image if self.transform is None else self.transform(image), self.target(index)
 

@@ -1,8 +1,10 @@
 """The range of values that an image file can store, and the part of it that the image uses."""
 
 import math
+import struct
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+import numpy as np
 from PIL import Image
 
 # An image whose greatest value is at most DARK of white is nearly black. If no image of a data set exceeds DARK_SET of
@@ -32,6 +34,25 @@ class StoredValues(NamedTuple):
     low: float
     high: float
     white: float
+
+
+PACKED = '<8sqddd'  # StoredValues as bytes: those of five integers of 64 bits
+
+
+def pack_values(values: Optional[StoredValues]) -> np.ndarray:
+    """Stored values as integers, (5,), which can be part of a loader's batch; zeros for None."""
+    if values is None:
+        return np.zeros(5, np.int64)
+    mode, *numbers = values
+    return np.frombuffer(struct.pack(PACKED, mode.encode(), *numbers), np.int64).copy()  # torch wants it writable
+
+
+def unpack_values(packed: np.ndarray) -> Optional[StoredValues]:
+    """Inverse of `pack_values`."""
+    if not packed.any():
+        return None
+    mode, *numbers = struct.unpack(PACKED, packed.astype(np.int64).tobytes())
+    return StoredValues(mode.rstrip(b'\0').decode(), *numbers)
 
 
 def _find_extrema(image: Image.Image) -> Tuple[int, int]:

@@ -3,14 +3,19 @@
 import functools
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
+from PIL import Image
 
+from ..data.convert import upright_size
 from ..data.image_files import IMG_EXTENSIONS, split_frame, split_suffix
-from ..data.inspection import inspect_and_report, warn_of_ranges
+from ..data.image_io import image_size, read_with_values
+from ..data.inspection import ImageRecord, inspect_and_report, inspect_samples, report_unreadable, warn_of_ranges
 from ..data.samples import FileReader, SampleDataset, Samples
 from ..data.sources.walk import count_suffixes, natural_order, sort_files, walk_folder, warn_ignored_files
+from ..data.value_range import pack_values, unpack_values
 from .classifier import Classifier, InferenceConfig, load_classifier
 from .evaluate import classify
 
@@ -81,20 +86,92 @@ def file_samples(files: Sequence[str], targets: Optional[Sequence[int]] = None) 
 
 
 def drop_bad_images(files: Sequence[str], img_mode: str, on_bad_image: str = 'error') -> List[str]:
-    """The files that can be read as images; the others are reported.
+    """The files that can be read as images, each of which is read for it; the others are reported.
 
     Raises:
         ValueError: if a file cannot be read; with 'skip', if none can.
     """
     samples = file_samples(files)
-    records = inspect_and_report(samples, img_mode, on_bad_image)
-    readable = [path for path, record in zip(files, records) if not record.error]
-    if not readable:
+    readable = _report(samples, inspect_and_report(samples, img_mode, on_bad_image))
+    return [files[i] for i in readable]
+
+
+def _report(samples: Samples, records: Sequence[ImageRecord]) -> np.ndarray:
+    """Positions of the images that can be read, after a warning of nearly black ones.
+
+    Raises:
+        ValueError: if none can.
+    """
+    readable = np.flatnonzero([not record.error for record in records])
+    if not len(readable):
         raise ValueError(
-            f"None of the {len(files):,} images can be read, the first is '{files[0]}' ({records[0].error})."
+            f"None of the {len(records):,} images can be read, the first is '{samples.filename(0)}'"
+            f' ({records[0].error}).'
         )
     warn_of_ranges([record.values for record in records], [samples])
     return readable
+
+
+class UnreadableImage(ValueError):
+    """An image cannot be read, as a loader process found."""
+
+
+class FilesToLabel(SampleDataset):
+    """Image files, read once: the targets are how their values are stored (see `pack_values`), by which the files are
+    checked when they have been labelled. A file that cannot be read is a black image whose target is 0.
+
+    Args:
+        files: The files, (N,).
+        img_mode: See `read_image`.
+        on_bad_image: 'error' to raise an error for a file that cannot be read.
+    """
+
+    def __init__(self, files: Sequence[str], img_mode: str, on_bad_image: str = 'error'):
+        super().__init__(file_samples(files), img_mode)
+        self.on_bad_image = on_bad_image
+
+    def __getitem__(self, index: int) -> Tuple[Image.Image, np.ndarray]:
+        try:
+            image, values = self.open(
+                index,
+                lambda image: read_with_values(image, self.img_mode),
+                lambda file, name: read_with_values(file, self.img_mode, name),
+            )
+        except ValueError as e:
+            if self.on_bad_image == 'error':
+                raise UnreadableImage(str(e)) from e
+            return Image.new(self.img_mode, (1, 1)), pack_values(None)
+        return image, pack_values(values)
+
+    def check_headers(self) -> None:
+        """Read the headers of all files.
+
+        Raises:
+            UnreadableImage: for the first that cannot be read.
+        """
+
+        def check(index: int) -> None:
+            try:
+                self.open(index, upright_size, image_size)
+            except ValueError as e:
+                raise UnreadableImage(str(e)) from e
+
+        with ThreadPoolExecutor() as pool:
+            for _ in pool.map(check, range(len(self))):
+                pass
+
+    def check(self, targets: np.ndarray) -> np.ndarray:
+        """Positions of the images that were read, by their targets (N, 5); the others are reported.
+
+        Raises:
+            ValueError: if none was.
+        """
+        records = [ImageRecord(values=unpack_values(target)) for target in targets]
+        unread = np.flatnonzero([record.values is None for record in records])
+        for i, record in zip(unread, inspect_samples(self.samples.take(unread), self.img_mode)):  # why
+            records[i] = ImageRecord(record.error or 'it could be read only the second time')
+        report_unreadable(self.samples, records, self.on_bad_image)
+        return _report(self.samples, records)
 
 
 def predict(
@@ -126,6 +203,17 @@ def predict_files(
     classifier: Classifier, files: Sequence[str], config: InferenceConfig, on_bad_image: str = 'error'
 ) -> Tuple[List[str], np.ndarray, List[str]]:
     """As `predict`, of files that `find_images` found, by a model that is loaded."""
-    files = drop_bad_images(files, classifier.img_mode, on_bad_image)
-    probs, _ = classify(classifier, SampleDataset(file_samples(files), classifier.img_mode), config)
-    return files, probs, classifier.classes or [str(i) for i in range(probs.shape[1])]
+    dataset = FilesToLabel(files, classifier.img_mode, on_bad_image)
+    try:
+        if on_bad_image == 'error':
+            dataset.check_headers()  # finds most such files in a moment
+        probs, targets = classify(classifier, dataset, config)
+    except UnreadableImage:
+        inspect_and_report(dataset.samples, classifier.img_mode, on_bad_image)  # says how many there are
+        raise
+    readable = dataset.check(targets)
+    return (
+        [files[i] for i in readable],
+        probs[readable],
+        classifier.classes or [str(i) for i in range(probs.shape[1])],
+    )

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from helpers import write_dicom, write_images
 from PIL import Image
 
@@ -9,7 +10,7 @@ from hdkd_timm.data.config import DataConfig
 from hdkd_timm.data.datasets import create_datasets
 from hdkd_timm.data.image_io import read_with_values
 from hdkd_timm.data.inspection import inspect_image
-from hdkd_timm.data.value_range import StoredValues, describe_ranges
+from hdkd_timm.data.value_range import StoredValues, describe_ranges, pack_values, unpack_values
 from hdkd_timm.evaluation.predict import drop_bad_images
 
 
@@ -100,3 +101,13 @@ def test_trainer_and_predict_warn_once(tmp_path, caplog):
         (warning,) = [record.getMessage() for record in caplog.records if 'nearly black' in record.getMessage()]
         assert warning.startswith('12 of 12 images')
         assert 'of 0 to 65535 (I;16, 16 bit)' in warning
+
+
+@pytest.mark.parametrize(
+    'values',
+    [None, StoredValues('RGB', 8, 3.0, 251.0, 255.0), StoredValues('I;16', 12, 0.0, 1e-300, 4095.0)]
+    + [StoredValues(mode, 32, -1.5, 0.1, 1.0) for mode in ('DICOM', 'NIfTI', 'F', 'I;16B')],
+)
+def test_values_pass_through_a_batch(values):
+    batch = torch.as_tensor(np.stack([pack_values(values)] * 2))
+    assert unpack_values(batch.numpy()[1]) == values

@@ -13,6 +13,7 @@ from PIL import Image
 
 from hdkd_timm import EvalConfig, evaluate_model, predict
 from hdkd_timm.cli import main
+from hdkd_timm.data import image_io
 from hdkd_timm.evaluation.classifier import InferenceConfig
 from hdkd_timm.evaluation.predict import drop_bad_images, find_images
 from hdkd_timm.evaluation.temperature import write_temperature
@@ -164,3 +165,67 @@ def test_bad_images(model_folder, image_folder, caplog):
     assert 'Skipped 1 of 12 images, which cannot be read.' in caplog.text
     with pytest.raises(ValueError, match='None of the 1 images can be read'):
         predict(str(model_folder), [str(image_folder / 'test' / 'a' / '0.png')], CONFIG, on_bad_image='skip')
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_truncated_images(model_folder, image_folder, caplog, workers):
+    """Their headers are whole: they are found as they are labelled, and told as if they had been found before."""
+    config = replace(CONFIG, workers=workers)
+    test = image_folder / 'test'
+    for name in ('b/1.png', 'c/3.png'):
+        content = (test / name).read_bytes()
+        (test / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"^Cannot read image '\S*b/1\.png' \(.*\); 2 unreadable in total\. Fix or"):
+        predict(str(model_folder), [str(test)], config)
+    files, probs, _ = predict(str(model_folder), [str(test)], config, on_bad_image='skip')
+    assert [os.path.relpath(file, test) for file in files] == [
+        f'{k}/{i}.png' for k in 'abc' for i in range(4) if f'{k}/{i}.png' not in ('b/1.png', 'c/3.png')
+    ]
+    np.testing.assert_allclose(probs, expected_probs(model_folder, files), atol=1e-5)
+    assert 'Skipped 2 of 12 images, which cannot be read.' in caplog.text
+
+
+def count_reads(monkeypatch, fail_first=None):
+    """Names of the files whose pixels are read; reading one fails the first time."""
+    read, names = image_io._read, []
+
+    def count(file, mode, name, *args):
+        names.append(os.path.basename(os.path.dirname(name)) + '/' + os.path.basename(name))
+        if names[-1] == fail_first and names.count(fail_first) == 1:
+            raise OSError('The share is gone')
+        return read(file, mode, name, *args)
+
+    monkeypatch.setattr(image_io, '_read', count)
+    return names
+
+
+@pytest.mark.parametrize('on_bad_image', ['error', 'skip'])
+def test_each_image_is_read_once(model_folder, image_folder, monkeypatch, on_bad_image):
+    names = count_reads(monkeypatch)
+    predict(str(model_folder), [str(image_folder / 'test')], CONFIG, on_bad_image)
+    assert names == [f'{k}/{i}.png' for k in 'abc' for i in range(4)]
+
+
+def test_an_image_that_can_be_read_only_the_second_time(model_folder, image_folder, monkeypatch, caplog):
+    names = count_reads(monkeypatch, fail_first='b/1.png')
+    files, probs, _ = predict(str(model_folder), [str(image_folder / 'test')], CONFIG, on_bad_image='skip')
+    assert len(files) == len(probs) == 11
+    assert names.count('b/1.png') == 2
+    assert "b/1.png' (it could be read only the second time)" in caplog.text
+    names.clear()
+    with pytest.raises(ValueError, match=r"Cannot read image '.*b/1\.png' \(OSError: The share is gone\)"):
+        predict(str(model_folder), [str(image_folder / 'test')], CONFIG)
+
+
+def test_nearly_black_images_are_told_as_by_reading_them_all(model_folder, image_folder, caplog):
+    """Of two kinds, with other bright images of one of them."""
+    test = image_folder / 'test'
+    for name in ('a/0.png', 'b/2.png', 'c/1.png'):
+        grey = np.asarray(Image.open(test / name).convert('L'))
+        Image.fromarray(grey.astype(np.uint16) << 4 if name.startswith('a') else grey // 10).save(test / name)
+    drop_bad_images(find_images([str(test)]), 'RGB')
+    expected = [record.getMessage() for record in caplog.records]
+    assert expected[0].startswith('3 of 12 images use so little of their value range')
+    caplog.clear()
+    predict(str(model_folder), [str(test)], CONFIG)
+    assert [record.getMessage() for record in caplog.records if record.levelname == 'WARNING'] == expected
