@@ -89,7 +89,7 @@ def count_bytes(*values: Any) -> int:
 class OperatorTimer(TorchDispatchMode):
     """Within the context, time every operator by itself.
 
-    Without gradients in a forward pass it is the teacher that computes; the backward pass is the student's.
+    The teacher computes first, without gradients; from the first operator with them on it is the student.
 
     Args:
         device: The device of the tensors.
@@ -99,12 +99,14 @@ class OperatorTimer(TorchDispatchMode):
         super().__init__()
         self.device = device
         self.operators: List[Operator] = []
-        self.phase = 'forward'  # then 'backward', 'optimiser'
+        self.phase = 'teacher'  # then 'student', 'optimiser'
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Tuple[Any, ...] = (), kwargs: Optional[Dict[str, Any]] = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self.phase == 'teacher' and torch.is_grad_enabled():
+            self.phase = 'student'
         synchronize(self.device)
         start = time.perf_counter()
         result = func(*args, **kwargs)
@@ -113,7 +115,7 @@ class OperatorTimer(TorchDispatchMode):
         if func.is_view:
             return result
         part = 'optimiser' if self.phase == 'optimiser' else name_part(func.overloadpacket.__name__, args)
-        network = 'teacher' if self.phase == 'forward' and not torch.is_grad_enabled() else 'student'
+        network = 'teacher' if self.phase == 'teacher' else 'student'
         flops = count_flops(func, args, kwargs, result)
         self.operators.append(Operator(network, part, seconds, flops, count_bytes(args, kwargs, result)))
         return result
@@ -126,7 +128,6 @@ def time_operators(
     optimizer.zero_grad()
     with OperatorTimer(device) as timer:
         loss = compute_loss()
-        timer.phase = 'backward'
         loss.backward()
         timer.phase = 'optimiser'
         optimizer.step()

@@ -3,13 +3,18 @@
 Paper: `CBAM: Convolutional Block Attention Module` - https://arxiv.org/abs/1807.06521
 """
 
+from functools import partial
+from typing import Any, Optional, Tuple
+
 import torch
 import torch.fx
+import torch.nn.functional as F
 from timm.layers import is_exportable
 from torch import nn
 
 from .gelu import Gelu
 from .mean_max import mean_max, mean_max_exportable
+from .recompute import runs_plain
 
 __all__ = ['Cbam', 'ChannelAttention', 'SpatialAttention']
 
@@ -50,6 +55,81 @@ class SpatialAttention(nn.Module):
         return self.conv(x).sigmoid()
 
 
+def _find_spatial_gate(
+    y: torch.Tensor, weight: torch.Tensor, padding: Tuple[int, int], dilation: Tuple[int, int]
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """The pools of `SpatialAttention`, (B, 2, H, W), and its gate, (B, 1, H, W)."""
+    pooled = torch.cat([y.mean(1, keepdim=True), y.amax(1, keepdim=True)], dim=1)
+    return pooled, F.conv2d(pooled, weight.to(pooled.dtype), padding=padding, dilation=dilation).sigmoid()
+
+
+class _GatedSum(torch.autograd.Function):
+    """x + y * spatial(y), where y = x * gate, which computes y again in the backward pass and works in two maps there.
+
+    x (B, C, H, W) and gate (B, C, 1, 1) -> (B, C, H, W), and what `_find_spatial_gate` returns, not differentiable.
+    Equal maxima share the gradient, as in `amax`.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: torch.Tensor,
+        gate: torch.Tensor,
+        weight: torch.Tensor,
+        padding: Tuple[int, int],
+        dilation: Tuple[int, int],
+    ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        y = x * gate
+        pooled, spatial_gate = _find_spatial_gate(y, weight, padding, dilation)
+        return torch.addcmul(x, y, spatial_gate), pooled, spatial_gate
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Tuple, output: Tuple) -> None:
+        x, gate, weight, ctx.padding, ctx.dilation = inputs
+        _, pooled, spatial_gate = output
+        ctx.mark_non_differentiable(pooled, spatial_gate)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, gate, weight, pooled, spatial_gate)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Optional[torch.Tensor], *_: Any) -> Tuple[Optional[torch.Tensor], ...]:
+        x, gate, weight, pooled, spatial_gate = ctx.saved_tensors
+        if grad is None:
+            return (None,) * 5
+        if torch.is_grad_enabled():  # the gradient is to be differentiated again
+            function = partial(_gated_sum, padding=ctx.padding, dilation=ctx.dilation)
+            return *torch.func.vjp(function, x, gate, weight)[1](grad), None, None
+        y = x * gate
+        grad_pooled, grad_weight, _ = torch.ops.aten.convolution_backward(
+            torch.ops.aten.sigmoid_backward((grad * y).sum(1, keepdim=True), spatial_gate),
+            pooled,
+            weight.to(pooled.dtype),
+            None,
+            [1, 1],
+            ctx.padding,
+            ctx.dilation,
+            False,
+            [0, 0],
+            1,
+            [True, True, False],
+        )
+        grad_mean, grad_max = grad_pooled.split(1, dim=1)
+        is_max = y.sub_(pooled[:, 1:]).sign_().add_(1)  # 1 or 0
+        grad_max = grad_max / is_max.sum(1, keepdim=True)
+        grad_y = is_max.mul_(grad_max).add_(grad_mean / x.shape[1]).addcmul_(grad, spatial_gate)
+        grad_x = torch.addcmul(grad, grad_y, gate)
+        return grad_x, grad_y.mul_(x).sum([2, 3], keepdim=True), grad_weight.to(weight.dtype), None, None
+
+
+def _gated_sum(
+    x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, padding: Tuple[int, int], dilation: Tuple[int, int]
+) -> torch.Tensor:
+    """What `_GatedSum` computes, in operators that can be differentiated any number of times."""
+    y = x * gate
+    return torch.addcmul(x, y, _find_spatial_gate(y, weight, padding, dilation)[1])
+
+
 class Cbam(nn.Module):
     """CBAM with a residual connection around it, as published: x + y * spatial(y), where y = x * channel(x).
 
@@ -66,7 +146,12 @@ class Cbam(nn.Module):
         self.spatial = SpatialAttention(dilation=dilation, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = x * self.channel(x)
+        channel_gate = self.channel(x)
+        if not torch.jit.is_scripting():  # noqa: SIM102, TorchScript skips the branch in this form only
+            if not runs_plain(x, self.spatial) and x.dtype == channel_gate.dtype:
+                conv = self.spatial.conv
+                return _GatedSum.apply(x, channel_gate, conv.weight, conv.padding, conv.dilation)[0]
+        y = x * channel_gate
         gate = self.spatial(y)
         if not torch.jit.is_scripting():  # noqa: SIM102, TorchScript skips the branch in this form only
             if torch.jit.is_tracing() or torch.compiler.is_exporting():

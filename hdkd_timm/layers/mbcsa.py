@@ -6,6 +6,7 @@ from torch import nn
 
 from .cbam import Cbam
 from .gelu import Gelu
+from .norm_gelu import norm_gelu
 from .reparam import ReparamLayer, fold_batch_norms
 
 __all__ = ['Downsample', 'MbcsaBlock']
@@ -95,8 +96,12 @@ class MbcsaBlock(ReparamLayer):
         self._check_mode()
         shortcut = self.shortcut(x)
         x = self.pre_norm(x)
-        x = self.act1(self.bn1(self.conv_pw(x)))
-        x = self.act2(self.bn2(self.conv_dw(x)))
+        if torch.jit.is_scripting():
+            x = self.act1(self.bn1(self.conv_pw(x)))
+            x = self.act2(self.bn2(self.conv_dw(x)))
+        else:  # the same in less memory
+            x = norm_gelu(self.conv_pw(x), self.bn1, self.act1)
+            x = norm_gelu(self.conv_dw(x), self.bn2, self.act2)
         x = self.attn(x)
         x = self.bn3(self.conv_pwl(x))
         return shortcut + self.drop_path(x)

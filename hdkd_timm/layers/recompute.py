@@ -1,13 +1,13 @@
-"""Gradient checkpointing that leaves BatchNorm statistics alone."""
+"""What is computed again in the backward pass instead of being kept: whole blocks, or parts of them on a CPU."""
 
 from contextlib import contextmanager, nullcontext
-from typing import Iterator
+from typing import Any, Iterator
 
 import torch
 from timm.models import checkpoint
 from torch import nn
 
-__all__ = ['checkpoint_blocks']
+__all__ = ['checkpoint_blocks', 'runs_plain']
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -36,3 +36,26 @@ def _frozen_batch_stats(module: nn.Module) -> Iterator[None]:
     finally:
         for m, (momentum, num_batches_tracked) in zip(norms, saved):
             m.momentum, m.num_batches_tracked = momentum, num_batches_tracked
+
+
+def runs_plain(x: Any, *modules: nn.Module) -> bool:
+    """Whether modules are to be called one by one on x, whatever the backward pass needs being kept.
+
+    That is so on other devices than CPUs; without gradients; for a compiler, which decides itself what to keep; in a
+    trace; and if a hook waits for one of the modules, or of their parts, to be called.
+    """
+    return (
+        not isinstance(x, torch.Tensor)  # a node of a symbolic trace
+        or x.device.type != 'cpu'
+        or not torch.is_grad_enabled()
+        or not (x.requires_grad or any(p.requires_grad for module in modules for p in module.parameters()))
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or any(_has_hooks(m) for module in modules for m in module.modules())
+    )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )

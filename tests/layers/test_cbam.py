@@ -1,7 +1,9 @@
+import copy
+
 import pytest
 import torch
 
-from hdkd_timm.layers.cbam import Cbam, ChannelAttention, SpatialAttention
+from hdkd_timm.layers.cbam import Cbam, ChannelAttention, SpatialAttention, _gated_sum, _GatedSum
 
 
 def test_gates_by_hand():
@@ -43,3 +45,72 @@ def test_compiled_gradient_under_autocast():
         loss.backward()
     gradients = [torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (model, again)]
     assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.99
+
+
+def pair(dtype, dilation=1):
+    """Two with the same weights; a hook makes one of them run its parts as such."""
+    torch.manual_seed(0)
+    one = Cbam(32, dilation, dtype=dtype)
+    plain = copy.deepcopy(one)
+    plain.spatial.register_forward_hook(lambda *_: None)
+    return plain, one
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
+@pytest.mark.parametrize('dilation', [1, 2])
+def test_less_is_kept_for_the_same_gradients(layout, dtype, dilation):
+    x = torch.randn(2, 32, 6, 7, dtype=torch.float64)
+    x[0, :, 2] = x[0, 3, 2]  # equal maxima
+    x = x.to(dtype).to(memory_format=layout).requires_grad_()
+    weights, results, sizes = torch.randn_like(x), [], []
+    for module in pair(dtype, dilation):
+        kept = {}
+
+        def pack(tensor, kept=kept):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = module(x)
+        sizes.append(sum(numel == x.numel() for numel in kept.values()))
+        results.append([output, *torch.autograd.grad(output, (x, *module.parameters()), weights)])
+    assert output.grad_fn.name().startswith('_GatedSum')
+    assert sizes == [2, 1]
+    for expected, actual in zip(*results):
+        torch.testing.assert_close(actual, expected)
+        assert actual.stride() == expected.stride()
+
+
+def test_the_same_under_autocast():
+    x = torch.randn(2, 32, 6, 7).bfloat16().requires_grad_()
+    results = []
+    for module in pair(torch.float32):
+        with torch.autocast('cpu', torch.bfloat16):
+            output = module(x)
+        results.append([output, *torch.autograd.grad(output.float().square().sum(), (x, *module.parameters()))])
+    assert output.grad_fn.name().startswith('_GatedSum')
+    for expected, actual in zip(*results):
+        assert actual.dtype == expected.dtype
+        assert (actual - expected).norm() < 0.01 * expected.norm()
+
+
+def test_derivatives_of_any_order():
+    torch.manual_seed(0)
+    x, gate, weight = torch.randn(2, 4, 5, 5), torch.rand(2, 4, 1, 1), torch.randn(1, 2, 3, 3)
+    inputs = [value.double().requires_grad_() for value in (x, gate, weight)]
+
+    def one(*inputs):
+        return _GatedSum.apply(*inputs, (1, 1), (1, 1))[0]
+
+    def plain(*inputs):
+        return _gated_sum(*inputs, (1, 1), (1, 1))
+
+    assert torch.autograd.gradcheck(one, inputs)
+    assert torch.autograd.gradgradcheck(one, inputs)
+    x, gate, weight = (value.detach() for value in inputs)
+    per_image = [
+        torch.func.vmap(torch.func.grad(lambda x, f=f: f(x[None], gate[:1], weight).pow(3).sum()))(x)
+        for f in (one, plain)
+    ]
+    torch.testing.assert_close(*per_image)

@@ -1,0 +1,165 @@
+import copy
+
+import pytest
+import torch
+from torch import fx, nn
+
+from hdkd_timm.layers.gelu import Gelu
+from hdkd_timm.layers.norm_gelu import norm_gelu
+from hdkd_timm.layers.recompute import runs_plain
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+class NormGelu(nn.Module):
+    def __init__(self, norm, plain=False):
+        super().__init__()
+        self.norm, self.act, self.plain = norm, Gelu(), plain
+
+    def forward(self, x):
+        return self.act(self.norm(x)) if self.plain else norm_gelu(x, self.norm, self.act)
+
+
+def pair(dtype=torch.float64, chs=3, **kwargs):
+    """The two modules called as such, and at once, with the same weights."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(chs, dtype=dtype, **kwargs)
+    if kwargs.get('affine', True):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias)
+    return NormGelu(copy.deepcopy(norm), plain=True), NormGelu(norm)
+
+
+def images(dtype=torch.float64, layout=torch.contiguous_format, shape=(2, 3, 4, 5)):
+    torch.manual_seed(1)
+    x = 3 * torch.randn(shape, dtype=torch.float64) + 2
+    x[:, 1] = 0.5  # a channel of a single value
+    return x.to(dtype).to(memory_format=layout).requires_grad_()
+
+
+def is_one(output):
+    return output.grad_fn.name().startswith('_NormGelu')
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('momentum', [0.1, 0.0, None])
+def test_as_the_two_modules(layout, dtype, momentum):
+    plain, one = pair(torch.float32 if dtype == torch.bfloat16 else dtype, momentum=momentum)
+    x = images(dtype, layout)
+    for _ in range(2):  # the statistics of two batches
+        outputs = [module(x) for module in (plain, one)]
+        assert is_one(outputs[1])
+        assert torch.equal(*outputs)
+    assert outputs[0].stride() == outputs[1].stride()
+    assert all(torch.equal(p, q) for p, q in zip(plain.buffers(), one.buffers()))
+    weights = torch.randn_like(outputs[0])
+    expected, actual = (
+        torch.autograd.grad(y, (x, *module.parameters()), weights) for y, module in zip(outputs, (plain, one))
+    )
+    for p, q in zip(expected, actual):
+        torch.testing.assert_close(q, p)
+        assert q.stride() == p.stride()
+
+
+def test_less_is_kept():
+    x = images()
+    for module, number in zip(pair(), (2, 1)):
+        kept = {}
+
+        def pack(tensor, kept=kept):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            module(x)
+        assert sum(numel == x.numel() for numel in kept.values()) == number
+
+
+@pytest.mark.parametrize('frozen', ['x', 'weight', 'bias'])
+def test_what_is_frozen_has_no_gradient(frozen):
+    x, (plain, one) = images(), pair()
+    gradients = []
+    for module in (plain, one):
+        inputs = dict(x=x.detach().requires_grad_(frozen != 'x'), **dict(module.norm.named_parameters()))
+        inputs[frozen].requires_grad_(False)
+        module(inputs['x']).square().sum().backward()
+        gradients.append([value.grad for value in inputs.values()])
+    for p, q in zip(*gradients):
+        torch.testing.assert_close(q, p)
+    assert sum(value is None for value in gradients[1]) == 1
+
+
+def test_derivatives_of_any_order():
+    plain, one = pair(track_running_stats=False)
+    x = images(shape=(2, 3, 3, 3)) + torch.randn(2, 3, 3, 3, dtype=torch.float64)
+    weights = [value.detach().requires_grad_() for value in one.parameters()]
+
+    def call(x, *weights, module=one):
+        return torch.func.functional_call(module, dict(zip(dict(module.named_parameters()), weights)), (x,))
+
+    x = x.detach().requires_grad_()
+    assert is_one(call(x, *weights))
+    assert torch.autograd.gradcheck(call, (x, *weights))
+    assert torch.autograd.gradgradcheck(call, (x, *weights))
+    hessians = []
+    for module in (plain, one):
+
+        def loss(weight, module=module):
+            return call(x.detach(), weight, weights[1], module=module).square().sum()
+
+        hessians.append(torch.func.jacrev(torch.func.grad(loss))(weights[0].detach()))
+    torch.testing.assert_close(*hessians)
+    batches = torch.randn(4, 2, 3, 3, 3, dtype=torch.float64)
+    per_batch = [torch.func.vmap(torch.func.grad(lambda x, m=m: m(x).pow(3).sum()))(batches) for m in (plain, one)]
+    torch.testing.assert_close(*per_batch)
+
+
+def test_no_gradient_arrives():
+    _, one = pair()
+    x = images()
+    (gradient,) = torch.autograd.grad(one(x)[:0].sum() + x.sum(), x)
+    assert gradient.eq(1).all()
+
+
+def test_modules_are_called_where_something_may_depend_on_it():
+    x = images()
+
+    def changed(change):
+        _, module = pair()
+        change(module)
+        return module
+
+    calls = []
+    for change in (
+        lambda m: m.norm.register_forward_hook(lambda *_: calls.append('norm')) and None,
+        lambda m: m.act.register_forward_pre_hook(lambda *_: calls.append('act')) and None,
+        lambda m: m.act.register_full_backward_hook(lambda *_: calls.append('act backward')) and None,
+        lambda m: setattr(m, 'act', nn.ReLU()),
+        lambda m: setattr(m, 'norm', nn.GroupNorm(1, 3).double()),
+        lambda m: setattr(m, 'norm', nn.BatchNorm2d(3, affine=False).double()),
+        lambda m: m.eval(),
+    ):
+        module = changed(change)
+        output = module(x)
+        assert not is_one(output)
+        output.sum().backward()
+    assert calls == ['norm', 'act', 'act backward']
+    _, module = pair()
+    with torch.no_grad():
+        assert module(x).grad_fn is None
+    assert runs_plain(x.to('meta'), module)
+
+
+def test_transforms():
+    x = images()
+    plain, one = pair(track_running_stats=False)
+    expected = plain(x)
+    compiled = torch.compile(one, backend='aot_eager', fullgraph=True)(x)
+    torch.testing.assert_close(compiled, expected)
+    traced = torch.jit.trace(one, x)
+    torch.testing.assert_close(traced(x), expected)
+    assert 'PythonOp' not in str(traced.inlined_graph)
+    assert '^_NormGelu' not in str(traced.inlined_graph)
+    graph = fx.symbolic_trace(nn.Sequential(one))
+    torch.testing.assert_close(graph(x), expected)
