@@ -33,7 +33,8 @@ def add_arguments(parser: CommandParser) -> None:
         nargs='+',
         default=(),
         metavar='PATH',
-        help='image files or folders for the ranges of --int8: some of the training images',
+        help='images for the ranges of --int8, some of the training images: files, folders, or tables such as the'
+        ' images.csv of a run',
     )
     parser.add_argument(
         '--calibration-images',

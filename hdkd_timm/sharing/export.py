@@ -23,6 +23,8 @@ from torch import nn
 from ..data.inspection import inspect_images
 from ..data.loader import SplitLoader
 from ..data.samples import SampleDataset
+from ..data.sources.tables import read_csv
+from ..data.targets import name_targets
 from ..data.value_range import describe_ranges
 from ..evaluation.classifier import Classifier, InferenceConfig, load_classifier
 from ..evaluation.exported import ExportedModel, find_exported, weights_path, without_telemetry
@@ -105,6 +107,21 @@ def list_files(out: PathLike) -> List[Path]:
     """The files that are written: that of the user's choice, and OpenVINO's weights beside it."""
     path = Path(out)
     return [path, weights_path(path)] if path.suffix == FORMATS['openvino'] else [path]
+
+
+def _find_calibration_images(paths: Sequence[str], multi_label: bool) -> Tuple[List[str], Dict[str, str]]:
+    """Files among files, folders and the training images of CSV tables; and the class of those of a table."""
+    files: List[str] = []
+    labels: Dict[str, str] = {}
+    for path in map(str, paths):
+        if path.lower().endswith('.csv'):
+            samples, names = read_csv(path, only='train', multi_label=multi_label)
+            of_table = samples['train'].filenames()
+            labels.update(zip(of_table, name_targets(samples['train'].targets, names)))
+            files += of_table
+        else:
+            files += find_images([path])
+    return find_images(files), labels  # each once
 
 
 def _pick_evenly(files: List[str], number: int) -> List[str]:
@@ -223,9 +240,10 @@ def _compare_int8(
     int8: ExportedModel,
     folders: Sequence[str],
     files: Sequence[str],
+    labels: Dict[str, str],
 ) -> Dict[str, Any]:
     """The figures of the int8 file on the calibration images."""
-    targets = None if classifier.is_multi_label else find_targets(folders, files, classifier.classes)
+    targets = None if classifier.is_multi_label else find_targets(folders, files, classifier.classes, labels)
     loader = _create_loader(classifier, files, targets)
     return dict(
         calibration_images=len(files), **compare_precisions(float32, int8, loader, targets is not None, classifier)
@@ -285,7 +303,8 @@ def export_model(
         opset: ONNX opset version, 18 or more; PyTorch's choice by default.
         images: Image files, and folders to search for them, to include in the comparison.
         int8: Quantise the ONNX or OpenVINO file statically.
-        calibration: Image files and folders to calibrate the ranges of the activations.
+        calibration: Image files and folders to calibrate the ranges of the activations, and CSV tables, whose training
+            images are used (columns path, label and split, as in the images.csv of a run).
         calibration_images: Largest number of these, spread evenly.
         img_size: Height and width of the images in pixels, one number for both, or two; the model's by default.
         model_name: Model name of a checkpoint file, where its keys are ambiguous (`_s4`).
@@ -297,7 +316,7 @@ def export_model(
         'difference' and 'largest_logit' of the comparison, its number of 'images' that were not random, and the size of
         the file in 'bytes'. With int8, the comparison is that of the float32 model, and there are also 'bytes_float32',
         'calibration_images' and, on these images, 'agreement' (share with the same label), 'prob_difference' (the
-        largest) and, if they are in class folders, 'accuracy_float32' and 'accuracy_int8'.
+        largest) and, if they are in class folders or a table, 'accuracy_float32' and 'accuracy_int8'.
 
     Raises:
         FileExistsError: if `out` exists.
@@ -308,13 +327,15 @@ def export_model(
     name, out = str(name), Path(out)
     _check_arguments(name, out, format, opset, int8, calibration, calibration_images)
     import_packages(format, int8)
-    files, calibration_files = find_images(images), _pick_evenly(find_images(calibration), calibration_images)
+    files = find_images(images)
     classifier = load_classifier(
         name,
         InferenceConfig(
             model_name, model_kwargs or {}, img_size, use_ema, tuple(label_names) if label_names else None, device='cpu'
         ),
     )
+    calibration_files, labels = _find_calibration_images(calibration, classifier.is_multi_label)
+    calibration_files = _pick_evenly(calibration_files, calibration_images)
     _check_images([*files, *calibration_files], classifier.img_mode)
     adapt_stats(classifier.model)
     cfg = classifier.model.pretrained_cfg
@@ -329,6 +350,6 @@ def export_model(
             loader = _create_loader(classifier, calibration_files)
             paths = path, _write(Path(int8_folder), _quantize(path, loader, metadata))
             float32, int8_model = (find_exported(path)(path) for path in paths)
-            report.update(_compare_int8(classifier, float32, int8_model, calibration, calibration_files))
+            report.update(_compare_int8(classifier, float32, int8_model, calibration, calibration_files, labels))
             path = paths[1]
         return dict(report, bytes=_save(path, out))

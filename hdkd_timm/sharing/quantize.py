@@ -65,10 +65,16 @@ def quantize_onnx(path: Path, loader: SplitLoader) -> Any:
     return onnx.load(quantized)
 
 
-def find_targets(folders: Sequence[str], files: Sequence[str], classes: Optional[List[str]]) -> Optional[List[int]]:
-    """Class indices of image files from their class folders, FOLDER/<class>/*; None if they have other names."""
+def find_targets(
+    folders: Sequence[str], files: Sequence[str], classes: Optional[List[str]], labels: Dict[str, str]
+) -> Optional[List[int]]:
+    """Class indices of image files from their labels, or else from their class folders, FOLDER/<class>/*; None if these
+    have other names than the classes."""
     names = []
     for path in files:
+        if path in labels:
+            names.append(labels[path])
+            continue
         above = [folder for folder in folders if Path(folder) in Path(path).parents]
         names.append(Path(path).relative_to(above[0]).parts[0] if above else '')
     return [classes.index(name) for name in names] if classes and set(names) <= set(classes) else None

@@ -168,6 +168,24 @@ def test_int8(models):
     assert evaluate_model(str(folder / 's8.onnx'), config)[0]['accuracy'] == accuracies[1]
 
 
+def test_calibration_by_the_table_of_a_run(models, tmp_path):
+    """Its training images are used, and their classes known."""
+    folder = models[0]
+    images = sorted(folder.glob('data/*/*/*.png'))
+    lines = [f'{path},{path.parent.name},{path.parent.parent.name}' for path in images]
+    table = tmp_path / 'images.csv'
+    table.write_text('\n'.join(['path,label,split', *lines]))
+    one = str(folder / 'data' / 'train' / 'a' / '0.png')  # is in the table, too
+    with converted(folder / 's.onnx'):
+        report = export_model(folder / 'student', tmp_path / 's8.onnx', int8=True, calibration=[str(table), one])
+    assert report['calibration_images'] == 24
+    probs = predict(str(tmp_path / 's8.onnx'), [str(folder / 'data' / 'train')], CONFIG)[1]
+    assert report['accuracy_int8'] == (probs.argmax(axis=1) == np.repeat([0, 1, 2], 8)).mean()
+    table.write_text(f'path,label,split\n{images[0]},a,test')
+    with pytest.raises(ValueError, match="images.csv' has no row of split 'train'"):
+        export_model(folder / 'student', tmp_path / 't8.onnx', int8=True, calibration=[str(table)])
+
+
 def test_calibration_images_without_class_folders(models, tmp_path, caplog):
     """They are spread evenly over all images, here of classes a and b."""
     folder = models[0]
