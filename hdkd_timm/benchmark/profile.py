@@ -89,7 +89,7 @@ def count_bytes(*values: Any) -> int:
 class OperatorTimer(TorchDispatchMode):
     """Within the context, time every operator by itself.
 
-    The teacher computes first, without gradients; from the first operator with them on it is the student.
+    In `HDKDTask` the teacher computes first, without gradients; from the first operator with them on it is the student.
 
     Args:
         device: The device of the tensors.

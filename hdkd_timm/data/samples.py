@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 import os
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -113,7 +113,7 @@ class SampleDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Tuple[Any, Any]:
+    def __getitem__(self, index: int) -> Tuple[Any, Union[int, np.ndarray]]:
         image = self.read(index)
         return image if self.transform is None else self.transform(image), self.target(index)
 

@@ -36,7 +36,7 @@ class StoredValues(NamedTuple):
     white: float
 
 
-PACKED = '<8sqddd'  # StoredValues as bytes: those of five integers of 64 bits
+PACKED = '<8sqddd'  # StoredValues as a struct, of as many bytes as five integers of 64 bits
 
 
 def pack_values(values: Optional[StoredValues]) -> np.ndarray:

@@ -113,17 +113,17 @@ def _report(samples: Samples, records: Sequence[ImageRecord]) -> np.ndarray:
 
 
 class UnreadableImage(ValueError):
-    """An image cannot be read, as a loader process found."""
+    """An image cannot be read."""
 
 
 class FilesToLabel(SampleDataset):
     """Image files, read once: the targets are how their values are stored (see `pack_values`), by which the files are
-    checked when they have been labelled. A file that cannot be read is a black image whose target is 0.
+    reported on when they have been labelled. With 'skip', one that cannot be read is a black image, its target zeros.
 
     Args:
         files: The files, (N,).
         img_mode: See `read_image`.
-        on_bad_image: 'error' to raise an error for a file that cannot be read.
+        on_bad_image: 'error' to raise an error for a file that cannot be read, or 'skip'.
     """
 
     def __init__(self, files: Sequence[str], img_mode: str, on_bad_image: str = 'error'):
@@ -150,17 +150,17 @@ class FilesToLabel(SampleDataset):
             UnreadableImage: for the first that cannot be read.
         """
 
-        def check(index: int) -> None:
+        def read_header(index: int) -> None:
             try:
                 self.open(index, upright_size, image_size)
             except ValueError as e:
                 raise UnreadableImage(str(e)) from e
 
         with ThreadPoolExecutor() as pool:
-            for _ in pool.map(check, range(len(self))):
+            for _ in pool.map(read_header, range(len(self))):
                 pass
 
-    def check(self, targets: np.ndarray) -> np.ndarray:
+    def report(self, targets: np.ndarray) -> np.ndarray:
         """Positions of the images that were read, by their targets (N, 5); the others are reported.
 
         Raises:
@@ -208,10 +208,11 @@ def predict_files(
         if on_bad_image == 'error':
             dataset.check_headers()  # finds most such files in a moment
         probs, targets = classify(classifier, dataset, config)
-    except UnreadableImage:
+    except UnreadableImage as e:
         inspect_and_report(dataset.samples, classifier.img_mode, on_bad_image)  # says how many there are
-        raise
-    readable = dataset.check(targets)
+        message = str(e).rpartition(f'{UnreadableImage.__name__}: ')[2].strip()  # a loader process sends its traceback
+        raise UnreadableImage(message) from None
+    readable = dataset.report(targets)
     return (
         [files[i] for i in readable],
         probs[readable],

@@ -64,7 +64,7 @@ def _find_spatial_gate(
 
 
 class _GatedSum(torch.autograd.Function):
-    """x + y * spatial(y), where y = x * gate, which computes y again in the backward pass and works in two maps there.
+    """x + y * spatial(y), where y = x * gate, which is computed again in the backward pass.
 
     x (B, C, H, W) and gate (B, C, 1, 1) -> (B, C, H, W), and what `_find_spatial_gate` returns, not differentiable.
     Equal maxima share the gradient, as in `amax`.
@@ -116,8 +116,9 @@ class _GatedSum(torch.autograd.Function):
         )
         grad_mean, grad_max = grad_pooled.split(1, dim=1)
         is_max = y.sub_(pooled[:, 1:]).sign_().add_(1)  # 1 or 0
-        grad_max = grad_max / is_max.sum(1, keepdim=True)
-        grad_y = is_max.mul_(grad_max).add_(grad_mean / x.shape[1]).addcmul_(grad, spatial_gate)
+        grad_y = is_max * (grad_max / is_max.sum(1, keepdim=True))
+        del y, is_max
+        grad_y = grad_y.add_(grad_mean / x.shape[1]).addcmul_(grad, spatial_gate)
         grad_x = torch.addcmul(grad, grad_y, gate)
         return grad_x, grad_y.mul_(x).sum([2, 3], keepdim=True), grad_weight.to(weight.dtype), None, None
 
@@ -128,6 +129,15 @@ def _gated_sum(
     """What `_GatedSum` computes, in operators that can be differentiated any number of times."""
     y = x * gate
     return torch.addcmul(x, y, _find_spatial_gate(y, weight, padding, dilation)[1])
+
+
+def _is_published(spatial: nn.Module) -> bool:
+    """Whether `_GatedSum` does what a module does: nothing in it was replaced, by an adapter or a quantised layer."""
+    if type(spatial) is not SpatialAttention or type(spatial.conv) is not nn.Conv2d:
+        return False
+    conv = spatial.conv
+    has_padding = not isinstance(conv.padding, str) and conv.padding_mode == 'zeros'
+    return conv.bias is None and conv.stride == (1, 1) and conv.groups == 1 and has_padding
 
 
 class Cbam(nn.Module):
@@ -148,7 +158,7 @@ class Cbam(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         channel_gate = self.channel(x)
         if not torch.jit.is_scripting():  # noqa: SIM102, TorchScript skips the branch in this form only
-            if not runs_plain(x, self.spatial) and x.dtype == channel_gate.dtype:
+            if _is_published(self.spatial) and not runs_plain(x, self.spatial) and x.dtype == channel_gate.dtype:
                 conv = self.spatial.conv
                 return _GatedSum.apply(x, channel_gate, conv.weight, conv.padding, conv.dilation)[0]
         y = x * channel_gate

@@ -69,20 +69,26 @@ def _gelu_backward(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 def norm_gelu(x: torch.Tensor, norm: nn.Module, act: nn.Module) -> torch.Tensor:
     """`act(norm(x))`. When a BatchNorm and a GELU are trained on a CPU, the output of the former is not kept for the
-    backward pass but computed again, a tenth of the time of both passes of the two.
+    backward pass but computed again, which adds about a tenth to the time of the two layers.
 
     (B, C, H, W) -> (B, C, H, W). The modules are called as such where something may depend on it, see `runs_plain`.
     """
-    if type(norm) is not nn.BatchNorm2d or type(act) is not Gelu or norm.weight is None or not norm.training:
+    is_pair = type(norm) is nn.BatchNorm2d and type(act) is Gelu
+    if not is_pair or runs_plain(x, norm, act) or not _is_trained(norm) or not _has_statistics(x):
         return act(norm(x))
-    if runs_plain(x, norm, act):
-        return act(norm(x))
-    momentum = norm.momentum
-    if norm.num_batches_tracked is not None:
+    statistics, momentum = (None, None), 0.0
+    if norm.track_running_stats and norm.running_mean is not None:
         norm.num_batches_tracked.add_(1)
-        if momentum is None:
-            momentum = 1.0 / float(norm.num_batches_tracked)
-    output, _, _ = _NormGelu.apply(
-        x, norm.weight, norm.bias, norm.running_mean, norm.running_var, momentum or 0.0, norm.eps
-    )
-    return output
+        statistics = norm.running_mean, norm.running_var
+        momentum = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    return _NormGelu.apply(x, norm.weight, norm.bias, *statistics, momentum, norm.eps)[0]
+
+
+def _is_trained(norm: nn.BatchNorm2d) -> bool:
+    """Whether a BatchNorm is in training mode, with weights of enough precision to undo 1 / deviation."""
+    return norm.training and norm.weight is not None and norm.weight.dtype in (torch.float32, torch.float64)
+
+
+def _has_statistics(x: torch.Tensor) -> bool:
+    """Whether there are several values of each channel; of others it is the BatchNorm that says what is wrong."""
+    return x.dim() == 4 and x.numel() > x.shape[1]

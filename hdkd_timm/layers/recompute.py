@@ -6,6 +6,7 @@ from typing import Any, Iterator
 import torch
 from timm.models import checkpoint
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 __all__ = ['checkpoint_blocks', 'runs_plain']
 
@@ -39,18 +40,19 @@ def _frozen_batch_stats(module: nn.Module) -> Iterator[None]:
 
 
 def runs_plain(x: Any, *modules: nn.Module) -> bool:
-    """Whether modules are to be called one by one on x, whatever the backward pass needs being kept.
+    """Whether modules are to be called one by one on x, so that all that the backward pass needs is kept.
 
-    That is so on other devices than CPUs; without gradients; for a compiler, which decides itself what to keep; in a
+    That is so on other devices than CPUs; if x has no gradient; for a compiler, which decides itself what to keep; in a
     trace; and if a hook waits for one of the modules, or of their parts, to be called.
     """
     return (
         not isinstance(x, torch.Tensor)  # a node of a symbolic trace
         or x.device.type != 'cpu'
         or not torch.is_grad_enabled()
-        or not (x.requires_grad or any(p.requires_grad for module in modules for p in module.parameters()))
+        or not x.requires_grad
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
+        or _has_any_global_hook()
         or any(_has_hooks(m) for module in modules for m in module.modules())
     )
 

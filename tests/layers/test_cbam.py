@@ -114,3 +114,63 @@ def test_derivatives_of_any_order():
         for f in (one, plain)
     ]
     torch.testing.assert_close(*per_image)
+    x = torch.stack([x, x]).requires_grad_()[0]
+    grads = torch.randn(3, 2, 4, 5, 5, dtype=torch.float64)
+    batched = [torch.autograd.grad(f(x, gate, weight), x, grads, is_grads_batched=True)[0] for f in (one, plain)]
+    torch.testing.assert_close(*batched)
+
+
+def replaced(change):
+    torch.manual_seed(0)
+    cbam = Cbam(16)
+    change(cbam.spatial)
+    return cbam
+
+
+class Adapter(torch.nn.Module):
+    """Such as LoRA's, with the attributes of the layer that it wraps."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.conv, self.scale = conv, torch.nn.Parameter(torch.tensor(2.0))
+        self.weight, self.padding, self.dilation = conv.weight, conv.padding, conv.dilation
+
+    def forward(self, x):
+        return self.scale * self.conv(x)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda spatial: setattr(spatial, 'conv', torch.nn.Conv2d(2, 1, 7, padding=3)),
+        lambda spatial: setattr(spatial, 'conv', torch.nn.Conv2d(2, 1, 7, padding='same', bias=False)),
+        lambda spatial: setattr(
+            spatial, 'conv', torch.nn.Conv2d(2, 1, 7, padding=3, padding_mode='reflect', bias=False)
+        ),
+        lambda spatial: setattr(spatial, 'conv', Adapter(spatial.conv)),
+    ],
+)
+def test_parts_that_were_replaced_are_run(change):
+    cbam, x = replaced(change), torch.randn(2, 16, 8, 9)
+    with torch.no_grad():
+        expected = cbam(x)
+    output = cbam(x.requires_grad_())
+    torch.testing.assert_close(output, expected)
+    output.square().sum().backward()
+    assert all(p.grad is not None for p in cbam.parameters())
+
+
+def test_spatial_gate_that_was_removed():
+    cbam, x = Cbam(16), torch.randn(2, 16, 5, 6, requires_grad=True)
+    cbam.spatial = torch.nn.Identity()
+    y = x * cbam.channel(x)
+    torch.testing.assert_close(cbam(x), x + y * y)
+
+
+def test_forward_mode():
+    cbam = Cbam(16).eval()
+    x, v = torch.randn(2, 16, 5, 6).double(), torch.randn(2, 16, 5, 6).double()
+    cbam = cbam.double()
+    output, tangent = torch.func.jvp(cbam, (x,), (v,))
+    step = 1e-6
+    torch.testing.assert_close(tangent, (cbam(x + step * v) - cbam(x - step * v)) / (2 * step), rtol=1e-5, atol=1e-5)

@@ -83,11 +83,40 @@ def test_what_is_frozen_has_no_gradient(frozen):
     for module in (plain, one):
         inputs = dict(x=x.detach().requires_grad_(frozen != 'x'), **dict(module.norm.named_parameters()))
         inputs[frozen].requires_grad_(False)
-        module(inputs['x']).square().sum().backward()
+        output = module(inputs['x'])
+        output.square().sum().backward()
         gradients.append([value.grad for value in inputs.values()])
+    assert is_one(output) == (frozen != 'x')
     for p, q in zip(*gradients):
         torch.testing.assert_close(q, p)
     assert sum(value is None for value in gradients[1]) == 1
+
+
+def test_statistics_that_are_not_tracked_stay():
+    plain, one = pair()
+    for module in (plain, one):
+        module.norm.track_running_stats = False  # afterwards, as users freeze them
+    output = one(images())
+    assert is_one(output)
+    assert torch.equal(output, plain(images()))
+    assert all(torch.equal(p, q) for p, q in zip(plain.buffers(), one.buffers()))
+    assert one.norm.running_mean.eq(0).all()
+
+
+@pytest.mark.parametrize(
+    ('shape', 'message'),
+    [((1, 3, 1, 1), 'Expected more than 1 value per channel'), ((2, 3, 4), 'expected 4D input')],
+)
+def test_the_checks_of_the_norm(shape, message):
+    _, one = pair()
+    with pytest.raises(ValueError, match=message):
+        one(torch.randn(shape, dtype=torch.float64, requires_grad=True))
+    assert one.norm.running_var.eq(1).all()
+
+
+def test_no_images():
+    plain, one = pair()
+    assert one(images(shape=(2, 3, 4, 5))[:0]).shape == plain(images()[:0]).shape == (0, 3, 4, 5)
 
 
 def test_derivatives_of_any_order():
@@ -115,11 +144,33 @@ def test_derivatives_of_any_order():
     torch.testing.assert_close(*per_batch)
 
 
+class NoGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
 def test_no_gradient_arrives():
     _, one = pair()
     x = images()
-    (gradient,) = torch.autograd.grad(one(x)[:0].sum() + x.sum(), x)
+    (gradient,) = torch.autograd.grad(NoGradient.apply(one(x)).sum() + x.sum(), x)
     assert gradient.eq(1).all()
+
+
+def test_global_hooks():
+    _, one = pair()
+    calls = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: calls.append(type(module).__name__))
+    try:
+        assert not is_one(one(images()))
+    finally:
+        handle.remove()
+    assert calls == ['BatchNorm2d', 'Gelu', 'NormGelu']
+    assert is_one(one(images()))
 
 
 def test_modules_are_called_where_something_may_depend_on_it():
