@@ -6,6 +6,7 @@ from typing import Any, Iterator
 import torch
 from timm.models import checkpoint
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
 __all__ = ['checkpoint_blocks', 'runs_plain']
@@ -42,14 +43,16 @@ def _frozen_batch_stats(module: nn.Module) -> Iterator[None]:
 def runs_plain(x: Any, *modules: nn.Module) -> bool:
     """Whether modules are to be called one by one on x, so that all that the backward pass needs is kept.
 
-    That is so on other devices than CPUs; if x has no gradient; for a compiler, which decides itself what to keep; in a
-    trace; and if a hook waits for one of the modules, or of their parts, to be called.
+    That is so on other devices than CPUs; if x has no gradient; in forward-mode differentiation, for which there are no
+    formulas; for a compiler, which decides itself what to keep; in a trace; and if a hook waits for one of the modules,
+    or of their parts, to be called.
     """
     return (
         not isinstance(x, torch.Tensor)  # a node of a symbolic trace
         or x.device.type != 'cpu'
         or not torch.is_grad_enabled()
         or not x.requires_grad
+        or forward_ad._current_level >= 0  # there is no public question for it
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or _has_any_global_hook()

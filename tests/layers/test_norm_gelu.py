@@ -92,6 +92,20 @@ def test_what_is_frozen_has_no_gradient(frozen):
     assert sum(value is None for value in gradients[1]) == 1
 
 
+def test_forward_over_reverse():
+    """A product with the Hessian."""
+    x, v = images().detach(), torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    products = []
+    for module in pair(track_running_stats=False):
+
+        def loss(x, module=module):
+            return module(x).pow(3).sum()
+
+        products.append(torch.func.jvp(torch.func.grad(loss), (x,), (v,))[1])
+    torch.testing.assert_close(*products)
+    assert products[1].any()
+
+
 def test_statistics_that_are_not_tracked_stay():
     plain, one = pair()
     for module in (plain, one):
