@@ -8,6 +8,8 @@ from captum.attr import IntegratedGradients, LayerGradCam
 from helpers import create_student
 from timm.utils import AttentionExtract
 
+import hdkd_timm  # noqa: F401, registers the networks
+
 
 @pytest.fixture
 def images():
