@@ -23,7 +23,8 @@ from executorch.runtime import Runtime
 from timm.utils import reparameterize_model
 
 import hdkd_timm
-from hdkd_timm.benchmark.timing import describe_machine, take_turns
+from hdkd_timm.benchmark.machine import describe_machine
+from hdkd_timm.benchmark.timing import take_turns
 from hdkd_timm.models.checkpoint import save_model
 
 MODEL, BATCHES, ROUNDS = 'hdkd_student.brain_mri', (1, 8), 7

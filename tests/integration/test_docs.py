@@ -1,12 +1,15 @@
 """README and docs say what is so: snippets run, commands parse, links lead somewhere, tables come from files. And the
 examples run."""
 
+import ast
+import importlib
 import os
 import re
 import runpy
 import shlex
 import shutil
 import statistics
+from importlib.util import find_spec
 
 import pytest
 import timm
@@ -271,3 +274,18 @@ def test_cross_validation_example(two_classes, tmp_path):
     assert mean == pytest.approx(sum(folds) / 3, abs=1e-3)
     assert std == pytest.approx(statistics.stdev(folds), abs=1e-3)
     assert run_example(*args) == output  # finished runs are not repeated
+
+
+SCRIPTS = sorted([*DOCS.glob('**/*.py'), *ROOT.glob('weights/*.py'), *ROOT.glob('examples/**/*.py')])
+
+
+@pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_scripts_import_what_the_package_has(script):
+    """Also those that need packages of extras, and no test runs."""
+    for node in ast.walk(ast.parse(script.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.ImportFrom) and (node.module or '').split('.')[0] == 'hdkd_timm':
+            module = importlib.import_module(node.module)
+            names = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+            has_modules = hasattr(module, '__path__')
+            missing = [name for name in names if not (has_modules and find_spec(f'{node.module}.{name}'))]
+            assert not missing, f'{node.module} has no {missing}'
