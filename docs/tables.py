@@ -99,6 +99,24 @@ def training_step_avx512(rows: Rows) -> str:
     return training_step(rows)
 
 
+def process_settings(rows: Rows) -> str:
+    """Speed and memory relative to the first row, the published loop."""
+    first = rows[0]
+    return to_markdown(
+        ['training step of HDKD, 8 images', 'ms (fastest to slowest)', 'speed-up', 'peak memory', 'of the published'],
+        [
+            [
+                r['setting'],
+                f'{int(r["milliseconds"]):,} ({int(r["fastest"]):,} to {int(r["slowest"]):,})',
+                f'{float(first["milliseconds"]) / float(r["milliseconds"]):.2f} x',
+                f'{r["memory_gib"]} GiB',
+                f'{float(r["memory_gib"]) / float(first["memory_gib"]):.2f}',
+            ]
+            for r in rows
+        ],
+    )
+
+
 def step_profile(rows: Rows) -> str:
     """The parts that take a hundredth of the time or more."""
     return to_markdown(
@@ -291,6 +309,7 @@ TABLES: Dict[str, Callable[[Rows], str]] = {
     f.__name__: f
     for f in (
         *(all_images, chest_xray, multi_label, training_step, training_step_avx2, training_step_avx512),
+        process_settings,
         step_profile,
         *(student_inference, network_inference, exported_files, int8_accuracy),
         *(deployment, method_matrix, method_parity),
