@@ -137,6 +137,14 @@ def step_profile(rows: Rows) -> str:
     )
 
 
+def step_profile_avx512(rows: Rows) -> str:
+    return step_profile(rows)
+
+
+def inference_profile(rows: Rows) -> str:
+    return step_profile([{**r, 'network': f'`{r["network"]}`'} for r in rows])
+
+
 def student_inference(rows: Rows) -> str:
     def cell(row: Dict[str, str], batch: int) -> str:
         speedup = row[f'speedup_{batch}']
@@ -310,7 +318,7 @@ TABLES: Dict[str, Callable[[Rows], str]] = {
     for f in (
         *(all_images, chest_xray, multi_label, training_step, training_step_avx2, training_step_avx512),
         process_settings,
-        step_profile,
+        *(step_profile, step_profile_avx512, inference_profile),
         *(student_inference, network_inference, exported_files, int8_accuracy),
         *(deployment, method_matrix, method_parity),
     )

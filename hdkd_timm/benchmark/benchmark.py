@@ -1,10 +1,11 @@
 """All parts of the benchmark: `hdkd bench`.
 
-    step        a training step of HDKD in several forms
-    profile     what the time of a step goes into, and how far each part is from what the machine can do
-    inference   images per second of our networks and of others of timm's, in several forms
-    epoch       images per second of a training from files, with and without a cache
-    growth      time of a training step by image size and by batch size
+    step                a training step of HDKD in several forms
+    profile             what the time of a step goes into, and how far each part is from what the machine can do
+    inference           images per second of our networks and of others of timm's, in several forms
+    inference-profile   what the time of a forward pass goes into, as for a step
+    epoch               images per second of a training from files, with and without a cache
+    growth              time of a training step by image size and by batch size
 
 Weights and images are random, which makes no difference to the time.
 """
@@ -23,17 +24,18 @@ from .epoch import measure_epochs
 from .growth import measure_growth
 from .inference import measure_inference
 from .machine import describe_machine
-from .profile import measure_profile
+from .profile import measure_inference_profile, measure_profile
 from .step import measure_steps
 from .tables import HEADINGS, Row, format_rows
 
-MEASURES = dict(
-    step=measure_steps,
-    profile=measure_profile,
-    inference=measure_inference,
-    epoch=measure_epochs,
-    growth=measure_growth,
-)
+MEASURES = {
+    'step': measure_steps,
+    'profile': measure_profile,
+    'inference': measure_inference,
+    'inference-profile': measure_inference_profile,
+    'epoch': measure_epochs,
+    'growth': measure_growth,
+}
 
 
 def run_benchmark(config: BenchConfig, report: Callable[[str], None] = print) -> List[Row]:

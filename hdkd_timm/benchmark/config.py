@@ -6,7 +6,7 @@ from typing import Optional, Tuple
 from ..models.hdkd import MIN_IMG_SIZE
 from ..utils.config import check_values, setting
 
-PARTS = ('step', 'profile', 'inference', 'epoch', 'growth')
+PARTS = ('step', 'profile', 'inference', 'inference-profile', 'epoch', 'growth')
 EXPORTS = {  # form -> format of `export_model`, and whether it is quantised
     'onnx': ('onnx', False),
     'int8': ('onnx', True),
@@ -25,9 +25,13 @@ class BenchConfig:
 
     parts: Tuple[str, ...] = setting(PARTS, 'what to measure', choices=PARTS, group='benchmark', common=True)
     img_size: int = setting(224, 'height and width of the images in pixels', at_least=MIN_IMG_SIZE, common=True)
-    batch_size: int = setting(8, 'batch size of the training steps', flags=('-b',), at_least=1, common=True)
+    batch_size: int = setting(
+        8, 'batch size of the training steps and of the profiles', flags=('-b',), at_least=1, common=True
+    )
     rounds: int = setting(5, 'number of timings of which the median is reported', at_least=1, common=True)
-    models: Tuple[str, ...] = setting((*MODELS, *OTHERS), "networks of the inference table, any of timm's", common=True)
+    models: Tuple[str, ...] = setting(
+        (*MODELS, *OTHERS), "networks of the inference tables, any of timm's", common=True
+    )
     forms: Tuple[str, ...] = setting(
         DEFAULT_FORMS, 'forms of each network in the inference table', choices=FORMS, common=True
     )

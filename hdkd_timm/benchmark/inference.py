@@ -42,6 +42,13 @@ def _size_args(name: str, img_size: int) -> Dict[str, int]:
     return dict(img_size=img_size) if timm.get_pretrained_cfg(name).fixed_input_size else {}
 
 
+def create_network(name: str, form: str, img_size: int, device: torch.device) -> nn.Module:
+    """A timm model with random weights; all forms but 'eager' are fused and channels-last."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, **_size_args(name, img_size)).eval().to(device)
+    return model if form == 'eager' else reparameterize_model(model).to(memory_format=torch.channels_last)
+
+
 def create_inference(
     name: str,
     form: str,
@@ -50,13 +57,9 @@ def create_inference(
     amp_dtype: Optional[torch.dtype] = None,
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """A timm model with random weights in one of `FORMS`: all but 'eager' are fused, those of PyTorch channels-last."""
-    torch.manual_seed(0)
-    model = timm.create_model(name, **_size_args(name, img_size)).eval()
     if form in EXPORTS:
-        return _export(model, *EXPORTS[form], img_size)
-    model = model.to(device)
-    if form != 'eager':
-        model = reparameterize_model(model).to(memory_format=torch.channels_last)
+        return _export(create_network(name, 'eager', img_size, torch.device('cpu')), *EXPORTS[form], img_size)
+    model = create_network(name, form, img_size, device)
     forward = torch.compile(model) if form == 'compiled' else model
 
     def infer(x: torch.Tensor) -> torch.Tensor:

@@ -6,13 +6,15 @@ from ..utils.memory import format_bytes
 
 Row = Dict[str, Any]
 
+PROFILE = ('name', 'form', 'ms', 'share', 'gflops', 'gbytes', 'ratio')
 COLUMNS = {
     'step': ('name', 'ms', 'ratio', 'memory'),
-    'profile': ('name', 'form', 'ms', 'share', 'gflops', 'gbytes', 'ratio'),
+    'profile': PROFILE,
     'inference': (
         *('name', 'parameters', 'multiply_adds', 'batch_size', 'form'),
         *('images_per_second', 'ratio', 'p50_ms', 'p95_ms'),
     ),
+    'inference-profile': PROFILE,
     'epoch': ('name', 'images_per_second', 'ratio'),
     'growth': ('name', 'img_size', 'batch_size', 'ms', 'ratio'),
 }
@@ -20,6 +22,8 @@ HEADINGS = {
     'step': 'A training step, {batch_size} images of {img_size} px (ratio: speed relative to the first row)',
     'profile': 'Operators of a step, {batch_size} images of {img_size} px, one by one (ratio: share of the roofline)',
     'inference': 'Inference at {img_size} px (ratio: speed relative to eager; p50, p95: latency of single images)',
+    'inference-profile': 'Operators of inference, {batch_size} images of {img_size} px, fused, channels-last, one by'
+    ' one (ratio: share of the roofline)',
     'epoch': 'An epoch of training, steps of {batch_size} images of {img_size} px (ratio: time relative to the first'
     ' row)',
     'growth': 'A training step by size (ratio: time per image and pixel, relative to the median of these)',

@@ -42,6 +42,9 @@ def test_command(tmp_path, capsys, monkeypatch):
     } < found
     profile = {row['name'] for row in rows if row['part'] == 'profile'}
     assert {'convolutions 1x1', 'BatchNorm', 'GELU', 'loss', 'optimiser', 'all operators', 'step'} < profile
+    inference = {(row['name'], row['form']) for row in rows if row['part'] == 'inference-profile'}
+    for name in ('hdkd_student_s4', 'resnet10t'):
+        assert {(part, name) for part in ('convolutions 1x1', 'all operators', 'forward pass')} < inference
     assert [row['name'] for row in rows if row['part'] == 'epoch'] == ['one batch', 'files', 'files, cached']
     assert {('growth', 'image size', '', size, '4') for size in ('32', '64')} < found
     assert {('growth', 'batch size', '', '32', batch) for batch in '24'} < found

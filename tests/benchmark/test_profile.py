@@ -5,15 +5,17 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hdkd_timm.benchmark.config import BenchConfig
+from hdkd_timm.benchmark.inference import create_network
 from hdkd_timm.benchmark.machine import Peaks
 from hdkd_timm.benchmark.profile import (
     FORM,
     Operator,
     OperatorTimer,
     list_parts,
+    measure_inference_profile,
     measure_profile,
     name_part,
-    time_operators,
+    time_step,
 )
 from hdkd_timm.benchmark.step import STEP_FORMS, create_training
 
@@ -22,7 +24,7 @@ CPU = torch.device('cpu')
 
 @pytest.fixture
 def operators(small_networks):
-    return time_operators(*create_training(STEP_FORMS[FORM], 2, 32, CPU), CPU)
+    return time_step(*create_training(STEP_FORMS[FORM], 2, 32, CPU), CPU)
 
 
 def test_all_work_is_counted():
@@ -90,23 +92,53 @@ def test_rates_follow_from_the_times():
         ]
 
     rows = list_parts([step(1.0), step(9.0), step(3.0)], Peaks(flops=6000.0, bytes=2000.0))
-    assert [(row['name'], row['form'], row['ms']) for row in rows] == [
+    assert [(row['name'], row.get('form'), row['ms']) for row in rows] == [
         ('GELU', 'student', 6000.0),
         ('convolutions 1x1', 'teacher', 2000.0),
+        ('all operators', None, 8000.0),
     ]
     assert rows[0]['gbytes'] == 6000 / 6 / 1e9
     assert rows[0]['ratio'] == pytest.approx((2 + 1) / 6)  # 3 seconds at the peak of memory
     assert rows[1]['gflops'] == 3000 / 1e9
     assert rows[1]['ratio'] == pytest.approx(1 / 2)
+    assert rows[2]['ratio'] == pytest.approx((3 + 1) / 8)
 
 
-@pytest.mark.usefixtures('small_networks')
-def test_shares(monkeypatch):
+@pytest.fixture
+def quick(small_networks, monkeypatch):
     monkeypatch.setattr('hdkd_timm.benchmark.timing.MIN_SECONDS', 0.0)
     monkeypatch.setattr('hdkd_timm.benchmark.machine.MATRIX', 64)
     monkeypatch.setattr('hdkd_timm.benchmark.machine.COPIED', 2**16)
+
+
+@pytest.mark.usefixtures('quick')
+def test_shares():
     rows = measure_profile(BenchConfig(img_size=32, batch_size=2, rounds=1), CPU)
     parts = [row for row in rows if 'form' in row]
     total = next(row for row in rows if row['name'] == 'all operators')
     assert sum(row['share'] for row in parts) == pytest.approx(1)
     assert sum(row['ms'] for row in parts) == pytest.approx(total['ms'])
+
+
+@pytest.mark.usefixtures('quick')
+def test_inference():
+    """Every network by itself, with the work of its fused form."""
+    config = BenchConfig(img_size=32, batch_size=2, rounds=1, models=('hdkd_student', 'resnet10t'))
+    rows = measure_inference_profile(config, CPU)
+    x = torch.randn(2, 3, 32, 32)
+    for name in config.models:
+        own = [row for row in rows if row['form'] == name]
+        *parts, total, forward = own
+        assert (total['name'], forward['name']) == ('all operators', 'forward pass')
+        assert sum(row['share'] for row in parts) == pytest.approx(total['share']) == pytest.approx(1)
+        assert not {row['name'] for row in parts} & {'loss', 'optimiser'}
+        assert ('BatchNorm' in {row['name'] for row in parts}) == (name == 'resnet10t')  # ours are folded
+        assert total['roofline_ms'] == pytest.approx(total['ratio'] * total['ms'])
+        assert all(row['batch_size'] == 2 and row['img_size'] == 32 for row in own)
+        flops = sum(row.get('gflops', 0) * row['ms'] / 1000 * 1e9 for row in parts)
+        network = create_network(name, 'fused', 32, CPU)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            network(x)
+        assert flops >= counter.get_total_flops() * (1 - 1e-9)
+        assert flops == pytest.approx(counter.get_total_flops(), rel=0.05)  # PyTorch leaves out attention
+    assert [row['form'] for row in rows] == sorted(row['form'] for row in rows)
