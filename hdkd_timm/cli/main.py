@@ -8,11 +8,13 @@ import sys
 import warnings
 from importlib import import_module
 from types import ModuleType
-from typing import Optional, Sequence
+from typing import Any, Optional, Sequence, Type
 
 from ..utils.text import PrintableFormatter, PrintableStream, printable
 from ..version import __version__
 from .parser import CommandParser
+
+_logger = logging.getLogger(__name__)
 
 COMMANDS = {  # heading -> command -> its help; a command is the module of its name
     'train': {
@@ -90,9 +92,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     handler.setFormatter(PrintableFormatter('%(message)s'))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger('hdkd_timm').setLevel(logging.INFO)
-    warnings.filterwarnings('ignore', 'Image size .* exceeds limit')  # Pillow's, which our error repeats
-    with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
+    with warnings.catch_warnings(), contextlib.redirect_stdout(PrintableStream(sys.stdout)):
+        warnings.filterwarnings('ignore', 'Image size .* exceeds limit')  # Pillow's, which our error repeats
+        warnings.showwarning = _show_warning
         return _run_command(name, args)
+
+
+def _show_warning(message: Any, category: Type[Warning], *place: Any, **more: Any) -> None:
+    """As `warnings.showwarning`, without the place in the code, which tells a user of commands nothing."""
+    _logger.warning(str(message) if category is UserWarning else f'{message} ({category.__name__})')
 
 
 def _find_flags(name: str, arguments: Sequence[str]) -> str:

@@ -34,4 +34,4 @@ def run(args: argparse.Namespace) -> None:
     write_predictions(
         Path(args.out), files, probs, classes, problem=classifier.problem, thresholds=classifier.thresholds
     )
-    print(f"{len(files)} images labelled, see '{args.out}'.")
+    print(f"{len(files):,} image{'s' * (len(files) != 1)} labelled, see '{args.out}'.")

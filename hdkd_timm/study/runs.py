@@ -11,7 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Set, Tuple
 
 import torch
 
@@ -24,11 +24,13 @@ from ..utils.files import atomic_write
 from ..utils.parsing import parse_yaml
 from ..utils.run_files import CONFIG_FILE, METRICS_FILE
 from ..utils.signals import Interrupted, Signals
+from ..utils.text import WARNING
 from .config import Run, StudyConfig, list_runs, split_seed, teacher_name
 
 _logger = logging.getLogger(__name__)
 
 LOGS, SETTINGS = 'logs', 'settings'  # in the folder of a study
+POLL_SECONDS = 0.2  # between two looks at the runs
 # settings that may change when a run is resumed, but that all runs of a study must have in common
 NOT_FREE = ('data_dir', 'data_csv', 'epochs', 'teacher_epochs')
 
@@ -72,7 +74,7 @@ def is_finished(config: TrainConfig) -> bool:
 
 
 class Runner:
-    """Runs the processes of a study, and passes a signal that asks it to stop on to them.
+    """Runs the processes of a study, repeats their warnings, and passes a signal that asks it to stop on to them.
 
     Args:
         folder: Folder of the study; gets the settings and the output of each run.
@@ -87,7 +89,8 @@ class Runner:
         self.processes: List[subprocess.Popen] = []
         self.finished: List[str] = []
         self.failed: Dict[str, str] = {}
-        self.lock = threading.Lock()  # between starting a process and stopping all
+        self.warnings: Set[str] = set()
+        self.lock = threading.Lock()  # between starting a process and stopping all, and of the warnings
 
     def environment(self) -> Dict[str, str]:
         """That of a process, which has its share of the cores unless the user decided otherwise."""
@@ -110,6 +113,7 @@ class Runner:
         if Path(config.output, name, CONFIG_FILE).is_file():
             arguments.append('--resume')
         with log.open('a', encoding='utf-8') as output:
+            read = log.stat().st_size
             with self.lock:
                 if self.signals.received:
                     return
@@ -122,10 +126,37 @@ class Runner:
                     start_new_session=True,  # a Ctrl-C reaches the study alone, which passes it on
                 )
                 self.processes.append(process)
+            while process.poll() is None:
+                time.sleep(POLL_SECONDS)
+                read = self._repeat_warnings(name, log, read)
             code = process.wait()
+            self._repeat_warnings(name, log, read)
         if code and not self.signals.received:
             lines = log.read_text(encoding='utf-8', errors='replace').strip().splitlines()
             raise ChildProcessError(f'{lines[-1] if lines else f"exit code {code}"} (its output is in {log})')
+
+    def _repeat_warnings(self, name: str, log: Path, start: int) -> int:
+        """Repeat the warnings in a run's output, those that another run has had left out.
+
+        Args:
+            name: The run.
+            log: File of its output.
+            start: Byte from which it was not read yet.
+
+        Returns:
+            The byte after its last complete line.
+        """
+        with log.open('rb') as file:
+            file.seek(start)
+            output = file.read()
+        output = output[: output.rfind(b'\n') + 1]
+        lines = output.decode(errors='replace').splitlines()
+        with self.lock:
+            new = [line for line in dict.fromkeys(lines) if line.startswith(WARNING) and line not in self.warnings]
+            self.warnings.update(new)
+        for line in new:
+            _logger.warning(f'{name}  {line.removeprefix(WARNING)}')
+        return start + len(output)
 
     def run_all(self, runs: Sequence[Run], total: int) -> None:
         """Run those that are not finished, of so many; the others go on if one fails.
@@ -175,7 +206,7 @@ class Runner:
             if self.signals.received and not is_stopping:
                 is_stopping = True
                 self._stop(futures)
-            time.sleep(0.2)
+            time.sleep(POLL_SECONDS)
         if self.signals.received:
             raise Interrupted(self.signals.received, self.folder)
         for future in futures:

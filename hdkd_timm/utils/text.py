@@ -11,6 +11,8 @@ _UNSAFE = re.compile(
     '\U000e0000-\U000e007f]'
 )
 
+WARNING = 'Warning: '
+
 
 def printable(text: str, lines: bool = False) -> str:
     """Escape characters that control a terminal or the direction of writing, as \\x1b, \\u202e and so on.
@@ -42,7 +44,8 @@ class PrintableStream:
 
 
 class PrintableFormatter(logging.Formatter):
-    """Formats log messages with `printable`."""
+    """Formats log messages with `printable`; warnings start with `WARNING`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record), lines=True)
+        text = printable(super().format(record), lines=True)
+        return f'{WARNING}{text}' if record.levelno == logging.WARNING else text

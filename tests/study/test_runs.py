@@ -7,6 +7,7 @@ import time
 
 import pytest
 import yaml
+from helpers import write_images
 from processes import start
 from training_helpers import TEACHER
 
@@ -128,6 +129,24 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(settings, forked_runs, tm
     assert '| none | 1 |' in capsys.readouterr().out
     assert 'kd-1 failed' in (tmp_path / 'runs' / 'study' / 'study.html').read_text()
     assert (taken / 'notes.txt').read_text() == 'mine'
+
+
+def test_warnings_of_the_runs_are_repeated(settings, forked_runs, image_folder, tmp_path, caplog):
+    """Once, by the run that has them first: all have the same images."""
+    (image_folder / 'notes').mkdir()
+    write_images(image_folder / 'notes', ('a',), 1)
+    path = write_settings(tmp_path / 'study.yaml', **settings)
+    args = ['study', '--config', path, '--methods', 'none', 'kd', '--seeds', '1', '--val-fraction', '0.25']
+    assert main(args) == 0
+    said = [record for record in caplog.records if record.name.endswith('study.runs')]
+    warnings = [record.getMessage() for record in said if record.levelname == 'WARNING']
+    assert len(set(warnings)) == len(warnings)
+    for text in ('Ignored 1 folder in', 'and the val split has fewer than 5 images of 3 of 3 classes'):
+        (warning,) = [warning for warning in warnings if text in warning]
+        assert warning.startswith('none-1  ')
+        for run in ('none-1', 'kd-1'):
+            log = (tmp_path / 'runs' / 'study' / 'logs' / f'{run}.log').read_text()
+            assert f'\nWarning: {warning.removeprefix("none-1  ")}\n' in f'\n{log}'
 
 
 def test_a_signal_reaches_the_runs(settings, tmp_path):

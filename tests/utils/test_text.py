@@ -48,4 +48,7 @@ def test_commands_print_no_escapes(tmp_path, capsys):
 
 def test_log_messages(capsys):
     record = logging.LogRecord('hdkd_timm', logging.INFO, '', 0, 'class %s\nnext', ('\x1b[1m',), None)
-    assert PrintableFormatter('%(message)s').format(record) == 'class \\x1b[1m\nnext'
+    formatter = PrintableFormatter('%(message)s')
+    assert formatter.format(record) == 'class \\x1b[1m\nnext'
+    record.levelno = logging.WARNING
+    assert formatter.format(record) == 'Warning: class \\x1b[1m\nnext'
