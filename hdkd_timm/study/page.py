@@ -66,6 +66,7 @@ def write_study(config: StudyConfig, folder: Path, arms: Sequence[ArmResult], pr
     metric = METRIC_NAMES[config.select_metric]
     page = template.render(
         title=folder.resolve().name,
+        sentences=state_differences(rows, baseline, config.select_metric, split),
         summary=describe(config, baseline, split),
         problems=problems,
         picture=Pictures(folder).embed(picture, f'{metric} of each arm, see the table'),
@@ -75,11 +76,45 @@ def write_study(config: StudyConfig, folder: Path, arms: Sequence[ArmResult], pr
         rows=cells,
         config=CONFIG_FILE,
         arms=[(name, _describe_settings(values)) for name, values in list_arms(config).items()],
-        notice='For research use only. Not a medical device: not for diagnosis, triage or treatment.',
     )
     with atomic_write(folder / PAGE) as file:
         file.write(page)
     return table
+
+
+def state_differences(rows: Sequence[Dict[str, Any]], baseline: str, metric: str, split: str) -> List[str]:
+    """The differences to the baseline as sentences: of the arm that is best on val; of each arm where none is chosen,
+    or where it may be another for each fraction of the training images.
+
+    Args:
+        rows: Those of `study_table`.
+        baseline: Name of the arm that the others are compared with.
+        metric: The metric that selects epochs.
+        split: Split of the results.
+    """
+    order = [row for row in order_rows(rows, metric) if f'{metric}_difference' in row]
+    has_fractions = any('train_fraction' in row for row in rows)
+    has_val = any(not math.isnan(row[f'val_{metric}']) for row in rows)
+    names = list(dict.fromkeys(row['arm'] for row in order))
+    best = names[:1] if has_val and not has_fractions else []
+    sentences = []
+    for name in best or names:
+        parts = []
+        for row in order:
+            if row['arm'] == name:
+                interval = format_differences(metric, row[f'{metric}_low'], row[f'{metric}_high'])
+                images = f' with {row["train_images"]:,} images' if has_fractions else ''
+                parts.append(f'{format_differences(metric, row[f"{metric}_difference"])} ({interval}){images}')
+        which = f'{name}, the best on val beside {baseline},' if best else name
+        sentences.append(f'{which} compared with {baseline}, {METRIC_NAMES[metric]} on {split}: {", ".join(parts)}.')
+    return sentences
+
+
+def order_rows(rows: Sequence[Dict[str, Any]], metric: str) -> List[Dict[str, Any]]:
+    """The best arm on val first, in the order of the study where there is no val; from few training images to many."""
+    sign = 1 if metric in LOWER_IS_BETTER else -1
+    scores = [math.inf if math.isnan(row[f'val_{metric}']) else sign * row[f'val_{metric}'] for row in rows]
+    return [rows[i] for i in sorted(range(len(rows)), key=lambda i: (rows[i].get('train_fraction', 1), scores[i]))]
 
 
 def describe(config: StudyConfig, baseline: str, split: str) -> str:
@@ -126,8 +161,7 @@ def _describe_settings(values: Dict[str, Any]) -> str:
 def format_rows(
     rows: Sequence[Dict[str, Any]], baseline: str, metric: str, split: str
 ) -> Tuple[List[str], List[List[str]]]:
-    """Column names and cells for display: the best arm on val first, in the order of the study where there is no val;
-    from few training images to many.
+    """Column names and cells for display, in the order of `order_rows`; without a column of val if there is none.
 
     Args:
         rows: Those of `study_table`.
@@ -138,20 +172,20 @@ def format_rows(
     shown = list(dict.fromkeys((metric, 'macro_auroc', 'log_loss')))
     has_fractions = any('train_fraction' in row for row in rows)
     columns = ['arm', *(['training images'] * has_fractions), 'seeds']
-    columns += [f'val {METRIC_NAMES[metric]}'] * (split != 'val')
+    has_val = split != 'val' and any(not math.isnan(row[f'val_{metric}']) for row in rows)
+    columns += [f'val {METRIC_NAMES[metric]}'] * has_val
     columns += [f'{split} {METRIC_NAMES[name]}' for name in shown]
-    columns += [f'difference to {baseline}', 'parameters', 'training']
-    sign = 1 if metric in LOWER_IS_BETTER else -1
-    scores = [math.inf if math.isnan(row[f'val_{metric}']) else sign * row[f'val_{metric}'] for row in rows]
-    order = [rows[i] for i in sorted(range(len(rows)), key=lambda i: (rows[i].get('train_fraction', 1), scores[i]))]
+    unit = ' (points)' if metric in IN_PER_CENT else ''  # not in each cell
+    columns += [f'difference to {baseline}{unit}', 'parameters', 'training time']
     cells = []
-    for row in order:
+    for row in order_rows(rows, metric):
         difference = '–'
         if f'{metric}_difference' in row:
             interval = format_differences(metric, row[f'{metric}_low'], row[f'{metric}_high'])
             spread = _format_spread(metric, row[f'{metric}_difference_sd'])
-            difference = f'{format_differences(metric, row[f"{metric}_difference"])}{spread} ({interval})'
-        values = [_format_mean(row, 'val', metric)] if split != 'val' else []
+            middle = format_differences(metric, row[f'{metric}_difference'])
+            difference = f'{middle}{spread} ({interval})'.replace(' points', '')
+        values = [_format_mean(row, 'val', metric)] if has_val else []
         values += [_format_mean(row, split, name) for name in shown]
         size, time = f'{row["parameters"]:,}', f'{row["seconds"] / 60:.1f} min'
         seeds = str(row['seeds']) if row['seeds'] == row['planned'] else f'{row["seeds"]} of {row["planned"]}'

@@ -3,7 +3,14 @@ import math
 import pytest
 
 from hdkd_timm.study.config import StudyConfig
-from hdkd_timm.study.page import _describe_settings, describe, describe_order, format_markdown, format_rows
+from hdkd_timm.study.page import (
+    _describe_settings,
+    describe,
+    describe_order,
+    format_markdown,
+    format_rows,
+    state_differences,
+)
 
 ROW = dict(
     seeds=3,
@@ -33,8 +40,8 @@ def test_best_on_val_comes_first():
     assert [line[0] for line in cells] == ['kd', 'none', 'at']
     kd = dict(zip(columns, cells[0]))
     assert (kd['seeds'], kd['test accuracy'], kd['test macro AUROC']) == ('2 of 3', '75.0 % ± 2.0', '0.900')
-    assert kd['difference to none'] == '+5.00 points ± 1.0 (−1.00 to +11.00 points)'
-    assert dict(zip(columns, cells[1]))['difference to none'] == '–'
+    assert kd['difference to none (points)'] == '+5.00 ± 1.0 (−1.00 to +11.00)'
+    assert dict(zip(columns, cells[1]))['difference to none (points)'] == '–'
     assert format_markdown(columns, cells).splitlines()[2].startswith('| kd | 2 of 3 | 90.0 % ± 1.0 |')
 
 
@@ -46,8 +53,39 @@ def test_lowest_loss_comes_first():
 
 def test_without_val_no_arm_is_chosen():
     rows = [dict(ROW, arm=name, val_accuracy=math.nan, test_accuracy=test) for name, test in (('a', 0.1), ('b', 0.9))]
-    _, cells = format_rows(rows, 'a', 'accuracy', 'test')
+    columns, cells = format_rows(rows, 'a', 'accuracy', 'test')
     assert [line[0] for line in cells] == ['a', 'b']
+    assert columns[2] == 'test accuracy'
+    assert [line[2] for line in cells] == ['10.0 % ± 2.0', '90.0 % ± 2.0']
+
+
+def test_differences_in_words():
+    rows = [
+        dict(ROW, arm='none'),
+        dict(ROW, arm='kd', val_accuracy=0.7, **DIFFERENCE),
+        dict(ROW, arm='at', val_accuracy=0.75, **{**DIFFERENCE, 'accuracy_difference': -0.02}),
+    ]
+    assert state_differences(rows[:1], 'none', 'accuracy', 'test') == []
+    assert state_differences(rows, 'none', 'accuracy', 'test') == [
+        'at, the best on val beside none, compared with none, accuracy on test: −2.00 points (−1.00 to +11.00 points).'
+    ]
+    without_val = [dict(row, val_accuracy=math.nan) for row in rows]
+    assert [text.split(',')[0] for text in state_differences(without_val, 'none', 'accuracy', 'test')] == [
+        'kd compared with none',
+        'at compared with none',
+    ]
+
+
+def test_differences_by_number_of_images():
+    rows = [
+        dict(row, train_fraction=fraction, train_images=images)
+        for fraction, images in ((1.0, 1200), (0.1, 120))
+        for row in (dict(ROW, arm='none'), dict(ROW, arm='kd', **DIFFERENCE))
+    ]
+    interval = '+5.00 points (−1.00 to +11.00 points)'
+    assert state_differences(rows, 'none', 'accuracy', 'test') == [
+        f'kd compared with none, accuracy on test: {interval} with 120 images, {interval} with 1,200 images.'
+    ]
 
 
 @pytest.mark.parametrize(
