@@ -17,14 +17,14 @@ from ..distillation.hdkd_task import HDKDTask
 from ..distillation.losses import label_loss
 from ..distillation.methods import METHODS, convert_settings
 from ..distillation.task import DistillationTask
-from ..distillation.teacher import StoredLogits
+from ..distillation.teacher import StoredLogits, find_teacher_size
 from ..evaluation.metrics import LOWER_IS_BETTER
 from ..evaluation.problem import MULTI_LABEL
-from ..models.checkpoint import SOURCE_PREFIXES, load_model
+from ..models.checkpoint import SOURCE_PREFIXES, is_checkpoint_file, load_model
 from ..models.labels import match_classes
 from ..models.preprocessing import adapt_stats
 from ..utils.config import flag
-from ..utils.image_size import ImageSize, to_height_width
+from ..utils.image_size import ImageSize, format_image_size, to_height_width
 from .config import HDKD_FLAGS, DistillConfig, TrainConfig
 
 _logger = logging.getLogger(__name__)
@@ -118,7 +118,22 @@ def create_teacher(
     if model.in_chans != config.in_chans:
         raise ValueError(f"Teacher '{name}' takes {model.in_chans} channels, the student {config.in_chans}.")
     adapt_stats(model)
+    _warn_of_teacher_size(model, name, config)
     return model, model_args
+
+
+def _warn_of_teacher_size(teacher: nn.Module, name: str, config: TrainConfig) -> None:
+    """Warn if a teacher gets images of another size than its config says; a checkpoint file says none."""
+    given = getattr(config, 'teacher_img_size', None) or config.img_size
+    size, trained = to_height_width(given), tuple(teacher.pretrained_cfg['input_size'][1:])
+    if is_checkpoint_file(Path(name)) or size == trained or find_teacher_size(teacher, size) is not None:
+        return
+    known = ' '.join(map(str, trained if trained[0] != trained[1] else trained[:1]))
+    way = f', or --teacher-img-size {known} to resize them for it' * isinstance(config, DistillConfig)
+    _logger.warning(
+        f"Teacher '{name}' is for images of {format_image_size(trained)} pixels, as its config says, and gets"
+        f' {format_image_size(size)}, on which it may be less accurate: use --img-size {known}{way}.'
+    )
 
 
 def _shrink_new_head(model: nn.Module) -> None:

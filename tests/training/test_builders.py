@@ -431,6 +431,30 @@ def test_teacher_that_does_not_fit(tmp_path):
         load_teacher(tmp_path / 'nowhere', ['cat', 'dog'])
 
 
+@pytest.mark.parametrize(
+    ('settings', 'gets'),
+    [
+        (dict(img_size=32), None),
+        (dict(img_size=48), '48 x 48'),
+        (dict(img_size=(32, 48)), '32 x 48'),
+        (dict(img_size=48, teacher_img_size=32), None),
+        (dict(img_size=32, teacher_img_size=64), '64 x 64'),
+    ],
+)
+def test_teacher_of_another_size(settings, gets, tmp_path, caplog):
+    """A network for one size only is no such case: its images are resized."""
+    save_model(
+        create_saved_teacher(), tmp_path / 'teacher', ['cat', 'dog'], {**TINY_TEACHER, 'num_classes': 2, 'img_size': 32}
+    )
+    args = dict(img_size=32, num_classes=2, embed_dim=24, depth=1, num_heads=2)
+    save_model(timm.create_model('vit_tiny_patch16_224', **args), tmp_path / 'vit', ['cat', 'dog'], args)
+    load_teacher(tmp_path / 'vit', ['cat', 'dog'], **settings)
+    assert 'is for images of' not in caplog.text
+    load_teacher(tmp_path / 'teacher', ['cat', 'dog'], **settings)
+    said = f"teacher' is for images of 32 x 32 pixels, as its config says, and gets {gets}, on which"
+    assert ('is for images of' in caplog.text) == (said in caplog.text) == (gets is not None)
+
+
 def test_teacher_file_that_leaves_a_choice(tmp_path):
     """The model flags of a distillation are the student's: those of the teacher are for `hdkd convert`."""
     model = timm.create_model('hdkd_student', **TINY_STUDENT)
