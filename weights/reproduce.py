@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Collection, Dict, List, Optional, Sequence, Tuple, Union
 
 import safetensors.torch
 import timm
@@ -67,11 +67,11 @@ class Plan:
     releases: Dict[str, str]
     note: str = ''
 
-    def needed(self, names: Sequence[str]) -> List[str]:
-        """These runs and all that they start or learn from, in the order of training."""
+    def needed(self, names: Sequence[str], given: Collection[str] = ()) -> List[str]:
+        """These runs and all that they start or learn from, in the order of training; of given runs only themselves."""
         found = set(names)
         for name in reversed(list(self.runs)):
-            if name in found:
+            if name in found and name not in given:
                 found.update(self.parents(name))
         return [name for name in self.runs if name in found]
 
@@ -334,7 +334,7 @@ def write_release(tag: str, trainings: Trainings, vals: Dict[int, float], out: P
     """The folder of released weights, in the Hub's layout: float16, and metrics of just this file."""
     plan = trainings.plan
     name = plan.releases[tag]
-    run, names = trainings.folder(name), plan.needed([name])
+    run, names = trainings.results(name).run, plan.needed([name], trainings.given)
     runs = [trainings.describe(each) for each in names]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'a CPU'
     cfg = timm.get_pretrained_cfg(tag)
@@ -445,7 +445,7 @@ def main() -> None:
     for seed in args.seeds or [None]:
         name = prefix if seed is None else f'{prefix}-seed{seed}'
         of_seeds[seed] = Trainings(plan, seed, csvs, args.output, name, given, sources)
-        for run in plan.needed(wanted):
+        for run in plan.needed(wanted, given):
             of_seeds[seed].train(run)
     for tag, run in plan.releases.items():
         if run not in wanted:

@@ -12,6 +12,7 @@ from hdkd_timm.models.pretrained import RELEASES, WEIGHTS
 HERE = Path(__file__).parent
 DATA = {
     'brain_mri': 'Brain Tumor MRI, grouped split',
+    'brain_mri_64': 'Brain Tumor MRI, grouped split',
     'ham10k': 'HAM10000, split by lesion',
     'derm': 'HAM10000, split by lesion',
     'chest_xray': 'Chest X-rays of children, official split',

@@ -7,6 +7,7 @@ written completely or not at all.
 import copy
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
@@ -132,6 +133,9 @@ def _complete_config(path: Path, model: nn.Module, input_size: Optional[Tuple[in
     args = config.get('model_args', {})
     size = input_size[-2:] if input_size else image_size(model, args.get('img_size'))
     cfg.update(input_size=[model.in_chans, *size], num_classes=model.num_classes)
+    if cfg.get('pool_size') and hasattr(model, 'feature_info'):  # timm's is that of the default size
+        reduction = model.feature_info[-1]['reduction']
+        cfg['pool_size'] = [math.ceil(length / reduction) for length in size]
     for key in ('test_input_size', 'test_crop_pct', *_PROBLEM):
         cfg.pop(key, None)
     args.pop('num_classes', None)  # transformers refuses a second one beside the top level's

@@ -876,8 +876,14 @@ _chest_xray = dict(num_classes=2, label_names=('normal', 'pneumonia'), license='
 default_cfgs = generate_default_cfgs(
     {
         'hdkd_teacher.brain_mri': _cfg(hf_hub_id=hub_id('hdkd_teacher.brain_mri'), **_brain_mri),
+        'hdkd_teacher.brain_mri_64': _cfg(
+            hf_hub_id=hub_id('hdkd_teacher.brain_mri_64'), input_size=(3, 64, 64), pool_size=(8, 8), **_brain_mri
+        ),
         'hdkd_teacher.ham10k': _cfg(hf_hub_id=hub_id('hdkd_teacher.ham10k'), **_ham10k),
         'hdkd_student.brain_mri': _distilled_cfg(hf_hub_id=hub_id('hdkd_student.brain_mri'), **_brain_mri),
+        'hdkd_student.brain_mri_64': _distilled_cfg(
+            hf_hub_id=hub_id('hdkd_student.brain_mri_64'), input_size=(3, 64, 64), **_brain_mri
+        ),
         'hdkd_student.ham10k': _distilled_cfg(hf_hub_id=hub_id('hdkd_student.ham10k'), **_ham10k),
         'hdkd_student.derm': _distilled_cfg(hf_hub_id=hub_id('hdkd_student.derm'), **_ham10k),
         'hdkd_student.chest_xray': _distilled_cfg(hf_hub_id=hub_id('hdkd_student.chest_xray'), **_chest_xray),

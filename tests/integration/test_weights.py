@@ -235,6 +235,7 @@ def test_runs_of_a_plan(tmp_path):
     plan = REPRODUCE['read_plan']('brain_mri', tmp_path / 'changes.yaml')
     assert plan.needed(['chain']) == ['teacher-1', 'lite', 'chain']
     assert plan.needed(['student']) == ['lite0-1', 'lite0', 'student-1', 'student']
+    assert plan.needed(['student'], given=['lite0', 'student-1']) == ['lite0', 'student-1', 'student']
     assert plan.lineage('student') == ['student-1', 'student']
     given = {'teacher-1': Path('mine/student')}
     trainings = create_trainings(plan, seed=7, given=given, sources={'tf_efficientnet_lite0.in1k': 'local-dir:there'})

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from hdkd_timm.cli import main
 from hdkd_timm.evaluation.classifier import ModelConfig, load_classifier
-from hdkd_timm.models.checkpoint import convert_checkpoint, load_model, save_model
+from hdkd_timm.models.checkpoint import convert_checkpoint, load_model, read_model_config, save_model
 from hdkd_timm.models.labels import match_classes
 
 HEADS = dict(model_kwargs=dict(head_dim=8))  # which keys and shapes do not determine
@@ -311,3 +311,23 @@ def test_weights_that_would_be_copied_wrongly(change, tmp_path):
     weights['head.weight'] = change(weights['head.weight'])
     with pytest.raises(ValueError, match=r'1 not floating-point: head\.weight'):
         load_model(save_checkpoint(tmp_path, weights))
+
+
+@pytest.mark.parametrize(
+    ('name', 'size', 'pool_size'),
+    [
+        ('hdkd_teacher', (64, 64), [8, 8]),
+        ('hdkd_teacher', (96, 100), [12, 13]),
+        ('hdkd_teacher_s4', (64, 64), [4, 4]),
+        ('resnet10t', (64, 96), [2, 3]),
+        ('hdkd_student', (64, 64), None),
+    ],
+)
+def test_size_of_the_last_map(name, size, pool_size, tmp_path):
+    args = dict(num_classes=2, **({'img_size': size} if name.startswith('hdkd') else {}))
+    model = timm.create_model(name, **args)
+    save_model(model, tmp_path / 'm', ['a', 'b'], args, input_size=(3, *size))
+    cfg = read_model_config(tmp_path / 'm')['pretrained_cfg']
+    assert (cfg['input_size'], cfg.get('pool_size')) == ([3, *size], pool_size)
+    if pool_size:
+        assert list(model.forward_features(torch.zeros(1, 3, *size)).shape[-2:]) == pool_size

@@ -98,7 +98,7 @@ def test_registered_cfg_is_that_of_the_folder(name):
 
 
 def test_size_of_all():
-    assert sum(path.stat().st_size for path in (ROOT / 'weights').rglob('*.*')) < 60e6
+    assert sum(path.stat().st_size for path in (ROOT / 'weights').rglob('*.*')) < 70e6
 
 
 @pytest.mark.parametrize('name', RELEASES)
