@@ -175,6 +175,10 @@ class Trainings:
         folder = self.folder(name)
         return folder / 'student' if 'teachers' in self.plan.runs[name] and name not in self.given else folder
 
+    def has_results(self, name: str) -> bool:
+        """Whether a run's results are known: not those of one from which a given run was trained."""
+        return (self.network(name) / METRICS_FILE).is_file()
+
     def results(self, name: str) -> NetworkResults:
         """Of a finished run."""
         (network,) = read_networks([self.network(name)])
@@ -246,8 +250,16 @@ Dumper.add_representer(
 )
 
 
-def describe_runs(plan: Plan, name: str, runs: List[Dict[str, Any]], device: str) -> str:
-    """The section of the card on the runs behind a release."""
+def describe_runs(plan: Plan, name: str, history: List[str], runs: List[Dict[str, Any]], device: str) -> str:
+    """The section of the card on the runs behind a release.
+
+    Args:
+        plan: The plan.
+        name: The run that is released.
+        history: It and all runs behind it.
+        runs: Those of them whose results are known, described.
+        device: What it was trained on.
+    """
     head = ('run', 'network', 'image size', 'epochs', 'learning rate', 'best epoch', 'validation accuracy', 'balanced')
     rows = [
         [
@@ -266,17 +278,20 @@ def describe_runs(plan: Plan, name: str, runs: List[Dict[str, Any]], device: str
     lines = [(*head, 'minutes'), ('---', '---', *['---:'] * (len(head) - 1)), *rows]
     table = '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines).replace('%', ' %')
     sentences = [f'Released is `{name}`. Trained on {device}.']
-    for run in runs:
-        settings = plan.runs[run['run']]
+    for each in history:
+        settings = plan.runs[each]
         if 'start' in settings:
-            sentences.append(f'`{run["run"]}` goes on from the best epoch of `{settings["start"]}`.')
+            sentences.append(f'`{each}` goes on from the best epoch of `{settings["start"]}`.')
         if 'teachers' in settings:
             teachers = ' and '.join(f'`{teacher}`' for teacher in settings['teachers'])
-            sentences.append(f'`{run["run"]}` is distilled from {teachers}.')
+            sentences.append(f'`{each}` is distilled from {teachers}.')
         if settings.get('pretrained'):
-            sentences.append(f'`{run["run"]}` starts from `{settings["model"]}`, pretrained on ImageNet.')
-    if not any(plan.runs[run['run']].get('pretrained') for run in runs):
+            sentences.append(f'`{each}` starts from `{settings["model"]}`, pretrained on ImageNet.')
+    if not any(plan.runs[each].get('pretrained') for each in history):
         sentences.append('No network has seen other images than these.')
+    unlisted = [each for each in history if each not in [run['run'] for run in runs]]
+    if unlisted:
+        sentences.append(f'Not in the table, trained before: {", ".join(f"`{each}`" for each in unlisted)}.')
     return f'{" ".join(sentences)} {plan.note}'.strip() + f'\n\n{table}'
 
 
@@ -334,7 +349,8 @@ def write_release(tag: str, trainings: Trainings, vals: Dict[int, float], out: P
     """The folder of released weights, in the Hub's layout: float16, and metrics of just this file."""
     plan = trainings.plan
     name = plan.releases[tag]
-    run, names = trainings.results(name).run, plan.needed([name], trainings.given)
+    run, history = trainings.results(name).run, plan.needed([name])
+    names = [each for each in history if trainings.has_results(each)]
     runs = [trainings.describe(each) for each in names]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'a CPU'
     cfg = timm.get_pretrained_cfg(tag)
@@ -375,7 +391,7 @@ def write_release(tag: str, trainings: Trainings, vals: Dict[int, float], out: P
             cfg.license,
             plan.data,
             tag,
-            more={'Runs of the training': describe_runs(plan, name, runs, device)},
+            more={'Runs of the training': describe_runs(plan, name, history, runs, device)},
         )
         (folder / 'README.md').write_text(card, encoding='utf-8')
         sha256 = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()

@@ -145,12 +145,19 @@ def time_inference(name: str, network: nn.Module, x: torch.Tensor) -> List[Opera
 
     Args:
         name: What the network is called.
-        network: It, ready to be called.
+        network: The network, in inference mode.
         x: Images, (B, 3, H, W).
     """
     with torch.no_grad(), OperatorTimer(x.device, name) as timer:
         network(x)
-    return timer.operators
+    return [op._replace(part=_name_of_inference(op.part, name)) for op in timer.operators]
+
+
+def _name_of_inference(part: str, network: str) -> str:
+    """What a part of a training step is in inference: a softmax belongs to no loss, and CBAM is our networks'."""
+    if part == 'loss':
+        return 'attention'
+    return part if network.startswith('hdkd') else part.replace(' (CBAM)', '')
 
 
 def _repeat(time_operators: Callable[[], List[Operator]], rounds: int, device: torch.device) -> List[List[Operator]]:

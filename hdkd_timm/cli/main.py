@@ -99,8 +99,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _show_warning(message: Any, category: Type[Warning], *place: Any, **more: Any) -> None:
-    """As `warnings.showwarning`, without the place in the code, which tells a user of commands nothing."""
-    _logger.warning(str(message) if category is UserWarning else f'{message} ({category.__name__})')
+    """As `warnings.showwarning`, in one line, without the place in the code, which tells a user of commands nothing."""
+    text = ' '.join(str(message).split())
+    _logger.warning(text if category is UserWarning else f'{text} ({category.__name__})')
 
 
 def _find_flags(name: str, arguments: Sequence[str]) -> str:

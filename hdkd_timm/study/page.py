@@ -54,7 +54,7 @@ def write_study(config: StudyConfig, folder: Path, arms: Sequence[ArmResult], pr
     metrics = list(dict.fromkeys((config.select_metric, *config.problem.shown, 'log_loss')))
     rows = study_table(arms, baseline, metrics, RESAMPLES)
     split = next(iter(arms[0].students.values())).split
-    has_val = any(not math.isnan(row[f'val_{config.select_metric}']) for row in rows)
+    has_val = has_val_results(rows, config.select_metric)
     columns, cells = format_rows(rows, baseline, config.select_metric, split)
     table = format_markdown(columns, cells)
     write_rows(rows, folder / TABLE)
@@ -94,20 +94,30 @@ def state_differences(rows: Sequence[Dict[str, Any]], baseline: str, metric: str
     """
     order = [row for row in order_rows(rows, metric) if f'{metric}_difference' in row]
     has_fractions = any('train_fraction' in row for row in rows)
-    has_val = any(not math.isnan(row[f'val_{metric}']) for row in rows)
     names = list(dict.fromkeys(row['arm'] for row in order))
-    best = names[:1] if has_val and not has_fractions else []
+    chosen = [] if has_fractions or not has_val_results(order, metric) else names[:1]
     sentences = []
-    for name in best or names:
-        parts = []
-        for row in order:
-            if row['arm'] == name:
-                interval = format_differences(metric, row[f'{metric}_low'], row[f'{metric}_high'])
-                images = f' with {row["train_images"]:,} images' if has_fractions else ''
-                parts.append(f'{format_differences(metric, row[f"{metric}_difference"])} ({interval}){images}')
-        which = f'{name}, the best on val beside {baseline},' if best else name
-        sentences.append(f'{which} compared with {baseline}, {METRIC_NAMES[metric]} on {split}: {", ".join(parts)}.')
+    for name in chosen or names:
+        parts = [_describe_difference(row, metric) for row in order if row['arm'] == name]
+        best = f"Best on val, apart from the baseline '{baseline}', is '{name}'. " if chosen else ''
+        sentences.append(
+            f"{best}'{name}' compared with '{baseline}': {METRIC_NAMES[metric]} on {split} differs by"
+            f' {", ".join(parts)}.' + ' The same images selected the epochs, so this is optimistic.' * (split == 'val')
+        )
     return sentences
+
+
+def _describe_difference(row: Dict[str, Any], metric: str) -> str:
+    low, high = row[f'{metric}_low'], row[f'{metric}_high']
+    is_known = math.isfinite(low) and math.isfinite(high)
+    interval = f' (95 % interval {format_differences(metric, low, high)})' if is_known else ''
+    images = f' with {row["train_images"]:,} images' if 'train_fraction' in row else ''
+    return f'{format_differences(metric, row[f"{metric}_difference"])}{interval}{images}'
+
+
+def has_val_results(rows: Sequence[Dict[str, Any]], metric: str) -> bool:
+    """Whether any arm has results on val."""
+    return any(not math.isnan(row[f'val_{metric}']) for row in rows)
 
 
 def order_rows(rows: Sequence[Dict[str, Any]], metric: str) -> List[Dict[str, Any]]:
@@ -172,7 +182,7 @@ def format_rows(
     shown = list(dict.fromkeys((metric, 'macro_auroc', 'log_loss')))
     has_fractions = any('train_fraction' in row for row in rows)
     columns = ['arm', *(['training images'] * has_fractions), 'seeds']
-    has_val = split != 'val' and any(not math.isnan(row[f'val_{metric}']) for row in rows)
+    has_val = split != 'val' and has_val_results(rows, metric)
     columns += [f'val {METRIC_NAMES[metric]}'] * has_val
     columns += [f'{split} {METRIC_NAMES[name]}' for name in shown]
     unit = ' (points)' if metric in IN_PER_CENT else ''  # not in each cell

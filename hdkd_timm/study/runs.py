@@ -9,9 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Set, Tuple
+from typing import BinaryIO, Dict, List, Optional, Sequence, Set, Tuple
 
 import torch
 
@@ -112,8 +113,8 @@ class Runner:
         arguments = [command, '--config', str(settings), '--no-report']
         if Path(config.output, name, CONFIG_FILE).is_file():
             arguments.append('--resume')
-        with log.open('a', encoding='utf-8') as output:
-            read = log.stat().st_size
+        with log.open('ab+') as output:
+            read = os.fstat(output.fileno()).st_size
             with self.lock:
                 if self.signals.received:
                     return
@@ -128,27 +129,25 @@ class Runner:
                 self.processes.append(process)
             while process.poll() is None:
                 time.sleep(POLL_SECONDS)
-                read = self._repeat_warnings(name, log, read)
+                read = self._repeat_warnings(name, output, read)
             code = process.wait()
-            self._repeat_warnings(name, log, read)
+            self._repeat_warnings(name, output, read)
         if code and not self.signals.received:
             lines = log.read_text(encoding='utf-8', errors='replace').strip().splitlines()
             raise ChildProcessError(f'{lines[-1] if lines else f"exit code {code}"} (its output is in {log})')
 
-    def _repeat_warnings(self, name: str, log: Path, start: int) -> int:
-        """Repeat the warnings in a run's output, those that another run has had left out.
+    def _repeat_warnings(self, name: str, log: BinaryIO, start: int) -> int:
+        """Repeat the warnings in a run's output, except those that another run has already had.
 
         Args:
             name: The run.
-            log: File of its output.
+            log: The file of its output, open for reading.
             start: Byte from which it was not read yet.
 
         Returns:
             The byte after its last complete line.
         """
-        with log.open('rb') as file:
-            file.seek(start)
-            output = file.read()
+        output = os.pread(log.fileno(), os.fstat(log.fileno()).st_size - start, start)
         output = output[: output.rfind(b'\n') + 1]
         lines = output.decode(errors='replace').splitlines()
         with self.lock:
@@ -260,7 +259,7 @@ def run_study(config: StudyConfig) -> Tuple[List[Run], Dict[str, str]]:
 
 
 def _check_arms(runs: Sequence[Run], untrained: Sequence[str] = ()) -> None:
-    """Check each arm with its first open run.
+    """Check each arm with its first open run, without its warnings, which the run gives.
 
     Args:
         runs: The open runs.
@@ -273,7 +272,12 @@ def _check_arms(runs: Sequence[Run], untrained: Sequence[str] = ()) -> None:
         settings: DistillConfig = next(run.config for run in runs if run.arm == arm)
         if settings.teacher_checkpoint and settings.teacher_checkpoint[0] in untrained:
             settings = dataclasses.replace(settings, teacher_checkpoint=None)
+        logging.disable(logging.WARNING)
         try:
-            check_distillation(settings)
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                check_distillation(settings)
         except ValueError as e:
             raise ValueError(f"Arm '{arm}': {e}") from e
+        finally:
+            logging.disable(logging.NOTSET)

@@ -15,6 +15,7 @@ from hdkd_timm.benchmark.profile import (
     measure_inference_profile,
     measure_profile,
     name_part,
+    time_inference,
     time_step,
 )
 from hdkd_timm.benchmark.step import STEP_FORMS, create_training
@@ -124,6 +125,10 @@ def test_shares():
 def test_inference():
     """Every network by itself, with the work of its fused form."""
     config = BenchConfig(img_size=32, batch_size=2, rounds=1, models=('hdkd_student', 'resnet10t'))
+    attention = time_inference('levit_128', create_network('levit_128', 'fused', 224, CPU), torch.zeros(1, 3, 224, 224))
+    parts = {op.part for op in attention}
+    assert {'attention', 'pools and gates'} < parts
+    assert not parts & {'loss', 'pools and gates (CBAM)'}
     rows = measure_inference_profile(config, CPU)
     x = torch.randn(2, 3, 32, 32)
     for name in config.models:

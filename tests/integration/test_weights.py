@@ -247,6 +247,15 @@ def test_runs_of_a_plan(tmp_path):
     assert create_trainings(plan).settings('lite')['pretrained']
 
 
+def test_card_of_runs_behind_a_given_one():
+    """What they saw is told, though their results are not known."""
+    plan = REPRODUCE['read_plan']('brain_mri')
+    text = REPRODUCE['describe_runs'](plan, 'student', plan.needed(['student']), [], 'a CPU')
+    assert '`lite0-1` starts from `tf_efficientnet_lite0.in1k`, pretrained on ImageNet.' in text
+    assert 'Not in the table, trained before: `lite0-1`, `lite0`, `student-1`, `student`.' in text
+    assert 'No network has seen' not in text
+
+
 @pytest.mark.parametrize(
     ('runs', 'match'),
     [

@@ -67,13 +67,20 @@ def test_differences_in_words():
     ]
     assert state_differences(rows[:1], 'none', 'accuracy', 'test') == []
     assert state_differences(rows, 'none', 'accuracy', 'test') == [
-        'at, the best on val beside none, compared with none, accuracy on test: −2.00 points (−1.00 to +11.00 points).'
+        "Best on val, apart from the baseline 'none', is 'at'. 'at' compared with 'none': accuracy on test differs by"
+        ' −2.00 points (95 % interval −1.00 to +11.00 points).'
     ]
     without_val = [dict(row, val_accuracy=math.nan) for row in rows]
-    assert [text.split(',')[0] for text in state_differences(without_val, 'none', 'accuracy', 'test')] == [
-        'kd compared with none',
-        'at compared with none',
+    assert [text.split(':')[0] for text in state_differences(without_val, 'none', 'accuracy', 'test')] == [
+        "'kd' compared with 'none'",
+        "'at' compared with 'none'",
     ]
+    unknown = [dict(row, accuracy_low=math.nan, val_accuracy_low=math.nan) for row in without_val[:2]]
+    assert state_differences(unknown, 'none', 'accuracy', 'test') == [
+        "'kd' compared with 'none': accuracy on test differs by +5.00 points."
+    ]
+    (biased,) = state_differences(rows[:2], 'none', 'accuracy', 'val')
+    assert biased.endswith(' The same images selected the epochs, so this is optimistic.')
 
 
 def test_differences_by_number_of_images():
@@ -82,9 +89,10 @@ def test_differences_by_number_of_images():
         for fraction, images in ((1.0, 1200), (0.1, 120))
         for row in (dict(ROW, arm='none'), dict(ROW, arm='kd', **DIFFERENCE))
     ]
-    interval = '+5.00 points (−1.00 to +11.00 points)'
+    interval = '+5.00 points (95 % interval −1.00 to +11.00 points)'
     assert state_differences(rows, 'none', 'accuracy', 'test') == [
-        f'kd compared with none, accuracy on test: {interval} with 120 images, {interval} with 1,200 images.'
+        f"'kd' compared with 'none': accuracy on test differs by {interval} with 120 images, {interval} with 1,200"
+        ' images.'
     ]
 
 
