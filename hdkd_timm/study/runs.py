@@ -113,8 +113,8 @@ class Runner:
         arguments = [command, '--config', str(settings), '--no-report']
         if Path(config.output, name, CONFIG_FILE).is_file():
             arguments.append('--resume')
-        with log.open('ab+') as output:
-            read = os.fstat(output.fileno()).st_size
+        with log.open('ab') as output, log.open('rb') as written:
+            read = log.stat().st_size
             with self.lock:
                 if self.signals.received:
                     return
@@ -129,9 +129,9 @@ class Runner:
                 self.processes.append(process)
             while process.poll() is None:
                 time.sleep(POLL_SECONDS)
-                read = self._repeat_warnings(name, output, read)
+                read = self._repeat_warnings(name, written, read)
             code = process.wait()
-            self._repeat_warnings(name, output, read)
+            self._repeat_warnings(name, written, read)
         if code and not self.signals.received:
             lines = log.read_text(encoding='utf-8', errors='replace').strip().splitlines()
             raise ChildProcessError(f'{lines[-1] if lines else f"exit code {code}"} (its output is in {log})')
@@ -147,7 +147,8 @@ class Runner:
         Returns:
             The byte after its last complete line.
         """
-        output = os.pread(log.fileno(), os.fstat(log.fileno()).st_size - start, start)
+        log.seek(start)
+        output = log.read()
         output = output[: output.rfind(b'\n') + 1]
         lines = output.decode(errors='replace').splitlines()
         with self.lock:
