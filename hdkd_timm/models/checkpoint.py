@@ -133,8 +133,8 @@ def _complete_config(path: Path, model: nn.Module, input_size: Optional[Tuple[in
     args = config.get('model_args', {})
     size = input_size[-2:] if input_size else image_size(model, args.get('img_size'))
     cfg.update(input_size=[model.in_chans, *size], num_classes=model.num_classes)
-    if cfg.get('pool_size') and hasattr(model, 'feature_info'):  # timm's is that of the default size
-        reduction = model.feature_info[-1]['reduction']
+    reduction = (getattr(model, 'feature_info', None) or [{}])[-1].get('reduction')  # not every network has it
+    if cfg.get('pool_size') and reduction:  # timm's is that of the default size
         cfg['pool_size'] = [math.ceil(length / reduction) for length in size]
     for key in ('test_input_size', 'test_crop_pct', *_PROBLEM):
         cfg.pop(key, None)

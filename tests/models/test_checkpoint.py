@@ -320,6 +320,7 @@ def test_weights_that_would_be_copied_wrongly(change, tmp_path):
         ('hdkd_teacher', (96, 100), [12, 13]),
         ('hdkd_teacher_s4', (64, 64), [4, 4]),
         ('resnet10t', (64, 96), [2, 3]),
+        ('pit_ti_224', (224, 224), None),
         ('hdkd_student', (64, 64), None),
     ],
 )
