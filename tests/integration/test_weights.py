@@ -1,6 +1,7 @@
 """Released weights are trained again and checked by the commands beside them, here on small images of our own."""
 
 import csv
+import gzip
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import pytest
 import timm
 import yaml
 from helpers import write_images
+from PIL import Image
 from processes import PACKAGES, flags, run
 
 import hdkd_timm
@@ -285,3 +287,88 @@ def test_runs_that_a_plan_does_not_have(args, message, data_dir):
     process = call('reproduce.py', 'brain_mri', '--data-dir', data_dir, *args)
     assert process.returncode == 1
     assert message in process.stderr
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    """prepare.py with small data sets: `write_split` gives one its names."""
+    module = runpy.run_path(str(ROOT / 'weights' / 'prepare.py'))
+    module['prepare'].__globals__['SPLITS'] = tmp_path / 'splits'
+    (tmp_path / 'splits').mkdir()
+
+    def write_split(name, rows):
+        with gzip.open(tmp_path / 'splits' / f'{name}.csv.gz', 'wt', newline='') as file:
+            csv.writer(file).writerows([['name', 'label', 'split', 'group'], *rows])
+
+    return module['prepare'], write_split
+
+
+def test_prepare_a_download(prepare, tmp_path):
+    prepare, write_split = prepare
+    write_split('busi', [['benign_1', 'benign', 'train', '0'], ['malignant_2', 'malignant', 'test', '1']])
+    for folder, name in (('a b', 'benign (1)'), ('b', 'malignant (2)'), ('b', 'malignant (2)_mask')):
+        (tmp_path / 'download' / folder).mkdir(parents=True, exist_ok=True)
+        image = Image.new('L', (448, 224), 255)
+        image.paste(80, (112, 0, 336, 224))  # the central square
+        image.save(tmp_path / 'download' / folder / f'{name}.png')
+    (tmp_path / 'download' / 'labels.csv').write_text('no image')
+    others = prepare('busi', tmp_path / 'download', tmp_path / 'out')
+    assert [path.name for path in others] == ['malignant (2)_mask.png']
+    with (tmp_path / 'out' / 'images.csv').open(newline='') as file:
+        assert list(csv.DictReader(file)) == [
+            {'path': 'benign/benign_1.png', 'label': 'benign', 'split': 'train', 'group': '0'},
+            {'path': 'malignant/malignant_2.png', 'label': 'malignant', 'split': 'test', 'group': '1'},
+        ]
+    with Image.open(tmp_path / 'out' / 'benign' / 'benign_1.png') as copy:
+        assert copy.size == (224, 224)
+        assert copy.getextrema() == (80, 80)
+    with pytest.raises(FileExistsError, match='nothing is overwritten'):
+        prepare('busi', tmp_path / 'download', tmp_path / 'out')
+
+
+def test_prepare_keeps_no_aspect_ratio(prepare, tmp_path):
+    prepare, write_split = prepare
+    write_split('ham10000', [['ISIC_1', 'nv', 'train', '0']])
+    image = Image.new('RGB', (448, 224), 'white')
+    image.paste((80, 80, 80), (224, 0, 448, 224))
+    for folder in ('part_1', 'PART_1'):  # the same image twice, as in the set's copy on Kaggle
+        (tmp_path / 'download' / folder).mkdir(parents=True)
+        image.save(tmp_path / 'download' / folder / 'ISIC_1.jpg')
+    assert prepare('ham10000', tmp_path / 'download', tmp_path / 'out') == []
+    with Image.open(tmp_path / 'out' / 'nv' / 'ISIC_1.webp') as copy:
+        assert copy.size == (224, 224)
+        assert abs(copy.getpixel((50, 100))[0] - 255) < 5
+        assert abs(copy.getpixel((170, 100))[0] - 80) < 5
+
+
+def test_prepare_names_what_is_missing_or_ambiguous(prepare, tmp_path):
+    prepare, write_split = prepare
+    write_split('chest_xray', [['a', 'normal', 'train', '0'], ['b', 'normal', 'test', '1']])
+    for folder, colour in (('x', 0), ('y', 255)):
+        (tmp_path / 'download' / folder).mkdir(parents=True)
+        Image.new('L', (32, 32), colour).save(tmp_path / 'download' / folder / 'b.jpeg')
+    with pytest.raises(ValueError, match='different images of one name'):
+        prepare('chest_xray', tmp_path / 'download', tmp_path / 'out')
+    (tmp_path / 'download' / 'y' / 'b.jpeg').unlink()
+    with pytest.raises(FileNotFoundError, match="1 of 2 images are not in .*, the first is 'a'"):
+        prepare('chest_xray', tmp_path / 'download', tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('name', RELEASES)
+def test_split_tables_are_those_of_the_weights(name):
+    """Their labels, as many images of each class and split as the card says, and no group on two sides."""
+    module = runpy.run_path(str(ROOT / 'weights' / 'prepare.py'))
+    card = (ROOT / 'weights' / name / 'README.md').read_text()
+    sets = {'brain': 'brain_tumor_mri', 'ham10k': 'ham10000', 'derm': 'ham10000', 'chest': 'chest_xray'}
+    rows = module['read_split'](next(data for tag, data in sets.items() if name.partition('.')[2].startswith(tag)))
+    column = 'grouped_split' if 'grouped_split' in rows[0] else 'split'
+    labels = timm.get_pretrained_cfg(name).label_names
+    assert len({row['name'] for row in rows}) == len(rows)
+    assert [sum(row['label'] == label and row[column] == 'test' for row in rows) for label in labels] == [
+        int(cell.replace(',', '')) for cell in re.search(r'^\| test \|(.*)\|$', card, re.M)[1].split('|')[:-1]
+    ]
+    sides = {}
+    for row in rows:
+        sides.setdefault(row['group'], set()).add(row[column])
+    assert all(len(side) == 1 for side in sides.values())
