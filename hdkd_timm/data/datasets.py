@@ -125,7 +125,7 @@ def _read_splits(config: DataConfig, only: Optional[str]) -> Tuple[Dict[str, Sam
     seed = config.seed if config.split_seed is None else config.split_seed
     if 'train' in samples:
         train = samples['train']
-        samples['train'] = train.take(draw_fraction(train.targets, config.train_fraction, seed))
+        samples['train'] = train.take(draw_fraction(train.targets, config.train_fraction, seed, train.groups))
     if needed is None:
         if len(classes) < 2 and not config.multi_label:
             raise ValueError(f"The data has only one class, '{classes[0]}': at least two classes are required.")

@@ -15,14 +15,19 @@ _logger = logging.getLogger(__name__)
 VAL_FOLDS = 20  # folds of which a validation split is composed, or more for a fraction that needs finer ones
 
 
-def draw_fraction(targets: np.ndarray, fraction: float, seed: int = 42) -> np.ndarray:
+def draw_fraction(
+    targets: np.ndarray, fraction: float, seed: int = 42, groups: Optional[np.ndarray] = None
+) -> np.ndarray:
     """Draw a fraction of each class, at least one image per class; of images with any number of labels, of each of
-    `find_strata`.
+    `find_strata`. Groups are drawn whole, and a larger fraction has all images of a smaller one.
 
     Args:
         targets: Class indices, (N,), or labels, (N, K).
-        fraction: Fraction to keep, above 0 and at most 1; the number of images of each class is rounded.
+        fraction: Fraction to keep, above 0 and at most 1. The number of images of each class is rounded; with groups
+            it is the nearest that whole groups give.
         seed: Random seed.
+        groups: Group of each image, such as its patient, (N,), or None. One with images of several classes is drawn
+            with the rarest of them.
 
     Returns:
         Positions of the drawn images in ascending order.
@@ -33,12 +38,26 @@ def draw_fraction(targets: np.ndarray, fraction: float, seed: int = 42) -> np.nd
     if not 0 < fraction <= 1:
         raise ValueError(f'train_fraction must be above 0 and at most 1, got {fraction}.')
     rng = np.random.default_rng(seed)
-    kept = []
     strata = find_strata(targets)
+    units = _number_groups(groups) if groups is not None else np.arange(len(strata))
+    stratum_of = np.empty(units.max(initial=-1) + 1, dtype=np.int64)
+    for stratum in sorted(np.unique(strata), key=lambda k: -np.count_nonzero(strata == k)):  # the rarest last
+        stratum_of[units[strata == stratum]] = stratum
+    kept = np.zeros(len(stratum_of), dtype=bool)
     for stratum in np.unique(strata):
-        positions = np.flatnonzero(strata == stratum)
-        kept.extend(rng.permutation(positions)[: max(1, round(fraction * len(positions)))])
-    return np.array(sorted(kept))
+        having = np.unique(units[strata == stratum])
+        own = having[stratum_of[having] == stratum]
+        order = rng.permutation(own if len(own) else having)
+        images = np.bincount(units[strata == stratum], minlength=len(stratum_of))[order].cumsum()
+        nearest = np.abs(images - round(fraction * images[-1])).argmin()
+        kept[order[: nearest + 1 if len(own) else 1]] = True
+    return np.flatnonzero(kept[units])
+
+
+def _number_groups(groups: np.ndarray) -> np.ndarray:
+    """The group of each image as a number, (N,), in the order of their first images."""
+    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
+    return first.argsort().argsort()[inverse]
 
 
 def _count_units(samples: Samples) -> Dict[int, int]:

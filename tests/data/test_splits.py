@@ -39,6 +39,36 @@ def test_fraction_is_drawn_per_class_and_seeded(image_folder):
             draw(fraction)
 
 
+def test_fraction_draws_whole_groups():
+    sizes_of = [6, 6, 6, 6, 6, 3, 3]
+    groups, targets = np.repeat(list('gfedcba'), sizes_of), np.repeat([0, 0, 0, 1, 1, 1, 1], sizes_of)
+    drawn = {}
+    for fraction in (0.01, 0.34, 0.7, 1):
+        positions = draw_fraction(targets, fraction, groups=groups)
+        kept = drawn[fraction] = set(groups[positions])
+        assert len(positions) == sum(size for group, size in zip('gfedcba', sizes_of) if group in kept)
+    assert [len(drawn[fraction]) for fraction in (0.01, 0.34, 1)] == [2, 2, 7]  # a group of each class at least
+    assert drawn[0.01] <= drawn[0.34] < drawn[0.7] < drawn[1]
+    alone = np.arange(36)  # groups of one image each change nothing
+    assert draw_fraction(targets, 0.3, groups=alone[::-1]).tolist() == draw_fraction(targets, 0.3).tolist()
+
+
+def test_fraction_of_groups_with_several_classes():
+    targets, groups = np.array([0, 0, 1] * 10 + [0, 2] * 2), np.repeat(np.arange(12), [3] * 10 + [2] * 2)
+    for fraction in (0.01, 0.5):
+        positions = draw_fraction(targets, fraction, groups=groups)
+        assert set(targets[positions]) == {0, 1, 2}  # though no group has class 0 alone
+        assert np.isin(groups, groups[positions]).sum() == len(positions)
+
+
+def test_fraction_of_a_table_keeps_its_groups(write_csv):
+    path = write_csv(*table('t' * 10 + 'ee', labels='aaaabbbbaaab', groups='111122223345'))
+    samples = create(data_csv=path, train_fraction=0.6)[0]['train'].samples
+    groups, number = np.unique(samples.groups, return_counts=True)
+    assert len(groups) == 2  # one of two with a, the only one with b
+    assert number.tolist() == [{'1': 4, '2': 4, '3': 2}[group] for group in groups]
+
+
 def test_fraction_leaves_the_test_images(image_folder):
     datasets, _ = create(image_folder, train_fraction=0.5)
     assert sizes(datasets) == {'train': 12, 'test': 12}
