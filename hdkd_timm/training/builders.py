@@ -12,7 +12,7 @@ from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_
 from timm.task import ClassificationTask, LogitDistillationTask, TrainingTask
 from torch import nn
 
-from .._compat import create_scheduler
+from .._compat import create_scheduler, reset_classifier
 from ..distillation.hdkd_task import HDKDTask
 from ..distillation.losses import label_loss
 from ..distillation.methods import METHODS, convert_settings
@@ -33,16 +33,19 @@ _logger = logging.getLogger(__name__)
 def create_network(
     name: str,
     config: TrainConfig,
-    num_classes: int,
+    classes: Sequence[str],
     /,
     **kwargs: Any,
 ) -> Tuple[nn.Module, Dict[str, Any]]:
     """A timm model for the data, and its arguments. The image size goes to those that take one.
 
+    Pretrained weights of the same classes keep their head; for others it is new, which is logged if they are as many.
+    So is another image size than theirs.
+
     Args:
         name: Model name, 'local-dir:FOLDER' or 'hf-hub:NAME'.
         config: Image size, channels, drop rates, and whether it starts from pretrained weights.
-        num_classes: Number of classes.
+        classes: Class names of the data by index.
         kwargs: Other arguments of the model.
 
     Raises:
@@ -56,8 +59,10 @@ def create_network(
     kwargs.update(in_chans=config.in_chans)
     rates = dict(drop_rate=config.drop, drop_path_rate=config.drop_path)
     kwargs.update({key: value for key, value in rates.items() if value is not None})
+    num_classes = len(classes)
     if name.startswith(SOURCE_PREFIXES):
         model, kwargs = load_model(name, img_size=config.img_size, num_classes=num_classes, model_kwargs=kwargs)
+        _fit_weights(model, name, config, classes)
         adapt_stats(model)
         return model, kwargs
     kwargs.update(num_classes=num_classes)
@@ -74,8 +79,26 @@ def create_network(
     except Exception as e:  # other packages' networks can raise anything
         reason = ' '.join(str(e).split()) or type(e).__name__
         raise ValueError(f"Cannot build '{name}' with {kwargs}: {reason}") from e
+    if config.pretrained:
+        _fit_weights(model, name, config, classes)
     adapt_stats(model)
     return model, kwargs
+
+
+def _fit_weights(model: nn.Module, name: str, config: TrainConfig, classes: Sequence[str]) -> None:
+    """A new head, in place, for pretrained weights of other classes; logs it, and another image size than theirs."""
+    names = model.pretrained_cfg.get('label_names')  # none if their number differed, for which the head is new already
+    names = list(names.values() if isinstance(names, dict) else names or ())
+    if len(names) == len(classes) and names != list(classes):
+        _logger.info(f"'{name}' starts with a new head: its weights know {', '.join(names)}.")
+        reset_classifier(model, len(classes))
+        _shrink_new_head(model)
+    size, trained = to_height_width(config.img_size), tuple(model.pretrained_cfg['input_size'][1:])
+    if size != trained:
+        _logger.info(
+            f"'{name}' starts from weights for images of {format_image_size(trained)} pixels, and is trained at"
+            f' {format_image_size(size)} (--img-size).'
+        )
 
 
 def create_teacher(

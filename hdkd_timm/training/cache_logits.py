@@ -80,7 +80,7 @@ def cache_logits(config: CacheLogitsConfig, out: PathLike) -> Dict[str, Any]:
         context = prepare_run(config, world, resume=False)
         images = list_train_images(context)
         teachers = create_teachers(context, config)
-        student, _ = create_network(config.model, config, len(context.classes), **config.model_kwargs)
+        student, _ = create_network(config.model, config, context.classes, **config.model_kwargs)
         for network in teachers.values():
             check_input(network.model, network.config.input_size)
         size = to_height_width(config.teacher_img_size) if config.teacher_img_size else None

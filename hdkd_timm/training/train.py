@@ -60,7 +60,7 @@ def train(config: TrainConfig, resume: bool = False, overwrite: bool = False) ->
         context = prepare_run(config, world, resume)
         config, classes = context.config, context.classes
         random_seed(config.seed)
-        model, model_args = create_network(config.model, config, len(classes), **config.model_kwargs)
+        model, model_args = create_network(config.model, config, classes, **config.model_kwargs)
         random_seed(config.seed)
         teacher = None
         if config.teacher_checkpoint:

@@ -10,7 +10,8 @@ from helpers import TINY_STUDENT, TINY_TEACHER
 from torch import nn
 
 from hdkd_timm.distillation.checks import check_input
-from hdkd_timm.models.checkpoint import convert_checkpoint, save_model
+from hdkd_timm.models.checkpoint import convert_checkpoint, load_model, save_model
+from hdkd_timm.models.pretrained import find_folder
 from hdkd_timm.training.builders import (
     create_network,
     create_optimizer,
@@ -34,7 +35,7 @@ def paper(**changes):
 
 def test_network_for_the_data():
     config = DistillConfig(img_size=48, in_chans=1, drop=0.25, drop_path=0.5)
-    model, kwargs = create_network('hdkd_student', config, 6, **SIZES)
+    model, kwargs = create_network('hdkd_student', config, 'abcdef', **SIZES)
     assert kwargs == dict(SIZES, img_size=48, in_chans=1, num_classes=6, drop_rate=0.25, drop_path_rate=0.5)
     assert model.pos_embed.shape == (1, 2 + 3 * 3, 32)
     assert model(torch.zeros(2, 1, 48, 48)).shape == (2, 6)
@@ -52,7 +53,7 @@ def test_network_for_the_data():
     ],
 )
 def test_image_size_goes_to_those_that_take_one(name, kwargs, takes_size):
-    model, arguments = create_network(name, DistillConfig(img_size=64), 3, **kwargs)
+    model, arguments = create_network(name, DistillConfig(img_size=64), 'abc', **kwargs)
     assert ('img_size' in arguments) == takes_size
     assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
     if name.startswith('vit'):
@@ -63,13 +64,13 @@ def test_image_size_goes_to_those_that_take_one(name, kwargs, takes_size):
 @pytest.mark.parametrize('name', ['resnet10t', 'hdkd_student', 'local-dir:model'])
 def test_arguments_that_follow_from_the_settings(name, key):
     with pytest.raises(ValueError, match=f"^'{key}' of '{name}' cannot be set by --model-kwargs: it follows from"):
-        create_network(name, DistillConfig(img_size=32), 5, **{key: 1})
+        create_network(name, DistillConfig(img_size=32), 'abcde', **{key: 1})
 
 
 @pytest.mark.parametrize('in_chans', [1, 3])
 @pytest.mark.parametrize(('name', 'kwargs'), [('resnet10t', {}), ('hdkd_student', SIZES)])
 def test_mean_and_std_are_of_as_many_channels(name, kwargs, in_chans):
-    model, _ = create_network(name, DistillConfig(img_size=32, in_chans=in_chans), 5, **kwargs)
+    model, _ = create_network(name, DistillConfig(img_size=32, in_chans=in_chans), 'abcde', **kwargs)
     assert model(torch.zeros(2, in_chans, 32, 32)).shape == (2, 5)
     for key in ('mean', 'std'):
         stats, of_colours = model.pretrained_cfg[key], getattr(timm.get_pretrained_cfg(name), key)
@@ -79,12 +80,37 @@ def test_mean_and_std_are_of_as_many_channels(name, kwargs, in_chans):
 def test_network_of_a_folder(tmp_path):
     trained = student()
     save_model(trained, tmp_path / 'model', list('abcde'), TINY_STUDENT)
-    model, _ = create_network(f'local-dir:{tmp_path / "model"}', DistillConfig(img_size=32), 5)
+    model, _ = create_network(f'local-dir:{tmp_path / "model"}', DistillConfig(img_size=32), 'abcde')
     assert torch.equal(model.head.weight, trained.head.weight)
-    model, _ = create_network(f'local-dir:{tmp_path / "model"}', DistillConfig(img_size=32, in_chans=1), 5)
+    model, _ = create_network(f'local-dir:{tmp_path / "model"}', DistillConfig(img_size=32, in_chans=1), 'abcde')
     assert len(model.pretrained_cfg['mean']) == len(model.pretrained_cfg['std']) == 1
     with pytest.raises(FileNotFoundError, match='nowhere'):
-        create_network('local-dir:nowhere', DistillConfig(), 5)
+        create_network('local-dir:nowhere', DistillConfig(), 'abcde')
+
+
+@pytest.mark.parametrize('is_folder', [False, True])
+def test_head_of_weights_of_other_classes_is_new(is_folder, tmp_path, caplog):
+    released = find_folder('hdkd_student_s4.chest_xray')
+    name = f'local-dir:{released}' if is_folder else 'hdkd_student_s4'
+    trained, _ = load_model(str(released))
+
+    def create(classes, img_size=224):
+        caplog.clear()
+        with caplog.at_level('INFO', 'hdkd_timm'):
+            return create_network(name, DistillConfig(img_size=img_size, pretrained=True), classes)[0]
+
+    same = create(['normal', 'pneumonia'])
+    assert not caplog.messages
+    assert torch.equal(same.head.weight, trained.head.weight)
+    other = create(['pneumonia', 'tuberculosis'])
+    assert caplog.messages == [f"'{name}' starts with a new head: its weights know normal, pneumonia."]
+    for head, old in zip(other.get_classifier(), trained.get_classifier(), strict=True):
+        assert torch.cosine_similarity(head.weight.flatten(), old.weight.flatten(), dim=0) < 0.5
+    torch.testing.assert_close(other.stages[0].state_dict(), trained.stages[0].state_dict())
+    create(['normal', 'pneumonia'], (64, 96))
+    assert caplog.messages == [
+        f"'{name}' starts from weights for images of 224 x 224 pixels, and is trained at 64 x 96 (--img-size)."
+    ]
 
 
 @pytest.mark.parametrize('name', ['test_efficientnet', 'test_vit', 'hdkd_student'])
@@ -95,12 +121,13 @@ def test_new_head_of_a_pretrained_network_starts_small(name, is_folder, tmp_path
     trained = timm.create_model(name, num_classes=10, **kwargs)
     save_model(trained, tmp_path / 'model', model_args=dict(kwargs, num_classes=10))
 
-    def create(num_classes):
+    def create(number):
+        classes = [str(i) for i in range(number)]
         if is_folder:
-            return create_network(f'local-dir:{tmp_path / "model"}', DistillConfig(img_size=32), num_classes)[0]
+            return create_network(f'local-dir:{tmp_path / "model"}', DistillConfig(img_size=32), classes)[0]
         overlay = dict(file=str(tmp_path / 'model' / 'model.safetensors'), num_classes=10, input_size=(3, 224, 224))
         return create_network(
-            name, DistillConfig(img_size=32, pretrained=True), num_classes, pretrained_cfg_overlay=overlay, **kwargs
+            name, DistillConfig(img_size=32, pretrained=True), classes, pretrained_cfg_overlay=overlay, **kwargs
         )[0]
 
     model = create(3)
@@ -123,7 +150,7 @@ def test_head_of_random_networks_is_timm_s():
     torch.manual_seed(0)
     expected = timm.create_model('test_efficientnet', num_classes=3, in_chans=3).classifier.weight
     torch.manual_seed(0)
-    assert torch.equal(create_network('test_efficientnet', DistillConfig(), 3)[0].classifier.weight, expected)
+    assert torch.equal(create_network('test_efficientnet', DistillConfig(), 'abc')[0].classifier.weight, expected)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +170,7 @@ def test_head_of_random_networks_is_timm_s():
 )
 def test_network_that_cannot_be_built(name, kwargs, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        create_network(name, DistillConfig(img_size=32), 5, **kwargs)
+        create_network(name, DistillConfig(img_size=32), 'abcde', **kwargs)
 
 
 def frozen_names(model):
