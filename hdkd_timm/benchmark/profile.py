@@ -35,6 +35,7 @@ KINDS = {  # part -> operators; convolutions are told apart by their kernels
     'LayerNorm': ('native_layer_norm',),
     'GELU': ('gelu',),
     'loss': ('mse_loss', '_log_softmax', '_softmax', 'nll_loss', 'kl_div', 'xlogy'),
+    'max pooling': ('max_pool', 'mkldnn_max_pool'),  # before the next, whose names begin as well with 'max'
     'pools and gates (CBAM)': (
         *('amax', 'mean', 'sum', 'max', 'sigmoid', 'mul', 'addcmul', 'sub', 'sign', 'eq', 'where', 'div'),
         'threshold_backward',

@@ -81,6 +81,8 @@ def test_names():
     assert name_part('convolution_backward', (image, image, kernel[..., :1, :1])) == 'convolutions 1x1'
     assert name_part('convolution', (image, kernel[:, :1])) == 'depthwise convolutions'
     assert name_part('native_batch_norm_backward', ()) == 'BatchNorm'
+    assert name_part('max_pool2d_with_indices_backward', ()) == 'max pooling'  # of shortcuts, not of CBAM
+    assert name_part('max', ()) == 'pools and gates (CBAM)'
     assert name_part('unheard_of', ()) == 'other operators'
 
 
