@@ -51,6 +51,7 @@ from ..layers.norm_gelu import norm_gelu
 from ..layers.patch_embed import PatchEmbed
 from ..layers.recompute import checkpoint_blocks
 from ..layers.reparam import ReparamLayer, fold_batch_norms
+from ..utils.image_size import simplify_image_size, to_height_width
 from .pretrained import hub_id, release_overlay
 from .published import convert_state_dict
 
@@ -164,7 +165,7 @@ def _build_stages(
 
 
 def _check_img_size(img_size: Union[int, Tuple[int, int]]) -> Tuple[int, int]:
-    height, width = to_2tuple(img_size)
+    height, width = to_height_width(simplify_image_size(img_size, 'img_size'))
     if min(height, width) < MIN_IMG_SIZE:
         raise ValueError(f'img_size {height} x {width} is too small, the networks need at least {MIN_IMG_SIZE} pixels.')
     return height, width
@@ -922,6 +923,8 @@ def _create_hdkd(
     cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), pretrained_cfg_overlay)
     if kwargs.get('num_classes') not in (None, cfg.num_classes):
         pretrained_cfg_overlay.setdefault('label_names', None)  # of other classes than the model's
+    if pretrained_cfg_overlay.keys() & {'file', 'state_dict', 'url', 'hf_hub_id'}:  # other weights than the tag's
+        pretrained_cfg_overlay = {'tag': '', 'label_names': None, 'license': None, **pretrained_cfg_overlay}
     pretrained_cfg_overlay = {**release_overlay(cfg, pretrained, kwargs.get('cache_dir')), **pretrained_cfg_overlay}
     if not ADAPTS_FIRST_CONV:
         pretrained_cfg_overlay['first_conv'] = None  # checkpoint_filter_fn adapts it instead of timm

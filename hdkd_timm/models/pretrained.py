@@ -42,10 +42,10 @@ RELEASES: Dict[str, Release] = {
     'hdkd_teacher.brain_mri_64': Release(
         '7823416fae349b6b35e349db74ffaf13140ef6c6d4da4d80efbefd3cca99fa38', _BRAIN_MRI
     ),
-    'hdkd_teacher.ham10k': Release('b935f1832c9b9d414751b7a7a02f5ae7e3d5a7e206643866b20a8d73baebab99', _HAM10K),
     'hdkd_student.brain_mri_64': Release(
         '388a79b65efc797b511cd5f323188c35d3563c610d0696c2f4c07b6f85f0ab3b', _BRAIN_MRI
     ),
+    'hdkd_teacher.ham10k': Release('b935f1832c9b9d414751b7a7a02f5ae7e3d5a7e206643866b20a8d73baebab99', _HAM10K),
     'hdkd_student.ham10k': Release('f069afe187cadda4bb49017ce538054066a0f5543108f9cf1f8bd08d430d296a', _HAM10K),
     'hdkd_student.derm': Release('14b7686ced7584d75c6ceb44269eadcfd90440b9b16c63dca5118736b05befef', _HAM10K),
     'hdkd_student.chest_xray': Release('e3aa3f4eeff8643e7a00bc8fe509edf8db2ce7a0e42c7afa437832dcd7b97dce', _CHEST_XRAY),

@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+from numbers import Integral
 from typing import Sequence, Tuple, Union
 
 ImageSize = Union[int, Tuple[int, int]]
@@ -31,9 +32,11 @@ def simplify_image_size(size: Union[int, Sequence[int]], name: str) -> ImageSize
         ValueError: if it is something else.
     """
     values = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-    if len(values) != 2 or not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
-        raise ValueError(f'{name} must be one number, or height and width, got {size}.')
-    height, width = values
+    if len(values) != 2 or not all(isinstance(value, Integral) and not isinstance(value, bool) for value in values):
+        raise ValueError(
+            f'{name} must be one whole number, or height and width, such as 224 or (192, 256), got {size!r}.'
+        )
+    height, width = map(int, values)
     return height if height == width else (height, width)
 
 

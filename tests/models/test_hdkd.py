@@ -750,6 +750,9 @@ def test_constructor_arguments_do_what_they_say():
     [
         (dict(img_size=27), '27 x 27'),
         (dict(img_size=(28, 20)), '28 x 20'),
+        (dict(img_size='64'), r"img_size must be one whole number, or height and width, .*, got '64'"),
+        (dict(img_size=64.0), r'img_size must be one whole number, .*, got 64\.0'),
+        (dict(img_size=(3, 64, 64)), r'img_size must be one whole number, .*, got \(3, 64, 64\)'),
         (dict(attn='eca'), "'eca'"),
         (dict(stem_stride=3), 'stem_stride'),
         (dict(depths=(1, 2)), 'depths'),

@@ -135,6 +135,12 @@ def test_ways_to_name_weights():
         )
         == expected
     )
+    overlay = dict(file=str(find_folder(STUDENT) / WEIGHTS))
+    cfg = timm.create_model('hdkd_student', pretrained=True, pretrained_cfg_overlay=overlay).pretrained_cfg
+    assert not any(cfg.get(key) for key in ('label_names', 'license', 'tag'))  # those of the weights of the tag
+    overlay['label_names'] = tuple('abcd')
+    cfg = timm.create_model('hdkd_student', pretrained=True, pretrained_cfg_overlay=overlay).pretrained_cfg
+    assert cfg['label_names'] == tuple('abcd')
     model, args = load_model(NC_STUDENT, img_size=32)
     torch.manual_seed(0)
     assert model.eval()(torch.randn(1, 3, 32, 32))[0, 0].item() == expected

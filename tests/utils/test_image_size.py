@@ -2,13 +2,20 @@
 
 import argparse
 
+import numpy as np
 import pytest
 
 from hdkd_timm import DistillConfig, TrainConfig
 from hdkd_timm.cli.main import create_parser
 from hdkd_timm.evaluation.classifier import InferenceConfig
 from hdkd_timm.utils.config import check_settings, from_arguments, to_yaml
-from hdkd_timm.utils.image_size import format_image_size, join_image_sizes, parse_image_size, to_height_width
+from hdkd_timm.utils.image_size import (
+    format_image_size,
+    join_image_sizes,
+    parse_image_size,
+    simplify_image_size,
+    to_height_width,
+)
 from hdkd_timm.utils.parsing import parse_yaml
 
 
@@ -88,8 +95,12 @@ def test_a_square_of_two_numbers_is_one():
 
 @pytest.mark.parametrize('size', [(64,), (64, 64, 64), (64, 64.5), (True, 64), 'ab', 64.0])
 def test_wrong_sizes_in_python(size):
-    with pytest.raises(ValueError, match='--img-size must be one number, or height and width, got'):
+    with pytest.raises(ValueError, match='--img-size must be one whole number, or height and width, such as .*, got'):
         TrainConfig(img_size=size)
+
+
+def test_integers_of_numpy_are_numbers():
+    assert simplify_image_size((np.int64(64), np.int32(96)), 'img_size') == (64, 96)
 
 
 def test_both_numbers_have_the_bounds():
