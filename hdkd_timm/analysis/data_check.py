@@ -57,8 +57,9 @@ class CheckConfig(SourceConfig):
     )
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a value out of range; names the flag, the value and the range."""
+        """Raises ValueError for a value out of range, naming the flag, the value and the range; as `SourceConfig`."""
         check_values(self)
+        super().__post_init__()
 
 
 class DataCheck(NamedTuple):

@@ -9,7 +9,8 @@ from typing import Any, Dict
 from ..analysis import data_check
 from ..evaluation.run_results import count_per_split
 from ..utils.config import flag
-from ..utils.files import check_output_file, check_output_folder, with_free_name
+from ..utils.csv_files import check_table_file
+from ..utils.files import check_output_folder, with_free_name
 from .parser import CommandParser, read_settings
 
 
@@ -67,7 +68,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
     if args.out:
         check_output_folder(args.out, '--out')
     if args.write_split:
-        check_output_file(args.write_split, '--write-split')
+        check_table_file(args.write_split, '--write-split')
 
 
 def format_split(counts: Dict[str, Dict[str, int]], sizes: Dict[str, int], summary: Dict[str, Any], path: str) -> str:

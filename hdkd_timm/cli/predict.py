@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..evaluation.classifier import InferenceConfig, load_classifier
 from ..evaluation.predict import find_images, predict_files
-from ..utils.files import check_output_file
+from ..utils.csv_files import check_table_file
 from .parser import MODEL, CommandParser, add_image_arguments, read_settings
 
 
@@ -26,7 +26,7 @@ def add_arguments(parser: CommandParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from ..evaluation.predictions import write_predictions
 
-    check_output_file(args.out, '--out')
+    check_table_file(args.out, '--out', ('.jsonl',))
     config = read_settings(InferenceConfig, args, takes_run=True)
     files = find_images(args.paths, args.on_bad_image)  # before a model is loaded, or downloaded
     classifier = load_classifier(args.checkpoint, config)

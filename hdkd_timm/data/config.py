@@ -3,7 +3,9 @@
 import dataclasses
 from typing import Optional, Tuple
 
-from ..utils.config import setting
+from ..utils.config import flag, setting
+
+TABLE_COLUMNS = ('path_column', 'label_column', 'split_column', 'group_column')
 
 
 @dataclasses.dataclass
@@ -52,6 +54,19 @@ class SourceConfig:
     input_key: Optional[str] = setting(None, 'image field of --dataset')
     target_key: Optional[str] = setting(None, 'label field of --dataset')
     seed: int = setting(42, 'random seed', at_least=0)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a column of a table where the images come from elsewhere."""
+        if self.data_csv or not (self.data_dir or self.dataset):
+            return
+        for field in dataclasses.fields(SourceConfig):
+            value = getattr(self, field.name)
+            if field.name in TABLE_COLUMNS and value != field.default:
+                names = value if isinstance(value, str) else ' '.join(value)
+                raise ValueError(
+                    f"{flag(field.name)} '{names}' has no effect without a table: give the table with --data-csv FILE,"
+                    f' or drop {flag(field.name)}.'
+                )
 
 
 @dataclasses.dataclass

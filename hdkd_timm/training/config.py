@@ -183,6 +183,7 @@ class TrainConfig(DataConfig, AugmentConfig):
         if self.select_metric is None:
             self.select_metric = 'macro_auroc' if self.multi_label else 'balanced_accuracy'
         check_values(self)
+        super().__post_init__()
         _check_teachers(self)
         _check_problem(self)
         for name, most in (('scale', 1), ('ratio', math.inf)):

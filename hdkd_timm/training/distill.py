@@ -31,7 +31,7 @@ from .results import create_result, describe_problem, write_result
 from .resume import read_result
 from .teacher_logits import keep_origin, load_teacher_logits
 from .train import check_setup
-from .trainer import Trainer
+from .trainer import Trainer, explain_batch_norm
 
 _logger = logging.getLogger(__name__)
 
@@ -106,10 +106,9 @@ def check_distillation(config: DistillConfig) -> None:
 
 def _create_networks(context: RunContext, config: DistillConfig) -> Dict[str, Network]:
     """The networks of a run by name, in the order of their training. Each is drawn from the seed anew."""
-    num_classes = len(context.classes)
     networks = create_teachers(context, config)
     random_seed(config.seed)
-    student = Network(*create_network(config.model, config, num_classes, **config.model_kwargs), config)
+    student = Network(*create_network(config.model, config, context.classes, **config.model_kwargs), config)
     if config.student_alone:
         random_seed(config.seed)
         kwargs = dict(config.model_kwargs)
@@ -117,7 +116,7 @@ def _create_networks(context: RunContext, config: DistillConfig) -> Dict[str, Ne
             config.pretrained or config.model.startswith(SOURCE_PREFIXES)
         ):
             kwargs.update(distilled=False)  # from given weights it starts like the distilled one
-        networks['student_alone'] = Network(*create_network(config.model, config, num_classes, **kwargs), config)
+        networks['student_alone'] = Network(*create_network(config.model, config, context.classes, **kwargs), config)
     return dict(networks, student=student)
 
 
@@ -180,7 +179,7 @@ def _prepare_teacher(context: RunContext, config: DistillConfig, checkpoint: Opt
     )
     random_seed(config.seed)
     if checkpoint is None:
-        return Network(*create_network(config.teacher, settings, len(classes), **config.teacher_kwargs), settings)
+        return Network(*create_network(config.teacher, settings, classes, **config.teacher_kwargs), settings)
     # the default does not contradict what a checkpoint file says of itself
     name: Optional[str] = config.teacher if config.teacher != DistillConfig.teacher else None
     teacher, model_args = create_teacher(checkpoint, config, classes, name)
@@ -214,7 +213,7 @@ def _check_networks(
         task = _create_task(context, copies, 'student', None, stored, verbose).to(device).train()
         images, *others = example_batch(task, config, len(context.classes), min(2, config.batch_size), device)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), explain_batch_norm(config):
                 task(torch.zeros_like(images), *others)
         except ValueError as e:
             raise ValueError(f'A training step of {" ".join(config.method)} fails: {e}') from e

@@ -23,6 +23,7 @@ from ..evaluation.multi_label import DEFAULT_THRESHOLD, choose_thresholds
 from ..models.checkpoint import save_model
 from ..models.checkpoint_file import read_checkpoint
 from ..utils.cgroups import available_cores
+from ..utils.image_size import format_image_size
 from ..utils.run_files import METRICS_FILE, PREDICTIONS_FILE, STATE_FILE
 from .builders import create_optimizer, create_schedule, freeze_stages
 from .config import TrainConfig
@@ -71,6 +72,24 @@ class TrainState:
     thresholds: Optional[List[float]] = None
     lr: float = 0.0
     seconds: float = 0.0
+
+
+@contextlib.contextmanager
+def explain_batch_norm(config: TrainConfig) -> Iterator[None]:
+    """What gives BatchNorm more values, if it has a single one per channel: then it cannot train.
+
+    Raises:
+        ValueError: instead of PyTorch's.
+    """
+    try:
+        yield
+    except ValueError as e:
+        if 'Expected more than 1 value per channel' not in str(e):
+            raise
+        raise ValueError(
+            f'BatchNorm cannot train on a batch of {config.batch_size} image of {format_image_size(config.img_size)}'
+            ' pixels, which ends as one value per channel: use --batch-size 2 or more, or a larger --img-size.'
+        ) from e
 
 
 class Trainer:
@@ -323,7 +342,7 @@ class Trainer:
         step = self.state.step
         is_update = self.is_update(step)
         with contextlib.nullcontext() if is_update else self.task.no_sync():
-            with self.autocast:
+            with self.autocast, explain_batch_norm(self.config):
                 losses = self.task(images, target) if index is None else self.task(images, target, index)
             self.backward(losses['loss'] / self.group_size(step), is_update)
         return losses

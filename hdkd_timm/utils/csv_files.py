@@ -2,12 +2,19 @@
 
 import csv
 import re
-from typing import Any, Dict, Iterable, Iterator, List, Sequence
+from pathlib import Path
+from typing import Any, Collection, Dict, Iterable, Iterator, List, Sequence
 
-from .files import TEXT, PathLike, atomic_write
+from .files import TEXT, PathLike, atomic_write, check_output_file
 
 # how cells start that spreadsheets compute, also after quotes: OWASP's list, "CSV Injection", and full-width forms
 FORMULA = re.compile("'*[=+\\-@\\t\\r\\n\uff1d\uff0b\uff0d\uff20]")
+# endings that promise another format than CSV
+OTHER_FORMATS = {
+    *('.xls', '.xlsx', '.xlsm', '.xlsb', '.ods', '.tsv', '.tab', '.json', '.jsonl', '.ndjson', '.xml', '.yaml', '.yml'),
+    *('.html', '.htm', '.md', '.pdf', '.parquet', '.feather', '.arrow', '.npy', '.npz', '.mat', '.pkl', '.pickle'),
+    *('.pt', '.pth', '.h5', '.hdf5', '.db', '.sqlite', '.gz', '.bz2', '.xz', '.zst', '.zip'),
+}
 
 
 def _is_formula(text: str) -> bool:
@@ -60,6 +67,24 @@ def iterate_rows(path: PathLike) -> Iterator[Dict[str, str]]:
 def read_rows(path: PathLike) -> List[Dict[str, str]]:
     """All rows of a CSV file that `write_rows` wrote, see `iterate_rows`."""
     return list(iterate_rows(path))
+
+
+def check_table_file(path: PathLike, flag: str, others: Collection[str] = ()) -> None:
+    """Check that a CSV file can be written without replacing another, and is not named as one of another format.
+
+    Args:
+        path: File to write.
+        flag: The flag that gives it.
+        others: Endings of further formats in which it can be written.
+
+    Raises:
+        FileExistsError, FileNotFoundError: as `check_output_file`.
+        ValueError: for an ending of another format.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix in OTHER_FORMATS and suffix not in others:
+        raise ValueError(f"'{path}' of {flag} cannot be written as {suffix}: use {' or '.join(['.csv', *others])}.")
+    check_output_file(path, flag)
 
 
 def write_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], path: PathLike, summed: bool = False) -> None:

@@ -77,6 +77,10 @@ BAD_CONFIG = dict(
         (['train', '--data-dir', 'DATA', '--early-stopping', '3'], '--early-stopping needs a val split'),
         (['train', '--data-dir', 'DATA', '--folds', '3', '--fold', '3'], '--fold must be 0 to 2, got 3'),
         (['train', '--data-dir', 'DATA', '--fold', '1'], '--fold 1 has no effect without --folds'),
+        (
+            ['eval', 'gone', '--data-dir', 'DATA', '--group-column', 'patient'],
+            "--group-column 'patient' has no effect without a table: give the table with --data-csv FILE, or drop",
+        ),
         (['train', '--data-dir', 'DATA', '--freeze-stages', '7'], '--freeze-stages must be 0 to 4'),
         (['train', '--data-dir', 'DATA', '--smote', 'gone.json'], "'gone.json' does not exist"),
         (['train', '--data-dir', 'DATA', '--mixup', '0.2', '-b', '3'], '--batch-size must be even with mixup'),
@@ -90,6 +94,14 @@ BAD_CONFIG = dict(
         (['predict', 'DATA', 'nowhere'], "'nowhere' does not exist"),
         (['predict', 'DATA', 'DATA'], 'Cannot load'),
         (['predict', 'gone', 'DATA', '--out', 'no/where.csv'], "Directory 'no' of --out does not exist"),
+        (
+            ['predict', 'gone', 'DATA', '--out', 'p.XLSX'],
+            "'p.XLSX' of --out cannot be written as .xlsx: use .csv or .jsonl",
+        ),
+        (
+            ['check', 'DATA', '--write-split', 's.jsonl'],
+            "'s.jsonl' of --write-split cannot be written as .jsonl: use .csv.",
+        ),
         (['demo', '--data-dir', 'nowhere'], "Data folder 'nowhere' does not exist"),
         (['demo', '--img-size', '20'], '--img-size must be 28 or more, got 20'),
         (['demo', '--min-lr', 'nan'], '--min-lr must be 0 or more, got nan'),

@@ -36,7 +36,7 @@ def make_trainer(settings, tmp_path):
         datasets, classes = create_datasets(config)
         context = RunContext(config, World(torch.device('cpu')), datasets, classes)
         torch.manual_seed(0)
-        model, model_args = create_network(config.model, config, len(classes), **config.model_kwargs)
+        model, model_args = create_network(config.model, config, classes, **config.model_kwargs)
         task = create_task(model, config, context.class_weights(), teacher)
         trainer = Trainer('net', task, model, model_args, config, tmp_path / 'net', context)
         trainer.set_up()
@@ -550,3 +550,12 @@ def test_time_of_waiting_is_that_of_the_loader(make_trainer, monkeypatch):
     assert waited > 4 * 0.05  # the images of a batch
     time.sleep(0.2)  # what is done with it
     assert trainer.waited == waited
+
+
+def test_batch_norm_of_a_single_value_names_the_way_out(make_trainer):
+    trainer = make_trainer(model='resnet10t', model_kwargs={}, batch_size=1)
+    with pytest.raises(
+        ValueError, match='a batch of 1 image of 32 pixels, .*: use --batch-size 2 or more, or a larger'
+    ):
+        step(trainer)
+    step(make_trainer(model='resnet10t', model_kwargs={}, batch_size=1, img_size=64))

@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from hdkd_timm.utils.csv_files import raw_cell, read_rows, safe_cell, write_rows
+from hdkd_timm.utils.csv_files import check_table_file, raw_cell, read_rows, safe_cell, write_rows
 
 FORMULAS = ["=cmd|' /C calc'!A0", '+1+1', '-2+3', '@SUM(A1)', '\t=1', '\r=1', '\n=1', '＝1+1', '-', '+ve', '-ve', '=']
 
@@ -48,3 +48,15 @@ def test_damaged_rows(text, message, tmp_path):
     (tmp_path / 'a.csv').write_text(text)
     with pytest.raises(ValueError, match=message):
         read_rows(tmp_path / 'a.csv')
+
+
+@pytest.mark.parametrize('name', ['a.csv', 'a.CSV', 'a.txt', 'a', 'fold.1', 'a.jsonl'])
+def test_endings_of_a_table(name, tmp_path):
+    """One without a meaning of its own is fine: the file is CSV all the same."""
+    check_table_file(tmp_path / name, '--out', ('.jsonl',))
+
+
+@pytest.mark.parametrize('suffix', ['.xlsx', '.tsv', '.json', '.jsonl', '.csv.gz'])
+def test_a_table_is_not_named_as_another_format(suffix, tmp_path):
+    with pytest.raises(ValueError, match=r'of --out cannot be written as \.\w+: use \.csv\.'):
+        check_table_file(tmp_path / f'a{suffix}', '--out')

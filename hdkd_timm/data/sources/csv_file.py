@@ -1,5 +1,6 @@
 """CSV tables of images: their cells as text, and checks for values that are probably not intended."""
 
+import codecs
 import contextlib
 import csv
 import itertools
@@ -48,7 +49,13 @@ def find_delimiter(path: Path, required: Sequence[str]) -> str:
     Args:
         path: The file.
         required: Columns that must exist.
+
+    Raises:
+        ValueError: if the file is in UTF-16.
     """
+    with path.open('rb') as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise ValueError(f"'{path}' is in UTF-16, like Excel's 'Unicode Text': save the table as 'CSV UTF-8'.")
     with path.open(**{**TEXT, 'encoding': 'utf-8-sig'}) as file:
         first = file.readline()
     for delimiter in DELIMITERS:
@@ -67,8 +74,8 @@ def read_table(path: Path, required: Sequence[str] = ()) -> Table:
         required: Columns that must exist and have no empty cells.
 
     Raises:
-        ValueError: if it is not a CSV file, a required column or cell is missing, two columns have the same name, or a
-            row has more or fewer cells than the header.
+        ValueError: if it is not a CSV file in UTF-8, a required column or cell is missing, two columns have the same
+            name, or a row has more or fewer cells than the header.
     """
     delimiter = find_delimiter(path, required)
     try:
@@ -131,9 +138,8 @@ def require_column(table: Table, name: str) -> None:
     if name in table.columns:
         return
     flag = {'path': ' --path-column names another one.', 'label': ' --label-column names another one.'}.get(name, '')
-    raise ValueError(
-        f"'{table.path}' has no column '{name}' (columns found: {', '.join(table.columns) or 'none'}).{flag}"
-    )
+    found = ', '.join(f"'{column}'" for column in table.columns) or 'none'
+    raise ValueError(f"'{table.path}' has no column '{name}' (columns found: {found}).{flag}")
 
 
 def warn_of_similar_column(table: Table, name: str, flag: str) -> None:

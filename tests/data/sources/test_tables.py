@@ -51,7 +51,7 @@ def test_csv_columns_of_other_names(write_csv):
     datasets, _ = create(data_csv=path, val_fraction=0.5)
     assert sizes(datasets) == {'train': 4, 'val': 4}
     assert datasets['train'].samples.groups is None
-    with pytest.raises(ValueError, match=r"no column 'patients' \(columns found: path, label, use, patient\)"):
+    with pytest.raises(ValueError, match=r"no column 'patients' \(columns found: 'path', 'label', 'use', 'patient'\)"):
         create(data_csv=path, group_column='patients')
     with pytest.raises(ValueError, match="no column 'uses'"):
         create(data_csv=path, split_column='uses')
@@ -196,8 +196,9 @@ def test_csv_of_excel(write_csv, tmp_path):
         (lambda t: [*t, 'images/9.png,c,train'], r"Class 'c' is in '.*split train' but not in '.*split test'"),
         (
             lambda t: [t[0].replace('label', 'class'), *t[1:]],
-            r"no column 'label' \(columns found: path, class, split\)",
+            r"no column 'label' \(columns found: 'path', 'class', 'split'\)",
         ),
+        (lambda t: [t[0].replace(',', ', '), *t[1:]], r"'label' \(columns found: 'path', ' label', ' split'\)"),
         (lambda t: [t[0].replace('path', 'file'), *t[1:]], "no column 'path'"),
         (lambda t: [t[0].replace(',', ';'), *t[1:]], r'line 2: no label'),
         (lambda t: [''], r"no column 'path' \(columns found: none\)"),
@@ -224,6 +225,16 @@ def test_bad_csv(write_csv, edit, match):
     path = write_csv(*edit(table('ttee')))
     with pytest.raises(ValueError, match=match):
         create(data_csv=path)
+
+
+@pytest.mark.parametrize('encoding', ['utf-16', 'utf-16-be'])
+@pytest.mark.parametrize('only', [None, 'test'])
+def test_a_table_in_utf_16(write_csv, encoding, only):
+    mark = '\ufeff' if encoding == 'utf-16-be' else ''  # utf-16 writes one itself
+    lines = table('ttee')
+    path = write_csv(mark + lines[0], *lines[1:], encoding=encoding)
+    with pytest.raises(ValueError, match=r"data\.csv' is in UTF-16, .*: save the table as 'CSV UTF-8'"):
+        create(data_csv=path, only=only)
 
 
 def test_csv_only(write_csv):
