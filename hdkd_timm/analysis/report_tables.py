@@ -4,7 +4,14 @@ from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 
-from ..evaluation.metrics import LOWER_IS_BETTER, METRIC_NAMES, class_auroc, format_interval, format_metric
+from ..evaluation.metrics import (
+    LOWER_IS_BETTER,
+    METRIC_NAMES,
+    class_auroc,
+    defined_scores,
+    format_interval,
+    format_metric,
+)
 from ..evaluation.plots import MAX_CELLS, MAX_CURVES, format_percent
 from ..evaluation.problem import SingleLabel
 from ..evaluation.run_results import NetworkResults, read_json_file, read_settings
@@ -56,7 +63,7 @@ def class_table(network: NetworkResults) -> List[Dict[str, Any]]:
             recall_95=format_interval('', scores.get('recall_95')),
             **{key: format_metric('', scores[key]) for key in ('precision', 'recall', 'f1', *more)},
         )
-        for number, ((name, scores), area) in enumerate(zip(network.result['per_class'].items(), areas), 1)
+        for number, ((name, scores), area) in enumerate(zip(defined_scores(network.result).items(), areas), 1)
     ]
     if len(rows) > MAX_CELLS:
         rows.sort(key=lambda row: (not row['support'], row['score'] if row['score'] is not None else 2))

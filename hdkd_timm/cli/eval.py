@@ -1,10 +1,11 @@
 """`hdkd eval`: the metrics of a trained model on a split."""
 
 import argparse
-from typing import Any, Dict
+import math
+from typing import Any, Dict, Optional
 
 from ..evaluation.evaluate import EvalConfig, evaluate_model
-from ..evaluation.metrics import METRIC_NAMES
+from ..evaluation.metrics import METRIC_NAMES, defined_scores
 from ..utils.text import printable
 from .parser import MODEL, CommandParser, read_settings
 
@@ -43,13 +44,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def format_report(report: Dict[str, Any]) -> str:
-    """The metrics of a split and of each class, with their intervals where there are any."""
+    """The metrics of a split and of each class, with their intervals where there are any; undefined ones are '–'."""
     lines = [f"{report['images']} images of split '{report['split']}'"]
     intervals = report.get('intervals_95', {})
     for key, value in report.items():
         if isinstance(value, float):
-            interval = '   95 % interval {:.4f} to {:.4f}'.format(*intervals[key]) if key in intervals else ''
-            lines.append(f'{METRIC_NAMES.get(key, key.replace("_", " ")):<24}{value:.4f}{interval}')
+            is_defined = math.isfinite(value) and key in intervals
+            interval = '   95 % interval {:.4f} to {:.4f}'.format(*intervals[key]) if is_defined else ''
+            lines.append(f'{METRIC_NAMES.get(key, key.replace("_", " ")):<24}{_format_score(value)}{interval}')
     is_multi_label = 'problem_type' in report
     keys = ('auroc', 'ap', 'precision', 'recall', 'specificity', 'f1', 'threshold') if is_multi_label else CLASS_COLUMNS
     lines.append(
@@ -57,8 +59,12 @@ def format_report(report: Dict[str, Any]) -> str:
         + ''.join(f'{key:>{max(10, len(key) + 2)}}' for key in (*keys, 'support'))
         + (f'{"recall, 95 % interval":>24}' if intervals else '')
     )
-    for name, scores in report['per_class'].items():
-        cells = ''.join(f'{scores[key]:>{max(10, len(key) + 2)}.4f}' for key in keys)
+    for name, scores in defined_scores(report).items():
+        cells = ''.join(f'{_format_score(scores[key]):>{max(10, len(key) + 2)}}' for key in keys)
         interval = '{:.4f} to {:.4f}'.format(*scores['recall_95']) if scores.get('recall_95') else ''
         lines.append(f'{printable(name):<24}{cells}{scores["support"]:>10}{interval:>24}'.rstrip())
     return '\n'.join(lines)
+
+
+def _format_score(value: Optional[float]) -> str:
+    return '–' if value is None or not math.isfinite(value) else f'{value:.4f}'

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from ..data.config import DataConfig
 from ..data.datasets import create_datasets
 from ..data.loader import SplitLoader
 from ..data.samples import SampleDataset
-from ..data.sources.walk import natural_order
+from ..data.sources.walk import join_names, natural_order
 from ..models.labels import has_ambiguous_order
 from ..utils.config import setting
 from ..utils.distributed import World
@@ -21,6 +22,7 @@ from ..utils.memory import kept_memory
 from ..utils.signals import Signals
 from .classifier import Classifier, InferenceConfig, load_classifier
 from .exported import ExportedModel
+from .metrics import METRIC_NAMES, METRICS, defined_scores
 from .problem import MULTI_LABEL, Problem, SingleLabel
 from .tta import TestTimeAugmentation
 
@@ -34,12 +36,20 @@ class EvalConfig(InferenceConfig, DataConfig):
     in_chans: Optional[int] = setting(  # type: ignore[assignment]  # the model's own by default
         None, "image channels, 3 (RGB) or 1 (greyscale) (default: the model's)", group='data'
     )
+    multi_label: Optional[bool] = setting(  # type: ignore[assignment]  # the model's own by default
+        None, "an image of --data-csv has any number of labels (default: as the model's)", common=True
+    )
     split: str = setting(
         'test', 'split to evaluate on', choices=('train', 'val', 'test'), group='evaluation', common=True
     )
     bootstrap: int = setting(
         1000, 'bootstrap resamples for the 95 %% intervals, 0 for no intervals', at_least=0, common=True
     )
+
+    def __post_init__(self) -> None:
+        """As those of `InferenceConfig` and `DataConfig`."""
+        super().__post_init__()
+        DataConfig.__post_init__(self)
 
 
 @torch.inference_mode()
@@ -197,6 +207,22 @@ def _warn_of_order(
     )
 
 
+def _warn_of_missing_classes(model: str, report: Dict[str, Any]) -> None:
+    """Name the classes of a model that no image has, and what their absence does to the metrics."""
+    missing = {label: scores for label, scores in defined_scores(report).items() if not scores['support']}
+    if not missing:
+        return
+    plural = 'es' * (len(missing) > 1)
+    text = f"No image has the class{plural} {join_names(list(missing))} of model '{model}', which the means leave out"
+    predicted = [label for label, scores in missing.items() if scores['f1'] is not None]
+    if predicted:
+        text += f'; macro F1 alone counts those that are predicted ({join_names(predicted)}), as 0'
+    undefined = [METRIC_NAMES[name] for name in METRICS if math.isnan(report[name])]
+    if undefined:
+        text += f'. With images of one class, {" and ".join(undefined)} cannot be computed'
+    _logger.warning(f'{text}.')
+
+
 def _spread(targets: np.ndarray, index_of: np.ndarray, number: int) -> np.ndarray:
     """Targets (N, K) with the columns `index_of` of all (N, number), the others 0."""
     spread = np.zeros((len(targets), number), targets.dtype)
@@ -205,11 +231,16 @@ def _spread(targets: np.ndarray, index_of: np.ndarray, number: int) -> np.ndarra
 
 
 def _check_problem(name: str, classifier: Classifier, config: EvalConfig) -> None:
-    """Raise ValueError if labels are asked of a model of classes, or a model of labels has no names for them."""
+    """Raise ValueError if the model is not of the kind asked for, or a model of labels has no names for them."""
     if config.multi_label and not classifier.is_multi_label:
         raise ValueError(
             f"Model '{name}' gives each image one class: drop --multi-label, or train a model with it. If it was"
             f' trained elsewhere, write "problem_type": "{MULTI_LABEL}" into its config.json.'
+        )
+    if classifier.is_multi_label and config.multi_label is False:
+        raise ValueError(
+            f"Model '{name}' gives each image any number of labels: drop --no-multi-label, or multi_label: false in the"
+            ' file of --config.'
         )
     if classifier.is_multi_label and classifier.classes is None:
         raise ValueError(f"Model '{name}' has no label names: give them in index order, --label-names NAME ...")
@@ -272,6 +303,8 @@ def evaluate_model(name: str, config: EvalConfig) -> Tuple[Dict[str, Any], Dict[
         seed=config.seed,
         thresholds=thresholds,
     )
+    if not classifier.is_multi_label:
+        _warn_of_missing_classes(name, report)
     guessed: Dict[str, Any] = dict(classes_guessed=True) if is_guess else {}
     if classifier.is_multi_label:
         guessed.update(problem_type=classifier.problem.type)

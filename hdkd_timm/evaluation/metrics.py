@@ -6,7 +6,7 @@ given images (AUROC with a single class) is NaN.
 
 import functools
 import math
-from typing import TYPE_CHECKING, Dict, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -225,7 +225,10 @@ def classification_metrics(probs: np.ndarray, targets: np.ndarray) -> Dict[str, 
 
 
 def per_class_metrics(probs: np.ndarray, targets: np.ndarray, classes: Sequence[str]) -> Dict[str, Dict[str, float]]:
-    """Class name -> precision, recall, f1 and support (number of images)."""
+    """Class name -> precision, recall, f1 and support (number of images).
+
+    Scores are 0 where they are undefined, as scikit-learn's; see `defined_scores`.
+    """
     from sklearn.metrics import precision_recall_fscore_support
 
     precision, recall, f1, support = precision_recall_fscore_support(
@@ -235,3 +238,19 @@ def per_class_metrics(probs: np.ndarray, targets: np.ndarray, classes: Sequence[
         name: {'precision': float(p), 'recall': float(r), 'f1': float(f), 'support': int(s)}
         for name, p, r, f, s in zip(classes, precision, recall, f1, support)
     }
+
+
+def defined_scores(report: Dict[str, Any]) -> Dict[str, Dict[str, Any]]:
+    """Class -> its scores in 'per_class' of a report, with None for those that are undefined and stored as 0.
+
+    Without images of a class its recall is undefined, and, if it was never predicted, its precision and F1.
+    """
+    found = {}
+    for k, (name, scores) in enumerate(report['per_class'].items()):
+        undefined: Sequence[str] = ()
+        if not scores['support']:
+            of_label = scores.get('predicted')
+            predicted = sum(row[k] for row in report['confusion_matrix']) if of_label is None else of_label
+            undefined = ('recall',) if predicted else ('precision', 'recall', 'f1')
+        found[name] = {**scores, **dict.fromkeys(undefined)}
+    return found

@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Optional, Sequence
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..evaluation.metrics import METRIC_NAMES, format_interval, format_metric
+from ..evaluation.metrics import METRIC_NAMES, defined_scores, format_interval, format_metric
 from ..evaluation.problem import MULTI_LABEL
 from ..evaluation.run_results import is_teacher, result_split
 from ..models.pretrained import hub_id
@@ -94,7 +94,7 @@ def _label_table(result: Dict[str, Any]) -> str:
                 format_metric('', scores['f1']),
                 scores['support'],
             ]
-            for label, scores in result['per_class'].items()
+            for label, scores in defined_scores(result).items()
         ],
     )
 
@@ -110,7 +110,7 @@ def _class_table(result: Dict[str, Any]) -> str:
                 format_metric('', scores['f1']),
                 scores['support'],
             ]
-            for label, scores in result['per_class'].items()
+            for label, scores in defined_scores(result).items()
         ],
     )
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from helpers import write_run
 
-from hdkd_timm.analysis.report_tables import describe_network
+from hdkd_timm.analysis.report_tables import class_table, describe_network
 from hdkd_timm.evaluation.problem import SingleLabel
 from hdkd_timm.evaluation.run_results import read_networks
 
@@ -42,3 +42,18 @@ def test_how_a_student_was_trained(settings, text, tmp_path):
     write_run(tmp_path / 'run', ['a', 'b'])
     (network,) = read_networks([tmp_path / 'run'])
     assert text in describe_network(network, settings)
+
+
+def test_undefined_scores_of_a_class_are_not_0():
+    scores = dict(precision=0.0, recall=0.0, f1=0.0)
+    network = SimpleNamespace(
+        problem=SingleLabel,
+        classes=['a', 'b', 'c'],
+        probs=None,
+        result=dict(
+            per_class={'a': dict(scores, support=2), 'b': dict(scores, support=0), 'c': dict(scores, support=0)},
+            confusion_matrix=[[0, 2, 0], [0, 0, 0], [0, 0, 0]],
+        ),
+    )
+    shown = [[row[key] for key in ('precision', 'recall', 'f1')] for row in class_table(network)]
+    assert shown == [['0.000'] * 3, ['0.000', '–', '0.000'], ['–', '–', '–']]

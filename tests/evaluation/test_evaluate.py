@@ -192,6 +192,48 @@ def test_eval_of_some_of_the_classes(model_folder, tmp_path):
         evaluate_model(str(model_folder), EvalConfig(data_dir=str(tmp_path / 'new'), workers=0, device='cpu'))
 
 
+@pytest.mark.parametrize(
+    ('present', 'predicted', 'words'),
+    [
+        ('ac', 'a', "the class b of model 'MODEL', which the means leave out."),
+        (
+            'ac',
+            'b',
+            "the class b of model 'MODEL', which the means leave out; macro F1 alone counts those that are"
+            ' predicted (b), as 0.',
+        ),
+        (
+            'a',
+            'a',
+            "the classes b, c of model 'MODEL', which the means leave out. With images of one class,"
+            " macro AUROC and Cohen's kappa cannot be computed.",
+        ),
+        ('abc', 'a', None),
+    ],
+)
+def test_classes_without_images_are_told(present, predicted, words, tmp_path, caplog, capsys):
+    """Scores that are undefined are not shown as 0, and no mean is said to be over classes that it leaves out."""
+    write_images(tmp_path / 'new', classes=list(present), number=3)
+    args = dict(TINY_STUDENT, num_classes=3)
+    model = timm.create_model('hdkd_student', **args)
+    for head in model.get_classifier():
+        torch.nn.init.zeros_(head.weight)
+        head.bias.data = 9.0 * torch.tensor([label == predicted for label in 'abc'])
+    save_model(model, tmp_path / 'model', list('abc'), args)
+    assert main(['eval', str(tmp_path / 'model'), '--data-dir', str(tmp_path / 'new'), '-j', '0']) == 0
+    told = [record.message for record in caplog.records if 'No image has' in record.message]
+    assert told == ([f'No image has {words}'.replace('MODEL', str(tmp_path / 'model'))] if words else [])
+    lines = {line.split('  ')[0]: line[24:].split() for line in capsys.readouterr().out.splitlines()}
+    for label in 'abc':
+        *scores, support = lines[label][:4]
+        assert support == str(3 * (label in present))
+        assert (scores == ['–'] * 3) == (label not in present and label != predicted)
+        assert (scores[1] == '–') == (label not in present)
+    if present == 'a':
+        assert lines['macro AUROC'] == lines["Cohen's kappa"] == ['–']
+    assert 'nan' not in str(lines)
+
+
 def test_eval_command(model_folder, image_folder, tmp_path, capsys):
     args = [
         'eval',

@@ -13,6 +13,7 @@ from hdkd_timm.evaluation.metrics import (
     METRICS,
     class_auroc,
     classification_metrics,
+    defined_scores,
     expected_calibration_error,
     format_interval,
     format_metric,
@@ -20,6 +21,7 @@ from hdkd_timm.evaluation.metrics import (
     per_class_metrics,
     reliability,
 )
+from hdkd_timm.evaluation.multi_label import per_label_metrics
 
 
 @pytest.mark.parametrize('num_classes', [2, 3, 7])
@@ -188,3 +190,19 @@ def test_rounding_makes_nothing_perfect(name, value, shown):
 )
 def test_intervals_as_a_person_reads_them(interval, shown):
     assert format_interval('accuracy', interval) == shown
+
+
+def test_scores_of_a_class_without_images():
+    """0 / 0 is no score of 0: scikit-learn's own undefined scores, with one difference. A class with images that was
+    never predicted keeps its precision of 0."""
+    targets, predicted = np.array([0, 0, 1, 1]), np.array([0, 2, 0, 0])
+    probs, classes = np.eye(4)[predicted], list('abcd')
+    matrix = sk.confusion_matrix(targets, predicted, labels=range(4)).tolist()
+    found = defined_scores(dict(per_class=per_class_metrics(probs, targets, classes), confusion_matrix=matrix))
+    shown = {name: tuple(scores[key] for key in ('precision', 'recall', 'f1')) for name, scores in found.items()}
+    assert shown['a'] == pytest.approx((1 / 3, 1 / 2, 2 / 5))
+    assert (shown['b'], shown['c'], shown['d']) == ((0, 0, 0), (0, None, 0), (None, None, None))
+    has = np.array([[1, 0, 0], [1, 0, 0]])
+    labels = defined_scores(dict(per_class=per_label_metrics(np.array([[0.9, 0.9, 0.1]] * 2), has, list('abc'))))
+    assert [labels[name]['precision'] for name in 'abc'] == [1, 0, None]
+    assert [labels[name]['recall'] for name in 'abc'] == [1, None, None]

@@ -227,6 +227,16 @@ def test_a_column_of_labels_lists_all_of_an_image(distilled, table, tmp_path, ca
     assert report['log_loss'] > 0
 
 
+def test_a_model_of_labels_gives_no_single_class(distilled, table, tmp_path, capsys):
+    _, _, run = distilled
+    command = ['eval', str(run / 'student'), '--data-csv', str(table), '--bootstrap', '0', '-j', '0', '--device', 'cpu']
+    assert main([*command, '--no-multi-label']) == 1
+    assert 'gives each image any number of labels: drop --no-multi-label, or' in capsys.readouterr().err
+    for flags in ([], ['--multi-label']):
+        assert main([*command, *flags]) == 0
+        assert 'mean average precision' in capsys.readouterr().out
+
+
 def test_predict(distilled, table, tmp_path):
     _, _, run = distilled
     images = [str(table.parent / f'{i}.png') for i in range(4)]

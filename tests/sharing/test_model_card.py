@@ -80,6 +80,8 @@ def test_results(split):
     assert '| b | 0.500 | 1.000 | – | 0.667 | 12 |' in card
     assert '| accuracy | 90.0 % | – |' in card
     assert '| macro AUROC | – | – |' in card
+    unseen = dict(RESULT, per_class={'a': SCORES, 'b': dict(SCORES, support=0, predicted=0)})
+    assert '| b | – | – | – | – | 0 |' in write_card('us/net', CONFIG, {split: unseen})
 
 
 def test_counts_of_many_classes_are_rows():
