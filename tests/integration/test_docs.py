@@ -206,7 +206,7 @@ def test_tables_of_released_weights():
     """They say what the weights' own metrics say."""
     table = runpy.run_path(str(ROOT / 'weights' / 'table.py'))
     assert table['write_table'](table['HEAD']) in TEXTS['weights/README.md']
-    shown = ['weights', 'data', 'licence', 'accuracy', 'balanced accuracy', 'macro AUROC']
+    shown = ['weights', 'data', 'licence', 'size', 'accuracy', 'balanced accuracy', 'macro AUROC']
     assert table['write_table'](shown) in TEXTS['README.md']
 
 
