@@ -2,7 +2,8 @@
 
 A page holds a table between `<!-- table: NAME -->` and `<!-- end -->`. The CSV files hold what was measured; the
 command that measured it is beside the table in the page. The table of released weights comes from their metrics.json,
-that of a study, `study_NAME`, from `docs/studies/NAME/`. A test checks that the pages are up to date.
+that of a study, `study_NAME`, from `docs/studies/NAME/`, and `peers` from that of the learning curve. A test checks
+that the pages are up to date.
 """
 
 import csv
@@ -12,6 +13,8 @@ import runpy
 import statistics
 from pathlib import Path
 from typing import Callable, Dict, List, Sequence, Tuple
+
+import yaml
 
 DOCS = Path(__file__).parent
 MARKED = re.compile(r'(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)', re.S)
@@ -282,6 +285,12 @@ def write_study(folder: Path) -> str:
     return to_markdown(['arm', *columns], lines)
 
 
+def _spread(row: Dict[str, str]) -> str:
+    """Test balanced accuracy of an arm in per cent, with the standard deviation over its seeds."""
+    mean, deviation = (row[f'test_balanced_accuracy{suffix}'] for suffix in ('', '_sd'))
+    return f'{100 * float(mean):.1f}' + (f' ± {100 * float(deviation):.1f}' if deviation not in ('', 'nan') else '')
+
+
 def write_curve(folder: Path) -> str:
     """Each fraction of the training images of a study: its teacher, the student alone and HDKD."""
     with open(folder / 'results.csv', encoding='utf-8', newline='') as file:
@@ -292,18 +301,14 @@ def write_curve(folder: Path) -> str:
         alone, hdkd = (arms.get((fraction, arm)) for arm in ('alone', 'hdkd'))
         if alone is None or hdkd is None:
             continue
-        spread = [
-            f'{100 * float(r["test_balanced_accuracy"]):.1f}'
-            + (f' ± {100 * float(sd):.1f}' if (sd := r['test_balanced_accuracy_sd']) not in ('', 'nan') else '')
-            for r in (alone, hdkd)
-        ]
         difference = [100 * float(hdkd[f'balanced_accuracy_{name}']) for name in ('difference', 'low', 'high')]
         seeds = hdkd['seeds'] if hdkd['seeds'] == alone['seeds'] else f'{alone["seeds"]} and {hdkd["seeds"]}'
         lines.append(
             [
                 f'{int(alone["train_images"]):,} ({100 * float(fraction):g} %)',
                 f'{100 * teachers[f"{float(fraction):g}"]:.1f}',
-                *spread,
+                _spread(alone),
+                _spread(hdkd),
                 seeds,
                 '{:+.1f} ({:+.1f} to {:+.1f})'.format(*difference),
             ]
@@ -311,6 +316,32 @@ def write_curve(folder: Path) -> str:
     return to_markdown(
         ['training images', 'teacher', 'student alone', 'HDKD', 'seeds', 'HDKD, points above alone'], lines
     )
+
+
+def write_peers(folder: Path) -> str:
+    """The networks of a study at a tenth of the training images, the best first."""
+    arms = yaml.safe_load((folder / 'study.yaml').read_text(encoding='utf-8'))['arms']
+    with open(folder / 'results.csv', encoding='utf-8', newline='') as file:
+        rows = {r['arm']: r for r in csv.DictReader(file) if float(r['train_fraction']) == 0.1}
+    lines = []
+    for arm, r in sorted(rows.items(), key=lambda item: -float(item[1]['test_balanced_accuracy'])):
+        name = arms[arm].get('model', 'hdkd_student').split('.')[0]
+        low, high = (100 * float(r[f'balanced_accuracy_{side}'] or 'nan') for side in ('low', 'high'))
+        lines.append(
+            [
+                f'`{name}`' + (', HDKD' if arm == 'hdkd' else ''),
+                'ImageNet weights' if arms[arm].get('pretrained') else 'random weights',
+                f'{int(r["parameters"]) / 1e6:.1f} M',
+                r['seeds'],
+                _spread(r),
+                f'{float(r["test_macro_auroc"]):.3f}',
+                f'{100 * float(r["balanced_accuracy_difference"]):+.1f} ({low:+.1f} to {high:+.1f})'
+                if r['balanced_accuracy_difference']
+                else '',
+            ]
+        )
+    columns = ['starts from', 'parameters', 'seeds', 'test, %', 'test AUROC', 'points above `hdkd_student` alone']
+    return to_markdown(['network', *columns], lines)
 
 
 TABLES: Dict[str, Callable[[Rows], str]] = {
@@ -336,6 +367,8 @@ def fill(page: str) -> str:
             folder = DOCS / 'studies' / match[2].removeprefix('study_')
             has_curve = 'train_fractions' in (folder / 'study.yaml').read_text(encoding='utf-8')
             return match[1] + '\n' + (write_curve if has_curve else write_study)(folder) + '\n' + match[4]
+        if match[2] == 'peers':
+            return match[1] + '\n' + write_peers(DOCS / 'studies' / 'learning_curve') + '\n' + match[4]
         with open(DOCS / 'tables' / f'{match[2]}.csv', encoding='utf-8', newline='') as file:
             return match[1] + '\n' + TABLES[match[2]](list(csv.DictReader(file))) + '\n' + match[4]
 
