@@ -61,6 +61,15 @@ def load_template(name: str = PAGE) -> Any:
     return environment.get_template(name)
 
 
+def _check_no_study(run: Path) -> None:
+    """Raise ValueError for the folder of a study, of which a report would show nothing but the teacher."""
+    if 'arms' in read_settings(run):
+        raise ValueError(
+            f"'{run}' is a study, whose page is '{run / 'study.html'}': give its runs, such as"
+            f" '{run / 'runs' / 'ARM-SEED'}', or '{run / 'teacher'}'."
+        )
+
+
 def _check_images(run: Path) -> Dict[str, Any]:
     """Sentences about duplicates and leaks, and whether there are leaks or contradictory labels (None if unknown)."""
     if not (run / IMAGES_FILE).is_file():
@@ -190,13 +199,15 @@ def write_report(
         The page.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_networks`; if there are several runs and no `out`.
+        FileNotFoundError, ValueError: as `read_networks`; if there are several runs and no `out`, or one is a study.
         FileExistsError: if a file that is not part of a report would be replaced.
         ImportError: without Jinja2 or matplotlib.
     """
     if mistakes < 0:
         raise ValueError(f'--mistakes must be at least 0, got {mistakes}.')
     template = load_template()
+    for run in map(Path, runs):
+        _check_no_study(run)
     networks = read_networks(runs)
     folders = list(dict.fromkeys(network.run for network in networks))
     if out is None and len(folders) > 1:

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     if not any('hdkd' in values.get('method', ('hdkd',)) for values in list_arms(config).values()):
         refuse_unused(args, HDKD_FLAGS, "is a setting of the method 'hdkd', which no arm has")
     folder = Path(config.output, str(config.experiment))
-    runs, failed = run_study(config)
+    config, runs, failed = run_study(config)
     problems = [f'{name} failed: {error}' for name, error in failed.items()]
     print(write_study(config, folder, read_arms(runs), problems))
     print(f"The table is in '{folder / TABLE}', the page is '{folder / PAGE}'.")

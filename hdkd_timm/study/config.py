@@ -7,7 +7,8 @@ from typing import Any, Dict, Iterator, NamedTuple, Optional, Tuple
 
 from ..data.config import DataConfig
 from ..training.config import HDKD_FLAGS, DistillConfig
-from ..utils.config import check_settings, setting
+from ..utils.config import check_settings, read_yaml, setting
+from ..utils.run_files import CONFIG_FILE, METRICS_FILE
 
 RUNS = 'runs'  # in the folder of a study
 
@@ -58,12 +59,29 @@ class StudyConfig(DistillConfig):
             repeated = [value for value in values if values.count(value) > 1]
             if repeated:
                 raise ValueError(f'{what} names {repeated[0]} twice: keep one of them.')
+        self._check_fraction_names()
         if not self.seeds:
             raise ValueError('--seeds needs at least one seed.')
         if self.train_fractions and self.train_fraction != 1:
             raise ValueError('--train-fraction and --train-fractions contradict each other: give one of them.')
         if self.method_args:
             raise ValueError('A study has no method_args of its own: give them to the arms that have the method.')
+
+    def _check_fraction_names(self) -> None:
+        names: Dict[str, float] = {}
+        for fraction in self.train_fractions:
+            name = name_fraction(fraction)
+            if name in names:
+                raise ValueError(
+                    f"--train-fractions {names[name]} and {fraction} would both name their runs 'ARM-{name}-SEED': keep"
+                    ' one of them.'
+                )
+            names[name] = fraction
+
+
+def name_fraction(fraction: float) -> str:
+    """A fraction of the training images in the name of a run."""
+    return f'{fraction:g}'
 
 
 class Run(NamedTuple):
@@ -88,7 +106,7 @@ class Run(NamedTuple):
 
 def teacher_name(fraction: Optional[float]) -> str:
     """Name of the teacher that a study trains for the runs of a fraction of the training images."""
-    return 'teacher' if fraction is None else f'teacher-{fraction:g}'
+    return 'teacher' if fraction is None else f'teacher-{name_fraction(fraction)}'
 
 
 def list_arms(config: StudyConfig) -> Dict[str, Dict[str, Any]]:
@@ -98,6 +116,12 @@ def list_arms(config: StudyConfig) -> Dict[str, Dict[str, Any]]:
         ValueError: if there are none, a name is unfit for a folder or given twice, a setting is unknown, wrong or that
             of the whole study, or the baseline is none of them.
     """
+    unquoted = next((name for name in config.arms if not isinstance(name, str)), None)
+    if unquoted is not None:
+        raise ValueError(
+            f'The name of an arm must be text, but YAML reads {unquoted!r}: put it in quotes'
+            f'{" (unquoted yes, no, on and off are booleans)" * isinstance(unquoted, bool)}.'
+        )
     arms = {name: {} if values is None else values for name, values in config.arms.items()}
     for method in config.methods:
         if method in arms:
@@ -139,6 +163,48 @@ def _check_arm(name: str, values: Any) -> Dict[str, Any]:
     return checked
 
 
+def keep_former(config: StudyConfig, folder: Path) -> StudyConfig:
+    """The settings with the arms, seeds and fractions of the training images that have finished runs of an earlier
+    command in this folder, so that the table loses none.
+
+    Args:
+        config: Settings of the study as they are given now.
+        folder: Its folder.
+
+    Raises:
+        ValueError: if only one of them has several fractions of the training images, or the config.yaml in the folder
+            is not that of a study.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        return config
+    former = StudyConfig(**check_settings(read_yaml(path), [StudyConfig], f"'{path}'"))
+    runs = [run for run in list_runs(former, folder) if (folder / RUNS / run.name / METRICS_FILE).is_file()]
+    if runs and bool(former.train_fractions) != bool(config.train_fractions):
+        which = 'with' if former.train_fractions else 'without'
+        raise ValueError(
+            f"Study '{folder}' was started {which} --train-fractions, and a table cannot have both: choose another"
+            ' --experiment.'
+        )
+    arms, before = list_arms(config), list_arms(former)
+    with_runs = {run.arm for run in runs}
+    seeds = sorted({run.seed for run in runs} - set(config.seeds))
+    fractions = sorted({run.fraction for run in runs if run.fraction} - set(config.train_fractions))
+    if not (with_runs - set(arms) or seeds or fractions):
+        return config
+    order = [name for name in before if name in arms or name in with_runs]
+    baseline = config.baseline or (former.baseline if former.baseline in order else None)
+    return dataclasses.replace(
+        config,
+        arms={name: arms.get(name, before.get(name)) for name in dict.fromkeys([*order, *arms])},
+        methods=(),
+        models=(),
+        seeds=(*config.seeds, *seeds),
+        train_fractions=(*config.train_fractions, *fractions),
+        baseline=baseline,
+    )
+
+
 def _choose_teacher(shared: Dict[str, Any], values: Dict[str, Any], teacher: Any) -> Dict[str, Any]:
     """The teachers, or stored logits, of an arm that does not name its own: an arm's teachers replace the study's
     logits, and its logits the study's teachers. None where no teacher takes part."""
@@ -169,7 +235,7 @@ def list_runs(config: StudyConfig, folder: Path) -> Iterator[Run]:
     shared = {name: value for name, value in vars(config).items() if name in fields}
     arms = list_arms(config)
     own: Dict[str, Any] = dict(output=str(folder / RUNS), split_seed=split_seed(config))
-    fractions = [(fraction, f'-{fraction:g}', fraction) for fraction in sorted(config.train_fractions)]
+    fractions = [(fraction, f'-{name_fraction(fraction)}', fraction) for fraction in sorted(config.train_fractions)]
     for seed in config.seeds:
         for fraction, suffix, of_images in fractions or [(None, '', config.train_fraction)]:
             teacher = config.teacher_checkpoint or str(folder / teacher_name(fraction) / 'best')

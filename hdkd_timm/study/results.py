@@ -7,8 +7,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 import numpy as np
 
 from ..analysis.comparison import match_images
-from ..evaluation.bootstrap import bootstrap
-from ..evaluation.intervals import percentile_interval
+from ..evaluation.paired_tests import mean_differences
 from ..evaluation.run_results import NetworkResults, count_per_split, read_networks
 from ..utils.run_files import IMAGES_FILE, METRICS_FILE
 from .config import Run
@@ -67,11 +66,11 @@ def read_arms(runs: Sequence[Run]) -> List[ArmResult]:
 def compare_arms(
     baseline: ArmResult, arm: ArmResult, resamples: int = 1000, seed: int = 42, confidence: float = 0.95
 ) -> Optional[Dict[str, Dict[str, Any]]]:
-    """Differences of all metrics, arm minus baseline, averaged over the seeds that both have, by paired bootstrap.
+    """Differences of all metrics, arm minus baseline, averaged over the seeds that both have, see `mean_differences`.
 
     In each resample, of images or of their groups, all networks see the same images: the interval tells how certain the
     difference of these trainings is on other images. The spread over seeds is another source of chance, which the table
-    shows beside it.
+    shows beside it. With a single seed this is what `hdkd report` gives for the two networks.
 
     Args:
         baseline: The arm to compare with.
@@ -82,7 +81,7 @@ def compare_arms(
 
     Returns:
         Metric -> 'difference', 'interval' [low, high] and 'seeds', the difference of each seed; None if they share no
-        seed. The interval is NaN if no resample differs from another, as between networks that see one class only.
+        seed. The interval is NaN if the networks do not differ, or the metric is undefined.
 
     Raises:
         ValueError: if they were not tested on the same images.
@@ -91,28 +90,24 @@ def compare_arms(
     if not shared:
         return None
     first = baseline.students[shared[0]]
-    images: List[Any] = []
+    networks: List[Any] = []
     for side in (baseline, arm):
         for number in shared:
             student = side.students[number]
             match = match_images(first, student)
             if match.problem:
                 raise ValueError(f"Arms '{baseline.arm}' and '{arm.arm}' cannot be compared: {match.problem}")
-            images.append(student.problem.weigh(student.probs[match.indices], first.targets, student.thresholds))
-    estimates = [network.metrics(np.ones((network.num_images, 1))) for network in images]
-    resampled = bootstrap(images, first.groups, resamples, seed)
+            networks.append(student.problem.weigh(student.probs[match.indices], first.targets, student.thresholds))
+    sides = networks[: len(shared)], networks[len(shared) :]
+    before, after = ([network.metrics(np.ones((network.num_images, 1))) for network in side] for side in sides)
     found = {}
-    for metric in first.problem.metrics:
-        of_seeds = [
-            float(after[metric][0] - before[metric][0])
-            for before, after in zip(estimates[: len(shared)], estimates[len(shared) :])
-        ]
-        draws = np.mean([draw[metric] for draw in resampled[len(shared) :]], axis=0) - np.mean(
-            [draw[metric] for draw in resampled[: len(shared)]], axis=0
+    for metric, values in mean_differences(*sides, first.groups, resamples, confidence, seed).items():
+        low, high = values['interval']
+        found[metric] = dict(
+            difference=values['difference'],
+            interval=[low, high] if low < high else [math.nan, math.nan],
+            seeds=[float(b[metric][0] - a[metric][0]) for a, b in zip(before, after)],
         )
-        is_constant = len(draws) < 2 or np.ptp(draws) < 1e-12
-        interval = [math.nan, math.nan] if is_constant else percentile_interval(draws, confidence)
-        found[metric] = dict(difference=float(np.mean(of_seeds)), interval=interval, seeds=of_seeds)
     return found
 
 
@@ -125,7 +120,7 @@ def study_table(
         arms: The arms.
         baseline: Name of the arm that the others are compared with.
         metrics: Metrics to report.
-        resamples: Resamples of the paired bootstrap; 0 for none.
+        resamples: Resamples of the paired bootstrap; 0 for no differences.
 
     Returns:
         'arm', 'seeds' (finished) and 'planned', 'parameters', 'seconds' (mean training time of the student), with

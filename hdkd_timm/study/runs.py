@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, Dict, List, Optional, Sequence, Set, Tuple
@@ -18,22 +17,18 @@ import torch
 
 from ..training.config import DistillConfig, TrainConfig
 from ..training.distill import check_distillation
-from ..training.resume import default_settings, free_settings
-from ..training.run_folder import check_same_settings
 from ..utils.config import to_yaml
 from ..utils.files import atomic_write
-from ..utils.parsing import parse_yaml
-from ..utils.run_files import CONFIG_FILE, METRICS_FILE
+from ..utils.run_files import CONFIG_FILE
 from ..utils.signals import Interrupted, Signals
 from ..utils.text import WARNING
-from .config import Run, StudyConfig, list_runs, split_seed, teacher_name
+from .checks import check_held_out, check_images, check_teachers, is_finished, quiet, update_paths
+from .config import Run, StudyConfig, keep_former, list_runs, split_seed, teacher_name
 
 _logger = logging.getLogger(__name__)
 
 LOGS, SETTINGS = 'logs', 'settings'  # in the folder of a study
 POLL_SECONDS = 0.2  # between two looks at the runs
-# settings that may change when a run is resumed, but that all runs of a study must have in common
-NOT_FREE = ('data_dir', 'data_csv', 'epochs', 'teacher_epochs')
 
 
 def teacher_config(config: StudyConfig, folder: Path, fraction: Optional[float] = None) -> TrainConfig:
@@ -60,18 +55,11 @@ def teacher_config(config: StudyConfig, folder: Path, fraction: Optional[float] 
     return TrainConfig(**values)
 
 
-def is_finished(config: TrainConfig) -> bool:
-    """Whether the run of these settings has its results.
-
-    Raises:
-        ValueError: if the folder of this name is the run of other settings; names those that differ.
-    """
-    folder = Path(config.output, str(config.experiment))
-    if not (folder / CONFIG_FILE).is_file():
-        return False
-    free = [name for name in free_settings(config) if name not in NOT_FREE]
-    check_same_settings(folder, parse_yaml(to_yaml(config), 'the settings'), free, default_settings(config))
-    return (folder / METRICS_FILE).is_file()
+def _find_error(log: Path, start: int) -> str:
+    """The error of a command in the log of its run, after so many bytes; '' if there is none. Other lines may be those
+    of a process that a study which was killed has left, and which goes on."""
+    lines = log.read_bytes()[start:].decode(errors='replace').splitlines()
+    return next((line for line in reversed(lines) if line.startswith('hdkd ')), '')
 
 
 class Runner:
@@ -112,9 +100,10 @@ class Runner:
             file.write(to_yaml(config))
         arguments = [command, '--config', str(settings), '--no-report']
         if Path(config.output, name, CONFIG_FILE).is_file():
+            update_paths(config)
             arguments.append('--resume')
         with log.open('ab') as output, log.open('rb') as written:
-            read = log.stat().st_size
+            start = read = log.stat().st_size
             with self.lock:
                 if self.signals.received:
                     return
@@ -133,8 +122,7 @@ class Runner:
             code = process.wait()
             self._repeat_warnings(name, written, read)
         if code and not self.signals.received:
-            lines = log.read_text(encoding='utf-8', errors='replace').strip().splitlines()
-            raise ChildProcessError(f'{lines[-1] if lines else f"exit code {code}"} (its output is in {log})')
+            raise ChildProcessError(f'{_find_error(log, start) or f"exit code {code}"} (its output is in {log})')
 
     def _repeat_warnings(self, name: str, log: BinaryIO, start: int) -> int:
         """Repeat the warnings in a run's output, except those that another run has already had.
@@ -213,31 +201,40 @@ class Runner:
             future.result()
 
 
-def run_study(config: StudyConfig) -> Tuple[List[Run], Dict[str, str]]:
+def run_study(config: StudyConfig) -> Tuple[StudyConfig, List[Run], Dict[str, str]]:
     """Run what a study lacks: the teachers, if none is given, then every arm with every seed, or those of `only`.
 
-    All arms are checked with their first open run before anything is trained or written.
+    The images and teachers of the runs that were started are compared with the present ones, and all arms are checked
+    with their first open run, before anything is trained or written.
 
     Returns:
-        All runs, and name -> error of those that failed.
+        The settings, with the arms, seeds and fractions of the training images that earlier commands have finished in
+        this folder; all runs of these; and name -> error of those that failed.
 
     Raises:
-        FileNotFoundError, ValueError: for wrong settings, or a run of this name with other ones.
+        FileNotFoundError, ValueError: for wrong settings, a run of this name with other ones, or runs that had other
+            images or another teacher.
         Interrupted: if a signal asked to stop; the states are saved, and the same command goes on.
         ChildProcessError: if a teacher fails, or all runs do.
     """
     folder = Path(config.output, str(config.experiment)).absolute()  # as a part of settings, it must not change
+    given = {run.name for run in list_runs(config, folder)}
+    only = config.only
+    config = keep_former(config, folder)
     runs = list(list_runs(config, folder))
-    chosen = [run for run in runs if not config.only or run.arm in config.only]
-    finished = {run.name for run in runs if is_finished(run.config)}  # of all: the table has them
+    chosen = [run for run in runs if run.name in given and (not only or run.arm in only)]
+    finished = {run.name for run in runs if is_finished(run.config, folder)}  # of all: the table has them
     open_runs = [run for run in chosen if run.name not in finished]
     used = {run.config.teacher_checkpoint for run in chosen}
-    teachers = {}
+    teachers, untrained = [], {}
     for fraction in dict.fromkeys(run.fraction for run in runs):
         teacher, path = teacher_config(config, folder, fraction), str(folder / teacher_name(fraction) / 'best')
-        if (path,) in used and not config.teacher_checkpoint and not is_finished(teacher):
-            teachers[path] = teacher
-    _check_arms(open_runs, untrained=list(teachers))
+        if (path,) in used and not config.teacher_checkpoint:
+            teachers.append(teacher)
+            if not is_finished(teacher, folder):
+                untrained[path] = teacher
+    _check_same(config, runs, teachers, bool(open_runs or untrained), list(untrained))
+    _check_arms(open_runs, list(untrained))
     with Signals() as signals:
         runner = Runner(folder, config.jobs, signals)
         folder.mkdir(parents=True, exist_ok=True)
@@ -245,18 +242,38 @@ def run_study(config: StudyConfig) -> Tuple[List[Run], Dict[str, str]]:
             file.write(to_yaml(config))
         if config.train_fractions and config.teacher_checkpoint:
             _logger.warning('The given teacher is that of all fractions: it may know more images than its students.')
-        if teachers:
+        others = [run.name for run in runs if run.name in finished and run.name not in given]
+        if others:
+            shown = ', '.join(others[:3]) + ', ...' * (len(others) > 3)
+            _logger.info(
+                f'The table also has {len(others)} finished runs that this command does not name ({shown}): their arms,'
+                f" seeds and fractions stay in '{folder / CONFIG_FILE}'."
+            )
+        if untrained:
             _logger.info(
                 f'{config.teacher}  is trained as the teacher of all runs'
                 f'{" of a fraction of the training images, for each" if config.train_fractions else ""}.'
             )
-            runner.train_teachers(list(teachers.values()))
+            runner.train_teachers(list(untrained.values()))
+            with quiet():
+                check_teachers([run.config for run in runs], bool(open_runs))
         if len(open_runs) < len(chosen):
             _logger.info(f'{len(chosen) - len(open_runs)} of {len(chosen)} runs are finished already.')
         runner.run_all(open_runs, len(chosen))
     if len(runner.failed) == len(chosen):
         raise ChildProcessError(f'All runs failed, the first with: {next(iter(runner.failed.values()))}')
-    return runs, runner.failed
+    return config, runs, runner.failed
+
+
+def _check_same(
+    config: StudyConfig, runs: Sequence[Run], teachers: Sequence[TrainConfig], has_open: bool, untrained: Sequence[str]
+) -> None:
+    """Compare the images and teachers of all runs, see `check_images`, `check_teachers` and `check_held_out`."""
+    of_runs = [run.config for run in runs]
+    with quiet():
+        check_held_out(config)
+        check_images([*teachers, *of_runs], has_open)
+        check_teachers(of_runs, has_open, untrained)
 
 
 def _check_arms(runs: Sequence[Run], untrained: Sequence[str] = ()) -> None:
@@ -273,12 +290,8 @@ def _check_arms(runs: Sequence[Run], untrained: Sequence[str] = ()) -> None:
         settings: DistillConfig = next(run.config for run in runs if run.arm == arm)
         if settings.teacher_checkpoint and settings.teacher_checkpoint[0] in untrained:
             settings = dataclasses.replace(settings, teacher_checkpoint=None)
-        logging.disable(logging.WARNING)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')
+            with quiet():
                 check_distillation(settings)
         except ValueError as e:
             raise ValueError(f"Arm '{arm}': {e}") from e
-        finally:
-            logging.disable(logging.NOTSET)

@@ -11,7 +11,7 @@ import zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Sequence, Union
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 import torch
@@ -79,7 +79,11 @@ def load_state(path: Union[str, Path]) -> Dict[str, Any]:
 
 
 def check_same_settings(
-    folder: Path, settings: Dict[str, Any], free: Sequence[str], defaults: Mapping[str, Any] = MappingProxyType({})
+    folder: Path,
+    settings: Dict[str, Any],
+    free: Sequence[str],
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+    way_out: str = '',
 ) -> None:
     """A run must be resumed with the settings that it was started with, or its result would belong to neither.
 
@@ -88,6 +92,7 @@ def check_same_settings(
         settings: Settings to resume it with.
         free: Those that may differ.
         defaults: Settings of a run that was started before they existed.
+        way_out: What to do if one differs; by default to resume the run with its own.
 
     Raises:
         ValueError: if one differs; names it and both values.
@@ -102,8 +107,8 @@ def check_same_settings(
         name = different[0]
         raise ValueError(
             f"Run '{folder}' was started with {name} {before.get(name)!r}, not {settings.get(name)!r}"
-            f' ({len(different)} settings differ: {", ".join(different)}): resume it with --config'
-            f' {folder / CONFIG_FILE} --resume, or choose another --experiment.'
+            f' ({len(different)} settings differ: {", ".join(different)}):'
+            f' {way_out or f"resume it with --config {folder / CONFIG_FILE} --resume"}, or choose another --experiment.'
         )
 
 
@@ -134,6 +139,29 @@ def _contents(rows: Rows) -> np.ndarray:
     return np.array([[row.get(name) or '' for name in CONTENTS] for row in rows], object).reshape(-1, len(CONTENTS))
 
 
+class ImageDifference(NamedTuple):
+    """The first difference between two lists of images.
+
+    Args:
+        row: The image.
+        number: Number of images whose contents differ; 0 if the image is missing in one of the lists.
+    """
+
+    row: Dict[str, str]
+    number: int = 0
+
+
+def find_difference(before: Rows, now: Rows) -> Optional[ImageDifference]:
+    """The first image that is not in both lists with the same path (relative to the folder of all), label, split and
+    group; else the first whose size or SHA-256 differs, where both are known; else None."""
+    inside, others = _within(before), _within(now)
+    if inside != others:
+        different = _missing_in(others, inside) or _missing_in(inside, others) or inside
+        return ImageDifference(different[0])
+    changed = np.flatnonzero(find_changes(_contents(before), _contents(now)))
+    return ImageDifference(now[changed[0]], len(changed)) if len(changed) else None
+
+
 def keep_images(rows: Rows, folder: Path) -> None:
     """Write the images of a run to images.csv; of a run that is resumed, compare them with it.
 
@@ -152,25 +180,31 @@ def keep_images(rows: Rows, folder: Path) -> None:
     if not path.exists() and not _has_results(folder):
         write_rows(rows, path)
         return
-    before = _read_images(path)
+    before = read_images(path)
     if not before:
         raise FileNotFoundError(
             f"'{path}', the list of the run's images, is {'empty or damaged' if path.exists() else 'missing'}: without"
             ' it, held-out images could be trained on unnoticed. Restore it, or start another run.'
         )
-    inside, now = _within(before), _within(rows)
-    if inside != now:
-        different = _missing_in(now, inside) or _missing_in(inside, now) or inside
+    difference = find_difference(before, rows)
+    if difference is not None:
+        first, number = difference
+        if number:
+            raise ValueError(
+                f"Image '{first['path']}' of split {first['split']} has changed since run '{folder}' was started"
+                f' ({number:,} of {len(rows):,} images differ in size or SHA-256): restore the images, or start another'
+                ' run.'
+            )
         raise ValueError(
-            f"The images are not those that run '{folder}' was started with ({len(before)} in '{path}', now {len(now)};"
-            f" '{different[0]['path']}' of split {different[0]['split']} is not in both): restore them, or start"
-            ' another run.'
+            f"The images are not those that run '{folder}' was started with ({len(before)} in '{path}', now"
+            f" {len(rows)}; '{first['path']}' of split {first['split']} is not in both): restore them, or start another"
+            ' run.'
         )
-    _compare_contents(before, rows, folder)
+    _warn_of_unknown_contents(before, rows, folder)
 
 
-def _read_images(path: Path) -> Rows:
-    """The rows of images.csv, none where it is missing or damaged."""
+def read_images(path: Path) -> Rows:
+    """The rows of an images.csv, none where it is missing or damaged."""
     if not path.exists():
         return []
     try:
@@ -180,21 +214,9 @@ def _read_images(path: Path) -> Rows:
     return rows if all(row.get('path') and row.get('split') for row in rows) else []
 
 
-def _compare_contents(before: Rows, now: Rows, folder: Path) -> None:
-    """Compare size and SHA-256 of the images with those that the run was started with.
-
-    Raises:
-        ValueError: if one differs; the first is named.
-    """
+def _warn_of_unknown_contents(before: Rows, now: Rows, folder: Path) -> None:
+    """Warn if the SHA-256 of the images could not be compared with those that the run was started with."""
     old, new = _contents(before), _contents(now)
-    changed = np.flatnonzero(find_changes(old, new))
-    if len(changed):
-        first = now[changed[0]]
-        raise ValueError(
-            f"Image '{first['path']}' of split {first['split']} has changed since run '{folder}' was started"
-            f' ({len(changed):,} of {len(now):,} images differ in size or SHA-256): restore the images, or'
-            ' start another run.'
-        )
     size_known, digest_known = ((old != '') & (new != '')).any(axis=0)
     if not digest_known:
         why = (

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from hdkd_timm.study.config import StudyConfig, list_arms, list_runs
+from hdkd_timm.study.config import StudyConfig, keep_former, list_arms, list_runs
+from hdkd_timm.utils.config import to_yaml
 
 
 def test_arms_of_methods_and_models(settings):
@@ -31,6 +32,12 @@ def test_runs_have_the_settings_of_the_study_and_of_their_arm(settings):
     [
         (dict(), 'A study needs arms'),
         (dict(arms={'a/b': {}}), "Arm 'a/b': use letters"),
+        (dict(arms={1: {}}), 'The name of an arm must be text, but YAML reads 1: put it in quotes'),
+        (dict(arms={True: {}}, models=('resnet18',)), r'reads True: put it in quotes \(unquoted yes, no, on and off'),
+        (
+            dict(methods=('kd',), train_fractions=(0.1, 0.1000001)),
+            "--train-fractions 0.1 and 0.1000001 would both name their runs 'ARM-0.1-SEED'",
+        ),
         (dict(arms={'a': 3}), "Arm 'a' must hold settings"),
         (dict(arms={'a': dict(seed=3)}), "Arm 'a' sets 'seed', which is the same for all arms"),
         (dict(arms={'a': dict(val_fraction=0.2)}), "Arm 'a' sets 'val_fraction', which is the same for all arms"),
@@ -93,3 +100,38 @@ def test_teachers_and_stored_logits_of_arms(settings):
     runs = list(list_runs(StudyConfig(**settings, arms=arms, seeds=(1,)), Path('out')))
     found = [(run.config.teacher_checkpoint, run.config.teacher_logits) for run in runs]
     assert found == [(None, None), (None, 'g'), (('a', 'b'), None), (None, 'f')]
+
+
+def finish(config, folder):
+    """What `keep_former` sees of a study whose runs are finished."""
+    folder.mkdir()
+    (folder / 'config.yaml').write_text(to_yaml(config))
+    for run in list_runs(config, folder):
+        (folder / 'runs' / run.name).mkdir(parents=True)
+        (folder / 'runs' / run.name / 'metrics.json').write_text('{}')
+
+
+def test_arms_and_seeds_of_earlier_commands_are_kept(settings, tmp_path):
+    folder = tmp_path / 'study'
+    former = StudyConfig(**settings, methods=('none', 'kd'), models=('resnet10t',), seeds=(1, 2))
+    finish(former, folder)
+    config = keep_former(StudyConfig(**settings, methods=('at',), seeds=(3,)), folder)
+    arms = {f'resnet10t_{name}': dict(method=(name,), model='resnet10t') for name in ('none', 'kd')}
+    assert list_arms(config) == {**arms, 'at': dict(method=('at',))}
+    assert config.seeds == (3, 1, 2)
+    assert config.baseline is None
+    # what has no results is nothing to keep, and more than before is taken as it is given
+    (folder / 'runs' / 'resnet10t_kd-2' / 'metrics.json').unlink()
+    (folder / 'runs' / 'resnet10t_kd-1' / 'metrics.json').unlink()
+    assert list(list_arms(keep_former(StudyConfig(**settings, methods=('at',)), folder))) == ['resnet10t_none', 'at']
+    more = StudyConfig(**settings, methods=('at', 'none'), models=('resnet10t',), seeds=(5, 2, 1))
+    assert keep_former(more, folder) == more
+
+
+def test_fractions_of_earlier_commands_are_kept(settings, tmp_path):
+    folder = tmp_path / 'study'
+    finish(StudyConfig(**settings, methods=('kd',), train_fractions=(0.1, 1.0), baseline='kd'), folder)
+    config = keep_former(StudyConfig(**settings, methods=('none',), train_fractions=(0.5,)), folder)
+    assert (config.train_fractions, config.baseline, list(config.arms)) == ((0.5, 0.1, 1.0), 'kd', ['kd', 'none'])
+    with pytest.raises(ValueError, match='was started with --train-fractions, and a table cannot have both'):
+        keep_former(StudyConfig(**settings, methods=('kd',)), folder)

@@ -7,6 +7,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from hdkd_timm.evaluation.bootstrap import bootstrap
 from hdkd_timm.evaluation.metrics import WeightedImages
+from hdkd_timm.evaluation.paired_tests import paired_bootstrap
 from hdkd_timm.evaluation.run_results import read_networks
 from hdkd_timm.study.results import ArmResult, compare_arms, mean_and_spread, study_table
 
@@ -56,7 +57,43 @@ def test_interval_is_that_of_the_mean_over_the_seeds(tmp_path):
         for arm in (worse, better)
     ]
     expected = np.percentile(np.mean(draws[1], axis=0) - np.mean(draws[0], axis=0), [2.5, 97.5])
-    assert compare_arms(worse, better)['accuracy']['interval'] == pytest.approx(expected, abs=2e-3)
+    interval = compare_arms(worse, better)['accuracy']['interval']
+    assert interval == pytest.approx(expected, abs=0.015)
+    assert np.ptp(interval) == pytest.approx(np.ptp(expected), rel=0.1)
+
+
+def write_predicted(folder, arm, seeds, targets, predicted):
+    """An arm of networks that all predict the same."""
+    students = {}
+    for seed in seeds:
+        write_run(folder / f'{arm}-{seed}', ['a', 'b'], len(targets) // 2)
+        network = read_networks([folder / f'{arm}-{seed}'])[0]
+        students[seed] = network._replace(targets=targets, probs=0.1 + 0.8 * np.eye(2)[predicted])
+    return ArmResult(arm, students, len(seeds))
+
+
+def test_few_images_of_a_class_that_all_change(tmp_path):
+    """A bootstrap has no width there: all 5 images of a class are right in one arm, and wrong in the other."""
+    targets = np.arange(56) < 5
+    first = write_predicted(tmp_path, 'x', (1, 2), targets.astype(int), targets.astype(int))
+    second = write_predicted(tmp_path, 'y', (1, 2), targets.astype(int), np.zeros(56, int))
+    found = compare_arms(first, second)
+    expected = paired_bootstrap(first.students[1].probs, second.students[1].probs, targets.astype(int))
+    for metric in ('accuracy', 'balanced_accuracy', 'macro_f1', 'kappa', 'log_loss', 'macro_auroc'):
+        assert found[metric]['interval'] == pytest.approx(expected[metric]['interval'])
+    low, high = found['balanced_accuracy']['interval']
+    assert low == pytest.approx(-0.71, abs=0.01)
+    assert -0.1 < high < -0.05
+
+
+def test_no_difference_in_few_images_is_uncertain(tmp_path):
+    """Other networks of the same accuracy: on other images they may differ."""
+    targets = (np.arange(20) < 10).astype(int)
+    first = write_predicted(tmp_path, 'x', (1, 2, 3), targets, targets)
+    students = {seed: s._replace(probs=0.2 + 0.6 * s.probs) for seed, s in first.students.items()}
+    low, high = compare_arms(first, first._replace(arm='y', students=students))['accuracy']['interval']
+    assert low == pytest.approx(-0.161, abs=1e-3)  # Tango's for 20 images
+    assert high == pytest.approx(0.161, abs=1e-3)
 
 
 def test_more_seeds_are_more_certain(tmp_path):

@@ -9,11 +9,11 @@ import pytest
 import yaml
 from helpers import write_images
 from processes import start
-from training_helpers import TEACHER
+from training_helpers import TEACHER, save_teacher
 
 from hdkd_timm.cli import main
 from hdkd_timm.study.config import StudyConfig, list_runs
-from hdkd_timm.study.runs import run_study, teacher_config
+from hdkd_timm.study.runs import _find_error, run_study, teacher_config
 from hdkd_timm.utils.csv_files import read_rows
 from hdkd_timm.utils.parsing import to_yaml
 
@@ -194,3 +194,38 @@ def test_teacher_has_its_own_settings(settings, tmp_path):
     assert (teacher.split_seed, next(list_runs(config, tmp_path)).config.split_seed) == (42, 42)
     teacher = teacher_config(config, tmp_path, 0.05)
     assert (teacher.train_fraction, teacher.experiment) == (0.05, 'teacher-0.05')
+
+
+def test_the_error_is_that_of_the_own_process(tmp_path):
+    """A process that a killed study has left writes to the same log."""
+    log = tmp_path / 'kd-1.log'
+    log.write_text('hdkd distill: error: an earlier one.\n')
+    start = log.stat().st_size
+    assert _find_error(log, start) == ''
+    with log.open('a') as file:
+        file.write('hdkd distill: error: Another process is writing.\nstudent epoch 60/60 loss 1.2\n')
+    assert _find_error(log, start) == 'hdkd distill: error: Another process is writing.'
+
+
+def test_a_study_that_is_continued(settings, forked_runs, tmp_path, capsys, caplog):
+    """Other images and another teacher are refused before anything is trained; no arm and no seed is lost."""
+    path = write_settings(tmp_path / 'study.yaml', **settings)
+    args = ['study', '--config', path, '--seeds', '1']
+    assert main([*args, '--methods', 'none', 'kd']) == 0
+    folder = tmp_path / 'runs' / 'study'
+    files = {file: file.read_bytes() for file in folder.glob('results.*')}
+    assert main([*args, '--methods', 'kd']) == 0
+    assert 'also has 1 finished runs that this command does not name (none-1)' in caplog.text
+    assert {file: file.read_bytes() for file in files} == files
+    assert list(yaml.safe_load((folder / 'config.yaml').read_text())['arms']) == ['none', 'kd']
+    capsys.readouterr()
+    save_teacher(tmp_path / 'other')  # another one
+    shutil.rmtree(tmp_path / 'given')
+    (tmp_path / 'other').rename(tmp_path / 'given')
+    assert main(['study', '--config', path, '--seeds', '2', '--methods', 'kd']) == 1
+    assert "The teacher '" in capsys.readouterr().err
+    image = next((tmp_path / 'data' / 'train' / 'a').iterdir())
+    shutil.move(image, tmp_path / 'data' / 'test' / 'a' / 'moved.png')
+    assert main(['study', '--config', path, '--seeds', '2', '--methods', 'none']) == 1
+    assert f"a/{image.name}' of split train is not in both" in capsys.readouterr().err
+    assert sorted(run.name for run in (folder / 'runs').iterdir()) == ['kd-1', 'none-1']
