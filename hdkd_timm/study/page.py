@@ -141,8 +141,8 @@ def describe(config: StudyConfig, baseline: str, split: str) -> str:
     return (
         f'{len(arms)} arm{"s" * (len(arms) > 1)}, {len(config.seeds)} seeds ({", ".join(map(str, config.seeds))})'
         f'{"".join(f", {text}" for text in shared)}. Mean and standard deviation over the seeds that are finished;'
-        f' differences to {baseline}{where} are means over the seeds that both have, with 95 % intervals of a paired'
-        f' bootstrap over the {split} images ({RESAMPLES} resamples), which do not include the chance of the seeds.'
+        f' differences to {baseline}{where} are means over the seeds that both have, with paired 95 %'
+        f' intervals over the {split} images ({RESAMPLES} resamples), which do not include the chance of the seeds.'
     )
 
 

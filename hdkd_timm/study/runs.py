@@ -246,8 +246,8 @@ def run_study(config: StudyConfig) -> Tuple[StudyConfig, List[Run], Dict[str, st
         if others:
             shown = ', '.join(others[:3]) + ', ...' * (len(others) > 3)
             _logger.info(
-                f'The table also has {len(others)} finished runs that this command does not name ({shown}): their arms,'
-                f" seeds and fractions stay in '{folder / CONFIG_FILE}'."
+                f'The table also has finished runs that this command does not name ({len(others)}: {shown}): their'
+                f" arms, seeds and fractions stay in '{folder / CONFIG_FILE}'."
             )
         if untrained:
             _logger.info(

@@ -215,7 +215,7 @@ def test_a_study_that_is_continued(settings, forked_runs, tmp_path, capsys, capl
     folder = tmp_path / 'runs' / 'study'
     files = {file: file.read_bytes() for file in folder.glob('results.*')}
     assert main([*args, '--methods', 'kd']) == 0
-    assert 'also has 1 finished runs that this command does not name (none-1)' in caplog.text
+    assert 'also has finished runs that this command does not name (1: none-1)' in caplog.text
     assert {file: file.read_bytes() for file in files} == files
     assert list(yaml.safe_load((folder / 'config.yaml').read_text())['arms']) == ['none', 'kd']
     capsys.readouterr()
