@@ -93,6 +93,8 @@ def _fit_weights(model: nn.Module, name: str, config: TrainConfig, classes: Sequ
         _logger.info(f"'{name}' starts with a new head: its weights know {', '.join(names)}.")
         reset_classifier(model, len(classes))
         _shrink_new_head(model)
+    elif not names and model.pretrained_cfg.get('num_classes') == len(classes):
+        _logger.info(f"'{name}' keeps the head of its weights, which do not say what their {len(classes)} classes are.")
     size, trained = to_height_width(config.img_size), tuple(model.pretrained_cfg['input_size'][1:])
     if size != trained:
         _logger.info(

@@ -107,6 +107,16 @@ def test_head_of_weights_of_other_classes_is_new(is_folder, tmp_path, caplog):
     for head, old in zip(other.get_classifier(), trained.get_classifier(), strict=True):
         assert torch.cosine_similarity(head.weight.flatten(), old.weight.flatten(), dim=0) < 0.5
     torch.testing.assert_close(other.stages[0].state_dict(), trained.stages[0].state_dict())
+    if is_folder:
+        save_model(trained, tmp_path / 'nameless')
+        name = f'local-dir:{tmp_path / "nameless"}'
+        assert torch.equal(create(['a', 'b']).head.weight, trained.head.weight)
+        assert caplog.messages == [
+            f"'{name}' keeps the head of its weights, which do not say what their 2 classes are."
+        ]
+        create(['a', 'b', 'c'])
+        assert not caplog.messages  # it is new, as their number tells
+        name = f'local-dir:{released}'
     create(['normal', 'pneumonia'], (64, 96))
     assert caplog.messages == [
         f"'{name}' starts from weights for images of 224 x 224 pixels, and is trained at 64 x 96 (--img-size)."
