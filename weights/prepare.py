@@ -60,7 +60,8 @@ def find_images(download: Path, names: Sequence[str]) -> Tuple[Dict[str, Path], 
     missing = [name for name in names if name not in found]
     if missing:
         raise FileNotFoundError(
-            f"{len(missing):,} of {len(names):,} images are not in '{download}', the first is '{missing[0]}'."
+            f"{len(missing):,} of {len(names):,} images are not in '{download}', the first is '{missing[0]}': give the"
+            ' folder of all original images, unpacked and under their own names.'
         )
     return found, others
 
