@@ -123,7 +123,10 @@ def _within(rows: Rows) -> Rows:
     paths = [row['path'] for row in rows]
     base = os.path.commonpath(paths) if paths and all(map(os.path.isabs, paths)) else ''
     return [
-        {**{key: value for key, value in row.items() if key not in CONTENTS}, 'path': row['path'].removeprefix(base)}
+        {
+            **{key: value for key, value in row.items() if key not in CONTENTS},
+            'path': row['path'].removeprefix(base).lstrip(os.sep),
+        }
         for row in rows
     ]
 

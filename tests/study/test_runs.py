@@ -227,5 +227,5 @@ def test_a_study_that_is_continued(settings, forked_runs, tmp_path, capsys, capl
     image = next((tmp_path / 'data' / 'train' / 'a').iterdir())
     shutil.move(image, tmp_path / 'data' / 'test' / 'a' / 'moved.png')
     assert main(['study', '--config', path, '--seeds', '2', '--methods', 'none']) == 1
-    assert f"a/{image.name}' of split train is not in both" in capsys.readouterr().err
+    assert f"'train/a/{image.name}' of split train is not in both" in capsys.readouterr().err
     assert sorted(run.name for run in (folder / 'runs').iterdir()) == ['kd-1', 'none-1']

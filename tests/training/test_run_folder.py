@@ -573,11 +573,11 @@ def test_images_of_a_tar_file(tmp_path):
 @pytest.mark.parametrize(
     ('edit', 'name', 'number'),
     [
-        (lambda rows: [dict(rows[0], split='test'), *rows[1:]], '/train/a/0.png', 4),
-        (lambda rows: [dict(rows[0], label='b'), *rows[1:]], '/train/a/0.png', 4),
-        (lambda rows: [dict(row, group='1') for row in rows], '/train/a/0.png', 4),
-        (lambda rows: rows[:3], '/test/b/3.png', 3),
-        (lambda rows: rows + rows_of('/data', 'train/a/9.png'), '/train/a/9.png', 5),
+        (lambda rows: [dict(rows[0], split='test'), *rows[1:]], 'train/a/0.png', 4),
+        (lambda rows: [dict(rows[0], label='b'), *rows[1:]], 'train/a/0.png', 4),
+        (lambda rows: [dict(row, group='1') for row in rows], 'train/a/0.png', 4),
+        (lambda rows: rows[:3], 'test/b/3.png', 3),
+        (lambda rows: rows + rows_of('/data', 'train/a/9.png'), 'train/a/9.png', 5),
     ],
     ids=['split', 'label', 'group', 'missing', 'added'],
 )
