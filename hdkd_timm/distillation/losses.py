@@ -87,7 +87,8 @@ def label_loss(
     Args:
         logits: (B, K).
         target: Class indices (B,), or class probabilities (B, K); with `multi_label` 0 or 1 for each label, (B, K).
-        class_weight: Weights of the classes, (K,); with `multi_label` of the images that have the label.
+        class_weight: Weights of the classes, (K,), for the weighted mean over the images; with `multi_label` of the
+            images that have the label.
         label_smoothing: Label smoothing: this share of the target is uniform over the classes; with `multi_label` half
             of it over each label's yes and no.
         multi_label: Whether images have any number of labels.
@@ -96,7 +97,10 @@ def label_loss(
         Scalar loss.
     """
     if not multi_label:
-        return F.cross_entropy(logits, target, weight=class_weight, label_smoothing=label_smoothing)
+        loss = F.cross_entropy(logits, target, weight=class_weight, label_smoothing=label_smoothing)
+        if class_weight is None or target.ndim == 1:
+            return loss
+        return loss * len(target) / (target * class_weight).sum()  # as PyTorch does for class indices only
     target = target.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / 2
     return F.binary_cross_entropy_with_logits(logits, target, pos_weight=class_weight)
 
@@ -261,7 +265,7 @@ def hdkd_loss(
     """
     if kind not in KD_TYPES:
         raise ValueError(f'kind must be one of {KD_TYPES}, got {kind!r}.')
-    parts = {'ce_loss': F.cross_entropy(cls_logits, target, weight=class_weight, label_smoothing=label_smoothing)}
+    parts = {'ce_loss': label_loss(cls_logits, target, class_weight, label_smoothing)}
     if kind == 'none':
         logit_loss = parts['ce_loss']
     else:

@@ -6,6 +6,7 @@ from hdkd_timm.distillation.losses import (
     feature_distillation_loss,
     feature_distillation_losses,
     hdkd_loss,
+    label_loss,
     logit_distillation_loss,
     mean_squared_difference,
 )
@@ -70,6 +71,20 @@ def test_class_weights_and_label_smoothing_of_the_cross_entropy():
         parts = hdkd_loss(logits, logits, logits, target, alpha=0.5, **kwargs)
         torch.testing.assert_close(parts['ce_loss'], expected)
         torch.testing.assert_close(parts['loss'], expected / 2)  # the distillation is weighted by neither
+
+
+def test_class_weights_of_class_probabilities():
+    """The weighted mean over the images, as of class indices: not the sum over the number of images."""
+    logits, target, weight = torch.randn(6, 3), torch.tensor([0, 1, 2, 2, 1, 2]), torch.tensor([1.0, 20.0, 400.0])
+    one_hot = F.one_hot(target, 3).float()
+    for smoothing in (0.0, 0.1):
+        torch.testing.assert_close(
+            label_loss(logits, one_hot, weight, smoothing), label_loss(logits, target, weight, smoothing)
+        )
+    mixed = 0.7 * one_hot + 0.3 * one_hot.flip(0)
+    even = torch.zeros(6, 3)
+    torch.testing.assert_close(label_loss(even, mixed, weight), torch.tensor(3.0).log())
+    torch.testing.assert_close(label_loss(logits, mixed, weight), label_loss(logits, mixed, 7 * weight))
 
 
 def test_class_probabilities_as_target():
