@@ -105,7 +105,8 @@ def draw_val(samples: Samples, fraction: float, seed: int = 42) -> np.ndarray:
     """Draw a validation split: consecutive stratified folds, as in `assign_folds`.
 
     The number of folds, and of those held out, is chosen to come as near the fraction as possible with images of each
-    class on both sides.
+    class on both sides. Large groups make folds uneven: of these the first is held out that has the fraction of each
+    class, within a third of it, or the one that comes nearest.
 
     Args:
         samples: Training images, (N,).
@@ -134,10 +135,14 @@ def draw_val(samples: Samples, fraction: float, seed: int = 42) -> np.ndarray:
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore', UserWarning)  # about classes with fewer images than folds
                 folds_of[folds] = _stratify(samples, folds, seed)
-        for first in range(folds):
-            held_out = (folds_of[folds] - first) % folds < held
-            if all(has[side].any(axis=0).sum() == len(units) for side in (held_out, ~held_out)):
-                return held_out
+        drawn = [(folds_of[folds] - first) % folds < held for first in range(folds)]
+        fit = [m for m in drawn if all(has[side].any(axis=0).sum() == len(units) for side in (m, ~m))]
+        if fit and samples.groups is None:
+            return fit[0]
+        errors = [np.abs(has[m].sum(axis=0) / has.sum(axis=0) - fraction).max() for m in fit]
+        if fit:
+            near = [m for m, error in zip(fit, errors) if error <= min(fraction, 1 - fraction) / 3 + 1e-9]
+            return near[0] if near else fit[int(np.argmin(errors))]
     raise ValueError(
         'Cannot draw a val split with images of each class: the smallest class has'
         f' {min(units.values())} training {_unit_name(samples)}.'

@@ -251,3 +251,22 @@ def test_leaks_are_reported(write_csv, caplog):
     caplog.clear()
     create(data_csv=write_csv(*table('ttttvvee', groups='11223344')))
     assert 'group' not in caplog.text
+
+
+def test_val_of_large_groups_has_the_fraction_of_each_class():
+    """60 patients of very different numbers of images: the folds differ, and the nearest is drawn, not the first."""
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        sizes = rng.geometric(0.04, 60)
+        groups = np.arange(60).repeat(sizes)
+        targets = rng.choice(3, 60, p=[0.6, 0.3, 0.1])
+        targets[:6] = [0, 1, 2, 0, 1, 2]
+        samples = make_samples(targets.repeat(sizes), groups)
+        held_out = draw_val(samples, 0.2, seed)
+        assert not np.intersect1d(groups[held_out], groups[~held_out]).size
+        numbers = np.bincount(samples.targets)
+        error = np.abs(np.bincount(samples.targets[held_out], minlength=3) / numbers - 0.2).max()
+        folds = assign_folds(samples, 5, seed)
+        shares = np.array([np.bincount(samples.targets[folds == k], minlength=3) / numbers for k in range(5)])
+        best = np.abs(shares - 0.2).max(axis=1)[(shares > 0).all(axis=1)].min()
+        assert error <= max(best, 0.2 / 3) + 1e-9, seed

@@ -202,7 +202,11 @@ def _add_suffixes(table: Table, files: List[str], root: Path) -> List[str]:
     Raises:
         ValueError: if there are several of a name.
     """
-    bare = {i for i, file in enumerate(files) if not split_suffix(file)[1] and not os.path.exists(split_frame(file)[0])}
+    bare = {
+        i
+        for i, file in enumerate(split_frame(file)[0] for file in files)
+        if not (file.lower().endswith(IMG_EXTENSIONS) or os.path.exists(file))  # a UID has dots, but no suffix
+    }
     if not bare or not root.is_dir():
         return files
     found: Dict[str, List[str]] = {}
@@ -222,7 +226,8 @@ def _add_suffixes(table: Table, files: List[str], root: Path) -> List[str]:
             )
         if images:
             result[i], number = images[0] if frame is None else f'{images[0]}#{frame}', number + 1
-    _logger.info(f"{number:,} images of '{table.path}' are named without suffix, and found in '{root}'.")
+    if number:
+        _logger.info(f"{number:,} images of '{table.path}' are named without suffix, and found in '{root}'.")
     return result
 
 

@@ -127,6 +127,15 @@ def test_csv_of_images_without_suffix(write_csv, tmp_path, caplog):
         create(data_csv=write_csv(*lines))
 
 
+def test_csv_of_names_with_dots_and_without_suffix(write_csv, tmp_path):
+    """As the UIDs that name DICOM files: what follows the last dot is no suffix."""
+    for i in range(4):
+        (tmp_path / 'table' / 'images' / f'{i}.png').rename(tmp_path / 'table' / 'images' / f'1.2.276.{i}.png')
+    lines = ['path,label,split', *(f'1.2.276.{i},{"ab"[i % 2]},{"train" if i < 2 else "test"}' for i in range(4))]
+    datasets, _ = create(data_csv=write_csv(*lines))
+    assert [Path(name).name for name in datasets['test'].samples.filenames()] == ['1.2.276.2.png', '1.2.276.3.png']
+
+
 def test_csv_with_a_duplicate_image(write_csv, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for again in (f'{tmp_path}/table/images/0.png', './images/0.png', 'images/../images/0.png'):
