@@ -5,22 +5,13 @@ import inspect
 import sys
 from typing import Any, Type, TypeVar
 
-from ..training.config import HDKD_FLAGS, DistillConfig
+from ..training.config import HDKD_FLAGS, TRAINS_A_TEACHER, DistillConfig
 from .parser import CommandParser, read_settings
-from .training import add_run_arguments, print_results, refuse_unused
+from .training import add_run_arguments, print_results, refuse_unused, refuse_unused_of_training
 
 ConfigT = TypeVar('ConfigT', bound=DistillConfig)
 
 OF_A_TEACHER = ('teacher', 'teacher_img_size', 'teacher_label_names')
-TRAINS_A_TEACHER = (  # settings of the teacher's training
-    'teacher_pretrained',
-    'teacher_kwargs',
-    'teacher_epochs',
-    'teacher_opt',
-    'teacher_lr',
-    'teacher_weight_decay',
-    'teacher_sched',
-)
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -31,7 +22,9 @@ def run(args: argparse.Namespace) -> None:
     if getattr(args, 'method', None) == ['list']:
         print_methods()
         return
-    run_distillation(read_distill_settings(args), args)
+    config = read_distill_settings(args)
+    refuse_unused_of_training(args, config)
+    run_distillation(config, args)
 
 
 def print_methods() -> None:

@@ -37,6 +37,37 @@ def refuse_unused(args: argparse.Namespace, names: Collection[str], reason: str)
             raise ValueError(f'{flag(name)} {reason}: drop it.')
 
 
+def refuse_unused_of_training(args: argparse.Namespace, config: TrainConfig) -> None:
+    """As `refuse_unused`, for the flags of a training that have an effect only beside another one."""
+    scheds = {config.sched, getattr(config, 'teacher_sched', config.sched)}
+    is_mixed = config.mixup or config.cutmix
+    for is_unused, names, reason in (
+        (
+            config.aug != 'timm',
+            ('scale', 'ratio', 'hflip', 'vflip', 'color_jitter'),
+            f'is a part of --aug timm, not of --aug {config.aug}',
+        ),
+        (config.aa, ('color_jitter',), 'is replaced by --aa'),
+        (not config.reprob, ('remode', 'recount'), 'is only used with --reprob'),
+        (not is_mixed, ('mixup_prob', 'mixup_off_epoch'), 'is only used with --mixup or --cutmix'),
+        (not (config.mixup and config.cutmix), ('mixup_switch_prob',), 'is only used with both --mixup and --cutmix'),
+        (not config.amp, ('amp_dtype',), 'is only used with --amp'),
+        (config.clip_grad is None, ('clip_mode',), 'is only used with --clip-grad'),
+        (not config.model_ema, ('model_ema_decay', 'model_ema_warmup'), 'is only used with --model-ema'),
+        (
+            scheds == {'none'},
+            ('warmup_epochs', 'warmup_lr', 'min_lr', 'sched_on_updates'),
+            'has no effect with --sched none',
+        ),
+        (not scheds & {'step', 'multistep', 'plateau'}, ('decay_rate',), 'is for --sched step, multistep or plateau'),
+        ('step' not in scheds, ('decay_epochs',), 'is for --sched step'),
+        ('multistep' not in scheds, ('decay_milestones',), 'is for --sched multistep'),
+        ('plateau' not in scheds, ('patience_epochs',), 'is for --sched plateau'),
+    ):
+        if is_unused:
+            refuse_unused(args, names, reason)
+
+
 def is_primary() -> bool:
     """Is this the process of a distributed run that prints?"""
     return int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0

@@ -46,6 +46,19 @@ class AugmentConfig:
     load_size: Optional[int] = setting(
         None, 'height and width to which training images are resized before everything else', at_least=1
     )
+    crop_pct: Optional[float] = setting(
+        None,
+        'side of the centre of validation and test images that the network sees, as a fraction (default: as timm'
+        " prepares this network's images; all of it for HDKD's)",
+        above=0,
+        at_most=1,
+    )
+    crop_mode: Optional[str] = setting(
+        None,
+        'before that, whole images are squashed to a square, their centre is cut out, or a border is added (default:'
+        " likewise; squash for HDKD's)",
+        choices=('center', 'squash', 'border'),
+    )
     scale: Tuple[float, float] = setting((0.8, 1.0), 'random crop: fraction of the area', metavar=('MIN', 'MAX'))
     ratio: Tuple[float, float] = setting((0.75, 1.3333), 'random crop: aspect ratio', metavar=('MIN', 'MAX'))
     hflip: float = setting(0.5, 'probability of a horizontal flip', at_least=0, at_most=1)

@@ -25,7 +25,7 @@ from ..models.labels import match_classes
 from ..models.preprocessing import adapt_stats
 from ..utils.config import flag
 from ..utils.image_size import ImageSize, format_image_size, to_height_width
-from .config import HDKD_FLAGS, DistillConfig, TrainConfig
+from .config import HDKD_FLAGS, DistillConfig, TrainConfig, find_warmup_epochs
 
 _logger = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ def create_network(
         model, kwargs = load_model(name, img_size=config.img_size, num_classes=num_classes, model_kwargs=kwargs)
         _fit_weights(model, name, config, classes)
         adapt_stats(model)
+        _set_crop(model, name, config)
         return model, kwargs
     kwargs.update(num_classes=num_classes)
     if not timm.is_model(name.split('.')[0]):
@@ -82,6 +83,7 @@ def create_network(
     if config.pretrained:
         _fit_weights(model, name, config, classes)
     adapt_stats(model)
+    _set_crop(model, name, config)
     return model, kwargs
 
 
@@ -100,6 +102,21 @@ def _fit_weights(model: nn.Module, name: str, config: TrainConfig, classes: Sequ
         _logger.info(
             f"'{name}' starts from weights for images of {format_image_size(trained)} pixels, and is trained at"
             f' {format_image_size(size)} (--img-size).'
+        )
+
+
+def _set_crop(model: nn.Module, name: str, config: TrainConfig) -> None:
+    """Record in a network's `pretrained_cfg` which part of an image it is to see in validation, test and prediction;
+    logs it, if that is not all."""
+    given = {key: getattr(config, key) for key in ('crop_pct', 'crop_mode') if getattr(config, key) is not None}
+    model.pretrained_cfg = dict(model.pretrained_cfg, **given)
+    data_config = timm.data.resolve_data_config({}, model=model)
+    if data_config['crop_pct'] < 1 or data_config['crop_mode'] == 'center':
+        pct, mode = data_config['crop_pct'], data_config['crop_mode']
+        side = 'each side' if mode == 'squash' else 'the shorter side'
+        _logger.info(
+            f"Of validation and test images '{name}' sees only the centre, {pct:.1%} of {side} (crop_pct, crop_mode"
+            f' {mode}): for whole images give --crop-pct 1 --crop-mode squash.'
         )
 
 
@@ -178,22 +195,22 @@ def _shrink_new_head(model: nn.Module) -> None:
 
 
 class LabelLoss(nn.Module):
-    """`label_loss` of images with any number of labels: logits (B, K), 0 or 1 for each label (B, K) -> scalar.
+    """`label_loss` as a module: logits (B, K), target (B,) or (B, K) -> scalar.
 
     Args:
-        pos_weight: Weight of the images that have a label, (K,).
-        smoothing: Label smoothing.
+        class_weight, smoothing, multi_label: As in `label_loss`.
     """
 
-    pos_weight: Optional[torch.Tensor]
+    class_weight: Optional[torch.Tensor]
 
-    def __init__(self, pos_weight: Optional[torch.Tensor], smoothing: float):
+    def __init__(self, class_weight: Optional[torch.Tensor], smoothing: float, multi_label: bool):
         super().__init__()
-        self.register_buffer('pos_weight', pos_weight, persistent=False)
+        self.register_buffer('class_weight', class_weight, persistent=False)
         self.smoothing = smoothing
+        self.multi_label = multi_label
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return label_loss(logits, target, self.pos_weight, self.smoothing, multi_label=True)
+        return label_loss(logits, target, self.class_weight, self.smoothing, self.multi_label)
 
 
 def create_task(
@@ -216,9 +233,7 @@ def create_task(
     """
     if config.multi_label and teacher is not None and not isinstance(config, DistillConfig):
         raise ValueError('--multi-label with a teacher is for hdkd distill --method kd, not for hdkd train.')
-    criterion: nn.Module = nn.CrossEntropyLoss(class_weight, label_smoothing=config.loss_smoothing)
-    if config.multi_label:
-        criterion = LabelLoss(class_weight, config.loss_smoothing)
+    criterion = LabelLoss(class_weight, config.loss_smoothing, config.multi_label)
     if teacher is None:
         return ClassificationTask(model, criterion, verbose=False)
     if isinstance(config, DistillConfig):
@@ -401,7 +416,7 @@ def create_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, updat
         return None
     third = max(1, config.epochs // 3)
     milestones = config.decay_milestones or (third, 2 * third)
-    warmup_epochs = min(5, config.epochs // 5) if config.warmup_epochs is None else config.warmup_epochs
+    warmup_epochs = find_warmup_epochs(config.warmup_epochs, config.epochs)
     try:
         return create_scheduler(
             optimizer,

@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.resources
 import math
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple, Type, TypeVar
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple, Type, TypeVar
 
 from ..data.augment import AugmentConfig
 from ..data.cache import CACHES
@@ -23,6 +23,25 @@ ConfigT = TypeVar('ConfigT')
 
 # settings of the method 'hdkd' with flags of their own
 HDKD_FLAGS = ('kd_type', 'alpha', 'tau', 'feature_weight', 'stages', 'stage_exponent', 'reduction')
+TRAINS_A_TEACHER = (  # settings of the teacher's training
+    'teacher_pretrained',
+    'teacher_kwargs',
+    'teacher_epochs',
+    'teacher_opt',
+    'teacher_lr',
+    'teacher_weight_decay',
+    'teacher_sched',
+)
+
+
+def find_warmup_epochs(given: Optional[int], epochs: int) -> int:
+    """Epochs of the warm-up in a training of so many."""
+    return min(5, epochs // 5) if given is None else given
+
+
+def method_names(methods: Sequence[str]) -> Tuple[str, ...]:
+    """Names of methods, as a setting has them, without the numbers of their teachers."""
+    return tuple(name.partition(':')[0] for name in methods)
 
 
 @dataclasses.dataclass
@@ -186,6 +205,7 @@ class TrainConfig(DataConfig, AugmentConfig):
         super().__post_init__()
         _check_teachers(self)
         _check_problem(self)
+        _check_rates(self)
         for name, most in (('scale', 1), ('ratio', math.inf)):
             low, high = getattr(self, name)
             if not 0 < low <= high <= most or math.isinf(high):
@@ -304,6 +324,8 @@ class DistillConfig(TrainConfig):
             self.teacher_img_size = simplify_image_size(self.teacher_img_size, '--teacher-img-size')
         super().__post_init__()
         _check_methods(self)
+        if self.has_teacher and not (self.teacher_checkpoint or self.teacher_logits):
+            _check_rates(self, 'teacher_')
         if self.teacher_logits and self.teacher_checkpoint:
             raise ValueError(
                 f"--teacher-logits '{self.teacher_logits}' is instead of a teacher: drop it, or --teacher-checkpoint."
@@ -314,7 +336,7 @@ class DistillConfig(TrainConfig):
     @property
     def method_names(self) -> Tuple[str, ...]:
         """The methods without the numbers of their teachers."""
-        return tuple(name.partition(':')[0] for name in self.method)
+        return method_names(self.method)
 
     @property
     def has_teacher(self) -> bool:
@@ -346,6 +368,32 @@ def _check_problem(config: TrainConfig) -> None:
             raise ValueError(
                 f'{flag(name)} {shown} is for images of one class each, not for --multi-label: leave it out{hint}.'
             )
+
+
+def _check_rates(config: TrainConfig, prefix: str = '') -> None:
+    """Raise ValueError for a schedule that would raise the learning rate above the one that is given, or not reach it.
+
+    Args:
+        config: The settings.
+        prefix: Of the settings of the network, 'teacher_' for those of the teacher.
+    """
+    lr, sched = getattr(config, f'{prefix}lr'), getattr(config, f'{prefix}sched')
+    epochs = getattr(config, f'{prefix}epochs') or config.epochs
+    warmup = find_warmup_epochs(config.warmup_epochs, epochs)
+    if sched == 'none':
+        return
+    rates = [('warmup_lr', config.warmup_lr)] if warmup else []
+    rates += [('min_lr', config.min_lr)] if sched not in ('step', 'multistep') else []
+    for name, rate in rates:
+        if rate > lr:
+            raise ValueError(
+                f'{flag(name)} {rate:g} is above {flag(f"{prefix}lr")} {lr:g}, which the learning rate would exceed:'
+                f' give {flag(name)} too, such as {lr / 100:g}.'
+            )
+    if warmup >= epochs:
+        raise ValueError(
+            f'--warmup-epochs {warmup} of {epochs} epochs never reach {flag(f"{prefix}lr")} {lr:g}: use fewer.'
+        )
 
 
 def _check_teachers(config: TrainConfig) -> None:

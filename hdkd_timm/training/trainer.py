@@ -73,6 +73,11 @@ class TrainState:
     lr: float = 0.0
     seconds: float = 0.0
 
+    def to(self, device: torch.device) -> 'TrainState':
+        """The same with its tensors on a device, beside those of the batches to come: a file has them on the CPU."""
+        outputs, targets = ([tensor.to(device) for tensor in part] for part in (self.outputs, self.targets))
+        return dataclasses.replace(self, outputs=outputs, targets=targets)
+
 
 @contextlib.contextmanager
 def explain_batch_norm(config: TrainConfig) -> Iterator[None]:
@@ -253,7 +258,7 @@ class Trainer:
                 f"'{path}' was saved by {len(saved['progress'])} processes: resume it with as many, not"
                 f' {self.world.size}.'
             )
-        self.state = TrainState(**saved['progress'][self.world.rank])
+        self.state = TrainState(**saved['progress'][self.world.rank]).to(self.world.device)
         self.task.load_checkpoint_state(saved['state_dict'], saved.get('task_state'))
         if self.config.model_ema:
             self.task.load_checkpoint_state(saved['state_dict_ema'], saved.get('task_state_ema'), ema=True)
@@ -425,7 +430,7 @@ class Trainer:
             self.scheduler.step_update(state.updates)
         self.task.update_ema(step=state.updates)
         self.stop_if_asked()
-        if interval and state.step % interval < self.group_size(state.step - 1):
+        if interval and state.updates % interval == 0:
             self.save()
 
     def finish_steps(self) -> Dict[str, Any]:

@@ -53,3 +53,36 @@ def test_file_of_a_distillation_is_refused(tmp_path, trained, capsys):
     assert main(['train', '--config', str(tmp_path / 'config.yaml')]) == 1
     assert "config.yaml' has settings of hdkd distill, such as 'ce_weight'" in capsys.readouterr().err
     assert trained == []
+
+
+@pytest.mark.parametrize(
+    ('args', 'reason', 'used_with'),
+    [
+        (['--hflip', '0'], 'is a part of --aug timm, not of --aug paper', ['--aug', 'timm']),
+        (['--color-jitter', '0.1'], 'is a part of --aug timm, not of --aug none', ['--aug', 'timm']),
+        (['--color-jitter', '0.1', '--aa', 'v0'], 'is replaced by --aa', None),
+        (['--recount', '2'], 'is only used with --reprob', ['--reprob', '0.2']),
+        (['--mixup-off-epoch', '2'], 'is only used with --mixup or --cutmix', ['--cutmix', '1']),
+        (['--mixup-switch-prob', '0.2'], 'is only used with both', ['--cutmix', '1', '--mixup', '0.2']),
+        (['--amp-dtype', 'bfloat16'], 'is only used with --amp', ['--amp']),
+        (['--clip-mode', 'agc'], 'is only used with --clip-grad', ['--clip-grad', '0.01']),
+        (['--model-ema-decay', '0.99'], 'is only used with --model-ema', ['--model-ema']),
+        (['--min-lr', '1e-6'], 'has no effect with --sched none', ['--sched', 'cosine']),
+        (['--decay-rate', '0.5'], 'is for --sched step, multistep or plateau', ['--sched', 'step']),
+        (['--decay-epochs', '2'], 'is for --sched step', ['--sched', 'step']),
+        (['--patience-epochs', '2'], 'is for --sched plateau', ['--sched', 'plateau']),
+    ],
+)
+@pytest.mark.parametrize('command', ['train', 'distill'])
+def test_flags_that_need_another_one(command, args, reason, used_with, trained, capsys):
+    alone = args
+    if '--aug' in reason:
+        alone = [*args, '--aug', reason.split()[-1]]
+    elif '--sched none' in reason:
+        alone = [*args, '--sched', 'none', *(['--teacher-sched', 'none'] if command == 'distill' else [])]
+    assert main([command, '--data-dir', 'd', *alone]) == 1
+    assert f'{args[0]} {reason}' in capsys.readouterr().err
+    assert trained == []
+    if used_with:
+        assert main([command, '--data-dir', 'd', *args, *used_with]) == 0
+        assert len(trained) == 1

@@ -77,6 +77,26 @@ def test_mean_and_std_are_of_as_many_channels(name, kwargs, in_chans):
         assert stats == (of_colours if in_chans == 3 else pytest.approx((sum(of_colours) / 3,)))
 
 
+def test_part_of_an_image_that_a_network_sees(tmp_path, caplog):
+    """timm's networks see the centre, which is told and can be changed; the saved network keeps it."""
+    caplog.set_level('INFO')
+    for name, changes, crop, told in (
+        ('hdkd_student', {}, (1.0, 'squash'), ''),
+        ('resnet10t', {}, (0.875, 'center'), '87.5% of the shorter side (crop_pct, crop_mode center)'),
+        ('resnet10t', dict(crop_pct=1.0), (1.0, 'center'), '100.0% of the shorter side'),
+        ('resnet10t', dict(crop_pct=0.5, crop_mode='squash'), (0.5, 'squash'), '50.0% of each side'),
+        ('resnet10t', dict(crop_pct=1.0, crop_mode='squash'), (1.0, 'squash'), ''),
+    ):
+        caplog.clear()
+        model, _ = create_network(name, DistillConfig(img_size=32, **changes), 'abc')
+        assert (told in caplog.text) if told else ('sees only the centre' not in caplog.text)
+        config = timm.data.resolve_data_config({}, model=model)
+        assert (config['crop_pct'], config['crop_mode']) == crop
+    save_model(model, tmp_path / 'model', list('abc'))
+    config = timm.data.resolve_data_config({}, model=load_model(tmp_path / 'model')[0])
+    assert (config['crop_pct'], config['crop_mode']) == (1.0, 'squash')
+
+
 def test_network_of_a_folder(tmp_path):
     trained = student()
     save_model(trained, tmp_path / 'model', list('abcde'), TINY_STUDENT)

@@ -19,6 +19,7 @@ RANGES = [
     ('teacher_img_size', '28 or more', (28, None), (27, 0)),
     ('ce_weight', SOME, (0.0, 10.0, None), (-0.1,)),
     ('train_fraction', FRACTION, (1e-6, 1.0), (0.0, 1.01, -0.5)),
+    ('crop_pct', FRACTION, (0.01, 1.0, None), (0.0, 1.1)),
     ('layer_decay', FRACTION, (0.01, 1.0, None), (0.0, 1.1)),
     ('decay_rate', FRACTION, (0.01, 1.0), (0.0, 1.1)),
     ('decay_milestones', ONE, ((), (1, 2)), ((0,),)),
@@ -73,7 +74,8 @@ RANGES = [
 @pytest.mark.parametrize(('name', 'words', 'good', 'bad'), RANGES, ids=[name for name, *_ in RANGES])
 def test_range(name, words, good, bad):
     for value in good:
-        assert getattr(DistillConfig(**{name: value}), name) == value
+        config = DistillConfig(**{'sched': 'none', 'teacher_sched': 'none', name: value})  # which compares rates
+        assert getattr(config, name) == value
     if isinstance(good[0], float):
         bad = (*bad, math.nan, math.inf)
     elif name in ('scale', 'ratio'):
@@ -166,8 +168,8 @@ def test_settings_of_train_are_those_of_distill():
 
 def test_recipes():
     assert DistillConfig.from_recipe('default') == DistillConfig()
-    config = DistillConfig.from_recipe('paper', epochs=3)
-    assert (config.lr, config.teacher_opt, config.aug, config.epochs) == (5e-5, 'adam', 'paper', 3)
+    config = DistillConfig.from_recipe('paper', epochs=30)
+    assert (config.lr, config.teacher_opt, config.aug, config.epochs) == (5e-5, 'adam', 'paper', 30)
     config = TrainConfig.from_recipe('paper')  # the part that it has
     assert (type(config), config.lr, config.decay_tokens) == (TrainConfig, 5e-5, True)
     for config_cls in (TrainConfig, DistillConfig):
@@ -177,3 +179,39 @@ def test_recipes():
             config_cls.from_recipe('paper', tau=0)
     with pytest.raises(TypeError, match='teacher_lr'):
         TrainConfig.from_recipe('paper', teacher_lr=1e-3)
+
+
+@pytest.mark.parametrize(
+    ('config_cls', 'settings', 'match'),
+    [
+        (
+            TrainConfig,
+            dict(lr=5e-6),
+            '--warmup-lr 1e-05 is above --lr 5e-06, which the learning rate would exceed',
+        ),
+        (TrainConfig, dict(lr=5e-6, epochs=4), r'--min-lr 1e-05 is above --lr 5e-06, .* --min-lr too, such as 5e-08'),
+        (TrainConfig, dict(lr=5e-6, sched='step'), '--warmup-lr 1e-05 is above --lr'),
+        (
+            TrainConfig,
+            dict(epochs=5, warmup_epochs=10),
+            '--warmup-epochs 10 of 5 epochs never reach --lr 0.001',
+        ),
+        (DistillConfig, dict(teacher_lr=1e-6, teacher_epochs=4), '--min-lr 1e-05 is above --teacher-lr 1e-06'),
+        (
+            DistillConfig,
+            dict(teacher_epochs=3, warmup_epochs=3),
+            '--warmup-epochs 3 of 3 epochs never reach --teacher',
+        ),
+    ],
+)
+def test_schedules_that_exceed_or_never_reach_the_learning_rate(config_cls, settings, match):
+    with pytest.raises(ValueError, match=match):
+        config_cls(**settings)
+
+
+def test_learning_rates_that_no_schedule_changes():
+    TrainConfig(lr=1e-6, sched='none')
+    TrainConfig(lr=1e-6, sched='step', epochs=4)  # no warm-up, and timm's has no smallest one
+    TrainConfig(lr=1e-5)
+    DistillConfig(teacher_lr=1e-6, teacher_sched='none')
+    DistillConfig(teacher_lr=1e-6, teacher_checkpoint=('teacher',))

@@ -22,7 +22,7 @@ from hdkd_timm.distillation.losses import hdkd_loss
 from hdkd_timm.training.builders import create_network, create_task
 from hdkd_timm.training.context import RunContext
 from hdkd_timm.training.run_folder import load_state, save_state
-from hdkd_timm.training.trainer import Trainer, describe_average
+from hdkd_timm.training.trainer import Trainer, TrainState, describe_average
 from hdkd_timm.utils.distributed import World
 
 
@@ -338,9 +338,8 @@ def test_gradient_is_that_of_the_batches_of_its_update(make_trainer):
     torch.testing.assert_close(gradients[2:], gradients[:2], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize(('accum', 'interval', 'steps'), [(1, 5, [5, 10]), (3, 4, [6, 9, 12]), (5, 4, [5, 10, 12])])
-def test_recovery_interval_goes_with_accumulated_batches(train_config, accum, interval, steps, monkeypatch):
-    """The state is saved at the first optimiser step in each interval of batches."""
+@pytest.mark.parametrize(('accum', 'interval', 'steps'), [(1, 5, [5, 10]), (3, 2, [6, 12]), (5, 2, [10])])
+def test_recovery_interval_counts_optimiser_steps(train_config, accum, interval, steps, monkeypatch):
     saved, collect_state = [], Trainer.collect_state
 
     def record(self, progress):
@@ -559,3 +558,17 @@ def test_batch_norm_of_a_single_value_names_the_way_out(make_trainer):
     ):
         step(trainer)
     step(make_trainer(model='resnet10t', model_kwargs={}, batch_size=1, img_size=64))
+
+
+def test_outputs_of_a_resumed_epoch_are_on_the_device_of_those_to_come(train_config, make_trainer, monkeypatch):
+    """A file has them on the CPU, from where `torch.cat` does not take them to those of an accelerator."""
+    state = TrainState(step=1, outputs=[torch.zeros(2, 3)], targets=[torch.zeros(2, dtype=torch.long)], lr=0.1)
+    moved = state.to(torch.device('meta'))
+    assert [part.device.type for part in (*moved.outputs, *moved.targets)] == ['meta', 'meta']
+    assert (moved.step, moved.lr) == (1, 0.1)
+
+    devices, to = [], TrainState.to
+    monkeypatch.setattr(TrainState, 'to', lambda self, device: devices.append(device) or to(self, device))
+    for epochs in (1, 2):
+        train(dataclasses.replace(train_config, epochs=epochs, sched='none'), resume=epochs > 1)
+    assert devices == [torch.device('cpu')]
