@@ -13,7 +13,8 @@ from ..data.config import SourceConfig
 from ..evaluation.metrics import IN_PER_CENT, LOWER_IS_BETTER, METRIC_NAMES
 from ..evaluation.paired_tests import mcnemar, paired_bootstrap, paired_label_bootstrap
 from ..evaluation.problem import SingleLabel
-from ..evaluation.run_results import NetworkResults, is_role, read_settings
+from ..evaluation.run_results import NetworkResults, is_role, iterate_images, read_settings
+from ..utils.run_files import IMAGES_FILE
 
 
 class ImageMatch(NamedTuple):
@@ -45,8 +46,21 @@ def _read_source_settings(network: NetworkResults) -> Dict[str, Any]:
     return {field.name: settings.get(field.name) for field in dataclasses.fields(SourceConfig)}
 
 
+def _read_digests(network: NetworkResults) -> Dict[str, str]:
+    """Name -> SHA-256 of the images of a network's split, as far as its run lists them."""
+    rows = iterate_images(network.run / IMAGES_FILE)
+    return {row['path']: row['sha256'] for row in rows if row['split'] == network.split and row.get('sha256')}
+
+
+def _count_changed(first: NetworkResults, second: NetworkResults, indices: np.ndarray) -> int:
+    """Number of matched images whose contents differ, as far as both runs list them."""
+    digests, others = _read_digests(first), _read_digests(second)
+    pairs = [(digests.get(name), others.get(second.names[i])) for name, i in zip(first.names, indices)]
+    return sum(one is not None and other is not None and one != other for one, other in pairs)
+
+
 def match_images(first: NetworkResults, second: NetworkResults) -> ImageMatch:
-    """Match the test images of two networks by name."""
+    """Match the test images of two networks by name; those of one name must have the same contents, where known."""
     if first.probs is None or second.probs is None:
         return ImageMatch('The predictions of one of them are missing.')
     if first.problem is not second.problem:
@@ -66,6 +80,9 @@ def match_images(first: NetworkResults, second: NetworkResults) -> ImageMatch:
     indices = np.array([index_of[1][name] for name in index_of[0]])
     if not np.array_equal(first.targets, second.targets[indices]):
         return ImageMatch('The same images have different classes.')
+    changed = _count_changed(first, second, indices)
+    if changed:
+        return ImageMatch(f'{changed:,} images of the same names have other contents (SHA-256 in {IMAGES_FILE}).')
     return ImageMatch(None, indices, is_moved)
 
 

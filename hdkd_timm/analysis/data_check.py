@@ -135,6 +135,19 @@ def check_data(config: CheckConfig, only_files: bool = False) -> DataCheck:
         require_files(samples)
     if config.data_csv:
         _check_table_paths(samples, config)
+    return check_samples(samples, classes, config.threshold)
+
+
+def check_samples(
+    samples: Dict[str, Samples], classes: List[str], threshold: float = CheckConfig.threshold
+) -> DataCheck:
+    """As `check_data`, of a data set whose labels and splits have been read.
+
+    Args:
+        samples: Split -> samples.
+        classes: Class names by index.
+        threshold: Minimum correlation of near-duplicates.
+    """
     summaries, changed = [], []
     for part in samples.values():
         found = summarize_images(part)
@@ -148,7 +161,7 @@ def check_data(config: CheckConfig, only_files: bool = False) -> DataCheck:
         [summary.pixel_hash for summary in summaries],
         [summary.thumbnail for summary in summaries],
         split,
-        config.threshold,
+        threshold,
     )
     return DataCheck(
         samples,

@@ -7,7 +7,8 @@ import logging
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
-from ..data.config import SourceConfig
+from ..data.config import DataConfig
+from ..data.datasets import read_splits
 from ..evaluation.plots import MAX_BARS, MAX_CELLS, MAX_NAMES
 from ..evaluation.problem import SingleLabel
 from ..evaluation.run_results import (
@@ -24,7 +25,7 @@ from ..utils.files import PathLike, atomic_write
 from ..utils.run_files import IMAGES_FILE
 from ..utils.text import printable
 from .comparison import choose_comparisons, compare, list_mismatches
-from .data_check import CheckConfig, check_data, list_leaks, summarize
+from .data_check import CheckConfig, DataCheck, check_data, check_samples, list_leaks, summarize
 from .mistakes import show_mistakes
 from .report_files import PAGE, PICTURES, check_destination, replace_report
 from .report_plots import Pictures, plot_counts, plot_network
@@ -70,13 +71,21 @@ def _check_no_study(run: Path) -> None:
         )
 
 
+def _check_run(run: Path) -> DataCheck:
+    """The images of a run, in its splits."""
+    config = DataConfig(**read_source(run, read_settings(run)))
+    if config.data_csv == str(run / IMAGES_FILE):
+        return check_data(CheckConfig(data_csv=config.data_csv, multi_label=config.multi_label))
+    return check_samples(*read_splits(config))
+
+
 def _check_images(run: Path) -> Dict[str, Any]:
     """Sentences about duplicates and leaks, and whether there are leaks or contradictory labels (None if unknown)."""
     if not (run / IMAGES_FILE).is_file():
         return dict(lines=['The run has no list of its images, so they were not checked.'], leaks=None)
     _logger.info('Looking for duplicates among the images of the run.')
     try:
-        summary = summarize(check_data(CheckConfig(**read_source(run, read_settings(run), SourceConfig))))
+        summary = summarize(_check_run(run))
     except (OSError, ValueError) as e:
         return dict(lines=[f'The images could not be checked: {e}'], leaks=None)
     leaks, unreadable, pairs = list_leaks(summary), summary['unreadable'], summary['pairs']

@@ -15,7 +15,7 @@ from ..evaluation.metrics import (
 from ..evaluation.plots import MAX_CELLS, MAX_CURVES, format_percent
 from ..evaluation.problem import SingleLabel
 from ..evaluation.run_results import NetworkResults, read_json_file, read_settings
-from ..evaluation.temperature import CALIBRATION_FILE
+from ..utils.run_files import CALIBRATION_FILE
 
 MAX_CONFUSIONS = 20  # rows of the table of the most frequent confusions
 

@@ -153,6 +153,7 @@ def _read_files(config_cls: Type[Any], args: argparse.Namespace, takes_run: bool
     from ..training.config import DistillConfig, TrainConfig, recipe_settings
 
     values = recipe_settings(recipe, config_cls) if recipe else {}
+    of_a_run = False
     if args.config:
         classes = [DistillConfig, config_cls] if takes_run else [config_cls]
         fields = {field.name for field in dataclasses.fields(config_cls)}
@@ -165,16 +166,17 @@ def _read_files(config_cls: Type[Any], args: argparse.Namespace, takes_run: bool
             )
         found = check_settings(given, classes, f"'{args.config}'")
         values.update({name: value for name, value in found.items() if name in fields})
+        of_a_run = not found.keys() <= fields
     if takes_run and hasattr(args, 'checkpoint'):
-        _drop_architecture(values, args.checkpoint)
+        _drop_architecture(values, args.checkpoint, of_a_run)
     return values
 
 
-def _drop_architecture(values: Dict[str, Any], model: str) -> None:
+def _drop_architecture(values: Dict[str, Any], model: str, of_a_run: bool) -> None:
     """Remove the settings of a run's student from those of a file, unless the model is a checkpoint file: any other
-    records its own architecture, and may be the run's teacher."""
+    records its own architecture and image size, and may be the run's teacher."""
     from ..models.checkpoint import is_checkpoint_file
 
     if not is_checkpoint_file(model):
-        for name in ('model', 'model_kwargs'):
+        for name in ('model', 'model_kwargs', *(['img_size'] if of_a_run else [])):
             values.pop(name, None)

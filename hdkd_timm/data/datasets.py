@@ -92,7 +92,7 @@ def create_datasets(
         datasets, classes = open_iterable(config, batch_size, only)
         _check_num_classes(config, classes)
         return datasets, classes
-    samples, classes = _read_splits(config, only)
+    samples, classes = read_splits(config, only)
     samples = _check_contents(samples, classes, config)
     return {split: SampleDataset(part, IMG_MODES[config.in_chans]) for split, part in samples.items()}, classes
 
@@ -115,8 +115,13 @@ def _check_num_classes(config: DataConfig, classes: Sequence[str]) -> None:
         )
 
 
-def _read_splits(config: DataConfig, only: Optional[str]) -> Tuple[Dict[str, Samples], List[str]]:
-    """Samples of the splits, or of the only one that is wanted, after all settings of splitting."""
+def read_splits(config: DataConfig, only: Optional[str] = None) -> Tuple[Dict[str, Samples], List[str]]:
+    """As `read_samples`, after all settings of splitting: of the splits, or of the only one that is wanted.
+
+    Raises:
+        SplitNotFoundError: if `only` does not exist.
+        FileNotFoundError, ValueError: as `read_samples` and `hold_out`.
+    """
     needed = None if config.folds or config.val_fraction else only  # splits held out depend on the training split
     if config.data_csv and not config.dataset and config.check_images and config.on_bad_image == 'error':
         check_first_files(config, needed)

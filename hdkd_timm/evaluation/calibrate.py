@@ -77,7 +77,7 @@ def calibrate_model(name: PathLike, config: EvalConfig) -> Dict[str, Any]:
         )
     if config.split != 'test':
         results.update(_check_on_test(name, config, images, temperature))
-    write_temperature(folder, temperature, results)
+    write_temperature(folder, temperature, results, config.tta)
     return dict(temperature=temperature, **results)
 
 

@@ -26,10 +26,11 @@ from ..utils.image_size import (
     simplify_image_size,
     to_height_width,
 )
+from ..utils.run_files import CALIBRATION_FILE
 from .exported import EXPORTED, find_exported
 from .multi_label import DEFAULT_THRESHOLD
 from .problem import MULTI_LABEL, Problem, SingleLabel, find_problem
-from .temperature import CALIBRATION_FILE, read_temperature
+from .temperature import read_temperature
 
 _logger = logging.getLogger(__name__)
 
@@ -145,14 +146,14 @@ def _download_temperature(name: str) -> Optional[Path]:
         return None
 
 
-def _load_temperature(name: str) -> float:
+def _load_temperature(name: str, tta: Optional[str]) -> float:
     name = find_packaged(name).removeprefix('local-dir:')
     if name.startswith(SOURCE_PREFIXES):
         folder = _download_temperature(name)
     else:
         name = name.removesuffix('/model.safetensors')
         folder = find_model_folder(name) if os.path.isdir(name) else find_folder(full_name(name) or '')
-    temperature = read_temperature(folder) if folder is not None else None
+    temperature = read_temperature(folder, tta) if folder is not None else None
     if temperature is None:
         raise ValueError(f"Model '{name}' is not calibrated: run `hdkd calibrate`, or omit --calibrated.")
     return temperature
@@ -218,7 +219,7 @@ def load_classifier(name: PathLike, config: Optional[ModelConfig] = None) -> Cla
         labels,
         dict(data_config, input_size=(model.in_chans, *data_config['input_size'][-2:])),
         device,
-        _load_temperature(name) if config.calibrated else None,
+        _load_temperature(name, config.tta) if config.calibrated else None,
     )
     return _add_problem(name, classifier, model.pretrained_cfg.get('thresholds'))
 

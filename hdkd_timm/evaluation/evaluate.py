@@ -135,12 +135,12 @@ def _fastest_form(classifier: Classifier, channels_last: Optional[bool]) -> Tupl
 
 
 def classify(classifier: Classifier, dataset: Any, config: InferenceConfig) -> Tuple[np.ndarray, np.ndarray]:
-    """Probabilities (N, K) and targets (N,), or (N, K), of a dataset by a loaded model, calibrated if it is; the mean
-    over views with test-time augmentation."""
+    """Probabilities (N, K) and targets (N,), or (N, K), of a dataset by a loaded model: with test-time augmentation the
+    mean over views, then calibrated if the model is."""
     temperature, problem = classifier.temperature, classifier.problem
     model, channels_last = _fastest_form(classifier, config.channels_last)
     if config.tta:
-        model, temperature = TestTimeAugmentation(model, config.tta, temperature, problem), None
+        model = TestTimeAugmentation(model, config.tta, problem)
     loader = SplitLoader(
         dataset, classifier.data_config, config.batch_size, num_workers=config.workers, device=classifier.device
     )

@@ -95,7 +95,7 @@ def effective_sample_size(
     lower = 1 / float(shares @ shares)
     residuals = values - (np.bincount(strata, values) / np.maximum(np.bincount(strata), 1))[strata]
     squares = float(residuals @ residuals)
-    if not squares or len(shares) == 1:
+    if squares <= 1e-12 * float(values @ values) or len(shares) == 1:  # all equal but for rounding
         return lower
     scale, alone = _jackknife_scale(group_of, strata)
     image_variance = float(weights @ (values - weights @ values) ** 2)

@@ -5,15 +5,15 @@ import os
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Type
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from timm.utils import natural_key
 
-from ..data.config import DataConfig, SourceConfig
+from ..data.config import DataConfig
 from ..data.targets import SEPARATOR, name_targets
 from ..models.checkpoint import find_model_folder
-from ..utils.config import read_yaml
+from ..utils.config import check_settings, read_yaml
 from ..utils.csv_files import iterate_rows, read_rows
 from ..utils.files import PathLike, check_sums
 from ..utils.parsing import read_json
@@ -343,20 +343,21 @@ def find_run_data(name: PathLike) -> Dict[str, Any]:
             ' --data-dir or --data-csv.'
         )
     settings = read_yaml(run / CONFIG_FILE)
-    return dict(read_source(run, settings, DataConfig), in_chans=settings.get('in_chans'))
+    return dict(read_source(run, settings), in_chans=settings.get('in_chans'))
 
 
-def read_source(run: Path, settings: Dict[str, Any], config_cls: Type[SourceConfig]) -> Dict[str, Any]:
-    """Settings that read the images of a run: from its images.csv if they are files, otherwise as the run read them.
+def read_source(run: Path, settings: Dict[str, Any]) -> Dict[str, Any]:
+    """Settings of `DataConfig` that read the images of a run, in its splits: from its images.csv if they are files,
+    otherwise as the run read and split them.
 
     Args:
         run: Folder of the run.
         settings: Its config.yaml.
-        config_cls: Config class that the settings are for.
     """
     if all(os.path.isabs(row['path']) for row in iterate_rows(run / IMAGES_FILE)):
         return dict(data_csv=str(run / IMAGES_FILE), multi_label=bool(settings.get('multi_label')))
-    return {field.name: settings[field.name] for field in dataclasses.fields(config_cls) if field.name in settings}
+    names = [field.name for field in dataclasses.fields(DataConfig) if field.name in settings]
+    return check_settings({name: settings[name] for name in names}, [DataConfig], f"'{run / CONFIG_FILE}'")
 
 
 def format_table(metrics: Dict[str, Any]) -> str:

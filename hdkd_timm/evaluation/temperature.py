@@ -1,5 +1,6 @@
 """Temperature scaling of probabilities that are over- or underconfident (Guo et al. 2017, arXiv 1706.04599)."""
 
+import logging
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -8,11 +9,13 @@ from scipy.special import chdtri  # scipy.stats takes a second to import
 
 from ..utils.files import PathLike, check_sums, write_json
 from ..utils.parsing import read_json
+from ..utils.run_files import CALIBRATION_FILE
 from .intervals import effective_sample_size
 from .metrics import expected_calibration_error
 
-CALIBRATION_FILE = 'calibration.json'  # next to the config.json of a model
 TEMPERATURE_RANGE = (0.05, 20.0)  # search range
+
+_logger = logging.getLogger(__name__)
 
 
 def apply_temperature(probs: np.ndarray, temperature: float) -> np.ndarray:
@@ -118,13 +121,20 @@ def summarize_calibration(probs: np.ndarray, targets: np.ndarray, temperature: f
     }
 
 
-def write_temperature(folder: PathLike, temperature: float, results: Dict[str, Dict[str, Any]]) -> None:
-    """Write calibration.json into a model folder: the temperature, and split -> `summarize_calibration`."""
-    write_json({'temperature': temperature, **results}, Path(folder) / CALIBRATION_FILE, summed=True)
+def write_temperature(
+    folder: PathLike, temperature: float, results: Dict[str, Dict[str, Any]], tta: Optional[str] = None
+) -> None:
+    """Write calibration.json into a model folder: the temperature, the test-time augmentation of the probabilities that
+    it was fitted to, and split -> `summarize_calibration`."""
+    write_json({'temperature': temperature, 'tta': tta, **results}, Path(folder) / CALIBRATION_FILE, summed=True)
 
 
-def read_temperature(folder: PathLike) -> Optional[float]:
+def read_temperature(folder: PathLike, tta: Optional[str] = None) -> Optional[float]:
     """The temperature of a model folder, None if it is not calibrated.
+
+    Args:
+        folder: The model folder.
+        tta: Test-time augmentation of the probabilities that are to be scaled: a warning if it was fitted to others.
 
     Raises:
         ValueError: if the file is damaged.
@@ -134,11 +144,19 @@ def read_temperature(folder: PathLike) -> Optional[float]:
         return None
     check_sums(folder, CALIBRATION_FILE)
     try:
-        temperature = float(read_json(path)['temperature'])
+        calibration = read_json(path)
+        temperature = float(calibration['temperature'])
         if not 0 < temperature < np.inf:
             raise ValueError(temperature)
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(
             f"'{path}' has no valid temperature ({type(e).__name__}: {e}): run `hdkd calibrate` again."
         ) from e
+    fitted = calibration.get('tta', tta)  # files of earlier versions don't tell
+    if fitted != tta:
+        used, of_fit = (f'with --tta {name}' if name else 'without --tta' for name in (tta, fitted))
+        _logger.warning(
+            f"The temperature of '{path}' was fitted to probabilities {of_fit}, and is applied to those {used}: run"
+            f' `hdkd calibrate` {used} for one of their own.'
+        )
     return temperature

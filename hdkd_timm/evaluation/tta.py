@@ -1,7 +1,7 @@
 """Test-time augmentation: the mean of a model's class probabilities over flipped and rotated copies of an image."""
 
 import itertools
-from typing import Dict, Optional, Tuple
+from typing import Dict, Tuple
 
 import torch
 from torch import nn
@@ -27,7 +27,6 @@ class TestTimeAugmentation(nn.Module):
     Args:
         model: Returns logits (B, K).
         views: 'hflip' (2 views), 'flips' (4: horizontal, vertical, both) or 'dihedral' (8: flips and quarter turns).
-        temperature: By which the logits of each view are divided; None for 1.
         problem: How logits become probabilities.
 
     Raises:
@@ -36,13 +35,10 @@ class TestTimeAugmentation(nn.Module):
 
     __test__ = False  # not a test, whatever pytest may think of its name
 
-    def __init__(
-        self, model: nn.Module, views: str, temperature: Optional[float] = None, problem: Problem = SingleLabel
-    ):
+    def __init__(self, model: nn.Module, views: str, problem: Problem = SingleLabel):
         super().__init__()
         self.model = model
         self.views = views
-        self.temperature = temperature or 1.0
         self.problem = problem
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -53,5 +49,5 @@ class TestTimeAugmentation(nn.Module):
         views = VIEWS[self.views]
         for transposed, flip in views:
             view = (x.transpose(_H, _W) if transposed else x).flip(flip)
-            total = total + self.problem.to_probs(self.model(view).float() / self.temperature)
+            total = total + self.problem.to_probs(self.model(view).float())
         return self.problem.to_logits(total / len(views))

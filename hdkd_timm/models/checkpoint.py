@@ -24,6 +24,7 @@ from ..layers.reparam import is_fused
 from ..utils.files import PathLike, add_sums, atomic_write, check_sums, new_folder
 from ..utils.image_size import ImageSize
 from ..utils.parsing import read_json
+from ..utils.run_files import CALIBRATION_FILE
 from .architecture import infer_architecture, is_same_argument
 from .checkpoint_file import abbreviate, read_checkpoint
 from .checkpoint_metadata import CheckpointMetadata, read_metadata, read_run_metadata
@@ -88,7 +89,7 @@ def save_model(
         model_args: Arguments that the model was created with. timm >= 1.0.31 records them for all models, older
             releases do not; the models of this package record their own.
         input_size: (C, H, W) of the training images, for models that do not record it.
-        replace: Replace the weights of the same model in this folder.
+        replace: Replace the weights of the same model in this folder; a temperature of theirs is removed.
         problem: What its config.json says of images with any number of labels: 'problem_type', as transformers names
             it, and 'thresholds', label -> probability from which on an image is given it.
 
@@ -103,6 +104,12 @@ def save_model(
         )
     model = copy.deepcopy(unwrap_model(model)).cpu().to(memory_format=torch.contiguous_format)
     if replace and (Path(folder) / 'model.safetensors').exists():
+        if (Path(folder) / CALIBRATION_FILE).exists():
+            (Path(folder) / CALIBRATION_FILE).unlink()  # first: it is never beside weights that it does not fit
+            _logger.warning(
+                f"Removed '{Path(folder) / CALIBRATION_FILE}', the temperature of weights that are replaced: run"
+                ' `hdkd calibrate` again.'
+            )
         with atomic_write(Path(folder) / 'model.safetensors', 'wb', summed=True) as file:
             file.write(safetensors.torch.save(model.state_dict()))
         if problem:

@@ -63,7 +63,10 @@ def read_metadata(checkpoint: Dict[str, Any]) -> CheckpointMetadata:
                 model_args={**args, **metadata.model_args},
                 source=f'{metadata.source} and {source}' if metadata.source else source,
             )
-        metadata = metadata._replace(label_names=metadata.label_names or _read_label_names(values))
+        metadata = metadata._replace(
+            label_names=metadata.label_names or _read_label_names(values),
+            preprocessing={**(_read_preprocessing(values) if key else {}), **metadata.preprocessing},
+        )
     return metadata
 
 
@@ -82,6 +85,13 @@ def _read_model_args(key: str, values: Dict[str, Any]) -> Dict[str, Any]:
         if isinstance(values.get(setting), (int, str, list, tuple)):
             args.setdefault(argument, values[setting])
     return {argument: _as_tuple(value) for argument, value in args.items() if value is not None}
+
+
+def _read_preprocessing(values: Dict[str, Any]) -> Dict[str, Any]:
+    """How images are prepared by a trainer's settings, as timm names them; empty ones are the network's own."""
+    found = {key: _as_tuple(values[key]) for key in _PREPROCESSING if values.get(key)}
+    kinds = {'mean': tuple, 'std': tuple, 'crop_pct': (int, float)}  # elsewhere a 'std' may be something else
+    return {key: value for key, value in found.items() if isinstance(value, kinds.get(key, str))}
 
 
 def _read_label_names(values: Dict[str, Any]) -> Optional[List[str]]:

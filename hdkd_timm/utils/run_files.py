@@ -7,4 +7,5 @@ FAST_FILE = 'fast.json'
 SUMMARY_FILE = 'summary.csv'
 METRICS_FILE = 'metrics.json'
 PREDICTIONS_FILE = 'predictions.csv'
+CALIBRATION_FILE = 'calibration.json'  # next to the config.json of a model
 TEACHER_LOGITS_FILE = 'teacher_logits.json'

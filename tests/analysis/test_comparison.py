@@ -103,6 +103,17 @@ def no_paths(run):
     edit(run / 'config.yaml', lambda text: f'{text}dataset: torch/other\n')
 
 
+def other_contents(run):
+    edit(run / 'images.csv', lambda text: add_digests(text).replace('sum of 2.png', 'another'))
+
+
+def add_digests(text):
+    """A table of images with the column sha256."""
+    head, *rows = text.splitlines()
+    digests = [f'sum of {row.split(",")[0].rpartition("/")[2]}' for row in rows]
+    return '\n'.join([f'{head},sha256', *(f'{row},{digest}' for row, digest in zip(rows, digests))]) + '\n'
+
+
 @pytest.mark.parametrize(
     ('change', 'problem'),
     [
@@ -110,11 +121,14 @@ def no_paths(run):
         (another_image, 'different images'),
         (no_predictions, 'are missing'),
         (no_paths, 'have no paths'),
+        (other_contents, '1 images of the same names have other contents (SHA-256 in images.csv)'),
     ],
 )
 def test_networks_that_cannot_be_compared(change, problem, tmp_path):
     for name in ('one', 'two'):
         write_run(tmp_path / name, ['a', 'b', 'c'])
+    if change is other_contents:
+        edit(tmp_path / 'one' / 'images.csv', add_digests)
     change(tmp_path / 'two')
     networks = read_networks([tmp_path / 'one', tmp_path / 'two'])
     found = compare(*networks, resamples=10, seed=0)

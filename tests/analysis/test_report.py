@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from data_helpers import tar_folder
 from helpers import BROWSER, save_blank, write_images, write_run
 from PIL import Image
 from processes import flags
@@ -407,3 +408,21 @@ def test_in_a_browser(report, tmp_path):
         assert not seen['is_wide']
     assert (desktop['ground'], phone['ground']) == ('rgb(255, 255, 255)', 'rgb(21, 23, 26)')
     assert (len(other['asked']), other['dialogs'], other['images'], other['is_wide']) == (3, ['1'], [0, 0], True)
+
+
+def test_images_in_tar_files_are_checked_in_the_splits_of_the_run(tmp_path):
+    """Each training image is there twice, so that the validation images held out of them are among those that train."""
+    for split, seeds in (('train', (1, 1)), ('test', (2,))):
+        for copy, seed in enumerate(seeds):
+            write_images(tmp_path / split, number=6, seed=seed, suffix=f'-{copy}.png')
+    (tmp_path / 'tars').mkdir()
+    for split in ('train', 'test'):
+        tar_folder(tmp_path / 'tars' / f'{split}.tar', tmp_path / split)
+    settings = {**SETTINGS, 'model_kwargs': {}, 'epochs': 1, 'model': 'test_resnet', 'output': str(tmp_path / 'runs')}
+    found = {}
+    for name, folder in (('folders', tmp_path), ('tars', tmp_path / 'tars')):
+        train(TrainConfig(**settings, data_dir=str(folder), val_fraction=0.25, experiment=name))
+        page = Page(write_report([tmp_path / 'runs' / name], mistakes=0, resamples=10).read_text(encoding='utf-8'))
+        found[name] = re.findall(r'Of \d+ (?:train|val) images, \d+ with equal pixels in \w+', page.text)
+    assert found['tars'] == found['folders']
+    assert len(set(found['tars'])) == 2  # above the results and below them

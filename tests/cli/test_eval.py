@@ -8,6 +8,10 @@ import torch
 from helpers import TINY_STUDENT, TINY_TEACHER
 
 from hdkd_timm.cli import main
+from hdkd_timm.cli.eval import add_arguments
+from hdkd_timm.cli.parser import CommandParser, read_settings
+from hdkd_timm.evaluation.classifier import load_classifier
+from hdkd_timm.evaluation.evaluate import EvalConfig
 from hdkd_timm.models.checkpoint import save_model
 
 
@@ -41,3 +45,18 @@ def test_the_settings_of_a_run_choose_the_architecture_of_a_checkpoint_file(tmp_
     config.write_text(f'data_dir: {image_folder}\nmodel: hdkd_teacher\nworkers: 0\n')
     assert main(['eval', str(tmp_path / 'a.pth'), '--config', str(config)]) == 1
     assert "not 'hdkd_teacher'" in capsys.readouterr().err
+
+
+def test_size_of_the_teacher_s_images_is_its_own(tmp_path, image_folder, capsys):
+    """The settings of a run have the size of its student; a file that is not a run's may choose another."""
+    args = dict(TINY_TEACHER, num_classes=3)
+    save_model(timm.create_model('hdkd_teacher', **args), tmp_path / 'teacher', list('abc'), args, (3, 48, 48))
+    for given, size in (('epochs: 3\nteacher_img_size: 48\n', 48), ('', 32)):
+        config = tmp_path / 'config.yaml'
+        config.write_text(f'data_dir: {image_folder}\nimg_size: 32\nworkers: 0\n{given}')
+        parser = CommandParser('eval', 'test')
+        add_arguments(parser)
+        parsed = parser.parse_args([str(tmp_path / 'teacher'), '--config', str(config)])
+        settings = read_settings(EvalConfig, parsed, takes_run=True)
+        classifier = load_classifier(tmp_path / 'teacher', settings)
+        assert tuple(classifier.data_config['input_size']) == (3, size, size)

@@ -1,17 +1,38 @@
 """Calibration of a saved model by the command."""
 
 import csv
+import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from data_helpers import tar_folder
 from helpers import TINY_STUDENT, write_images
 
 from hdkd_timm import TrainConfig, train
 from hdkd_timm.cli import main
+from hdkd_timm.evaluation.calibrate import calibrate_model
+from hdkd_timm.evaluation.evaluate import EvalConfig, evaluate_model
+from hdkd_timm.evaluation.run_results import find_run_data
 from hdkd_timm.evaluation.temperature import apply_temperature, read_temperature
+from hdkd_timm.models.checkpoint import load_model, save_model
+from hdkd_timm.utils.files import check_sums
+
+
+@pytest.fixture
+def run_to_calibrate(tmp_path):
+    """A run of a network whose images it tells apart now and then."""
+    for split, number in (('train', 8), ('val', 8), ('test', 4)):
+        write_images(tmp_path / 'data' / split, number=number, seed=number)
+    settings = {k: v for k, v in TINY_STUDENT.items() if k not in ('img_size', 'num_classes')}
+    config = TrainConfig(
+        data_dir=str(tmp_path / 'data'), img_size=32, epochs=1, batch_size=4, workers=0, device='cpu', bootstrap=0,
+        select_metric='log_loss', model_kwargs=settings, output=str(tmp_path / 'runs'), experiment='run',
+    )  # fmt: skip
+    return Path(train(config)['run'])
 
 
 def test_calibrated_predictions(tmp_path, capsys, caplog):
@@ -83,3 +104,36 @@ def test_calibrated_predictions(tmp_path, capsys, caplog):
     (images / 'a' / '0.png').write_bytes(b'broken')
     assert main(['calibrate', run, '-j', '0']) == 1
     assert 'Cannot read image' in capsys.readouterr().err
+
+
+def test_temperature_of_averaged_views_and_of_former_weights(tmp_path, run_to_calibrate, caplog):
+    """It scales what it was fitted to, the mean over the views, and goes with the weights that it belongs to."""
+    best, data = run_to_calibrate / 'best', find_run_data(run_to_calibrate)
+    config = EvalConfig(**data, workers=0, bootstrap=0, split='val', tta='hflip')
+    result = calibrate_model(run_to_calibrate, config)
+    report, _ = evaluate_model(run_to_calibrate, dataclasses.replace(config, calibrated=True))
+    assert report['log_loss'] == pytest.approx(result['val']['log_loss']['after'], abs=1e-6)
+    assert 'was fitted to' not in caplog.text
+    evaluate_model(run_to_calibrate, dataclasses.replace(config, calibrated=True, tta=None))
+    assert 'was fitted to probabilities with --tta hflip, and is applied to those without --tta' in caplog.text
+
+    save_model(load_model(best)[0], best, replace=True)  # as the run does when it continues to a better epoch
+    assert not (best / 'calibration.json').exists()
+    assert "calibration.json', the temperature of weights that are replaced: run `hdkd calibrate` again" in caplog.text
+    check_sums(best)
+
+
+def test_run_on_tar_files(tmp_path, capsys):
+    """Its images are read again as the run read and split them."""
+    (tmp_path / 'tars').mkdir()
+    for split, number in (('train', 12), ('test', 4)):
+        write_images(tmp_path / split, number=number, seed=number)
+        tar_folder(tmp_path / 'tars' / f'{split}.tar', tmp_path / split)
+    run = train(
+        TrainConfig(
+            data_dir=str(tmp_path / 'tars'), val_fraction=0.25, model='test_resnet', img_size=32, epochs=1,
+            batch_size=4, workers=0, device='cpu', bootstrap=0, output=str(tmp_path / 'runs'), experiment='run',
+        )
+    )['run']  # fmt: skip
+    assert main(['calibrate', run, '-j', '0']) == 0
+    assert re.search(r'(?m)^val +9 ', capsys.readouterr().out)

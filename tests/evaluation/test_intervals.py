@@ -211,3 +211,12 @@ def test_skewed_mean_holds_as_often_as_it_says():
         low, high = skewed_mean_interval(np.random.default_rng(seed).exponential(size=12))
         held.append(low <= 1 <= high)
     assert np.mean(held) > 0.92
+
+
+@pytest.mark.parametrize('number', [10, 16, 17, 33, 48])
+@pytest.mark.parametrize('value', [1 / 3, 2 / 3, -1 / 3])
+def test_images_that_all_have_the_same_fraction(number, value):
+    """The mean over three seeds: their mean differs from them by a rounding error, which is no variance."""
+    groups = np.arange(number) // 2
+    exact = effective_sample_size(np.ones(number), groups)
+    assert effective_sample_size(np.full(number, value), groups) == pytest.approx(exact)

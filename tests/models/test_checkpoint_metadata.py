@@ -44,6 +44,24 @@ def test_checkpoint_of_timm_s_train(tmp_path, monkeypatch, caplog):
     assert not caplog.records
 
 
+def test_preprocessing_of_timm_s_train(tmp_path):
+    args = argparse.Namespace(
+        model='hdkd_student', img_size=32, mean=[0.5] * 3, std=[0.25] * 3, crop_pct=0.8, interpolation='nearest'
+    )
+    model = create_student()
+    path = save_checkpoint(tmp_path, {'args': args, 'state_dict': model.state_dict()})
+    cfg = load_model(path, **HEADS)[0].pretrained_cfg
+    assert (cfg['mean'], cfg['std']) == ((0.5,) * 3, (0.25,) * 3)
+    assert (cfg['crop_pct'], cfg['interpolation'], cfg['crop_mode']) == (0.8, 'nearest', 'squash')
+    # what was not given is the network's own; a 'std' that is no list is something else
+    for key, value in dict(mean=None, std=0.02, crop_pct=None, interpolation='').items():
+        setattr(args, key, value)
+    path = save_checkpoint(tmp_path, {'args': args, 'state_dict': model.state_dict()})
+    assert {key: load_model(path, **HEADS)[0].pretrained_cfg[key] for key in ('mean', 'std', 'crop_pct')} == {
+        key: model.pretrained_cfg[key] for key in ('mean', 'std', 'crop_pct')
+    }
+
+
 def test_arch_determines_the_stride(tmp_path):
     model = create_teacher('hdkd_teacher_s4')
     path = save_checkpoint(tmp_path, {'arch': 'hdkd_teacher_s4', 'state_dict': model.state_dict()})
