@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ..study.config import StudyConfig, list_arms
-from ..training.config import HDKD_FLAGS
+from ..training.config import HDKD_FLAGS, method_names
 from .distill import read_distill_settings
 from .parser import CommandParser
 from .training import refuse_unused
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from ..study.runs import run_study
 
     config = read_distill_settings(args, StudyConfig, **DEFAULTS)
-    if not any('hdkd' in values.get('method', ('hdkd',)) for values in list_arms(config).values()):
+    if not any('hdkd' in method_names(values.get('method', ('hdkd',))) for values in list_arms(config).values()):
         refuse_unused(args, HDKD_FLAGS, "is a setting of the method 'hdkd', which no arm has")
     folder = Path(config.output, str(config.experiment))
     config, runs, failed = run_study(config)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, NamedTuple, Optional, Tuple
 
 from ..data.config import DataConfig
-from ..training.config import HDKD_FLAGS, DistillConfig
+from ..training.config import HDKD_FLAGS, TRAINS_A_TEACHER, DistillConfig, method_names
 from ..utils.config import check_settings, read_yaml, setting
 from ..utils.run_files import CONFIG_FILE, METRICS_FILE
 
@@ -156,9 +156,16 @@ def _check_arm(name: str, values: Any) -> Dict[str, Any]:
         if key in OF_THE_STUDY:
             raise ValueError(f"Arm '{name}' sets '{key}', which is the same for all arms of a study: move it out.")
     checked = check_settings(values, [DistillConfig], f"arm '{name}'")
+    given = checked.get('teacher_checkpoint')  # a file's architecture is its `teacher`
+    own_teacher = next((key for key in checked if key in TRAINS_A_TEACHER or key == 'teacher' and not given), None)
+    if own_teacher:
+        raise ValueError(
+            f"Arm '{name}' sets '{own_teacher}', but a study trains one teacher for all arms: move it out, or train the"
+            " arm's own by hdkd train and give it as the arm's teacher_checkpoint."
+        )
     methods = checked.get('method', ('hdkd',))
     for key in HDKD_FLAGS:
-        if key in checked and 'hdkd' not in [name.partition(':')[0] for name in methods]:
+        if key in checked and 'hdkd' not in method_names(methods):
             raise ValueError(f"Arm '{name}' sets '{key}', a setting of the method 'hdkd', not of {' '.join(methods)}.")
     return checked
 

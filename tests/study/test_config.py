@@ -47,6 +47,11 @@ def test_runs_have_the_settings_of_the_study_and_of_their_arm(settings):
             dict(methods=('kd',), method_args={'hdkd': {'feature_norm': True}}),
             'no method_args of its own: give them to',
         ),
+        (
+            dict(arms={'a': dict(teacher_epochs=50)}),
+            "Arm 'a' sets 'teacher_epochs', but a study trains one teacher for all arms: move it out, or train",
+        ),
+        (dict(arms={'a': dict(teacher='resnet50')}), "Arm 'a' sets 'teacher', but a study trains one teacher"),
         (dict(arms={'a': dict(wings=2)}), "Unknown setting 'wings' in arm 'a'"),
         (dict(arms={'a': dict(lr=-1.0)}), "Setting 'lr' in arm 'a' must be above 0"),
         (dict(arms={'a': dict(method=('kd', 'none'))}), "Arm 'a': --method none is no distillation"),
@@ -135,3 +140,10 @@ def test_fractions_of_earlier_commands_are_kept(settings, tmp_path):
     assert (config.train_fractions, config.baseline, list(config.arms)) == ((0.5, 0.1, 1.0), 'kd', ['kd', 'none'])
     with pytest.raises(ValueError, match='was started with --train-fractions, and a table cannot have both'):
         keep_former(StudyConfig(**settings, methods=('kd',)), folder)
+
+
+def test_an_arm_names_the_architecture_of_its_own_teacher_s_file(settings):
+    arms = {'a': dict(teacher='resnet18', teacher_checkpoint='resnet.pth'), 'b': {}}
+    runs = list(list_runs(StudyConfig(**settings, arms=arms, seeds=(1,)), Path('out')))
+    assert [run.config.teacher_checkpoint for run in runs] == [('resnet.pth',), (settings['teacher_checkpoint'],)]
+    assert runs[0].config.teacher == 'resnet18'
