@@ -26,12 +26,11 @@ from ..evaluation.run_results import (
     read_settings,
     result_split,
 )
-from ..evaluation.temperature import CALIBRATION_FILE
 from ..models.checkpoint import SOURCE_PREFIXES, find_model_folder
 from ..models.pretrained import find_folder, find_weights, full_name
 from ..utils.files import PathLike, check_sums, new_folder, write_json
 from ..utils.parsing import to_yaml
-from ..utils.run_files import CONFIG_FILE, IMAGES_FILE, METRICS_FILE, TEACHER_LOGITS_FILE
+from ..utils.run_files import CALIBRATION_FILE, CONFIG_FILE, IMAGES_FILE, METRICS_FILE, TEACHER_LOGITS_FILE
 from ..version import __version__
 from .model_card import CONFUSION_PICTURE, write_card
 
@@ -162,10 +161,15 @@ def _inherited_licences(model: _TrainedModel) -> Dict[str, str]:
     if license and (not model.settings or model.is_finetuned):
         found[f'The weights that the training started from: {license}.'] = license
     name = str(model.metrics.get('name'))
-    for teacher in [] if is_teacher(name) or name == 'student_alone' else _list_teachers(model.settings):
+    if is_teacher(name) or name == 'student_alone':
+        return found
+    teachers = [(teacher, 'Its teacher,') for teacher in _list_teachers(model.settings)]
+    if not teachers and model.settings.get('teacher_pretrained'):  # trained by the run
+        teachers = [(str(model.settings['teacher']), 'Its teacher started from')]
+    for teacher, role in teachers:
         license = timm.get_pretrained_cfg(teacher).license if timm.models.is_model_pretrained(teacher) else None
         if license:
-            found[f'Its teacher, {teacher}: {license}.'] = license
+            found[f'{role} {teacher}: {license}.'] = license
     return found
 
 

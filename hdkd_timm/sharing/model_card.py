@@ -140,7 +140,8 @@ def _settings_table(network: Optional[str], settings: Dict[str, Any]) -> str:
     """
     keys: Sequence[str] = SHOWN_SETTINGS
     if network == 'student':
-        uses_hdkd = 'hdkd' in settings.get('method', ('hdkd',))  # runs of earlier versions had no other method
+        methods = settings.get('method', ('hdkd',))  # runs of earlier versions had no other
+        uses_hdkd = 'hdkd' in [name.partition(':')[0] for name in methods]  # NAME:N is that of the N-th teacher
         keys = SHOWN_SETTINGS + SHOWN_OF_STUDENTS + (SHOWN_OF_HDKD if uses_hdkd else ())
     elif is_teacher(network or '') and 'teacher' in settings:  # those without a prefix are the student's
         own = {key.removeprefix('teacher_'): value for key, value in settings.items() if key.startswith('teacher_')}
@@ -154,6 +155,7 @@ def _card_data(
     license: Optional[str],
     result: Optional[Dict[str, Any]],
     split: Optional[str],
+    is_distilled: bool,
 ) -> ModelCardData:
     """The YAML metadata of a card."""
     results: Optional[List[EvalResult]] = (
@@ -178,7 +180,7 @@ def _card_data(
         pipeline_tag='image-classification',
         license=license,
         model_name=name.split('/')[-1],
-        tags=['image-classification', 'timm', 'hdkd', 'medical', 'knowledge-distillation'],
+        tags=['image-classification', 'timm', 'hdkd', 'medical', *(['knowledge-distillation'] if is_distilled else [])],
         eval_results=results,
     )
 
@@ -217,8 +219,9 @@ def write_card(
         totals = {split: sum(of_class.values()) for split, of_class in counts.items()}
     split = result_split(metrics)
     result = metrics[split] if split else None
+    is_hdkd = config['architecture'].startswith('hdkd_')
     card = ModelCard.from_template(
-        _card_data(name, license, result, split),
+        _card_data(name, license, result, split, is_hdkd or metrics.get('name') == 'student'),
         template_path=str(Path(__file__).parent / 'templates' / 'model_card.md'),
         name=name,
         architecture=_format_name(config['architecture']),
@@ -233,6 +236,8 @@ def write_card(
         metrics_table=_metrics_table(result) if result else '',
         class_table=(_label_table if is_multi_label else _class_table)(result) if result else '',
         is_multi_label=is_multi_label,
+        is_hdkd=is_hdkd,
+        is_selected=not counts or 'val' in counts,
         confusion_picture=CONFUSION_PICTURE,
         data=(data or '').strip(),
         counts_table=_counts_table(counts, totals or {}) if counts else '',

@@ -23,6 +23,8 @@ from hdkd_timm.cli import main
 from hdkd_timm.models.checkpoint import load_model, save_model
 from hdkd_timm.models.pretrained import HUB_ORG, RELEASES, WEIGHTS, find_folder, find_weights, hub_id
 from hdkd_timm.sharing.hub import write_hub_folder
+from hdkd_timm.utils.config import read_yaml
+from hdkd_timm.utils.files import SUMS
 
 ROOT = Path(__file__).parents[2]
 TEACHER, STUDENT = 'hdkd_teacher.brain_mri', 'hdkd_student.brain_mri'
@@ -235,6 +237,15 @@ def test_commands_take_their_names(tmp_path):
         assert '## Licence\n\n' in cards[experiment]
         assert '| `teacher_checkpoint` | hdkd\\_teacher.brain\\_mri |' in cards[experiment]
     metadata = {name: yaml.safe_load(card.split('---\n')[1]) for name, card in cards.items()}
+    # a teacher that the run trained, from weights like those
+    settings = read_yaml(f'{folder}/config.yaml')
+    settings.update(teacher=NC_TEACHER, teacher_pretrained=True, teacher_checkpoint=None, pretrained=False)
+    own = shutil.copytree(folder, tmp_path / 'own')
+    (own / SUMS).unlink()
+    (own / 'config.yaml').write_text(yaml.safe_dump(settings))
+    write_hub_folder(own / 'student', tmp_path / 'of-own', 'us/net')
+    card = (tmp_path / 'of-own' / 'README.md').read_text()
+    assert f'cc-by-nc-4.0. Its teacher started from {NC_TEACHER}: cc-by-nc-4.0.' in card
     # what forbids something is handed on, what allows everything is for its owner to say
     assert ['license' in metadata[name] for name in ('scratch', 'free', 'nc')] == [False, False, True]
     assert metadata['nc']['license'] == 'cc-by-nc-4.0'

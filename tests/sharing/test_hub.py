@@ -264,7 +264,7 @@ def test_hub_folder(run, tmp_path):
     assert f'| accuracy | {metrics["test"]["accuracy"]:.1%}'.replace('%', ' %') in card
     assert '| train | 8 | 8 | 8 | 24 |' in card
     assert 'From *nowhere*.' in card
-    assert 'Best epoch 1 of 1' in card  # metrics.json and summary.csv count from 0, people from 1
+    assert 'Epoch 1 of 1, the last one' in card  # metrics.json and summary.csv count from 0, people from 1
     assert 'Not a medical device' in card
     with pytest.raises(FileExistsError):
         write_hub_folder(run, tmp_path / 'out', 'us/net')

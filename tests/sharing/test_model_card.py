@@ -133,3 +133,23 @@ def test_texts_are_not_templates():
     assert 'From {{ 7 * 7 }}.' in card
     assert "timm.create_model('local-dir:x', pretrained=True)" in card
     assert '\n\n## Stages\n\nOne {% if %} stage.\n\n## Intended use and limits\n' in card
+
+
+def test_card_of_another_network():
+    """It is no HDKD, has no `img_size`, and without validation images no epoch was selected."""
+    config = dict(CONFIG, architecture='resnet18')
+    metrics = dict(test=RESULT, name='resnet18', epoch=4, epochs=5, train_seconds=9.0)
+    card = write_card('us/net', config, metrics, {}, {'train': {'a': 3, 'b': 3}, 'test': {'a': 3, 'b': 3}})
+    assert '`resnet18` for 2 classes: a, b.' in card
+    assert 'For other classes and channels, pass `num_classes=` and `in_chans=` as with any timm model.' in card
+    assert 'Epoch 5 of 5, the last one, as no validation images selected another, 9 s of training.' in card
+    assert 'knowledge-distillation' not in card
+    distilled = write_card('us/net', config, dict(metrics, name='student'))
+    assert 'Best epoch 5 of 5, 9 s of training.' in distilled
+    assert '- knowledge-distillation' in distilled
+
+
+def test_settings_of_a_method_of_one_of_several_teachers():
+    settings = vars(DistillConfig(method=('hdkd:1', 'kd:2'), tau=3.0))
+    card = write_card('us/net', CONFIG, dict(test=RESULT, name='student'), settings)
+    assert dict(re.findall(r'^\| `(\w+)` \| (.*) \|$', card, re.M))['tau'] == '3.0'
