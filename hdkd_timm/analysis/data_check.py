@@ -236,10 +236,10 @@ def summarize(check: DataCheck) -> Dict[str, Any]:
         'images' (split -> class -> number), 'total' (split -> number of images), 'unreadable' (name -> reason), 'sizes'
         (split -> smallest, median and largest height and width, and the number of distinct sizes), 'modes' (split ->
         Pillow mode and bits per channel -> number), 'suffixes' (split -> lower-case suffix of the names -> number),
-        'dark' (a warning about images that appear nearly black, or ''), 'changed' (names of images that differ from
-        what their table lists), 'pairs' (kind -> number of pairs of duplicates), 'labels_differ' (number of pairs with
-        different labels), 'leaks' (pair of splits -> number of images of the first, and how many of them have equal
-        pixels, a near-duplicate or their group in the second).
+        'dark' (a warning about images that appear nearly black or are blank, or ''), 'changed' (names of images that
+        differ from what their table lists), 'pairs' (kind -> number of pairs of duplicates), 'labels_differ' (number of
+        pairs with different labels), 'leaks' (pair of splits -> number of images of the first, and how many of them
+        have equal pixels, a near-duplicate or their group in the second).
     """
     kind = check.duplicates.kind
     return {

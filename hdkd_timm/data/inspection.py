@@ -17,7 +17,7 @@ from .image_io import read_with_values
 from .pixels import MemoryBudget, Reserve
 from .samples import FileReader, SampleDataset, Samples, warn_of_changes
 from .targets import to_indicators
-from .value_range import DARK_SET, StoredValues, describe_ranges
+from .value_range import StoredValues, describe_ranges, is_suspicious
 
 _logger = logging.getLogger(__name__)
 
@@ -218,14 +218,14 @@ def check_images(
 
 
 def warn_of_ranges(values: Sequence[Optional[StoredValues]], parts: Iterable[Samples]) -> None:
-    """Warn about nearly black images, once per data set.
+    """Warn about nearly black and blank images, once per data set.
 
     Args:
         values: Stored values of all images, None if unreadable, (N,).
         parts: Samples of these images in the same order, N in total.
     """
     # listing the names may read the whole dataset
-    if any(v is not None and v.high <= DARK_SET * v.white for v in values):
+    if any(map(is_suspicious, values)):
         warning = describe_ranges(values, [name for part in parts for name in part.filenames()])
         if warning:
             _logger.warning(warning)

@@ -25,7 +25,7 @@ class StoredValues(NamedTuple):
         mode: Pillow's mode, 'DICOM' or 'NIfTI'.
         bits: Bits per channel.
         low, high: Least and greatest pixel value: as stored if the image has more than 8 bits, else as displayed (and
-            of a sample of the pixels if these are not dark).
+            of a sample of the pixels if these are neither dark nor blank).
         white: The value that is displayed as white.
     """
 
@@ -63,11 +63,12 @@ def _find_extrema(image: Image.Image) -> Tuple[int, int]:
 
 
 def measure_range(image: Image.Image, values: StoredValues) -> StoredValues:
-    """Fill in the least and greatest value of an 8-bit image, from a sample of its pixels if that is not dark."""
+    """Fill in the least and greatest value of an 8-bit image, from a sample of its pixels if that is neither dark nor
+    blank."""
     if not math.isnan(values.low):
         return values
     low, high = _find_extrema(image.resize((32, 32), Image.Resampling.NEAREST))
-    if high <= DARK_SET * values.white:
+    if high <= DARK_SET * values.white or low == high:
         low, high = _find_extrema(image)  # for all images this would take a fifth of the time of reading them
     return values._replace(low=float(low), high=float(high))
 
@@ -82,13 +83,18 @@ def _find_dark(values: Sequence[Optional[StoredValues]]) -> List[int]:
     for indices in kinds.values():
         # a single image may well be dark; a whole data set is suspicious at a higher brightness already
         share = DARK if max(values[i].high for i in indices) > DARK_SET * values[indices[0]].white else DARK_SET
-        # an image of a single value is blank, whatever its range
+        # an image of a single value is blank, whatever its range: see `_describe_blank`
         dark += [i for i in indices if values[i].low < values[i].high <= share * values[i].white]
     return sorted(dark)
 
 
+def is_suspicious(values: Optional[StoredValues]) -> bool:
+    """Whether `describe_ranges` may have something to say about an image."""
+    return values is not None and (values.high <= DARK_SET * values.white or values.low == values.high)
+
+
 def describe_ranges(values: Sequence[Optional[StoredValues]], names: Sequence[str]) -> str:
-    """A warning about images that use so little of their value range that they appear nearly black.
+    """A warning about images that use so little of their value range that they appear nearly black, or are blank.
 
     Args:
         values: Stored values of each image, None if it cannot be read, (N,).
@@ -97,6 +103,20 @@ def describe_ranges(values: Sequence[Optional[StoredValues]], names: Sequence[st
     Returns:
         The warning, '' if there are no such images.
     """
+    return ' '.join(filter(None, [_describe_dark(values, names), _describe_blank(values, names)]))
+
+
+def _describe_blank(values: Sequence[Optional[StoredValues]], names: Sequence[str]) -> str:
+    blank = [i for i, stored in enumerate(values) if stored is not None and stored.low == stored.high]
+    if not blank:
+        return ''
+    return (
+        f'{len(blank):,} of {len(values):,} images are blank, with one value in all pixels (fully transparent images'
+        f" are black), for example '{names[blank[0]]}'."
+    )
+
+
+def _describe_dark(values: Sequence[Optional[StoredValues]], names: Sequence[str]) -> str:
     dark = _find_dark(values)
     if not dark:
         return ''

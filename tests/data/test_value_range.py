@@ -43,14 +43,32 @@ def test_dark_ranges_are_reported(tmp_path, array, text):
         np.array([[0, 255]], np.uint8),
         np.array([[0, 60000]], np.uint16),
         np.array([[0, 0.9]], np.float32),
-        np.zeros((2, 2), np.uint8),
-        np.full((2, 2), 9, np.uint16),  # blank
         np.array([[True, False]]),
         np.array([[0, 20000]], np.uint16),
     ],
 )
 def test_other_ranges_are_not_reported(tmp_path, array):
     assert describe_ranges([values_of(tmp_path, array)] * 3, list('abc')) == ''
+
+
+@pytest.mark.parametrize(
+    'array',
+    [np.zeros((2, 2), np.uint8), np.full((90, 90), 200, np.uint8), np.full((2, 2), 9, np.uint16)],
+)
+def test_blank_images_are_reported(tmp_path, array):
+    values = values_of(tmp_path, array)
+    assert describe_ranges([None, values], ['bad.tif', 'a.tif']) == (
+        '1 of 2 images are blank, with one value in all pixels (fully transparent images are black), for example'
+        " 'a.tif'."
+    )
+    array[-1, -1] = 255  # a single pixel, which a sample of the others does not have
+    assert 'blank' not in describe_ranges([values_of(tmp_path, array)], ['a.tif'])
+
+
+def test_a_fully_transparent_image_is_black(tmp_path):
+    Image.new('RGBA', (8, 8), (200, 90, 30, 0)).save(tmp_path / 'a.png')
+    _, values = read_with_values(tmp_path / 'a.png')
+    assert '1 of 1 images are blank' in describe_ranges([values], ['a.png'])
 
 
 def test_a_single_dark_image_is_less_suspicious_than_a_data_set():
