@@ -1,14 +1,11 @@
 """What all runs of a study must share, compared before anything is trained: images, teachers, and settings."""
 
 import contextlib
-import hashlib
 import logging
 import os
 import warnings
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
-
-import torch
 
 from ..data.datasets import create_datasets, read_samples
 from ..data.samples import list_images
@@ -17,6 +14,7 @@ from ..models.checkpoint import read_model_config
 from ..models.checkpoint_file import read_checkpoint
 from ..training.builders import create_teacher
 from ..training.config import DistillConfig, TrainConfig
+from ..training.inputs import digest_weights
 from ..training.resume import default_settings, free_settings
 from ..training.run_folder import check_same_settings, find_difference, read_images
 from ..training.teacher_logits import read_teacher_logits
@@ -218,7 +216,7 @@ def _digest_of(copy: Path) -> str:
     """SHA-256 of the weights in a model folder, or that of stored logits which a run recorded."""
     if copy.is_file():
         return str(read_json(copy).get('logits_sha256'))
-    return _digest_weights(read_checkpoint(copy / 'model.safetensors'))
+    return digest_weights(read_checkpoint(copy / 'model.safetensors'))
 
 
 def _digest_now(config: DistillConfig, i: int, copy: Path) -> str:
@@ -228,13 +226,4 @@ def _digest_now(config: DistillConfig, i: int, copy: Path) -> str:
     classes = list(read_model_config(copy)['label_names'])
     model_name = config.teacher if config.teacher != DistillConfig.teacher else None
     model, _ = create_teacher((config.teacher_checkpoint or ())[i], config, classes, model_name)
-    return _digest_weights(model.state_dict())
-
-
-def _digest_weights(weights: Dict[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}'.encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return digest_weights(model.state_dict())

@@ -29,6 +29,7 @@ from ..utils.run_files import IMAGES_FILE
 from ..utils.signals import Interrupted, Signals
 from ..version import __version__
 from .config import TrainConfig
+from .inputs import keep_inputs
 from .logger import check_logs
 from .resume import check_run, default_settings, free_settings
 from .run_folder import keep_images, run_folder
@@ -204,7 +205,9 @@ def _check_without_random_access(config: TrainConfig) -> None:
 
 
 @contextlib.contextmanager
-def open_run(context: RunContext, resume: bool, overwrite: bool, networks: Dict[str, TrainConfig]) -> Iterator[None]:
+def open_run(
+    context: RunContext, resume: bool, overwrite: bool, networks: Dict[str, TrainConfig], inputs: Dict[str, Any]
+) -> Iterator[None]:
     """The run's folder, which the first process opens for all.
 
     Args:
@@ -212,9 +215,10 @@ def open_run(context: RunContext, resume: bool, overwrite: bool, networks: Dict[
         resume: As in `run_folder`.
         overwrite: As in `run_folder`.
         networks: As in `check_run`.
+        inputs: As in `keep_inputs`.
 
     Raises:
-        FileExistsError, FileNotFoundError, ValueError: as `run_folder`, `check_run` and `keep_images`.
+        FileExistsError, FileNotFoundError, ValueError: as `run_folder`, `check_run`, `keep_images` and `keep_inputs`.
     """
     world = context.world
     with contextlib.ExitStack() as stack:
@@ -224,6 +228,7 @@ def open_run(context: RunContext, resume: bool, overwrite: bool, networks: Dict[
                 context.config, context.folder = _open_folder(context, stack, resume, overwrite, networks)
                 keep_images(list_images(context.datasets, context.classes), context.folder)
                 add_sums(context.folder, IMAGES_FILE)
+                keep_inputs(inputs, context.folder)
             except Exception as e:
                 error = e
         error, context.folder, context.config = world.gather((error, context.folder, context.config))[0]

@@ -27,6 +27,7 @@ from .builders import create_distillation_task, create_network, create_task, cre
 from .config import DistillConfig, TrainConfig
 from .context import RunContext, open_run, prepare_run
 from .fast import default_form
+from .inputs import describe_inputs
 from .results import create_result, describe_problem, write_result
 from .resume import read_result
 from .teacher_logits import keep_origin, load_teacher_logits
@@ -69,7 +70,11 @@ def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False
         stored = _load_stored(context, config, networks)
         _check_networks(context, config, networks, stored)
         class_weight = context.class_weights()
-        with open_run(context, resume, overwrite, {name: network.config for name, network in networks.items()}):
+        configs = {name: network.config for name, network in networks.items()}
+        given = [network.model for network in _list_teachers(networks)] if config.teacher_checkpoint else []
+        teachers = dict(zip(config.teacher_checkpoint or (), given))
+        inputs = describe_inputs(teachers, class_weight, context.classes, config.smote)
+        with open_run(context, resume, overwrite, configs, inputs):
             results = {}
             if config.teacher_logits:
                 keep_origin(context, config)

@@ -27,6 +27,7 @@ from .builders import (
 )
 from .config import TrainConfig
 from .context import RunContext, open_run, prepare_run
+from .inputs import describe_inputs
 from .trainer import Trainer
 
 
@@ -62,15 +63,18 @@ def train(config: TrainConfig, resume: bool = False, overwrite: bool = False) ->
         random_seed(config.seed)
         model, model_args = create_network(config.model, config, classes, **config.model_kwargs)
         random_seed(config.seed)
-        teacher = None
+        teacher, teachers = None, {}
         if config.teacher_checkpoint:
             teacher, _ = create_teacher(config.teacher_checkpoint[0], config, classes)
             check_input(teacher, config.input_size)
+            teachers[config.teacher_checkpoint[0]] = teacher
         check_input(model, config.input_size)
         check_setup(context, model, config)
-        task = create_task(model, config, context.class_weights(), teacher)
+        class_weight = context.class_weights()
+        inputs = describe_inputs(teachers, class_weight, classes, config.smote)
+        task = create_task(model, config, class_weight, teacher)
         name = model.pretrained_cfg.get('architecture') or type(model).__name__
-        with open_run(context, resume, overwrite, {'': config}):
+        with open_run(context, resume, overwrite, {'': config}, inputs):
             result = Trainer(name, task, model, model_args, config, context.folder, context).run()
         return dict(context.describe(), models={name: result}, run=str(context.folder))
     finally:

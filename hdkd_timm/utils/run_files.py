@@ -2,6 +2,7 @@
 
 CONFIG_FILE = 'config.yaml'
 IMAGES_FILE = 'images.csv'
+INPUTS_FILE = 'inputs.json'
 STATE_FILE = 'last.pth'
 FAST_FILE = 'fast.json'
 SUMMARY_FILE = 'summary.csv'

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import shutil
 from collections import Counter
 
 import pytest
@@ -13,7 +14,7 @@ import yaml
 from helpers import write_images
 from training_helpers import STUDENT, TEACHER, assert_as_reported, interrupt_test, load, read_summary, save_teacher
 
-from hdkd_timm import DistillConfig, HDKDTask, distill
+from hdkd_timm import DistillConfig, HDKDTask, TrainConfig, distill, train
 from hdkd_timm.data.loader import SplitLoader
 from hdkd_timm.data.samples import SampleDataset
 from hdkd_timm.evaluation.metrics import METRICS
@@ -137,11 +138,44 @@ def test_class_weights_are_read_before_a_given_teacher_is_tested(config, tmp_pat
     assert not run.exists()
 
 
+@pytest.mark.parametrize('changed', ['teacher', 'class weights'])
+@pytest.mark.parametrize('is_distilled', [True, False])
+def test_what_a_run_takes_from_elsewhere_is_the_same_when_it_resumes(config, tmp_path, run, changed, is_distilled):
+    teacher, weights = tmp_path / 'teacher', tmp_path / 'weights.json'
+    save_teacher(teacher)
+    weights.write_text('{"a": 1, "b": 2, "c": 1}')
+    config = dataclasses.replace(
+        config, epochs=1, sched='none', teacher_checkpoint=str(teacher), class_weights=str(weights), student_alone=False
+    )
+    start = distill
+    if not is_distilled:
+        start = train
+        names = [field.name for field in dataclasses.fields(TrainConfig)]
+        config = TrainConfig(**{name: getattr(config, name) for name in names})
+    start(config)
+    more = dataclasses.replace(config, epochs=2)
+    if changed == 'teacher':
+        kept = teacher.rename(tmp_path / 'kept')
+        save_teacher(teacher)
+        match = "The teacher '.*teacher' of run '.*' has other weights than when the run was started: restore it, or"
+    else:
+        weights.write_text('{"a": 1, "b": 3, "c": 1}')
+        match = "Run '.*' was started with 2.0 for 'b' in --class-weights, not 3.0: restore it, or start another run"
+    with pytest.raises(ValueError, match=match):
+        start(more, resume=True)
+    if changed == 'teacher':
+        shutil.rmtree(teacher)
+        kept.rename(teacher)
+    else:
+        weights.write_text('{"b": 2, "a": 1, "c": 1}')
+    assert start(more, resume=True)['run'] == str(run)
+
+
 def test_interrupted_test_of_a_given_teacher_goes_on(config, monkeypatch, tmp_path, run):
     save_teacher(tmp_path / 'teacher')
     config = dataclasses.replace(config, epochs=1, teacher_checkpoint=str(tmp_path / 'teacher'))
     interrupt_test(monkeypatch, distill, config)
-    assert sorted(path.name for path in run.iterdir()) == ['SHA256SUMS', 'config.yaml', 'images.csv']
+    assert sorted(path.name for path in run.iterdir()) == ['SHA256SUMS', 'config.yaml', 'images.csv', 'inputs.json']
     metrics = distill(config, resume=True)
     assert [result['test']['images'] for result in metrics['models'].values()] == [12, 12]
     assert metrics['models']['teacher'] == json.loads((run / 'teacher' / 'metrics.json').read_text())
