@@ -94,9 +94,10 @@ class HDKDTask(DistillationTask):
             **task_args,
         )
         self.distilled = has_distillation_head(student)
-        if kind == 'none' and self.distilled:
+        if (kind == 'none' or alpha == 0) and self.distilled:
+            what = "kind='none'" if kind == 'none' else 'alpha 0'
             _logger.warning(
-                "kind='none' leaves the distillation head untrained, and inference averages it in: use a student"
+                f'{what} leaves the distillation head untrained, and inference averages it in: use a student'
                 ' without one (hdkd_student_plain).'
             )
 

@@ -21,6 +21,12 @@ def stage_mismatch(stage: int, student_shape: object, teacher_shape: object) -> 
     )
 
 
+def to_float32(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in float32 or higher precision, as autocast has them in a softmax on a GPU, but not on a CPU, where the
+    divergence of two that are close would be rounding errors."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def logit_distillation_loss(
     student_logits: torch.Tensor,
     teacher_logits: torch.Tensor,
@@ -69,8 +75,7 @@ def logit_distillation_loss(
     if multi_label:
         divergence = binary_divergence(student_logits, teacher_logits, tau)
         return divergence / (1 if reduction == 'batchmean' else student_logits.shape[-1])
-    log_p_s = F.log_softmax(student_logits / tau, dim=-1)
-    log_p_t = F.log_softmax(teacher_logits / tau, dim=-1)
+    log_p_s, log_p_t = (F.log_softmax(to_float32(logits) / tau, dim=-1) for logits in (student_logits, teacher_logits))
     kl_sum = F.kl_div(log_p_s, log_p_t, reduction='sum', log_target=True)
     return tau**2 * kl_sum / (student_logits.numel() if reduction == 'mean' else len(student_logits))
 
@@ -119,8 +124,7 @@ def binary_divergence(student_logits: torch.Tensor, teacher_logits: torch.Tensor
     Returns:
         Scalar loss.
     """
-    dtype = torch.promote_types(student_logits.dtype, torch.float32)  # as PyTorch's softmax under autocast
-    s, t = student_logits.to(dtype) / tau, teacher_logits.to(dtype) / tau
+    s, t = to_float32(student_logits) / tau, to_float32(teacher_logits) / tau
     divergence = sum(
         F.logsigmoid(sign * t).exp() * (F.logsigmoid(sign * t) - F.logsigmoid(sign * s)) for sign in (1, -1)
     )

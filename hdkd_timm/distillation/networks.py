@@ -72,7 +72,9 @@ class NetworkInfo:
         has_stages = hasattr(model, 'forward_intermediates') and hasattr(model, 'forward_head')
         infos = getattr(model, 'feature_info', None) if has_stages else None
         has_tokens = hasattr(model, 'num_prefix_tokens')
-        stages = [_stage_info(info, input_size, has_tokens) for info in infos or []]
+        embed = getattr(model, 'patch_embed', None)
+        is_padded = any(getattr(embed, name, None) is True for name in ('pad', 'dynamic_img_pad'))  # ours, timm's
+        stages = [_stage_info(info, input_size, has_tokens, is_padded) for info in infos or []]
         layers: List[Any] = attention_layers(model)
         tokens = [stage for stage in stages if stage.is_tokens]
         return cls(
@@ -112,10 +114,11 @@ def _returns_prefix_tokens(model: nn.Module) -> bool:
     return forward is not None and 'return_prefix_tokens' in inspect.signature(forward).parameters
 
 
-def _stage_info(info: Any, input_size: Tuple[int, int], has_tokens: bool) -> StageInfo:
+def _stage_info(info: Any, input_size: Tuple[int, int], has_tokens: bool, is_padded: bool) -> StageInfo:
     stride, module = info['reduction'], info['module']
     is_tokens = has_tokens and module.startswith('blocks')
-    round_size = math.floor if is_tokens else math.ceil  # patches do not overlap, strided convolutions are padded
+    # patches do not overlap, and what is left is cut off or padded; strided convolutions are padded
+    round_size = math.floor if is_tokens and not is_padded else math.ceil
     height, width = (round_size(size / stride) for size in input_size)
     return StageInfo(module, info['num_chs'], stride, (height, width), is_tokens)
 

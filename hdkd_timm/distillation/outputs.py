@@ -7,6 +7,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.loader import adapt_to_chs
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers.attention_maps import attention_layers, collect_attention
 
@@ -107,9 +108,22 @@ def _forward(model: nn.Module, x: torch.Tensor, needs: Needs) -> Outputs:
     else:
         features = model.forward_features(x)
     logits = model.forward_head(features)
-    pooled = model.forward_head(features, pre_logits=True) if needs.pooled else None
+    pooled = _pool(model, features) if needs.pooled else None
     cls_logits, dist_logits = logits if isinstance(logits, tuple) else (logits, None)
     return Outputs(cls_logits, dist_logits, maps, prefix_tokens, pooled)
+
+
+def _pool(model: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """The features before the classifier. The BatchNorms of some heads have counted the batch for the logits: here they
+    normalise by it in the same way, and leave their statistics as they are."""
+    counting = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    for norm in counting:
+        norm.track_running_stats = False
+    try:
+        return model.forward_head(features, pre_logits=True)
+    finally:
+        for norm in counting:
+            norm.track_running_stats = True
 
 
 def _keep_layout(x: torch.Tensor) -> None:

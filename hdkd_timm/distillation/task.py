@@ -10,7 +10,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from .._compat import image_size
-from .methods import Method, create_methods
+from .methods import Method, create_methods, split_teacher
 from .networks import NetworkInfo, Pair
 from .outputs import Needs, has_distillation_head
 from .student import StudentModule
@@ -96,9 +96,11 @@ class DistillationTask(TrainingTask):
             pairs = pairs[:1]
             _check_of_all(methods)
         built = [[method.to(**dd) for method in of_one] for of_one in create_methods(methods, pairs, method_args)]
+        number = split_teacher(methods[0])[1] if isinstance(methods[0], str) else None
+        first = built[(number or 1) - 1][0]  # as they are given, not by teacher
         weight = None if class_weight is None else torch.as_tensor(class_weight).to(**dd)
         self.register_buffer('class_weight', weight, persistent=False)
-        self._set_up_methods(student, built, ce_weight, label_smoothing)
+        self._set_up_methods(student, built, first.ce_weight if ce_weight is None else ce_weight, label_smoothing)
         self.register_state_dict_post_hook(_leave_out_teachers)
         self.register_load_state_dict_pre_hook(_keep_teachers)
         if self.verbose:
@@ -108,7 +110,7 @@ class DistillationTask(TrainingTask):
         self,
         student: nn.Module,
         methods: Sequence[Sequence[Method]],
-        ce_weight: Optional[float],
+        ce_weight: float,
         label_smoothing: float,
     ) -> None:
         """The trained module of student and methods, those of each teacher or of all at once."""
@@ -119,7 +121,7 @@ class DistillationTask(TrainingTask):
             [functools.reduce(Needs.__or__, (m.teacher_needs for m in of_teacher), Needs()) for of_teacher in methods]
         )
         self.needs_index = self.teachers.is_stored or any(method.needs_index for method in every)
-        self.ce_weight = every[0].ce_weight if ce_weight is None else ce_weight
+        self.ce_weight = ce_weight
         if not self.ce_weight and (self.class_weight is not None or label_smoothing):
             _logger.warning(
                 'The cross entropy has weight 0, so that class weights and label smoothing have no effect: set a weight'
@@ -130,6 +132,12 @@ class DistillationTask(TrainingTask):
         )
         # only where a loss acts on the logits is the distillation head trained apart
         self.distilled = has_distillation_head(student) and any(method.student_needs.logits for method in every)
+        if not self.ce_weight and self.distilled:
+            _logger.warning(
+                'The cross entropy has weight 0, which leaves the class head untrained, and inference averages it in:'
+                ' set a weight (ce_weight, --ce-weight; alpha below 1), or use a student with one head'
+                ' (hdkd_student_plain).'
+            )
 
     @property
     def teacher(self) -> nn.Module:

@@ -14,7 +14,7 @@ from torch import nn
 
 from .._compat import create_scheduler, reset_classifier
 from ..distillation.hdkd_task import HDKDTask
-from ..distillation.losses import label_loss
+from ..distillation.losses import label_loss, to_float32
 from ..distillation.methods import METHODS, convert_settings
 from ..distillation.task import DistillationTask
 from ..distillation.teacher import StoredLogits, find_teacher_size
@@ -194,6 +194,10 @@ def _shrink_new_head(model: nn.Module) -> None:
                     layer.reset_parameters()
 
 
+def _return_float32(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+    return to_float32(output)
+
+
 class LabelLoss(nn.Module):
     """`label_loss` as a module: logits (B, K), target (B,) or (B, K) -> scalar.
 
@@ -238,6 +242,8 @@ def create_task(
         return ClassificationTask(model, criterion, verbose=False)
     if isinstance(config, DistillConfig):
         return create_distillation_task(model, teacher, config, class_weight)
+    for network in (model, teacher):  # a CPU's autocast leaves the softmax of timm's task in bfloat16
+        network.register_forward_hook(_return_float32)
     return LogitDistillationTask(
         model,
         teacher.requires_grad_(False),

@@ -10,6 +10,7 @@ from hdkd_timm.distillation.losses import (
     logit_distillation_loss,
     mean_squared_difference,
 )
+from hdkd_timm.distillation.methods.kd import kd_loss
 
 
 def test_soft_loss_by_hand():
@@ -25,6 +26,18 @@ def test_temperature():
     torch.testing.assert_close(
         logit_distillation_loss(3 * student, 3 * teacher, tau=3.0), 9 * logit_distillation_loss(student, teacher)
     )
+
+
+@pytest.mark.parametrize('loss', [logit_distillation_loss, kd_loss])
+def test_divergence_under_autocast_is_that_of_float32(loss):
+    """On a CPU autocast leaves the softmax in bfloat16, whose errors exceed the divergence of logits that are close."""
+    teacher = torch.randn(64, 7).bfloat16()
+    student = (teacher + 0.05 * torch.randn(64, 7)).bfloat16().requires_grad_()
+    exact = student.detach().float().requires_grad_()
+    with torch.autocast('cpu', torch.bfloat16):
+        loss(student, teacher, tau=4.0).backward()
+    loss(exact, teacher.float(), tau=4.0).backward()
+    torch.testing.assert_close(student.grad.float(), exact.grad, rtol=0.01, atol=1e-6)
 
 
 def test_hard_loss_depends_on_the_argmax_only():

@@ -19,6 +19,7 @@ def describe(name, size=(64, 64), **kwargs):
     ('name', 'kwargs'),
     [
         ('hdkd_student', TINY_STUDENT),
+        ('hdkd_student', dict(img_size=72)),  # which patches of 16 px do not divide
         ('hdkd_student_s4', dict(img_size=64)),
         ('resnet10t', {}),
         ('mobilevit_xxs', {}),
@@ -28,7 +29,7 @@ def describe(name, size=(64, 64), **kwargs):
     ],
 )
 def test_stages_are_those_of_a_forward_pass(name, kwargs):
-    size = (32, 32) if kwargs.get('img_size') == 32 else (64, 64)
+    size = (kwargs.get('img_size', 64),) * 2
     info, model = describe(name, size, **{k: v for k, v in kwargs.items() if k != 'num_classes'})
     features, maps = model.eval().forward_intermediates(torch.zeros(1, 3, *size))
     assert [(stage.channels, *stage.size) for stage in info.stages] == [tuple(m.shape[1:]) for m in maps]

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import timm
 import torch
@@ -8,7 +10,13 @@ from hdkd_timm.distillation.losses import mean_squared_difference
 from hdkd_timm.distillation.methods.at import at_loss
 from hdkd_timm.distillation.methods.ickd import ickd_loss
 from hdkd_timm.distillation.methods.reviewkd import hierarchical_context_loss
-from hdkd_timm.distillation.outputs import forward_stages, get_channel_stats, has_distillation_head
+from hdkd_timm.distillation.outputs import (
+    Needs,
+    forward_outputs,
+    forward_stages,
+    get_channel_stats,
+    has_distillation_head,
+)
 
 
 def test_logits_and_maps_in_the_order_of_the_stages():
@@ -75,3 +83,18 @@ def test_distillation_heads_of_this_package_and_of_timm():
     for name, expected in names.items():
         model = timm.create_model(name, device='meta')
         assert has_distillation_head(model) == expected, name
+
+
+@pytest.mark.parametrize('compiled', [False, True])
+def test_norms_of_the_head_count_a_batch_once(compiled):
+    """mobilenetv4 has a BatchNorm behind the pooling, where the pooled features pass once more."""
+    model = timm.create_model('mobilenetv4_conv_small_050', num_classes=5).train()
+    plain = copy.deepcopy(model)
+    x = torch.randn(4, 3, 64, 64)
+    forward = torch.compile(forward_outputs, backend='eager') if compiled else forward_outputs
+    outputs = forward(model, x, Needs(logits=True, pooled=True))
+    torch.testing.assert_close(outputs.logits, plain(x))
+    torch.testing.assert_close(model.classifier(outputs.pooled), outputs.logits)
+    for name, value in plain.named_buffers():
+        torch.testing.assert_close(model.get_buffer(name), value, msg=lambda m, name=name: f'{name}: {m}')
+    assert all(m.track_running_stats for m in model.modules() if isinstance(m, nn.BatchNorm2d))

@@ -8,6 +8,7 @@ from helpers import TINY_STUDENT, TINY_TEACHER, load_reference, parse_case, rand
 from torch import nn
 
 from hdkd_timm import DistillationTask, HDKDTask
+from hdkd_timm.distillation.methods.dkd import DKD
 from hdkd_timm.distillation.methods.kd import KD
 from hdkd_timm.layers.reparam import is_fused
 from hdkd_timm.models.published import convert_state_dict
@@ -260,8 +261,26 @@ def test_distributed_data_parallel(kind, tmp_path):
 
 
 def test_warning_about_an_untrained_head(caplog):
-    HDKDTask(create_student(), create_teacher(), kind='none', verbose=False)
-    assert 'untrained' in caplog.text
+    for settings, told in (
+        (dict(kind='none'), "kind='none' leaves the distillation head untrained"),
+        (dict(alpha=0.0), 'alpha 0 leaves the distillation head untrained'),
+        (dict(alpha=1.0), 'The cross entropy has weight 0, which leaves the class head untrained'),
+        (dict(), ''),
+    ):
+        caplog.clear()
+        HDKDTask(create_student(), create_teacher(), **settings, verbose=False)
+        assert (told in caplog.text) if told else not caplog.text
+    with pytest.raises(ValueError, match="kd_type 'none' with feature_weight 0 distils nothing"):
+        HDKDTask(create_student(), create_teacher(), kind='none', feature_weight=0.0, verbose=False)
+
+
+def test_weight_of_the_cross_entropy_is_that_of_the_first_method_given():
+    """Not of the first teacher's."""
+    teachers = [create_teacher(), create_teacher()]
+    for methods, expected in ((['kd:2', 'dkd:1'], KD), (['dkd:2', 'kd:1'], DKD), (['kd', 'dkd:1'], KD)):
+        task = DistillationTask(create_student(), teachers, methods, teachers='separate', verbose=False)
+        assert task.ce_weight == expected.ce_weight
+    assert KD.ce_weight != DKD.ce_weight
 
 
 def test_distillation_head_without_a_loss_is_trained_by_the_cross_entropy():
@@ -278,9 +297,10 @@ def test_settings_of_a_partial():
 
 
 def test_warning_where_the_cross_entropy_has_no_weight(caplog):
-    DistillationTask(create_student(), create_teacher(), ['kd'], ce_weight=0.0, verbose=False)
+    student = create_student(distilled=False)
+    DistillationTask(student, create_teacher(), ['kd'], ce_weight=0.0, verbose=False)
     assert not caplog.records
-    DistillationTask(create_student(), create_teacher(), ['kd'], ce_weight=0.0, label_smoothing=0.1, verbose=False)
+    DistillationTask(student, create_teacher(), ['kd'], ce_weight=0.0, label_smoothing=0.1, verbose=False)
     assert 'class weights and label smoothing have no effect' in caplog.text
 
 

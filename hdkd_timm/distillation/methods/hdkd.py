@@ -62,6 +62,8 @@ class HDKD(Method):
         self.feature_fade = feature_fade
         self.multi_label = pair.multi_label
         self.ce_weight = 1.0 if kd_type == 'none' else 1 - alpha
+        if kd_type == 'none' and not self.stages:
+            raise pair.error(self.name, "kd_type 'none' with feature_weight 0 distils nothing: change one of them")
         check_stages(pair.student, pair.teacher, self.stages)
         if kd_type != 'none' and not pair.student.distilled:
             raise pair.error(

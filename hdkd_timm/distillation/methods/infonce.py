@@ -73,5 +73,7 @@ class InfoNCE(Method):
         s, t = self.embed_student(pooled_s), self.embed_teacher(teacher.pooled)
         with torch.autocast(pooled_s.device.type, enabled=False):
             s, t = (F.normalize(x.float(), dim=1) for x in (s, t))
-            scale = self.log_scale.float().clamp(max=math.log(MAX_SCALE)).exp()
+            with torch.no_grad():  # not in the loss, where it would have no gradient from the bound on
+                self.log_scale.clamp_(max=math.log(MAX_SCALE))
+            scale = self.log_scale.float().exp()
             return {'loss': infonce_loss(s, t, scale), 'temperature': 1 / scale.detach()}

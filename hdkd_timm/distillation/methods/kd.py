@@ -6,7 +6,7 @@ from typing import Dict, Optional
 import torch
 import torch.nn.functional as F
 
-from ..losses import binary_divergence
+from ..losses import binary_divergence, to_float32
 from ..networks import Pair
 from ..outputs import Needs, Outputs
 from .base import Method, check_choice, check_number
@@ -50,8 +50,7 @@ def kd_loss(
     if multi_label:
         divergence = binary_divergence(student_logits, teacher_logits, tau)
         return divergence / (student_logits.shape[1] if form == 'mean' else 1)
-    log_p_s = F.log_softmax(student_logits / tau, dim=1)
-    log_p_t = F.log_softmax(teacher_logits / tau, dim=1)
+    log_p_s, log_p_t = (F.log_softmax(to_float32(logits) / tau, dim=1) for logits in (student_logits, teacher_logits))
     divergence = F.kl_div(log_p_s, log_p_t, reduction='batchmean', log_target=True)
     return tau**2 * divergence / (student_logits.shape[1] if form == 'mean' else 1)
 

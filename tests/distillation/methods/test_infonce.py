@@ -53,6 +53,16 @@ def test_temperature_is_a_hundredth_at_least():
     assert torch.isfinite(result['loss'])
 
 
+@pytest.mark.parametrize('log_scale', [4.0, math.log(100), 5.0])
+def test_temperature_can_always_rise_again(log_scale):
+    method = InfoNCE(PAIR, temperature=0.01)
+    with torch.no_grad():
+        method.log_scale.fill_(log_scale)
+    method(*outputs(torch.randn(4, 5), torch.randn(4, 7)), torch.zeros(4))['loss'].backward()
+    assert method.log_scale.grad.abs() > 0
+    assert method.log_scale <= math.log(100) + 1e-6
+
+
 def test_half_precision_is_contrasted_in_float32():
     with torch.autocast('cpu', dtype=torch.bfloat16):
         result = InfoNCE(PAIR)(*outputs(torch.randn(4, 5), torch.randn(4, 7)), torch.zeros(4))
