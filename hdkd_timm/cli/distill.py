@@ -24,6 +24,7 @@ def run(args: argparse.Namespace) -> None:
         return
     config = read_distill_settings(args)
     refuse_unused_of_training(args, config)
+    _refuse_unused_of_hdkd(args, config)
     run_distillation(config, args)
 
 
@@ -64,6 +65,22 @@ def read_distill_settings(
     else:
         refuse_unused(args, ['teacher_label_names'], 'is only used with --teacher-checkpoint')
     return config
+
+
+def _refuse_unused_of_hdkd(args: argparse.Namespace, config: DistillConfig) -> None:
+    """As `refuse_unused`, for flags of the method 'hdkd' that need another one, and of a teacher where none is."""
+    for is_unused, names, reason in (
+        (config.kd_type != 'soft', ('tau', 'reduction'), f'is for --kd-type soft, not {config.kd_type}'),
+        (config.kd_type == 'none', ('alpha',), 'has no effect with --kd-type none'),
+        (not config.feature_weight, ('stages', 'stage_exponent'), 'has no effect with --feature-weight 0'),
+        (
+            not config.has_teacher,
+            (*TRAINS_A_TEACHER, *OF_A_TEACHER, 'teacher_checkpoint'),
+            'has no effect where no teacher takes part',
+        ),
+    ):
+        if is_unused:
+            refuse_unused(args, names, reason)
 
 
 def run_distillation(config: DistillConfig, args: argparse.Namespace) -> None:

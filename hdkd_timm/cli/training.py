@@ -4,7 +4,7 @@ import argparse
 import os
 from typing import Any, Collection, Dict, Optional, Type
 
-from ..training.config import TrainConfig, recipe_names
+from ..training.config import DistillConfig, TrainConfig, recipe_names
 from ..utils.config import flag
 from .parser import CommandParser
 
@@ -39,7 +39,9 @@ def refuse_unused(args: argparse.Namespace, names: Collection[str], reason: str)
 
 def refuse_unused_of_training(args: argparse.Namespace, config: TrainConfig) -> None:
     """As `refuse_unused`, for the flags of a training that have an effect only beside another one."""
-    scheds = {config.sched, getattr(config, 'teacher_sched', config.sched)}
+    trains_a_teacher = isinstance(config, DistillConfig) and config.has_teacher
+    trains_a_teacher = trains_a_teacher and not (config.teacher_checkpoint or config.teacher_logits)
+    scheds = {config.sched, *([config.teacher_sched] if trains_a_teacher else [])}
     is_mixed = config.mixup or config.cutmix
     for is_unused, names, reason in (
         (

@@ -48,7 +48,7 @@ class KeyValues(argparse.Action):
     """Flags of the form NAME=VALUE, Python literals or strings, as a dict (like timm's ParseKwargs, but checked)."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
-        pairs = {}
+        pairs: Dict[str, Any] = self.given_before(namespace)
         for pair in values:
             name, equals, value = pair.partition('=')
             if not name or not equals:
@@ -60,6 +60,10 @@ class KeyValues(argparse.Action):
             except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # the last two: nested too deep
                 pairs[name] = value
         setattr(namespace, self.dest, pairs)
+
+    def given_before(self, namespace: Any) -> Dict[str, Any]:
+        """What the same flag said before, if it is repeated."""
+        return dict(getattr(namespace, self.dest, None) or {})
 
 
 class NestedKeyValues(KeyValues):
@@ -74,6 +78,10 @@ class NestedKeyValues(KeyValues):
                 parser.error(f'argument {option_string}: expected {self.metavar}, got {name}={value}')
             nested.setdefault(group, {})[key] = value
         setattr(namespace, self.dest, nested)
+
+    def given_before(self, namespace: Any) -> Dict[str, Any]:
+        nested = super().given_before(namespace)
+        return {f'{group}.{name}': value for group, values in nested.items() for name, value in values.items()}
 
 
 def flag(name: str) -> str:

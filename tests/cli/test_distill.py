@@ -36,3 +36,23 @@ def test_settings_of_a_training_that_does_not_happen_are_refused(args, trained, 
 def test_recipe_that_sets_up_a_teacher_works_with_a_checkpoint(trained):
     assert main(['distill', '--data-dir', 'd', '--teacher-checkpoint', 't', '--recipe', 'paper']) == 0
     assert trained[0].teacher_opt == 'adam'
+
+
+@pytest.mark.parametrize(
+    ('args', 'reason'),
+    [
+        (['--kd-type', 'hard', '--tau', '4'], '--tau is for --kd-type soft, not hard'),
+        (['--kd-type', 'none', '--alpha', '0.9'], '--alpha has no effect with --kd-type none'),
+        (['--feature-weight', '0', '--stages', '1', '2'], '--stages has no effect with --feature-weight 0'),
+        (['--method', 'none', '--teacher-lr', '1e-4'], '--teacher-lr has no effect where no teacher takes part'),
+        (['--method', 'none', '--teacher-checkpoint', 'x'], '--teacher-checkpoint has no effect where no teacher'),
+        (
+            ['--teacher-checkpoint', 'x', '--sched', 'none', '--min-lr', '1e-4'],
+            '--min-lr has no effect with --sched none',
+        ),
+    ],
+)
+def test_flags_without_effect_on_the_loss_or_without_a_teacher(args, reason, trained, capsys):
+    assert main(['distill', '--data-dir', 'd', *args]) == 1
+    assert reason in capsys.readouterr().err
+    assert trained == []

@@ -9,6 +9,7 @@ import yaml
 
 from hdkd_timm.utils.config import (
     KeyValues,
+    NestedKeyValues,
     add_arguments,
     check_settings,
     check_values,
@@ -40,6 +41,16 @@ def parse(*args, **defaults):
     parser = argparse.ArgumentParser()
     add_arguments(parser, Config, **defaults)
     return from_arguments(Config, parser.parse_args(args), **defaults)
+
+
+def test_key_values_of_a_repeated_flag_are_merged():
+    assert parse('--folder', 'x', '--arguments', 'a=1', 'b=2', '--arguments', 'c=3').arguments == dict(a=1, b=2, c=3)
+    with pytest.raises(SystemExit):
+        parse('--folder', 'x', '--arguments', 'a=1', '--arguments', 'a=2')
+    flags = argparse.ArgumentParser()
+    flags.add_argument('--method-args', nargs='+', action=NestedKeyValues, metavar='METHOD.NAME=VALUE')
+    args = ['--method-args', 'kd.tau=2', '--method-args', 'kd.weight=3', 'at.weight=4']
+    assert flags.parse_args(args).method_args == {'kd': {'tau': 2, 'weight': 3}, 'at': {'weight': 4}}
 
 
 def test_defaults():
