@@ -246,8 +246,9 @@ def method_parity(rows: Rows) -> str:
 
 
 def write_study(folder: Path) -> str:
-    """The arms of a study, best first by the training images that it left out, with seed 1, which all have; by the
-    validation images where `unused.csv` is missing."""
+    """The arms of a study, best first by the training images that it left out, over all seeds or, where not all arms
+    have as many, with seed 1; by the validation images where `unused.csv` is missing."""
+    baseline = yaml.safe_load((folder / 'study.yaml').read_text(encoding='utf-8'))['baseline']
     unused: List[Tuple[str, str, float]] = []
     if (folder / 'unused.csv').exists():
         with open(folder / 'unused.csv', encoding='utf-8', newline='') as file:
@@ -256,7 +257,11 @@ def write_study(folder: Path) -> str:
         arms = {r['arm']: r for r in csv.DictReader(file)}
     found = {arm: [value for name, _, value in unused if name == arm] for arm in arms}
     first = {name: value for name, seed, value in unused if seed == '1'}
-    val = {arm: 100 * float(r['val_balanced_accuracy']) for arm, r in arms.items()}
+    has_all_seeds = len({r['seeds'] for r in arms.values()}) == 1
+    if unused and has_all_seeds:
+        order = {arm: statistics.mean(values) for arm, values in found.items()}
+    else:
+        order = first or {arm: 100 * float(r['val_balanced_accuracy']) for arm, r in arms.items()}
 
     def spread(mean: float, deviation: str, factor: float, digits: int) -> str:
         return f'{factor * mean:.{digits}f}' + (
@@ -264,24 +269,32 @@ def write_study(folder: Path) -> str:
         )
 
     lines = []
-    for arm in sorted(found, key=lambda arm: -(first or val)[arm]):
+    for arm in sorted(found, key=lambda arm: -order[arm]):
         r, values = arms[arm], found[arm]
         mean = {name: float(r[f'test_{name}']) for name in ('balanced_accuracy', 'macro_auroc', 'log_loss')}
-        of_val = spread(float(r['val_balanced_accuracy']), r['val_balanced_accuracy_sd'], 100, 1)
         of_unused = spread(statistics.mean(values), str(statistics.stdev(values)), 1, 1) if len(values) > 1 else ''
+        if not unused:
+            chosen_by = [r['seeds'], spread(float(r['val_balanced_accuracy']), r['val_balanced_accuracy_sd'], 100, 1)]
+        else:
+            chosen_by = [*([] if has_all_seeds else [f'{first[arm]:.1f}']), r['seeds'], of_unused]
         difference = [r[f'balanced_accuracy_{name}'] for name in ('difference', 'low', 'high')]
         lines.append(
             [
                 f'`{arm}`',
-                *([f'{first[arm]:.1f}', r['seeds'], of_unused] if first else [r['seeds'], of_val]),
+                *chosen_by,
                 spread(mean['balanced_accuracy'], r['test_balanced_accuracy_sd'], 100, 1),
                 f'{mean["macro_auroc"]:.3f}',
                 f'{mean["log_loss"]:.3f}',
                 '{:+.1f} ({:+.1f} to {:+.1f})'.format(*(100 * float(x) for x in difference)) if difference[0] else '',
             ]
         )
-    columns = ['left-out training images, %, seed 1', 'seeds', 'all seeds'] if first else ['seeds', 'validation, %']
-    columns += ['test, %', 'test AUROC', 'test log loss', 'test, points above `alone`']
+    if not unused:
+        columns = ['seeds', 'validation, %']
+    elif has_all_seeds:
+        columns = ['seeds', 'left-out training images, %']
+    else:
+        columns = ['left-out training images, %, seed 1', 'seeds', 'all seeds']
+    columns += ['test, %', 'test AUROC', 'test log loss', f'test, points above `{baseline}`']
     return to_markdown(['arm', *columns], lines)
 
 

@@ -16,10 +16,11 @@ from hdkd_timm.training.builders import (
     create_network,
     create_optimizer,
     create_schedule,
+    create_task,
     create_teacher,
     freeze_stages,
 )
-from hdkd_timm.training.config import DistillConfig, read_recipe
+from hdkd_timm.training.config import DistillConfig, TrainConfig, read_recipe
 from hdkd_timm.utils.config import check_settings
 
 SIZES = {name: value for name, value in TINY_STUDENT.items() if name not in ('img_size', 'num_classes')}
@@ -526,3 +527,16 @@ def test_teacher_file_that_leaves_a_choice(tmp_path):
 
 def create_saved_teacher():
     return timm.create_model('hdkd_teacher', **{**TINY_TEACHER, 'num_classes': 2})
+
+
+def test_soft_labels_are_compared_in_float32_under_autocast():
+    """timm's task takes the softmax of the logits as they are, which a CPU's autocast leaves in bfloat16."""
+    networks = [timm.create_model('test_resnet', num_classes=3) for _ in range(2)]
+    task = create_task(networks[0], TrainConfig(img_size=32, alpha=0.5, tau=4.0), None, networks[1]).eval()
+    images, target = torch.randn(8, 3, 32, 32), torch.arange(8) % 3
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        result = task(images, target)
+        logits = [network(images) for network in networks]
+    assert result['output'].dtype == torch.float32
+    p_s, p_t = (torch.log_softmax(part / 4, dim=1) for part in logits)
+    torch.testing.assert_close(result['kd_loss'], 16 * (p_t.exp() * (p_t - p_s)).sum(dim=1).mean())
