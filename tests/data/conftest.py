@@ -10,7 +10,9 @@ def write_csv(tmp_path):
     folder = tmp_path / 'table' / 'images'
     folder.mkdir(parents=True)
     for i in range(12):
-        Image.new('L', (8, 8), 10 * i).save(folder / f'{i}.png')
+        image = Image.new('L', (8, 8), 10 * i)
+        image.putpixel((7, 7), 255)  # it is neither blank nor dark, of which a warning would have its name
+        image.save(folder / f'{i}.png')
 
     def write(*lines, encoding='utf-8'):
         path = folder.parent / 'data.csv'
