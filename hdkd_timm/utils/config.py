@@ -48,7 +48,7 @@ class KeyValues(argparse.Action):
     """Flags of the form NAME=VALUE, Python literals or strings, as a dict (like timm's ParseKwargs, but checked)."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
-        pairs: Dict[str, Any] = self.given_before(namespace)
+        pairs: Dict[str, Any] = self.given_before(namespace) if values else {}  # the flag alone: none
         for pair in values:
             name, equals, value = pair.partition('=')
             if not name or not equals:

@@ -45,6 +45,7 @@ def parse(*args, **defaults):
 
 def test_key_values_of_a_repeated_flag_are_merged():
     assert parse('--folder', 'x', '--arguments', 'a=1', 'b=2', '--arguments', 'c=3').arguments == dict(a=1, b=2, c=3)
+    assert parse('--folder', 'x', '--arguments', 'a=1', '--arguments').arguments == {}  # the flag alone: none
     with pytest.raises(SystemExit):
         parse('--folder', 'x', '--arguments', 'a=1', '--arguments', 'a=2')
     flags = argparse.ArgumentParser()
