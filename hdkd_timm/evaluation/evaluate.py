@@ -19,6 +19,7 @@ from ..models.labels import has_ambiguous_order
 from ..utils.config import setting
 from ..utils.distributed import World
 from ..utils.memory import kept_memory
+from ..utils.precision import warn_of_slow_autocast
 from ..utils.signals import Signals
 from .classifier import Classifier, InferenceConfig, load_classifier
 from .exported import ExportedModel
@@ -139,6 +140,9 @@ def classify(classifier: Classifier, dataset: Any, config: InferenceConfig) -> T
     mean over views, then calibrated if the model is."""
     temperature, problem = classifier.temperature, classifier.problem
     model, channels_last = _fastest_form(classifier, config.channels_last)
+    amp_dtype: Optional[torch.dtype] = getattr(torch, config.amp_dtype) if config.amp else None
+    if amp_dtype is not None:
+        warn_of_slow_autocast(classifier.device, amp_dtype)
     if config.tta:
         model = TestTimeAugmentation(model, config.tta, problem)
     loader = SplitLoader(
@@ -149,7 +153,7 @@ def classify(classifier: Classifier, dataset: Any, config: InferenceConfig) -> T
             model,
             loader,
             World(classifier.device),
-            getattr(torch, config.amp_dtype) if config.amp else None,
+            amp_dtype,
             channels_last,
             problem=problem,
         )

@@ -15,6 +15,7 @@ from ..utils.distributed import init_world, leave_world
 from ..utils.files import PathLike, check_output_file
 from ..utils.image_size import to_height_width
 from ..utils.memory import available_memory, format_bytes, kept_memory
+from ..utils.precision import warn_of_slow_autocast
 from ..utils.signals import Interrupted
 from .builders import create_network
 from .config import DistillConfig
@@ -134,6 +135,8 @@ def compute_logits(
         MemoryError, FloatingPointError, Interrupted: as `cache_logits`.
     """
     config, device, signals = context.config, context.world.device, context.signals
+    if config.amp:
+        warn_of_slow_autocast(device, getattr(torch, config.amp_dtype))
     shape = (len(stored.teachers), max(1, stored.views), len(stored.images), len(stored.classes))
     needed = 2 * shape[0] * shape[1] * shape[2] * shape[3]
     if 2 * needed > available_memory():  # the logits, and the file before it is written

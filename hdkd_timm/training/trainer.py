@@ -24,6 +24,7 @@ from ..models.checkpoint import save_model
 from ..models.checkpoint_file import read_checkpoint
 from ..utils.cgroups import available_cores
 from ..utils.image_size import format_image_size
+from ..utils.precision import warn_of_slow_autocast
 from ..utils.run_files import METRICS_FILE, PREDICTIONS_FILE, STATE_FILE
 from .builders import create_optimizer, create_schedule, freeze_stages
 from .config import TrainConfig
@@ -182,6 +183,8 @@ class Trainer:
         self.task.to(device)
         self.amp_dtype = getattr(torch, config.amp_dtype) if config.amp else None
         self.autocast = torch.autocast(device.type, self.amp_dtype, enabled=config.amp)
+        if self.amp_dtype is not None and self.world.is_primary:
+            warn_of_slow_autocast(device, self.amp_dtype)
         self.loaders = self.context.create_loaders(
             self.model,
             config.img_size,

@@ -256,6 +256,10 @@ def test_card_of_runs_behind_a_given_one():
     assert '`lite0-1` starts from `tf_efficientnet_lite0.in1k`, pretrained on ImageNet.' in text
     assert 'Not in the table, trained before: `lite0-1`, `lite0`, `student-1`, `student`.' in text
     assert 'No network has seen' not in text
+    plan = REPRODUCE['read_plan']('ham10k')
+    text = REPRODUCE['describe_runs'](plan, 'student', ['student'], [], 'a CPU')
+    assert '`student` starts from `hdkd_student.derm`, the released weights of this data.' in text
+    assert 'on ImageNet' not in text.partition(plan.note[:20])[0]
 
 
 @pytest.mark.parametrize(
