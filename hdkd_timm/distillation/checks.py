@@ -31,14 +31,14 @@ def check_pair(
 
     Raises:
         ValueError: if a network does not have a stage or the two maps of a stage differ (the stage and both shapes are
-            named), if the numbers of classes or input channels differ, if a network does not accept the image, or if
-            the student has no distillation head and `kd_type` is not 'none'.
+            named), if the numbers of input channels differ, if a network does not accept the image, or if `kd_type` is
+            not 'none' and the numbers of classes differ or the student has no distillation head.
     """
     if kd_type not in KD_TYPES:
         raise ValueError(f'Unknown logit distillation {kd_type!r}: choose from {", ".join(KD_TYPES)}.')
     size = (0, 0) if input_size is None else input_size[1:]
     check_stages(NetworkInfo.of(student, 'student', size), NetworkInfo.of(teacher, 'teacher', size), stages)
-    for name in ('num_classes', 'in_chans'):
+    for name in ('in_chans',) if kd_type == 'none' else ('num_classes', 'in_chans'):
         of_student, of_teacher = getattr(student, name, None), getattr(teacher, name, None)
         if of_student != of_teacher:
             raise ValueError(f'{name} of student and teacher differ: {of_student} and {of_teacher}.')

@@ -127,8 +127,8 @@ class Teachers(nn.Module):
         multi_label: Whether images have any number of labels.
 
     Raises:
-        ValueError: if there is no teacher, stored logits are one of several, or a teacher has not the student's classes
-            or input channels.
+        ValueError: if there is no teacher, stored logits are one of several, or a teacher has not the student's input
+            channels.
     """
 
     def __init__(
@@ -145,7 +145,9 @@ class Teachers(nn.Module):
         self.multi_label = multi_label
         given = _list_teachers(teachers)
         for teacher in given:
-            _check_classes(student, teacher)
+            if not isinstance(teacher, StoredLogits):
+                _check_same('in_chans', *(getattr(model, 'in_chans', None) for model in (student, teacher)))
+        self.num_classes = getattr(student, 'num_classes', None)
         self.models, self.inputs = nn.ModuleList(), nn.ModuleList()
         self.infos: List[NetworkInfo] = []
         self.is_stored = isinstance(given[0], StoredLogits)
@@ -192,8 +194,15 @@ class Teachers(nn.Module):
         )
 
     def set_needs(self, needs: Sequence[Needs]) -> None:
-        """What is computed: of each teacher, or of every one if there is one entry."""
+        """What is computed: of each teacher, or of every one if there is one entry.
+
+        Raises:
+            ValueError: if logits, or nothing but them, are needed of a teacher that has not the student's classes.
+        """
         self.needs = list(needs) * (len(self.infos) // len(needs))
+        for teacher, of_teacher in zip(self.models, self.needs):
+            if of_teacher.logits or not of_teacher.beyond_logits():
+                _check_same('num_classes', self.num_classes, getattr(teacher, 'num_classes', None))
 
     def compile(self, **kwargs: Any) -> None:
         """Compile the pass of all teachers as one."""
@@ -234,8 +243,6 @@ def _list_teachers(given: Union[nn.Module, Sequence[nn.Module]]) -> List[nn.Modu
     return teachers
 
 
-def _check_classes(student: nn.Module, teacher: nn.Module) -> None:
-    for name in ('num_classes',) if isinstance(teacher, StoredLogits) else ('num_classes', 'in_chans'):
-        of_student, of_teacher = getattr(student, name, None), getattr(teacher, name, None)
-        if of_student != of_teacher:
-            raise ValueError(f'{name} of student and teacher differ: {of_student} and {of_teacher}.')
+def _check_same(name: str, of_student: Any, of_teacher: Any) -> None:
+    if of_student != of_teacher:
+        raise ValueError(f'{name} of student and teacher differ: {of_student} and {of_teacher}.')

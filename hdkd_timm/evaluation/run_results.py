@@ -17,7 +17,7 @@ from ..utils.config import check_settings, read_yaml
 from ..utils.csv_files import iterate_rows, read_rows
 from ..utils.files import PathLike, check_sums
 from ..utils.parsing import read_json
-from ..utils.run_files import CONFIG_FILE, IMAGES_FILE, METRICS_FILE, PREDICTIONS_FILE, SUMMARY_FILE
+from ..utils.run_files import CONFIG_FILE, IMAGES_FILE, INPUTS_FILE, METRICS_FILE, PREDICTIONS_FILE, SUMMARY_FILE
 from .metrics import METRIC_NAMES, format_interval, format_metric
 from .multi_label import assign_labels
 from .predictions import read_predictions
@@ -306,7 +306,8 @@ def list_unfinished(runs: Sequence[PathLike]) -> List[str]:
     """Networks without results, among those of whole runs of `distill`."""
     found = []
     for run in map(Path, runs):
-        expected = list_roles(read_settings(run))
+        untested = read_json_file(run / INPUTS_FILE).get('untested', ())  # teachers of other classes
+        expected = [role for role in list_roles(read_settings(run)) if role not in untested]
         found += [f'{run.resolve().name}/{role}' for role in expected if not (run / role / METRICS_FILE).is_file()]
     return found
 

@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterator, List, Sequence, Tuple
 from ..data.datasets import create_datasets, read_samples
 from ..data.samples import list_images
 from ..data.sources.timm_datasets import is_iterable
-from ..models.checkpoint import read_model_config
+from ..models.checkpoint import load_model, read_model_config
 from ..models.checkpoint_file import read_checkpoint
 from ..training.builders import create_teacher
 from ..training.config import DistillConfig, TrainConfig
@@ -22,7 +22,7 @@ from ..utils.config import read_yaml, to_yaml
 from ..utils.files import atomic_write
 from ..utils.parsing import parse_yaml, read_json
 from ..utils.parsing import to_yaml as values_to_yaml
-from ..utils.run_files import CONFIG_FILE, IMAGES_FILE, METRICS_FILE, TEACHER_LOGITS_FILE
+from ..utils.run_files import CONFIG_FILE, IMAGES_FILE, INPUTS_FILE, METRICS_FILE, TEACHER_LOGITS_FILE
 from .config import RUNS, StudyConfig
 
 # settings that may change when a run is resumed, but that all runs of a study must have in common
@@ -185,8 +185,8 @@ def check_teachers(configs: Sequence[DistillConfig], has_open: bool, untrained: 
     digests: Dict[Tuple[Any, ...], Tuple[str, str]] = {}  # teacher -> digest and where it is
     for config in configs:
         for i, name, copy in _list_copies(config):
-            key = (name, config.teacher, config.teacher_label_names)
-            found = _digest_of(copy)
+            key = (name, config.teacher, config.teacher_label_names, copy.name == INPUTS_FILE)
+            found = _digest_of(copy, i)
             if key not in digests:
                 is_present = has_open and name not in untrained
                 digests[key] = (
@@ -210,10 +210,14 @@ def _list_copies(config: DistillConfig) -> Iterator[Tuple[int, str, Path]]:
         copy = folder / (TEACHER_LOGITS_FILE if config.teacher_logits else f'{role}/best')
         if copy.is_file() or (copy / 'config.json').is_file():
             yield i, str(name), copy
+        elif (folder / INPUTS_FILE).is_file() and role in read_json(folder / INPUTS_FILE).get('untested', ()):
+            yield i, str(name), folder / INPUTS_FILE
 
 
-def _digest_of(copy: Path) -> str:
-    """SHA-256 of the weights in a model folder, or that of stored logits which a run recorded."""
+def _digest_of(copy: Path, i: int) -> str:
+    """SHA-256 of the weights in a model folder; as a run recorded it, of the i-th teacher or of stored logits."""
+    if copy.name == INPUTS_FILE:
+        return list(read_json(copy)['teachers'].values())[i]
     if copy.is_file():
         return str(read_json(copy).get('logits_sha256'))
     return digest_weights(read_checkpoint(copy / 'model.safetensors'))
@@ -223,7 +227,9 @@ def _digest_now(config: DistillConfig, i: int, copy: Path) -> str:
     """The same of what a run of these settings would have now; its classes are those of the copy."""
     if config.teacher_logits:
         return read_teacher_logits(config.teacher_logits).digest
-    classes = list(read_model_config(copy)['label_names'])
     model_name = config.teacher if config.teacher != DistillConfig.teacher else None
-    model, _ = create_teacher((config.teacher_checkpoint or ())[i], config, classes, model_name)
-    return digest_weights(model.state_dict())
+    if copy.name == INPUTS_FILE:  # of other classes, which are not compared
+        return digest_weights(load_model((config.teacher_checkpoint or ())[i], model_name)[0].state_dict())
+    classes = list(read_model_config(copy)['label_names'])
+    given = create_teacher((config.teacher_checkpoint or ())[i], config, classes, model_name, i + 1)
+    return digest_weights(given.model.state_dict())

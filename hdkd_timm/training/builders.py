@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import timm
@@ -15,7 +15,7 @@ from torch import nn
 from .._compat import create_scheduler, reset_classifier
 from ..distillation.hdkd_task import HDKDTask
 from ..distillation.losses import label_loss, to_float32
-from ..distillation.methods import METHODS, convert_settings
+from ..distillation.methods import METHODS, convert_settings, split_teacher
 from ..distillation.task import DistillationTask
 from ..distillation.teacher import StoredLogits, find_teacher_size
 from ..evaluation.metrics import LOWER_IS_BETTER
@@ -120,19 +120,46 @@ def _set_crop(model: nn.Module, name: str, config: TrainConfig) -> None:
         )
 
 
+class GivenTeacher(NamedTuple):
+    """A teacher that was trained before, and the arguments that it was built with.
+
+    Args:
+        model: The network.
+        model_args: Its arguments.
+        has_classes: Whether its classes are those of the data in their order; else no method compares its logits.
+    """
+
+    model: nn.Module
+    model_args: Dict[str, Any]
+    has_classes: bool = True
+
+
+def compares_logits(config: TrainConfig, number: int) -> bool:
+    """Whether the logits of the N-th teacher, from 1, are compared, so that it must have the classes of the data."""
+    is_averaged = len(config.teacher_checkpoint or ()) > 1 and getattr(config, 'teachers', None) == 'average'
+    if is_averaged or not isinstance(config, DistillConfig):
+        return True
+    names = {name for name, own in map(split_teacher, config.method) if own in (None, number)} - {'none'}
+    if config.kd_type == 'none':
+        names -= {'hdkd'}
+    return any(name not in METHODS or METHODS[name].compares_logits for name in names)
+
+
 def create_teacher(
     name: str,
     config: TrainConfig,
     classes: List[str],
     model_name: Optional[str] = None,
-) -> Tuple[nn.Module, Dict[str, Any]]:
-    """A trained teacher, with the classes of the data in their order, and its arguments.
+    number: int = 1,
+) -> GivenTeacher:
+    """A trained teacher, with the classes of the data in their order if its logits are compared.
 
     Args:
         name: As `load_model` takes it.
         config: The teacher's class names, and the channels of the student's images.
         classes: Class names of the data by index.
         model_name: Model name of a checkpoint file, where its keys leave a choice (`_s4`).
+        number: Which of several teachers it is, from 1.
 
     Raises:
         FileNotFoundError, ValueError: as `load_model` and `match_classes`; if it takes other channels.
@@ -149,19 +176,34 @@ def create_teacher(
     label_names = config.teacher_label_names
     if len(config.teacher_checkpoint or ()) > 1:  # no flag could tell the names of each: their own order them
         label_names = model.pretrained_cfg.get('label_names')
-    is_multi_label = model.pretrained_cfg.get('problem_type') == MULTI_LABEL
+    has_classes = True
+    try:
+        _match_problem(model, name, config)
+        match_classes(model, classes, label_names, f"Teacher '{name}'")
+    except ValueError as e:
+        if compares_logits(config, number) or config.teacher_label_names:
+            way_out = (
+                ' Train it on them first, or distil its features alone (hdkd distill --method fitnet, infonce, ...).'
+            )
+            raise ValueError(f'{e}{way_out * (model.num_classes != len(classes))}') from e
+        has_classes = False
+        _logger.info(f'{e} Its features alone are compared: it is neither tested nor saved.')
+    if model.in_chans != config.in_chans:
+        raise ValueError(f"Teacher '{name}' takes {model.in_chans} channels, the student {config.in_chans}.")
+    adapt_stats(model)
+    _warn_of_teacher_size(model, name, config)
+    return GivenTeacher(model, model_args, has_classes)
+
+
+def _match_problem(teacher: nn.Module, name: str, config: TrainConfig) -> None:
+    """Raise ValueError if a teacher gives an image one class and the data any number of labels, or the reverse."""
+    is_multi_label = teacher.pretrained_cfg.get('problem_type') == MULTI_LABEL
     if is_multi_label != config.multi_label:
         raise ValueError(
             f"Teacher '{name}' gives an image {'any number of labels' if is_multi_label else 'one class'}, the data"
             f' {"one class" if is_multi_label else "any number of labels"}: use a teacher of such images. If its'
             f' config.json does not say so, add "problem_type": "{MULTI_LABEL}".'
         )
-    match_classes(model, classes, label_names, f"Teacher '{name}'")
-    if model.in_chans != config.in_chans:
-        raise ValueError(f"Teacher '{name}' takes {model.in_chans} channels, the student {config.in_chans}.")
-    adapt_stats(model)
-    _warn_of_teacher_size(model, name, config)
-    return model, model_args
 
 
 def _warn_of_teacher_size(teacher: nn.Module, name: str, config: TrainConfig) -> None:

@@ -80,7 +80,7 @@ def cache_logits(config: CacheLogitsConfig, out: PathLike) -> Dict[str, Any]:
             raise ValueError(f'Logits are stored by one process, not {world.size}: start it without a launcher.')
         context = prepare_run(config, world, resume=False)
         images = list_train_images(context)
-        teachers = create_teachers(context, config)
+        teachers = create_teachers(context, dataclasses.replace(config, method=('kd',), method_args={}))
         student, _ = create_network(config.model, config, context.classes, **config.model_kwargs)
         for network in teachers.values():
             check_input(network.model, network.config.input_size)

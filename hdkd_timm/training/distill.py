@@ -38,11 +38,20 @@ _logger = logging.getLogger(__name__)
 
 
 class Network(NamedTuple):
-    """A network of a run, the arguments that it was built with, and the settings of its training."""
+    """A network of a run, the arguments that it was built with, and the settings of its training.
+
+    Args:
+        model: The network.
+        model_args: Its arguments.
+        config: Settings of its training.
+        has_classes: Whether its classes are those of the data. A given teacher, of which only features are compared,
+            may have others, or none.
+    """
 
     model: nn.Module
     model_args: Dict[str, Any]
     config: TrainConfig
+    has_classes: bool = True
 
 
 def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False) -> Dict[str, Any]:
@@ -56,8 +65,8 @@ def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False
         overwrite: Replace a run of this name.
 
     Returns:
-        As `train`, with the networks 'teacher' ('teacher_1', ... where there are several; none with stored logits, or
-        where no teacher takes part), 'student_alone' (on demand) and 'student'.
+        As `train`, with the networks 'teacher' ('teacher_1', ... where there are several; none with stored logits,
+        where no teacher takes part, or of other classes than the data), 'student_alone' (on demand) and 'student'.
 
     Raises:
         ValueError: if teacher and student do not match, see `check_pair`, or stored logits do not fit, see
@@ -73,7 +82,8 @@ def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False
         configs = {name: network.config for name, network in networks.items()}
         given = [network.model for network in _list_teachers(networks)] if config.teacher_checkpoint else []
         teachers = dict(zip(config.teacher_checkpoint or (), given))
-        inputs = describe_inputs(teachers, class_weight, context.classes, config.smote)
+        untested = [name for name, network in networks.items() if not network.has_classes]
+        inputs = describe_inputs(teachers, class_weight, context.classes, config.smote, untested)
         with open_run(context, resume, overwrite, configs, inputs):
             results = {}
             if config.teacher_logits:
@@ -82,10 +92,13 @@ def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False
                 _logger.info('No teacher takes part: --method none trains the student by cross entropy alone.')
             for name, network in networks.items():
                 if is_teacher(name) and config.teacher_checkpoint:
-                    results[name] = _test_given_teacher(context, name, network)
+                    if network.has_classes:
+                        results[name] = _test_given_teacher(context, name, network)
                 else:
                     task = _create_task(context, networks, name, class_weight, stored)
-                    results[name] = Trainer(name, task, *network, context.folder / name, context).run()
+                    model, model_args, settings, _ = network
+                    trainer = Trainer(name, task, model, model_args, settings, context.folder / name, context)
+                    results[name] = trainer.run()
             metrics = dict(context.describe(), models=results)
             if world.is_primary:
                 write_json(metrics, context.folder / METRICS_FILE, summed=True)
@@ -135,8 +148,8 @@ def create_teachers(context: RunContext, config: DistillConfig) -> Dict[str, Net
         return {}
     given = config.teacher_checkpoint or ()
     if len(given) <= 1:
-        return {'teacher': _prepare_teacher(context, config, *given)}
-    return {f'teacher_{i}': _prepare_teacher(context, config, name) for i, name in enumerate(given, 1)}
+        return {'teacher': _prepare_teacher(context, config, given[0] if given else None)}
+    return {f'teacher_{i}': _prepare_teacher(context, config, name, i) for i, name in enumerate(given, 1)}
 
 
 def _load_stored(context: RunContext, config: DistillConfig, networks: Dict[str, Network]) -> Optional[StoredLogits]:
@@ -166,8 +179,10 @@ def _describe_stored(config: DistillConfig, stored: StoredLogits) -> None:
     )
 
 
-def _prepare_teacher(context: RunContext, config: DistillConfig, checkpoint: Optional[str] = None) -> Network:
-    """The teacher to train, with settings of its own, or the one that is given."""
+def _prepare_teacher(
+    context: RunContext, config: DistillConfig, checkpoint: Optional[str] = None, number: int = 1
+) -> Network:
+    """The teacher to train, with settings of its own, or the one that is given, the N-th of several."""
     classes = context.classes
     settings = dataclasses.replace(
         config,
@@ -187,14 +202,16 @@ def _prepare_teacher(context: RunContext, config: DistillConfig, checkpoint: Opt
         return Network(*create_network(config.teacher, settings, classes, **config.teacher_kwargs), settings)
     # the default does not contradict what a checkpoint file says of itself
     name: Optional[str] = config.teacher if config.teacher != DistillConfig.teacher else None
-    teacher, model_args = create_teacher(checkpoint, config, classes, name)
+    teacher, model_args, has_classes = create_teacher(checkpoint, config, classes, name, number)
     size = find_teacher_size(teacher, to_height_width(settings.img_size))
     if size is not None and config.teacher_img_size:
         raise ValueError(
             f"--teacher-img-size {format_image_size(config.teacher_img_size)}: teacher '{checkpoint}' takes images of"
             f' {size[0]} x {size[1]} pixels only, leave it out.'
         )
-    return Network(teacher, model_args, dataclasses.replace(settings, img_size=size) if size else settings)
+    if size:
+        settings = dataclasses.replace(settings, img_size=size)
+    return Network(teacher, model_args, settings, has_classes)
 
 
 def _list_teachers(networks: Dict[str, Network]) -> List[Network]:
@@ -233,7 +250,7 @@ def _create_task(
     verbose: bool = False,
 ) -> TrainingTask:
     """The task of a network; the student's has the teachers, from the layers of whose first one it may start."""
-    model, _, config = networks[name]
+    model, _, config, _ = networks[name]
     if name != 'student' or not isinstance(config, DistillConfig):
         return create_task(model, config, class_weight)
     teachers = _list_teachers(networks)

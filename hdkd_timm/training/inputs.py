@@ -27,6 +27,7 @@ def describe_inputs(
     class_weight: Optional[torch.Tensor],
     classes: Sequence[str],
     smote: Optional[str],
+    untested: Sequence[str] = (),
 ) -> Dict[str, Any]:
     """What a run is to be resumed with.
 
@@ -35,11 +36,13 @@ def describe_inputs(
         class_weight: Weights of the classes, (K,).
         classes: Class names by index.
         smote: File with the numbers of images of each class, if SMOTE adds some.
+        untested: Networks of the run that have no results: teachers of other classes than the data.
     """
     return {
         'teachers': {name: digest_weights(teacher.state_dict()) for name, teacher in teachers.items()},
         'class_weights': {} if class_weight is None else dict(zip(classes, class_weight.tolist())),
         'smote': read_json(Path(smote)) if smote else {},
+        'untested': list(untested),
     }
 
 

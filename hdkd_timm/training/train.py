@@ -65,7 +65,7 @@ def train(config: TrainConfig, resume: bool = False, overwrite: bool = False) ->
         random_seed(config.seed)
         teacher, teachers = None, {}
         if config.teacher_checkpoint:
-            teacher, _ = create_teacher(config.teacher_checkpoint[0], config, classes)
+            teacher = create_teacher(config.teacher_checkpoint[0], config, classes).model
             check_input(teacher, config.input_size)
             teachers[config.teacher_checkpoint[0]] = teacher
         check_input(model, config.input_size)

@@ -31,6 +31,8 @@ class Method(nn.Module):
     """Weight of the cross entropy beside it, as published."""
     schedule: ClassVar[str] = ''
     """The setting that makes its loss depend on the number of epochs of the training, unless it is 0 or False."""
+    compares_logits: ClassVar[bool] = False
+    """Whether it compares the teacher's logits, so that a teacher must have the classes of the data."""
     needs_index: bool = False
     """Whether it needs to know which training image is which."""
     needs_one_class: ClassVar[bool] = False

@@ -121,6 +121,7 @@ class C2VKD(Method):
         'part of C2VKD, Zheng et al. 2023, arXiv 2310.07265; compared with zhengxuJosh/C2VKD at fe1ab3d, PDD with a'
         ' reconstruction, bapedragon/iBKD_Seg at d585015'
     )
+    compares_logits = True
     needs_one_class = True
     ce_weight = 0.0
 

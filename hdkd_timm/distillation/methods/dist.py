@@ -63,6 +63,7 @@ class DIST(Method):
 
     name = 'dist'
     source = 'Huang et al. 2022, arXiv 2205.10536; tensors of image_classification_sota (6f7a70a)'
+    compares_logits = True
     needs_one_class = True
 
     def __init__(self, pair: Pair, *, weight: float = 2.0, beta: float = 1.0, gamma: float = 1.0, tau: float = 4.0):

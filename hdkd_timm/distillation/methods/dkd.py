@@ -71,6 +71,7 @@ class DKD(Method):
 
     name = 'dkd'
     source = 'Zhao et al. 2022, arXiv 2203.08679; tensors of mdistiller (a08d46f)'
+    compares_logits = True
     needs_one_class = True
     schedule = 'warmup'
 

@@ -33,6 +33,7 @@ class HDKD(Method):
 
     name = 'hdkd'
     source = 'Sherif et al. 2024, arXiv 2407.07516'
+    compares_logits = True  # not with kd_type 'none'
     schedule = 'feature_fade'
 
     def __init__(

@@ -79,6 +79,7 @@ class KD(Method):
 
     name = 'kd'
     source = 'Hinton et al. 2015, arXiv 1503.02531'
+    compares_logits = True
     ce_weight = 0.1
 
     def __init__(

@@ -187,6 +187,7 @@ class OFA(Method):
 
     name = 'ofa'
     source = 'Hao et al. 2023, arXiv 2310.19444; tensors of OFAKD (f7bb896)'
+    compares_logits = True
     needs_one_class = True
 
     def __init__(
