@@ -2,6 +2,7 @@
 examples run."""
 
 import ast
+import csv
 import importlib
 import os
 import re
@@ -11,10 +12,12 @@ import shutil
 import statistics
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import timm
 import yaml
 from helpers import TINY_STUDENT, TINY_TEACHER, write_images
+from PIL import Image
 from processes import flags, run
 from snippets import DOCS, ECOSYSTEM, ROOT, check_snippet, find_blocks, name_snippets, read_pages
 
@@ -275,6 +278,43 @@ def test_cross_validation_example(two_classes, tmp_path):
     assert mean == pytest.approx(sum(folds) / 3, abs=1e-3)
     assert std == pytest.approx(statistics.stdev(folds), abs=1e-3)
     assert run_example(*args) == output  # finished runs are not repeated
+
+
+def save_medmnist(path, shape, labels):
+    rng = np.random.default_rng(0)
+    arrays = {f'{split}_images': rng.integers(0, 256, (4, *shape), np.uint8) for split in ('train', 'val', 'test')}
+    np.savez(path, **arrays, **{f'{split}_labels': np.array(labels, np.uint8) for split in ('train', 'val', 'test')})
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ('shape', 'labels', 'names', 'header', 'cells'),
+    [
+        ((28, 28), [[1], [0], [0], [1]], ['x', 'y'], ['path', 'label', 'split'], ['y']),
+        ((28, 28), [1, 0, 10, 1], [], ['path', 'label', 'split'], ['01']),
+        ((8, 8, 3), [[0, 1, 1]] * 4, ['p', 'q', 'r'], ['path', 'p', 'q', 'r', 'split'], ['0', '1', '1']),
+    ],
+)
+def test_medmnist_example(shape, labels, names, header, cells, tmp_path):
+    arrays = save_medmnist(tmp_path / 'small.npz', shape, labels)
+    output = run_example(
+        'medmnist.py', tmp_path / 'small.npz', tmp_path / 'out', *(['--labels', *names] if names else [])
+    )
+    assert '12 images' in output
+    with (tmp_path / 'out' / 'images.csv').open(encoding='utf-8', newline='') as file:
+        rows = list(csv.reader(file))
+    assert rows[:2] == [header, ['train/000000.png', *cells, 'train']]
+    assert [row[-1] for row in rows[1:]] == ['train'] * 4 + ['val'] * 4 + ['test'] * 4
+    with Image.open(tmp_path / 'out' / rows[-1][0]) as image:
+        assert np.array_equal(np.asarray(image), arrays['test_images'][-1])
+
+
+def test_medmnist_example_of_volumes(tmp_path):
+    save_medmnist(tmp_path / 'volumes.npz', (8, 8, 8), [[1]] * 4)
+    result = run(ROOT / 'examples' / 'medmnist.py', tmp_path / 'volumes.npz', tmp_path / 'out')
+    assert result.returncode == 2
+    assert 'has images of shape (8, 8, 8), not (H, W) or (H, W, 3)' in result.stderr
+    assert not (tmp_path / 'out').exists()
 
 
 SCRIPTS = sorted([*DOCS.glob('**/*.py'), *ROOT.glob('weights/*.py'), *ROOT.glob('examples/**/*.py')])
