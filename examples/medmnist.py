@@ -23,25 +23,28 @@ parser.add_argument('folder', type=Path, metavar='DIR')
 parser.add_argument('--labels', nargs='+', metavar='NAME', help='names of the labels by index (default: the indices)')
 args = parser.parse_args()
 
+if not args.file.is_file():
+    parser.error(f"'{args.file}' does not exist")
+if args.folder.exists():
+    parser.error(f"'{args.folder}' exists: give a new folder")
 arrays = np.load(args.file)  # numbers alone: nothing in it is executed
-splits = {}
-for split in ('train', 'val', 'test'):
-    images, labels = arrays[f'{split}_images'], arrays[f'{split}_labels']
-    if not (images.ndim == 3 or images.ndim == 4 and images.shape[3] == 3):
-        parser.error(f"'{args.file}' has images of shape {images.shape[1:]}, not (H, W) or (H, W, 3)")
-    splits[split] = images, labels.reshape(len(images), -1)
-targets = np.concatenate([labels for _, labels in splits.values()])
+labels = {split: arrays[f'{split}_labels'] for split in ('train', 'val', 'test')}
+labels = {split: array.reshape(len(array), -1) for split, array in labels.items()}
+targets = np.concatenate(list(labels.values()))
 is_multi_label = targets.shape[1] > 1
 number = targets.shape[1] if is_multi_label else targets.max() + 1
 names = args.labels or [f'{i:02}' for i in range(number)]
 if len(names) != number:
     parser.error(f"--labels has {len(names)} names, '{args.file}' has {number} labels")
 
+rows = []
 with new_folder(args.folder) as folder:
-    rows = []
-    for split, (images, labels) in splits.items():
+    for split in labels:
+        images = arrays[f'{split}_images']  # of one split at a time
+        if not (images.ndim == 3 or images.ndim == 4 and images.shape[3] == 3):
+            parser.error(f"'{args.file}' has images of shape {images.shape[1:]}, not (H, W) or (H, W, 3)")
         (folder / split).mkdir()
-        for i, (image, label) in enumerate(zip(images, labels)):
+        for i, (image, label) in enumerate(zip(images, labels[split])):
             path = Path(split, f'{i:06}.png')
             Image.fromarray(image).save(folder / path)
             marks = dict(zip(names, label)) if is_multi_label else {'label': names[label[0]]}

@@ -28,7 +28,7 @@ from hdkd_timm.data.datasets import create_datasets
 from hdkd_timm.data.samples import list_images
 from hdkd_timm.evaluation.plots import plot_confusion_matrix
 from hdkd_timm.evaluation.run_results import NetworkResults, count_images, read_networks
-from hdkd_timm.models.pretrained import RELEASES, WEIGHTS
+from hdkd_timm.models.pretrained import RELEASES, WEIGHTS, full_name
 from hdkd_timm.sharing.hub import MACHINE_SETTINGS
 from hdkd_timm.sharing.model_card import CONFUSION_PICTURE, write_card
 from hdkd_timm.training.cache_logits import CacheLogitsConfig, cache_logits
@@ -286,8 +286,9 @@ def describe_runs(plan: Plan, name: str, history: List[str], runs: List[Dict[str
             teachers = ' and '.join(f'`{teacher}`' for teacher in settings['teachers'])
             sentences.append(f'`{each}` is distilled from {teachers}.')
         if settings.get('pretrained'):
-            of = 'the released weights of this data' if settings['model'] in RELEASES else 'pretrained on ImageNet'
-            sentences.append(f'`{each}` starts from `{settings["model"]}`, {of}.')
+            tag = full_name(settings['model'])
+            of = f'trained on {RELEASES[tag].data}' if tag else 'pretrained on ImageNet'
+            sentences.append(f'`{each}` starts from `{tag or settings["model"]}`, {of}.')
     if not any(plan.runs[each].get('pretrained') for each in history):
         sentences.append('No network has seen other images than these.')
     unlisted = [each for each in history if each not in [run['run'] for run in runs]]

@@ -222,7 +222,7 @@ def write_report(
     if out is None and len(folders) > 1:
         raise ValueError('A report on several runs needs a directory: choose one with --out.')
     if out is None:
-        out = networks[0].folder if len(networks) == 1 else folders[0]
+        out = networks[0].folder if networks[0].folder.resolve() in map(Path.resolve, map(Path, runs)) else folders[0]
     out = Path(out)
     check_destination(out)
     mismatches = list_mismatches(networks)

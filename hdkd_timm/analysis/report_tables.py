@@ -127,8 +127,8 @@ def _describe_training(network: NetworkResults, images: int) -> str:
 def _describe_distillation(settings: Dict[str, Any]) -> str:
     methods = settings.get('method') or ['hdkd']  # runs of earlier versions had no other
     given = settings.get('teacher_checkpoint')
-    several = isinstance(given, list) and len(given) > 1
-    text = f', distilled from {len(given)} teachers' if several else ', distilled from a teacher'
+    given = [given] if isinstance(given, str) else given or []  # text in runs of earlier versions
+    text = f', distilled from {", ".join(given)}' if given else ', distilled from a teacher'
     if settings.get('teacher_logits'):
         text = ', distilled from stored logits'
     if methods == ['none']:

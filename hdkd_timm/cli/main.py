@@ -78,6 +78,11 @@ def create_parser(name: str) -> CommandParser:
     return parser
 
 
+def is_primary() -> bool:
+    """Is this the process of a distributed run that prints?"""
+    return int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run a command. Errors end in one line on stderr and exit code 1; `--debug` shows their traceback."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -91,7 +96,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter('%(message)s'))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger('hdkd_timm').setLevel(logging.INFO)
+    logging.getLogger('hdkd_timm').setLevel(logging.INFO if is_primary() else logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(PrintableStream(sys.stdout)):
         warnings.filterwarnings('ignore', 'Image size .* exceeds limit')  # Pillow's, which our error repeats
         warnings.showwarning = _show_warning

@@ -1,11 +1,11 @@
 """What `train`, `distill` and `demo` share: their options, and what they print after a run."""
 
 import argparse
-import os
 from typing import Any, Collection, Dict, Optional, Type
 
 from ..training.config import DistillConfig, TrainConfig, recipe_names
 from ..utils.config import flag
+from .main import is_primary
 from .parser import CommandParser
 
 CHECKED_IMAGES = 20_000  # most images among which the report at the end of a run looks for duplicates
@@ -68,11 +68,6 @@ def refuse_unused_of_training(args: argparse.Namespace, config: TrainConfig) -> 
     ):
         if is_unused:
             refuse_unused(args, names, reason)
-
-
-def is_primary() -> bool:
-    """Is this the process of a distributed run that prints?"""
-    return int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
 
 
 def print_results(metrics: Dict[str, Any], note: str, config: TrainConfig, args: argparse.Namespace) -> None:

@@ -32,8 +32,9 @@ class DistillationTask(TrainingTask):
     one of them, 'NAME:2', has its whole weight.
 
     A step takes one forward pass of each network, whatever the methods need of it. Student and teacher may be any timm
-    models with the same classes and input channels. The logit methods act on the distillation head of a student that
-    has one, which returns a pair of logits only inside the task, and their mean everywhere else.
+    models with the same input channels and, if a method compares logits, the same classes. The logit methods act on the
+    distillation head of a student that has one, which returns a pair of logits only inside the task, and their mean
+    everywhere else.
 
     Args:
         student_model: The model to train.

@@ -245,4 +245,5 @@ def _list_teachers(given: Union[nn.Module, Sequence[nn.Module]]) -> List[nn.Modu
 
 def _check_same(name: str, of_student: Any, of_teacher: Any) -> None:
     if of_student != of_teacher:
-        raise ValueError(f'{name} of student and teacher differ: {of_student} and {of_teacher}.')
+        way_out = ': choose methods of features, such as fitnet' if name == 'num_classes' else ''
+        raise ValueError(f'{name} of student and teacher differ: {of_student} and {of_teacher}{way_out}.')

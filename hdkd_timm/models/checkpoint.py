@@ -184,6 +184,8 @@ def find_model_folder(path: PathLike) -> Path:
     if (folder / 'best' / 'config.json').is_file():
         return folder / 'best'
     several = [str(config.parent.parent) for config in sorted(folder.glob('*/best/config.json'))]
+    if len(several) == 1 and not (folder / 'config.json').is_file():
+        return Path(several[0]) / 'best'
     if several and not (folder / 'config.json').is_file():
         raise ValueError(f"'{path}' holds several models: specify one of {', '.join(several)}.")
     return folder

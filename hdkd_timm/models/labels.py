@@ -99,7 +99,10 @@ def match_classes(
             )
         _reorder_classes(model, [names.index(name) for name in classes], what)
     if model.num_classes != len(classes):
-        raise ValueError(f'{what} has {model.num_classes} classes, the data {len(classes)}.')
+        raise ValueError(
+            f'{what} has {model.num_classes} classes, the data {len(classes)}: train it on them first, or distil its'
+            ' features alone (hdkd distill --method fitnet, infonce, ...).'
+        )
     if not names and has_ambiguous_order(classes):
         raise ValueError(
             f'{what} has no class names, and their order is ambiguous: {describe_orders(classes)}. Specify them by'

@@ -143,6 +143,8 @@ def _settings_table(network: Optional[str], settings: Dict[str, Any]) -> str:
         methods = settings.get('method', ('hdkd',))  # runs of earlier versions had no other
         uses_hdkd = 'hdkd' in [name.partition(':')[0] for name in methods]  # NAME:N is that of the N-th teacher
         keys = SHOWN_SETTINGS + SHOWN_OF_STUDENTS + (SHOWN_OF_HDKD if uses_hdkd else ())
+        if settings.get('teacher_checkpoint'):  # `teacher` is the one that would have been trained
+            keys = [key for key in keys if key != 'teacher']
     elif is_teacher(network or '') and 'teacher' in settings:  # those without a prefix are the student's
         own = {key.removeprefix('teacher_'): value for key, value in settings.items() if key.startswith('teacher_')}
         settings = {**settings, **{k: v for k, v in own.items() if v is not None}, 'model': settings['teacher']}

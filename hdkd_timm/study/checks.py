@@ -195,9 +195,10 @@ def check_teachers(configs: Sequence[DistillConfig], has_open: bool, untrained: 
                     else (found, f"in run '{run_folder_of(config)}'")
                 )
             if digests[key][0] != found:
+                where = 'have another SHA-256 in' if copy.name == INPUTS_FILE else 'differ in'
                 raise ValueError(
                     f"The teacher '{name}' of run '{run_folder_of(config)}' is not the one {digests[key][1]}: its"
-                    f" weights in '{copy}' differ. All runs of a study need the same teacher: restore it, {WAY_OUT}."
+                    f" weights {where} '{copy}'. All runs of a study need the same teacher: restore it, {WAY_OUT}."
                 )
 
 

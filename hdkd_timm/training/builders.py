@@ -21,7 +21,7 @@ from ..distillation.teacher import StoredLogits, find_teacher_size
 from ..evaluation.metrics import LOWER_IS_BETTER
 from ..evaluation.problem import MULTI_LABEL
 from ..models.checkpoint import SOURCE_PREFIXES, is_checkpoint_file, load_model
-from ..models.labels import match_classes
+from ..models.labels import match_classes, match_label_names
 from ..models.preprocessing import adapt_stats
 from ..utils.config import flag
 from ..utils.image_size import ImageSize, format_image_size, to_height_width
@@ -135,9 +135,9 @@ class GivenTeacher(NamedTuple):
 
 
 def compares_logits(config: TrainConfig, number: int) -> bool:
-    """Whether the logits of the N-th teacher, from 1, are compared, so that it must have the classes of the data."""
-    is_averaged = len(config.teacher_checkpoint or ()) > 1 and getattr(config, 'teachers', None) == 'average'
-    if is_averaged or not isinstance(config, DistillConfig):
+    """Whether the logits of the N-th teacher, from 1, are compared, so that it must have the classes of the data. Those
+    of a method that does not exist are, until its name is refused."""
+    if not isinstance(config, DistillConfig):
         return True
     names = {name for name, own in map(split_teacher, config.method) if own in (None, number)} - {'none'}
     if config.kd_type == 'none':
@@ -176,23 +176,32 @@ def create_teacher(
     label_names = config.teacher_label_names
     if len(config.teacher_checkpoint or ()) > 1:  # no flag could tell the names of each: their own order them
         label_names = model.pretrained_cfg.get('label_names')
-    has_classes = True
-    try:
+    difference = _describe_difference(model, classes, config.multi_label)
+    has_classes = not difference or compares_logits(config, number) or bool(config.teacher_label_names)
+    if has_classes:
         _match_problem(model, name, config)
         match_classes(model, classes, label_names, f"Teacher '{name}'")
-    except ValueError as e:
-        if compares_logits(config, number) or config.teacher_label_names:
-            way_out = (
-                ' Train it on them first, or distil its features alone (hdkd distill --method fitnet, infonce, ...).'
-            )
-            raise ValueError(f'{e}{way_out * (model.num_classes != len(classes))}') from e
-        has_classes = False
-        _logger.info(f'{e} Its features alone are compared: it is neither tested nor saved.')
+    else:
+        _logger.warning(
+            f"Teacher '{name}' {difference}: no method compares its logits, so it teaches all the same, and is neither"
+            ' tested nor saved with the run.'
+        )
     if model.in_chans != config.in_chans:
         raise ValueError(f"Teacher '{name}' takes {model.in_chans} channels, the student {config.in_chans}.")
     adapt_stats(model)
     _warn_of_teacher_size(model, name, config)
     return GivenTeacher(model, model_args, has_classes)
+
+
+def _describe_difference(teacher: nn.Module, classes: Sequence[str], is_multi_label: bool) -> str:
+    """How a teacher's classes differ from those of the data, whatever their order; '' if they do not."""
+    if (teacher.pretrained_cfg.get('problem_type') == MULTI_LABEL) != is_multi_label:
+        return f'gives an image {"one class" if is_multi_label else "any number of labels"}, unlike the data'
+    if teacher.num_classes != len(classes):
+        return f'has {teacher.num_classes} classes, the data {len(classes)}'
+    names = match_label_names(teacher, None, 'Teacher') or classes
+    others = [name for name in names if name not in classes]
+    return f"has other classes than the data, such as '{others[0]}'" if others else ''
 
 
 def _match_problem(teacher: nn.Module, name: str, config: TrainConfig) -> None:

@@ -96,9 +96,8 @@ def distill(config: DistillConfig, resume: bool = False, overwrite: bool = False
                         results[name] = _test_given_teacher(context, name, network)
                 else:
                     task = _create_task(context, networks, name, class_weight, stored)
-                    model, model_args, settings, _ = network
-                    trainer = Trainer(name, task, model, model_args, settings, context.folder / name, context)
-                    results[name] = trainer.run()
+                    of_network = (network.model, network.model_args, network.config)
+                    results[name] = Trainer(name, task, *of_network, context.folder / name, context).run()
             metrics = dict(context.describe(), models=results)
             if world.is_primary:
                 write_json(metrics, context.folder / METRICS_FILE, summed=True)
@@ -250,7 +249,7 @@ def _create_task(
     verbose: bool = False,
 ) -> TrainingTask:
     """The task of a network; the student's has the teachers, from the layers of whose first one it may start."""
-    model, _, config, _ = networks[name]
+    model, config = networks[name].model, networks[name].config
     if name != 'student' or not isinstance(config, DistillConfig):
         return create_task(model, config, class_weight)
     teachers = _list_teachers(networks)

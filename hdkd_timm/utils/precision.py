@@ -3,7 +3,7 @@
 import functools
 import logging
 import time
-from typing import Dict, List
+from typing import Dict, List, Set
 
 import torch
 from torch import nn
@@ -12,23 +12,26 @@ _logger = logging.getLogger(__name__)
 
 ROUNDS = 3
 MIN_SLOWDOWN = 1.5  # that is told: below it, other work on the machine may be the reason
+_warned: Set[torch.dtype] = set()
 
 
 def warn_of_slow_autocast(device: torch.device, dtype: torch.dtype) -> None:
-    """Warn if mixed precision takes longer than float32 on this processor, as it does without instructions for it.
+    """Warn, once in a process, if mixed precision takes longer than float32 on this processor, as it does without
+    instructions for it.
 
     Args:
         device: Device of the computation; nothing is tried on others than a CPU.
         dtype: Autocast dtype.
     """
-    if device.type != 'cpu':
+    if device.type != 'cpu' or dtype in _warned:
         return
     slowdown = measure_slowdown(dtype)
     if slowdown > MIN_SLOWDOWN:
+        _warned.add(dtype)
         name = str(dtype).removeprefix('torch.')
         _logger.warning(
-            f'--amp: mixed precision in {name} is {slowdown:.1f} times slower than float32 on this processor, measured'
-            ' on a convolutional block: use --no-amp.'
+            f'--amp: mixed precision in {name} is about {slowdown:.0f} times slower than float32 on this processor, as'
+            ' measured on a convolutional block: use --no-amp.'
         )
 
 

@@ -258,7 +258,7 @@ def test_card_of_runs_behind_a_given_one():
     assert 'No network has seen' not in text
     plan = REPRODUCE['read_plan']('ham10k')
     text = REPRODUCE['describe_runs'](plan, 'student', ['student'], [], 'a CPU')
-    assert '`student` starts from `hdkd_student.derm`, the released weights of this data.' in text
+    assert '`student` starts from `hdkd_student.derm`, trained on HAM10000 (Tschandl' in text
     assert 'on ImageNet' not in text.partition(plan.note[:20])[0]
 
 

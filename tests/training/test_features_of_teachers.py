@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 
 import pytest
 import timm
@@ -16,7 +15,7 @@ from hdkd_timm.distillation.checks import check_pair
 from hdkd_timm.distillation.methods import METHODS
 from hdkd_timm.distillation.networks import NetworkInfo, Pair
 from hdkd_timm.evaluation.run_results import list_unfinished, read_networks
-from hdkd_timm.models.checkpoint import save_model
+from hdkd_timm.models.checkpoint import find_model_folder, save_model
 from hdkd_timm.sharing.hub import write_hub_folder
 from hdkd_timm.study.checks import check_teachers
 from hdkd_timm.training.builders import compares_logits
@@ -36,18 +35,21 @@ def given(settings, tmp_path):
 
 
 def test_its_features_teach(given, run, tmp_path, caplog):
-    caplog.set_level(logging.INFO, 'hdkd_timm')
     metrics = distill(given)
-    assert f"{tmp_path / 'pretrained'}' has 5 classes, the data 3. Its features alone are compared" in caplog.text
+    assert f"{tmp_path / 'pretrained'}' has 5 classes, the data 3: no method compares its logits" in caplog.text
     assert list(metrics['models']) == ['student']
     assert not (run / 'teacher').exists()
     assert float(read_summary(run / 'student')[0]['train_fitnet_loss']) > 0
     assert list_unfinished([run]) == []
     assert [network.folder for network in read_networks([run])] == [run / 'student']
-    page = write_report([run], tmp_path / 'report.html').read_text()
-    assert 'distilled from a teacher' in page
+    page = write_report([run])
+    assert page == run / 'report.html'
+    assert f'distilled from {tmp_path / "pretrained"} by fitnet' in page.read_text()
+    assert find_model_folder(run) == run / 'student' / 'best'
     write_hub_folder(run / 'student', tmp_path / 'hub', 'org/student')
-    assert 'a locally trained model (pretrained)' in (tmp_path / 'hub' / 'README.md').read_text()
+    card = (tmp_path / 'hub' / 'README.md').read_text()
+    assert '| `teacher_checkpoint` | a locally trained model (pretrained) |' in card
+    assert '| `teacher` |' not in card  # none was trained
 
 
 def test_a_teacher_without_classes(given, run, tmp_path):
@@ -96,6 +98,7 @@ def test_same_classes_in_another_order(given, run, tmp_path):
         (dict(method=('kd:1', 'fitnet:2'), teachers='separate'), ['pretrained', 'own'], 'has 5 classes, the data 3'),
         (dict(method=('kd',)), ['own', 'pretrained'], 'has 5 classes, the data 3'),  # averaged
         (dict(method=('warmth',)), ['pretrained'], 'has 5 classes, the data 3'),
+        (dict(), ['own', 'pretrained'], r'the mean of 2 teachers .*\(--teachers separate\)'),
     ],
 )
 def test_logits_need_the_classes(given, run, tmp_path, changes, names, match):
@@ -112,6 +115,26 @@ def test_logits_of_one_and_features_of_another(given, run, tmp_path):
     config = dataclasses.replace(given, teacher_checkpoint=names, method=('kd:1', 'fitnet:2'), teachers='separate')
     assert list(distill(config)['models']) == ['teacher_1', 'student']
     assert list_unfinished([run]) == []
+
+
+def test_layers_of_the_first_of_two(given, tmp_path):
+    save_teacher(tmp_path / 'own', num_classes=5)
+    names = tuple(str(tmp_path / name) for name in ('own', 'pretrained'))
+    config = dataclasses.replace(given, teacher_checkpoint=names, method=('none',), init_from_teacher=())
+    assert list(distill(config)['models']) == ['student']
+
+
+@pytest.mark.parametrize(
+    ('names', 'match'), [(['c', 'b', 'a'], r'the order differs'), (['a', 'b'], '2 label names for the 3 classes')]
+)
+def test_mistakes_are_no_other_classes(given, run, tmp_path, names, match):
+    save_teacher(tmp_path / 'own')
+    path = tmp_path / 'own' / 'config.json'
+    path.write_text(json.dumps(dict(json.loads(path.read_text()), label_names=names)))
+    (tmp_path / 'own' / 'SHA256SUMS').unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=match):
+        distill(dataclasses.replace(given, teacher_checkpoint=str(tmp_path / 'own')))
+    assert not run.exists()
 
 
 def test_no_logits_to_store(given, tmp_path):
@@ -145,7 +168,6 @@ def test_which_teachers_are_compared(method, kd_type, expected):
         data_dir='d', method=method, kd_type=kd_type, teacher_checkpoint=('a', 'b'), teachers='separate'
     )
     assert [compares_logits(config, number) for number in (1, 2)] == expected
-    assert compares_logits(dataclasses.replace(config, teachers='average'), 1)
 
 
 def test_tasks_in_a_loop_of_ones_own():
