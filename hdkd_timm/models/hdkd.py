@@ -885,7 +885,9 @@ default_cfgs = generate_default_cfgs(
         'hdkd_student.brain_mri_64': _distilled_cfg(
             hf_hub_id=hub_id('hdkd_student.brain_mri_64'), input_size=(3, 64, 64), **_brain_mri
         ),
-        'hdkd_student.ham10k': _distilled_cfg(hf_hub_id=hub_id('hdkd_student.ham10k'), **_ham10k),
+        'hdkd_student.ham10k': _distilled_cfg(
+            hf_hub_id=hub_id('hdkd_student.ham10k'), input_size=(3, 128, 128), **_ham10k
+        ),
         'hdkd_student.derm': _distilled_cfg(hf_hub_id=hub_id('hdkd_student.derm'), input_size=(3, 128, 128), **_ham10k),
         'hdkd_student.chest_xray': _distilled_cfg(hf_hub_id=hub_id('hdkd_student.chest_xray'), **_chest_xray),
         'hdkd_student_plain.untrained': _student_cfg(),

@@ -46,7 +46,7 @@ RELEASES: Dict[str, Release] = {
         '388a79b65efc797b511cd5f323188c35d3563c610d0696c2f4c07b6f85f0ab3b', _BRAIN_MRI
     ),
     'hdkd_teacher.ham10k': Release('b935f1832c9b9d414751b7a7a02f5ae7e3d5a7e206643866b20a8d73baebab99', _HAM10K),
-    'hdkd_student.ham10k': Release('f069afe187cadda4bb49017ce538054066a0f5543108f9cf1f8bd08d430d296a', _HAM10K),
+    'hdkd_student.ham10k': Release('e6a1793aeb2e55a619093b61588658a89e3fe5276067b8a45ebd3689f69fc39e', _HAM10K),
     'hdkd_student.derm': Release('81cfdd1a6a4546a05fc2ff5d05a52047c3db667719f5479ecca8a33222db6fc6', _HAM10K),
     'hdkd_student.chest_xray': Release('e3aa3f4eeff8643e7a00bc8fe509edf8db2ce7a0e42c7afa437832dcd7b97dce', _CHEST_XRAY),
     'hdkd_student_s4.chest_xray': Release(
