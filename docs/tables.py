@@ -40,19 +40,43 @@ def all_images(rows: Rows) -> str:
     )
 
 
+STARTS = {'random': 'random weights', 'ImageNet': 'ImageNet weights', 'search': 'a search over models'}
+COLUMNS = ['network', 'starts from', 'px', 'accuracy', 'AUC', 'source']
+
+
+def _list_published(rows: Rows) -> List[List[str]]:
+    return [
+        [
+            *(r['network'], STARTS[r['start']], r['img_size'], f'{float(r["accuracy"]):.3f}'),
+            r['auc'] and f'{float(r["auc"]):.3f}',
+            r['source'],
+        ]
+        for r in rows
+    ]
+
+
 def chest_xray(rows: Rows) -> str:
     """The rows of the released weights, from their metrics, then the published ones in the order of the file."""
-    names = {'random': 'random weights', 'ImageNet': 'ImageNet weights', 'search': 'a search over models'}
     found = []
     for tag in ('hdkd_student.chest_xray', 'hdkd_student_s4.chest_xray'):
         with open(DOCS.parent / 'weights' / tag / 'metrics.json', encoding='utf-8') as file:
             test = json.load(file)['test']
         start = 'random weights, teacher from ImageNet weights'
         found.append([f'`{tag}`', start, '224', f'{test["accuracy"]:.3f}', f'{test["macro_auroc"]:.3f}', 'this page'])
-    for r in rows:
-        auc = r['auc'] and f'{float(r["auc"]):.3f}'
-        found.append([r['network'], names[r['start']], r['img_size'], f'{float(r["accuracy"]):.3f}', auc, r['source']])
-    return to_markdown(['network', 'starts from', 'px', 'accuracy', 'AUC', 'source'], found)
+    return to_markdown(COLUMNS, [*found, *_list_published(rows)])
+
+
+def breastmnist(rows: Rows) -> str:
+    """The arms of the study, means with standard deviations over the seeds, then the published rows."""
+    with open(DOCS / 'studies' / 'breastmnist' / 'results.csv', encoding='utf-8', newline='') as file:
+        arms = {r['arm']: r for r in csv.DictReader(file)}
+    names = {'hdkd': '`hdkd_student`, HDKD', 'alone': '`hdkd_student` alone'}
+    found = []
+    for arm, name in names.items():
+        metrics = ('accuracy', 'macro_auroc')
+        values = [(float(arms[arm][f'test_{metric}']), float(arms[arm][f'test_{metric}_sd'])) for metric in metrics]
+        found.append([name, STARTS['random'], '28', *(f'{mean:.3f} ± {sd:.3f}' for mean, sd in values), 'this page'])
+    return to_markdown(COLUMNS, [*found, *_list_published(rows)])
 
 
 def multi_label(rows: Rows) -> str:
@@ -360,7 +384,8 @@ def write_peers(folder: Path) -> str:
 TABLES: Dict[str, Callable[[Rows], str]] = {
     f.__name__: f
     for f in (
-        *(all_images, chest_xray, multi_label, training_step, training_step_avx2, training_step_avx512),
+        *(all_images, breastmnist, chest_xray, multi_label),
+        *(training_step, training_step_avx2, training_step_avx512),
         process_settings,
         *(step_profile, step_profile_avx512, inference_profile),
         *(student_inference, network_inference, exported_files, int8_accuracy),
