@@ -461,7 +461,9 @@ def test_input_that_a_network_takes():
 
 
 def load_teacher(name, classes, model_name=None, **settings):
-    return create_teacher(str(name), DistillConfig(**settings), classes, model_name)
+    model, model_args, has_classes = create_teacher(str(name), DistillConfig(**settings), classes, model_name)
+    assert has_classes
+    return model, model_args
 
 
 def test_teacher_in_any_form(tmp_path):

@@ -77,13 +77,13 @@ def load_given(folder):
 
 def test_results_and_report_have_all_teachers(finished, monkeypatch, tmp_path):
     monkeypatch.setattr('hdkd_timm.evaluation.plots.save_figure', save_blank)
-    _, metrics, run = finished
+    config, _, run = finished
     networks = read_networks([run])
     assert [network.label for network in networks] == ['teacher_1', 'teacher_2', 'student_alone', 'student']
     assert list_unfinished([run]) == []
     page = write_report([run], tmp_path / 'report.html', mistakes=0, check=False).read_text()
     assert 'teacher_2' in page
-    assert 'distilled from 2 teachers by kd and at' in page
+    assert f'distilled from {", ".join(config.teacher_checkpoint)} by kd and at' in page
 
 
 def test_finished_run_is_not_repeated(finished, caplog):
