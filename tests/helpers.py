@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+from timm.data import create_transform, resolve_data_config
 from torch import nn
 
 # a browser for the tests of pages
@@ -80,6 +81,21 @@ def write_images(folder, classes=('a', 'b', 'c'), number=6, size=40, mode='RGB',
         for j in range(number):
             pixels = rng.normal(40 + 80 * i, 20, (size, size, 3)).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).convert(mode).save(folder / name / f'{j}{suffix}')
+
+
+def spread_predictions(model, folder):
+    """Change a network's heads so that its predictions differ from image to image of a folder, in place."""
+    paths = sorted(folder.rglob('*.png'))
+    transform = create_transform(**resolve_data_config({'input_size': (3, *model.img_size)}, model=model))
+    images = torch.stack([transform(Image.open(path).convert('RGB')) for path in paths])
+    heads = model.get_classifier()
+    with torch.no_grad():
+        for head in heads if isinstance(heads, tuple) else (heads,):
+            head.weight *= 100
+            head.bias.zero_()
+        offset = model.eval()(images).mean(dim=0)
+        for head in heads if isinstance(heads, tuple) else (heads,):
+            head.bias -= offset
 
 
 def save_blank(figure, path, dpi):

@@ -27,6 +27,8 @@ COMMANDS = {  # heading -> command -> its help; a command is the module of its n
     'use a trained model': {
         'eval': 'evaluate a model on a split',
         'predict': 'classify images',
+        'average': 'average the weights of several models, in shares that validation images choose',
+        'adjust': 'adjust the logits of a model for classes that are rare in training',
         'calibrate': 'fit the temperature of a model on validation images',
         'explain': 'show which parts of an image a prediction rests on',
         'report': 'write an HTML page about a run, or comparing several',

@@ -38,6 +38,7 @@ __all__ = [
     'SOURCE_PREFIXES',
     'convert_checkpoint',
     'download',
+    'find_label_settings',
     'find_model_folder',
     'is_checkpoint_file',
     'load_model',
@@ -292,6 +293,11 @@ def _load_pretrained(
     return model, {k: v for k, v in {**saved_args, **args}.items() if k != 'pretrained_strict'}
 
 
+def find_label_settings(model: nn.Module) -> Dict[str, Any]:
+    """What a model says of images with any number of labels, as `save_model` takes it; empty if they have one class."""
+    return {key: model.pretrained_cfg[key] for key in _PROBLEM if key in model.pretrained_cfg}
+
+
 def _set_problem(model: nn.Module, source: Mapping[str, Any], what: str) -> None:
     """Record in a model that its images have any number of labels, and their thresholds, if its source says so.
 
@@ -494,6 +500,5 @@ def convert_checkpoint(
     """
     model, model_args = _load_checkpoint_file(Path(path), model_name, None, use_ema, model_kwargs)
     label_names = match_label_names(model, label_names, f"Checkpoint '{path}'")
-    problem = {key: model.pretrained_cfg[key] for key in _PROBLEM if key in model.pretrained_cfg}
-    save_model(model, folder, label_names=label_names, model_args=model_args, problem=problem)
+    save_model(model, folder, label_names=label_names, model_args=model_args, problem=find_label_settings(model))
     return model.pretrained_cfg['architecture'], model_args

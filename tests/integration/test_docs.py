@@ -80,6 +80,8 @@ def test_commands_are_found():
         'distill',
         'eval',
         'predict',
+        'average',
+        'adjust',
         'calibrate',
         'explain',
         'convert',
