@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any, Collection, Dict, List, Optional, Sequence, Tuple, Union
 
@@ -27,8 +28,8 @@ from hdkd_timm import DistillConfig, EvalConfig, TrainConfig, distill, evaluate_
 from hdkd_timm.data.config import DataConfig
 from hdkd_timm.data.datasets import create_datasets
 from hdkd_timm.data.samples import list_images
-from hdkd_timm.evaluation.average import average_models
-from hdkd_timm.evaluation.logit_adjustment import adjust_model
+from hdkd_timm.evaluation.average import AVERAGE_FILE, average_models
+from hdkd_timm.evaluation.logit_adjustment import ADJUSTMENT_FILE, adjust_model
 from hdkd_timm.evaluation.plots import plot_confusion_matrix
 from hdkd_timm.evaluation.run_results import NetworkResults, count_images, read_networks
 from hdkd_timm.models.averaging import check_shares
@@ -116,19 +117,30 @@ def read_plan(name: str, changes: Optional[Path] = None) -> Plan:
     plan.settings = check_settings(plan.settings, [DistillConfig], f'settings of {where}')
     known: List[str] = []
     for key, run in plan.runs.items():
+        if 'average' in run or 'logit_adjustment' in run:
+            check_average(run, f"Run '{key}' of {where}")
         unknown = [parent for parent in plan.parents(key) if parent not in known]
         if unknown:
             raise ValueError(f"Run '{key}' of {where} needs '{unknown[0]}', which is no earlier run.")
         own = {k: v for k, v in run.items() if k not in REFERENCES}
         references = {k: run[k] for k in REFERENCES if k in run}
-        if 'average' in run:
-            check_shares(list(run['average'].values()), len(run['average']))
-            unknown = sorted(set(own) - {'select_metric'})
-            if unknown:
-                raise ValueError(f"Run '{key}' of {where} is an average, which has no setting '{unknown[0]}'.")
         plan.runs[key] = {**references, **check_settings(own, [DistillConfig], f"run '{key}' of {where}")}
         known.append(key)
     return plan
+
+
+def check_average(run: Dict[str, Any], what: str) -> None:
+    """Raise ValueError if a run is not an average of two runs or more in shares with a sum of 1, perhaps with a tau."""
+    shares, tau = run.get('average'), run.get('logit_adjustment')
+    numbers = list(shares.values()) if isinstance(shares, dict) else []
+    if len(numbers) < 2 or not all(isinstance(number, (int, float)) for number in numbers):
+        raise ValueError(f'{what}: its average must be RUN: SHARE of two runs or more, got {shares!r}.')
+    check_shares(numbers, len(numbers))
+    if tau is not None and not (isinstance(tau, (int, float)) and 0 <= tau < float('inf')):
+        raise ValueError(f'{what}: its logit_adjustment must be a number from 0, got {tau!r}.')
+    unknown = sorted(set(run) - {'average', 'logit_adjustment', 'select_metric'})
+    if unknown:
+        raise ValueError(f"{what} is an average, which has no '{unknown[0]}'.")
 
 
 def write_splits(folder: Path, data_dir: Path, settings: Dict[str, Any]) -> Tuple[Path, Path]:
@@ -197,6 +209,11 @@ class Trainings:
         (network,) = read_networks([self.network(name)])
         return network
 
+    def seed_of(self, name: str) -> int:
+        """Seed of a run, or of the plan for an average, whose members may have others."""
+        default = self.plan.settings.get('seed', TrainConfig.seed)
+        return self.plan.runs[name].get('seed', self.seed.get('seed', default))
+
     def is_average(self, name: str) -> bool:
         return 'average' in self.plan.runs[name]
 
@@ -259,6 +276,9 @@ class Trainings:
                 best = temporary / 'adjusted'
                 adjust_model(temporary / 'average', best, images, record['logit_adjustment'])
             best.rename(temporary / 'best')
+            shutil.rmtree(temporary / 'average', ignore_errors=True)
+            for file in (AVERAGE_FILE, ADJUSTMENT_FILE):  # they name this folder; metrics.json has what they say
+                (temporary / 'best' / file).unlink(missing_ok=True)
             report, _ = evaluate_model(str(temporary / 'best'), images)
             model, _ = load_model(temporary / 'best')
             found = {'parameters': sum(p.numel() for p in model.parameters()), 'classes': report['classes']}
@@ -445,7 +465,7 @@ def write_release(tag: str, trainings: Trainings, vals: Dict[int, float], metric
             'name': tag,
             'classes': trained['classes'],
             'parameters': trained['parameters'],
-            'seed': trainings.seed.get('seed', settings['seed']),
+            'seed': trainings.seed_of(name),
             f'val_{metric}_of_seeds': vals,
             'device': device,
             'stages': [each for each in runs if each['run'] in plan.lineage(name)],
@@ -549,7 +569,7 @@ def main() -> None:
         metric = plan.runs[run].get('select_metric', plan.settings.get('select_metric', 'balanced_accuracy'))
         vals, best = {}, None
         for trainings in of_seeds.values():
-            seed = trainings.seed.get('seed', plan.settings.get('seed', TrainConfig.seed))
+            seed = trainings.seed_of(run)
             vals[seed] = trainings.describe(run)[f'val_{metric}']
             if best is None or vals[seed] == max(vals.values()):
                 best = trainings

@@ -2,15 +2,18 @@
 
 import argparse
 import dataclasses
+from pathlib import Path
 
+from ..data.config import DataConfig
 from ..evaluation.candidates import format_candidates, format_numbers
 from ..evaluation.evaluate import EvalConfig
 from ..evaluation.logit_adjustment import adjust_model
 from ..evaluation.metrics import METRICS
 from ..evaluation.run_results import find_run_data
-from .parser import MODEL, CommandParser, read_settings
+from .parser import MODEL, CommandParser, read_settings, refuse_given
 
 DEFAULTS = dict(split='val')
+LOADING = ('model', 'model_kwargs', 'img_size', 'use_ema', 'label_names')  # settings that need no evaluation
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -28,12 +31,20 @@ def add_arguments(parser: CommandParser) -> None:
         choices=METRICS,
         help='metric of the images that chooses tau (default: balanced_accuracy)',
     )
-    parser.add_settings(EvalConfig, exclude=('calibrated', 'bootstrap', 'multi_label'), **DEFAULTS)
+    parser.add_settings(EvalConfig, exclude=('calibrated', 'bootstrap', 'multi_label', 'tta'), **DEFAULTS)
 
 
 def run(args: argparse.Namespace) -> None:
     config = read_settings(EvalConfig, args, takes_run=True, **DEFAULTS)
+    if args.tau is not None:
+        data = [field.name for field in dataclasses.fields(DataConfig)]
+        refuse_given(args, EvalConfig, 'with --tau: no image is evaluated', but=[*LOADING, *data])
     if not (config.data_dir or config.data_csv or config.dataset):
+        if not Path(args.checkpoint).exists():
+            raise FileNotFoundError(
+                f"'{args.checkpoint}' is not a folder or file of a run, whose images would be taken: give the images"
+                ' that it was trained on, in splits, with --data-dir or --data-csv.'
+            )
         config = dataclasses.replace(config, **find_run_data(args.checkpoint))
     result = adjust_model(args.checkpoint, args.out_dir, config, args.tau, args.select_metric)
     if 'candidates' in result:

@@ -6,9 +6,10 @@ from ..evaluation.average import average_models
 from ..evaluation.candidates import format_candidates, format_numbers
 from ..evaluation.evaluate import EvalConfig
 from ..evaluation.metrics import METRICS, MULTI_LABEL_METRICS
-from .parser import MODEL, CommandParser, read_settings
+from .parser import MODEL, CommandParser, read_settings, refuse_given
 
 DEFAULTS = dict(split='val')
+LOADING = ('model', 'model_kwargs', 'img_size', 'use_ema', 'label_names')  # settings that need no images
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -31,7 +32,9 @@ def add_arguments(parser: CommandParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    config = read_settings(EvalConfig, args, **DEFAULTS)
+    config = read_settings(EvalConfig, args, takes_run=True, **DEFAULTS)
+    if not (config.data_dir or config.data_csv or config.dataset):
+        refuse_given(args, EvalConfig, 'without images: add --data-dir or --data-csv', but=LOADING)
     result = average_models(args.models, args.out_dir, args.shares, config, args.select_metric)
     if 'candidates' in result:
         print(format_candidates(result['candidates'], 'shares', result['shares'], result['select_metric']))

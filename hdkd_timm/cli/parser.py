@@ -5,7 +5,7 @@ import dataclasses
 import sys
 from typing import Any, Collection, Dict, List, Optional, Sequence, Tuple, Type, TypeVar
 
-from ..utils.config import KeyValues, add_arguments, check_settings, from_arguments, read_yaml
+from ..utils.config import KeyValues, add_arguments, check_settings, flag, from_arguments, read_yaml
 from ..utils.image_size import join_image_sizes, parse_image_size
 
 ConfigT = TypeVar('ConfigT')
@@ -146,6 +146,14 @@ def read_settings(
     return config
 
 
+def refuse_given(args: argparse.Namespace, config_cls: Type[Any], why: str, but: Collection[str] = ()) -> None:
+    """Raise ValueError for a flag of a settings dataclass that was given, other than some, since it has no effect."""
+    names = {field.name for field in dataclasses.fields(config_cls)} - set(but)
+    given = [name for name in vars(args) if name in names]
+    if given:
+        raise ValueError(f'{flag(given[0])} has no effect {why}.')
+
+
 def _read_files(config_cls: Type[Any], args: argparse.Namespace, takes_run: bool) -> Dict[str, Any]:
     recipe = getattr(args, 'recipe', None)
     if not (recipe or args.config):
@@ -167,16 +175,17 @@ def _read_files(config_cls: Type[Any], args: argparse.Namespace, takes_run: bool
         found = check_settings(given, classes, f"'{args.config}'")
         values.update({name: value for name, value in found.items() if name in fields})
         of_a_run = not found.keys() <= fields
-    if takes_run and hasattr(args, 'checkpoint'):
-        _drop_architecture(values, args.checkpoint, of_a_run)
+    models = [args.checkpoint] if hasattr(args, 'checkpoint') else getattr(args, 'models', [])
+    if takes_run and models:
+        _drop_architecture(values, models, of_a_run)
     return values
 
 
-def _drop_architecture(values: Dict[str, Any], model: str, of_a_run: bool) -> None:
-    """Remove the settings of a run's student from those of a file, unless the model is a checkpoint file: any other
+def _drop_architecture(values: Dict[str, Any], models: Sequence[str], of_a_run: bool) -> None:
+    """Remove the settings of a run's student from those of a file, unless a model is a checkpoint file: any other
     records its own architecture and image size, and may be the run's teacher."""
     from ..models.checkpoint import is_checkpoint_file
 
-    if not is_checkpoint_file(model):
+    if not any(map(is_checkpoint_file, models)):
         for name in ('model', 'model_kwargs', *(['img_size'] if of_a_run else [])):
             values.pop(name, None)

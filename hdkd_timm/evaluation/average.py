@@ -6,14 +6,15 @@ import tempfile
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
+from ..data.datasets import create_datasets
+from ..data.samples import SampleDataset
 from ..models.averaging import Averageable, average_weights, check_shares, load_averageable
-from ..models.checkpoint import find_model_folder, save_model
-from ..utils.csv_files import iterate_rows
+from ..models.checkpoint import save_model
 from ..utils.files import PathLike, check_output_folder, new_folder, write_json
-from ..utils.run_files import IMAGES_FILE
 from .candidates import Candidate, choose, format_numbers, rank
 from .evaluate import EvalConfig, evaluate_model
 from .metrics import METRIC_NAMES
+from .model_sources import check_changeable, check_unseen, warn_of_calibration
 
 _logger = logging.getLogger(__name__)
 
@@ -48,11 +49,12 @@ def average_models(
 
     Raises:
         FileExistsError: if the folder exists.
-        FileNotFoundError, ValueError: as `load_averageable` and `evaluate_model`; if the shares are not valid, or
-            images or a metric are given beside them; if a validation image is a training image of one of the models,
-            or the metric is not one of the images'.
+        FileNotFoundError, ValueError: as `load_averageable`, `check_changeable` and `evaluate_model`; if the shares are
+            not valid, or images or a metric are given beside them; if a validation image is a training image of one of
+            the models, or the metric is not one of the images'.
     """
     check_output_folder(folder, '--out-dir')
+    check_changeable(names)
     config = config or EvalConfig()
     has_images = bool(config.data_dir or config.data_csv or config.dataset)
     if shares is not None:
@@ -69,6 +71,7 @@ def average_models(
         use_ema=config.use_ema,
         model_kwargs=config.model_kwargs,
     )
+    warn_of_calibration(names)
     record: Dict[str, Any] = {'models': [str(name) for name in names]}
     if has_images:
         select_metric = select_metric or ('macro_auroc' if models.problem else 'balanced_accuracy')
@@ -97,21 +100,27 @@ def _try(names: Sequence[PathLike], models: Averageable, config: EvalConfig, sel
     # an average's folder tells its architecture and size
     config = dataclasses.replace(config, model=None, model_kwargs={}, img_size=None, bootstrap=0, calibrated=False)
     candidates: List[Candidate] = []
+    datasets, _ = create_datasets(
+        dataclasses.replace(
+            config, in_chans=models.model.in_chans, multi_label=bool(models.problem), check_images=False
+        ),
+        only=config.split,
+    )
+    if isinstance(datasets[config.split], SampleDataset):
+        check_unseen(names, datasets[config.split].samples.filenames(), config.split)
 
     def evaluate(shares: List[float]) -> Candidate:
         with tempfile.TemporaryDirectory() as parent:
             _save(models, shares, Path(parent) / 'average')
             # the first one has read all images
             checked = dataclasses.replace(config, check_images=config.check_images and not candidates)
-            report, images = evaluate_model(str(Path(parent) / 'average'), checked)
+            report, _ = evaluate_model(str(Path(parent) / 'average'), checked)
         found = {'shares': shares, **{key: value for key, value in report.items() if isinstance(value, float)}}
-        if not candidates:
-            if report.get('classes_guessed'):
-                raise ValueError(
-                    'The models have no class names, and their order is ambiguous: name the classes in index order,'
-                    ' --label-names NAME ...'
-                )
-            _check_unseen(names, images['names'], config.split)
+        if report.get('classes_guessed'):
+            raise ValueError(
+                'The models have no class names, and their order is ambiguous: name the classes in index order,'
+                ' --label-names NAME ...'
+            )
         rank(found, select_metric)
         candidates.append(found)
         _logger.info(f'shares {format_numbers(shares)}: {METRIC_NAMES[select_metric]} {found[select_metric]:.4f}')
@@ -138,23 +147,3 @@ def _add_greedily(number: int, evaluate: Callable[[List[float]], Candidate], sel
         found = rank(evaluate(even([*chosen, i])), select_metric)
         if found >= best:
             chosen, best = [*chosen, i], found
-
-
-def _check_unseen(names: Sequence[PathLike], files: Sequence[str], split: str) -> None:
-    """Check that no image is one that a model was trained on, as far as they belong to runs.
-
-    Raises:
-        ValueError: names the model, and one of the images.
-    """
-    for name in names:
-        if not Path(name).exists():
-            continue
-        folder = find_model_folder(Path(name) if Path(name).is_dir() else Path(name).parent).resolve()
-        tables = [each / IMAGES_FILE for each in (folder, *list(folder.parents)[:2]) if (each / IMAGES_FILE).is_file()]
-        seen = {row['path'] for table in tables[:1] for row in iterate_rows(table) if row['split'] == 'train'}
-        leaked = sorted(seen.intersection(files))
-        if leaked:
-            raise ValueError(
-                f"{len(leaked)} of the {len(files)} images of split '{split}' are training images of '{name}', such as"
-                f" '{leaked[0]}': no choice can be made on them. Give images that none of the models has seen."
-            )

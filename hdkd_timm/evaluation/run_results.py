@@ -12,13 +12,14 @@ from timm.utils import natural_key
 
 from ..data.config import DataConfig
 from ..data.targets import SEPARATOR, name_targets
-from ..models.checkpoint import find_model_folder
+from ..models.checkpoint import find_model_folder, is_checkpoint_file
 from ..utils.config import check_settings, read_yaml
 from ..utils.csv_files import iterate_rows, read_rows
 from ..utils.files import PathLike, check_sums
 from ..utils.parsing import read_json
 from ..utils.run_files import CONFIG_FILE, IMAGES_FILE, INPUTS_FILE, METRICS_FILE, PREDICTIONS_FILE, SUMMARY_FILE
 from .metrics import METRIC_NAMES, format_interval, format_metric
+from .model_sources import find_run
 from .multi_label import assign_labels
 from .predictions import read_predictions
 from .problem import MULTI_LABEL, Problem, SingleLabel, find_problem
@@ -330,14 +331,12 @@ def list_missing_files(network: NetworkResults) -> List[str]:
 
 
 def find_run_data(name: PathLike) -> Dict[str, Any]:
-    """Settings that read the images of the run that a model folder belongs to, in the splits of the run.
+    """Settings that read the images of the run that a model folder or checkpoint file belongs to, in its splits.
 
     Raises:
         FileNotFoundError: if it does not belong to a run.
     """
-    folder = find_model_folder(name).resolve()
-    candidates = (folder, *list(folder.parents)[:2])
-    run = next((f for f in candidates if (f / CONFIG_FILE).is_file() and (f / IMAGES_FILE).is_file()), None)
+    run = find_run(name if is_checkpoint_file(name) else find_model_folder(name))
     if run is None:
         raise FileNotFoundError(
             f"'{name}' does not belong to a run (folder with {CONFIG_FILE} and {IMAGES_FILE}): specify the images with"

@@ -79,6 +79,12 @@ def average_weights(
     }
 
 
+def _check_finite(model: nn.Module, name: PathLike) -> None:
+    for key, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"'{name}' has weights that are not finite: '{key}'.")
+
+
 def _check_shapes(first: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> None:
     for name in {**first, **other}:
         if _shape(first, name) != _shape(other, name):
@@ -104,15 +110,17 @@ def load_averageable(
 
     Raises:
         FileNotFoundError, ValueError: as `load_model`; if there are fewer than two, or if their architecture, classes,
-            image size, preprocessing or licence differ (named).
+            image size, preprocessing or licence differ (named), or weights are not finite.
     """
     if len(names) < 2:
         raise ValueError(f'An average needs two models or more, got {", ".join(map(str, names)) or "none"}.')
     model, args = load_model(names[0], **options)
+    _check_finite(model, names[0])
     labels = match_label_names(model, label_names, f"Model '{names[0]}'")
     found, state_dicts = _describe(model, labels), [{name: t.clone() for name, t in model.state_dict().items()}]
     for name in names[1:]:
         other, other_args = load_model(name, **options)
+        _check_finite(other, name)
         described = _describe(other, match_label_names(other, label_names, f"Model '{name}'"))
         for key, value in found.items():
             if not is_same_argument(value, described[key]):

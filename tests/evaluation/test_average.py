@@ -122,6 +122,30 @@ def test_training_images_choose_nothing(tmp_path, config):
     assert Path(tmp_path / 'average' / 'model.safetensors').is_file()
 
 
+def test_command_with_a_relative_path_of_training_images(tmp_path, config, monkeypatch, capsys):
+    settings = {k: v for k, v in TINY_STUDENT.items() if k not in ('img_size', 'num_classes')}
+    write_images(tmp_path / 'data' / 'train', number=6, seed=1)
+    monkeypatch.chdir(tmp_path)
+    for name in ('a', 'b'):
+        train(
+            TrainConfig(
+                data_dir='data', img_size=32, epochs=1, batch_size=8, workers=0, device='cpu', bootstrap=0,
+                model_kwargs=settings, experiment=name,
+            )
+        )  # fmt: skip
+    command = ['average', 'runs/a', 'local-dir:runs/b/best', '--out-dir', 'average', '-j', '0', '--device', 'cpu']
+    assert main([*command, '--data-dir', 'data', '--split', 'train']) == 1
+    assert "18 of the 18 images of split 'train' are training images of 'runs/a'" in capsys.readouterr().err
+    assert main([*command, '--config', 'runs/a/config.yaml']) == 0  # its validation images
+    assert 'shares' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('flags', [['--split', 'test'], ['--tta', 'hflip'], ['--batch-size', '3'], ['--in-chans', '1']])
+def test_flags_without_an_effect(folders, tmp_path, flags, capsys):
+    assert main(['average', *map(str, folders[:2]), '--out-dir', str(tmp_path / 'average'), *flags]) == 1
+    assert f'{flags[0]} has no effect without images: add --data-dir or --data-csv' in capsys.readouterr().err
+
+
 def test_wrong_arguments(tmp_path, folders, config, capsys):
     out = tmp_path / 'average'
     with pytest.raises(ValueError, match='Images choose the shares: give either images or --shares'):

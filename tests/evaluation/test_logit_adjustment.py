@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,46 @@ def test_command_with_a_run(tmp_path, data_dir, capsys):
     assert (counted.count('a'), counted.count('b')) == (12, 3)
 
 
+def test_the_splits_are_not_the_same_images(tmp_path, data_dir, model_dir):
+    """A folder of classes without splits, whose images would be counted and chosen by."""
+    config = EvalConfig(data_dir=str(data_dir / 'val'), split='val', workers=0, device='cpu')
+    with pytest.raises(ValueError, match="27 images are in both split 'train' and split 'val', such as"):
+        adjust_model(model_dir, tmp_path / 'new', config)
+    adjust_model(model_dir, tmp_path / 'new', config, 0.5)  # nothing is chosen
+
+
+@pytest.mark.parametrize('flags', [['--split', 'test'], ['--batch-size', '3'], ['--amp']])
+def test_flags_without_an_effect(tmp_path, data_dir, model_dir, flags, capsys):
+    command = ['adjust', str(model_dir), '--data-dir', str(data_dir), '--out-dir', str(tmp_path / 'new')]
+    assert main([*command, '--tau', '0.5', *flags]) == 1
+    assert f'{flags[0]} has no effect with --tau: no image is evaluated' in capsys.readouterr().err
+    assert main([*command, '--tau', '0.5', '--seed', '3']) == 0
+
+
+def test_models_that_belong_to_no_run_need_images(tmp_path, model_dir, capsys):
+    for name, error in (
+        ('hdkd_student.derm', "'hdkd_student.derm' is not a folder or file of a run, whose images would be taken"),
+        (model_dir, f"'{model_dir}' does not belong to a run"),
+    ):
+        assert main(['adjust', str(name), '--out-dir', str(tmp_path / 'new')]) == 1
+        assert error in capsys.readouterr().err
+
+
+def test_networks_that_know_of_rare_classes_already(tmp_path, data_dir, model_dir, caplog):
+    config = EvalConfig(data_dir=str(data_dir), split='val', workers=0, device='cpu')
+    adjust_model(model_dir, tmp_path / 'once', config, 0.5)
+    assert 'adjusted already' not in caplog.text
+    adjust_model(tmp_path / 'once', tmp_path / 'twice', config, 0.5)
+    assert f"'{tmp_path / 'once'}' has been adjusted already: both adjustments add up" in caplog.text
+    run = tmp_path / 'run'
+    run.mkdir()
+    (run / 'config.yaml').write_text('class_weights: balanced\n')
+    (run / 'images.csv').write_text('path,label,split\n')
+    shutil.copytree(model_dir, run / 'best')
+    adjust_model(run, tmp_path / 'third', config, 0.5)
+    assert 'was trained with class_weights balanced, which makes up for rare classes already' in caplog.text
+
+
 def test_a_tau_of_0_is_said_to_change_nothing(tmp_path, data_dir, model_dir, caplog):
     config = EvalConfig(data_dir=str(data_dir), split='val', workers=0, device='cpu')
     adjust_model(model_dir, tmp_path / 'new', config, 0.0)
@@ -125,11 +166,14 @@ def test_a_tau_of_0_is_said_to_change_nothing(tmp_path, data_dir, model_dir, cap
         (dict(tau=-1.0), '--tau must be a number from 0, got -1'),
         (dict(tau=float('nan')), '--tau must be a number from 0, got nan'),
         (dict(select_metric='mean_ap'), '--select-metric must be one of accuracy, balanced_accuracy'),
+        (dict(tta='hflip'), '--tta hflip averages probabilities'),
+        (dict(in_chans=1), 'expects 3 channels, not --in-chans 1'),
         (dict(tau=1.0, select_metric='accuracy'), '--select-metric accuracy has no effect with --tau'),
     ],
 )
 def test_wrong_arguments(tmp_path, data_dir, model_dir, arguments, error):
-    config = EvalConfig(data_dir=str(data_dir), split='val', workers=0, device='cpu')
+    settings = {key: arguments.pop(key) for key in ('tta', 'in_chans') if key in arguments}
+    config = EvalConfig(data_dir=str(data_dir), split='val', workers=0, device='cpu', **settings)
     with pytest.raises(ValueError, match=error):
         adjust_model(model_dir, tmp_path / 'new', config, **arguments)
     assert not (tmp_path / 'new').exists()
@@ -142,10 +186,10 @@ def test_models_that_cannot_be_adjusted(tmp_path, data_dir, caplog):
     with pytest.raises(ValueError, match='has no class names: name them in index order, --label-names'):
         adjust_model(tmp_path / 'nameless', tmp_path / 'new', config)
     save_model(create_student(num_classes=4), tmp_path / 'more', label_names=list('abcd'))
-    with pytest.raises(ValueError, match=r"Class 'd' is not in both the training images \(a, b, c\) and the model"):
+    with pytest.raises(ValueError, match=r"Class 'd' of the model has no training image \(found: a, b, c\)"):
         adjust_model(tmp_path / 'more', tmp_path / 'new', config)
     save_model(create_student(num_classes=2), tmp_path / 'fewer', label_names=list('ab'))
-    with pytest.raises(ValueError, match="Class 'c' is not in both"):
+    with pytest.raises(ValueError, match="Class 'c' of the training images is none of the model's: a, b"):
         adjust_model(tmp_path / 'fewer', tmp_path / 'new', config)
     problem = dict(problem_type='multi_label_classification', thresholds=dict.fromkeys('abc', 0.5))
     save_model(create_student(num_classes=3), tmp_path / 'labels', label_names=list('abc'), problem=problem)

@@ -205,6 +205,9 @@ def test_release_of_an_average(released, data_dir, tmp_path, caplog):
     assert '| `soup` | `hdkd_teacher` | 32 | – | – | – |' in card
     assert '`epochs`' not in card
 
+    assert sorted(path.name for path in trainings.folder('soup').iterdir()) == ['best', 'metrics.json']
+    assert sorted(path.name for path in (trainings.folder('soup') / 'best').iterdir()) == ['config.json', WEIGHTS]
+    assert trainings.seed_of('soup') == metrics['seed'] == 1
     trainings.train('soup')  # it is there
     plan.runs['soup']['logit_adjustment'] = 0.25
     with pytest.raises(ValueError, match='soup. is of another average or adjustment: give another --output'):
@@ -325,9 +328,15 @@ def test_card_of_runs_behind_a_given_one():
         ({'a': dict(wings=2)}, "Unknown setting 'wings' in run 'a'"),
         ({'a': dict(average={'teacher': 0.5, 'student': 0.6})}, 'Shares must be 2 numbers from 0 to 1 with a sum of 1'),
         ({'a': dict(average={'teacher': 0.5, 'b': 0.5})}, "Run 'a' of .* needs 'b', which is no earlier run"),
+        ({'a': dict(average={'teacher': 0.5, 'student': 0.5}, epochs=3)}, "Run 'a' of .* an average, .* no 'epochs'"),
+        ({'a': dict(average={'teacher': 0.5, 'student': 0.5}, start='teacher')}, "is an average, which has no 'start'"),
+        ({'a': dict(average={'teacher': 1.0})}, 'its average must be RUN: SHARE of two runs or more'),
+        ({'a': dict(average=['teacher', 'student'])}, 'its average must be RUN: SHARE of two runs or more'),
+        ({'a': dict(average={'teacher': '0.5', 'student': 0.5})}, 'its average must be RUN: SHARE of two runs or more'),
+        ({'student': dict(logit_adjustment=0.5)}, 'its average must be RUN: SHARE of two runs or more, got None'),
         (
-            {'a': dict(average={'teacher': 0.5, 'student': 0.5}, epochs=3)},
-            "Run 'a' of .* is an average, which has no setting 'epochs'",
+            {'a': dict(average={'teacher': 0.5, 'student': 0.5}, logit_adjustment=-1)},
+            'its logit_adjustment must be a number from 0, got -1',
         ),
     ],
 )

@@ -83,6 +83,15 @@ def test_one_model_has_no_average(tmp_path):
         load_averageable([tmp_path / 'a'])
 
 
+def test_weights_that_are_not_finite_are_named(tmp_path):
+    save_model(create_student(), tmp_path / 'a', label_names=list('abcde'))
+    broken = create_student()
+    broken.head.bias.data[2] = float('nan')
+    save_model(broken, tmp_path / 'b', label_names=list('abcde'))
+    with pytest.raises(ValueError, match=r"b' has weights that are not finite: 'head.bias'"):
+        load_averageable([tmp_path / 'a', tmp_path / 'b'])
+
+
 def test_thresholds_of_labels_are_said_to_be_the_first_models(tmp_path, caplog):
     for name, low in (('a', 0.2), ('b', 0.6)):
         problem = dict(problem_type='multi_label_classification', thresholds=dict.fromkeys('abcde', low))
