@@ -215,6 +215,22 @@ def int8_accuracy(rows: Rows) -> str:
     )
 
 
+def rare_classes(rows: Rows) -> str:
+    def cell(row: Dict[str, str], name: str) -> str:
+        value = row[name]
+        return value and (f'{float(value):.3f}' if name.endswith('auroc') else f'{100 * float(value):.1f} %')
+
+    names = [f'{split}_{metric}' for split in ('val', 'test') for metric in METRICS]
+    return to_markdown(
+        [
+            'HAM10000',
+            'tau',
+            *(f'{split}: {name}' for split in ('validation', 'test') for name in RELEASED_COLUMNS[-3:]),
+        ],
+        [[f'`{r["network"]}`', r['tau'], *(cell(r, name) for name in names)] for r in rows],
+    )
+
+
 def network_inference(rows: Rows) -> str:
     return to_markdown(
         [
@@ -389,6 +405,7 @@ TABLES: Dict[str, Callable[[Rows], str]] = {
         process_settings,
         *(step_profile, step_profile_avx512, inference_profile),
         *(student_inference, network_inference, exported_files, int8_accuracy),
+        rare_classes,
         *(deployment, method_matrix, method_parity),
     )
 }

@@ -1,10 +1,9 @@
 """Train released weights again: `python weights/reproduce.py brain_mri --data-dir DIR`.
 
 DIR is the data set's folder, with its images.csv. plans/NAME.yaml lists the runs, each an ordinary run of `hdkd train`
-or `hdkd distill` or an average of such (`hdkd average`, `hdkd adjust`), and which of them are released. Part of the
-training images, the same in all runs and for all seeds, selects the epoch and, if there are several, the seed; only
-runs that are released see the test images, after their last epoch. What was stopped continues, what is finished is not
-repeated.
+or `hdkd distill`, and which of them are released. Part of the training images, the same in all runs and for all seeds,
+selects the epoch and, if there are several, the seed; only runs that are released see the test images, after their last
+epoch. What was stopped continues, what is finished is not repeated.
 
 Folders like those here are written next to the runs. To release one, replace the old one with it, and put its SHA-256
 into hdkd_timm/models/pretrained.py.
@@ -15,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any, Collection, Dict, List, Optional, Sequence, Tuple, Union
 
@@ -28,12 +26,8 @@ from hdkd_timm import DistillConfig, EvalConfig, TrainConfig, distill, evaluate_
 from hdkd_timm.data.config import DataConfig
 from hdkd_timm.data.datasets import create_datasets
 from hdkd_timm.data.samples import list_images
-from hdkd_timm.evaluation.average import AVERAGE_FILE, average_models
-from hdkd_timm.evaluation.logit_adjustment import ADJUSTMENT_FILE, adjust_model
 from hdkd_timm.evaluation.plots import plot_confusion_matrix
 from hdkd_timm.evaluation.run_results import NetworkResults, count_images, read_networks
-from hdkd_timm.models.averaging import check_shares
-from hdkd_timm.models.checkpoint import load_model
 from hdkd_timm.models.pretrained import RELEASES, WEIGHTS, full_name
 from hdkd_timm.sharing.hub import MACHINE_SETTINGS
 from hdkd_timm.sharing.model_card import CONFUSION_PICTURE, write_card
@@ -46,10 +40,8 @@ from hdkd_timm.utils.run_files import CONFIG_FILE, IMAGES_FILE, METRICS_FILE
 
 HERE = Path(__file__).parent
 PLANS = HERE / 'plans'
-VAL_METRICS = ('accuracy', 'balanced_accuracy', 'macro_auroc')
 SPLIT_SETTINGS = ('split_column', 'val_fraction', 'train_fraction')  # told by the CSV files that are written
-# what a run of a plan has beside settings, or, the last two, instead of them
-REFERENCES = ('start', 'teachers', 'views', 'average', 'logit_adjustment')
+REFERENCES = ('start', 'teachers', 'views')  # what a run of a plan has beside settings
 
 
 # -- plans -------------------------------------------------------------------------------------------------------------
@@ -64,8 +56,7 @@ class Plan:
         settings: Settings of all runs.
         runs: Name -> settings of a run, in the order of training, and what it has of earlier ones: `start`, the run
             whose weights it starts from; `teachers`, those it is distilled from; `views`, so many stored views of them
-            (see `hdkd cache-logits`). Instead of settings, `average`, shares of earlier runs in an average of their
-            weights, and `logit_adjustment`, the tau of `hdkd adjust`.
+            (see `hdkd cache-logits`).
         releases: Tag -> run.
         note: What a reader of the cards must know of the runs, Markdown.
     """
@@ -86,7 +77,7 @@ class Plan:
 
     def parents(self, name: str) -> List[str]:
         run = self.runs[name]
-        return [*([run['start']] if 'start' in run else []), *run.get('teachers', ()), *run.get('average', ())]
+        return [*([run['start']] if 'start' in run else []), *run.get('teachers', ())]
 
     def lineage(self, name: str) -> List[str]:
         """The runs whose weights a run has continued, and itself, in the order of training."""
@@ -117,8 +108,6 @@ def read_plan(name: str, changes: Optional[Path] = None) -> Plan:
     plan.settings = check_settings(plan.settings, [DistillConfig], f'settings of {where}')
     known: List[str] = []
     for key, run in plan.runs.items():
-        if 'average' in run or 'logit_adjustment' in run:
-            check_average(run, f"Run '{key}' of {where}")
         unknown = [parent for parent in plan.parents(key) if parent not in known]
         if unknown:
             raise ValueError(f"Run '{key}' of {where} needs '{unknown[0]}', which is no earlier run.")
@@ -127,20 +116,6 @@ def read_plan(name: str, changes: Optional[Path] = None) -> Plan:
         plan.runs[key] = {**references, **check_settings(own, [DistillConfig], f"run '{key}' of {where}")}
         known.append(key)
     return plan
-
-
-def check_average(run: Dict[str, Any], what: str) -> None:
-    """Raise ValueError if a run is not an average of two runs or more in shares with a sum of 1, perhaps with a tau."""
-    shares, tau = run.get('average'), run.get('logit_adjustment')
-    numbers = list(shares.values()) if isinstance(shares, dict) else []
-    if len(numbers) < 2 or not all(isinstance(number, (int, float)) for number in numbers):
-        raise ValueError(f'{what}: its average must be RUN: SHARE of two runs or more, got {shares!r}.')
-    check_shares(numbers, len(numbers))
-    if tau is not None and not (isinstance(tau, (int, float)) and 0 <= tau < float('inf')):
-        raise ValueError(f'{what}: its logit_adjustment must be a number from 0, got {tau!r}.')
-    unknown = sorted(set(run) - {'average', 'logit_adjustment', 'select_metric'})
-    if unknown:
-        raise ValueError(f"{what} is an average, which has no '{unknown[0]}'.")
 
 
 def write_splits(folder: Path, data_dir: Path, settings: Dict[str, Any]) -> Tuple[Path, Path]:
@@ -209,14 +184,6 @@ class Trainings:
         (network,) = read_networks([self.network(name)])
         return network
 
-    def seed_of(self, name: str) -> int:
-        """Seed of a run, or of the plan for an average, whose members may have others."""
-        default = self.plan.settings.get('seed', TrainConfig.seed)
-        return self.plan.runs[name].get('seed', self.seed.get('seed', default))
-
-    def is_average(self, name: str) -> bool:
-        return 'average' in self.plan.runs[name]
-
     def settings(self, name: str) -> Dict[str, Any]:
         """All of a run, as `train` or `distill` take them."""
         run = self.plan.runs[name]
@@ -241,9 +208,6 @@ class Trainings:
         """Train a run to its end, as far as it is not yet."""
         if name in self.given:
             return
-        if self.is_average(name):
-            self.average(name)
-            return
         run, values = self.plan.runs[name], self.settings(name)
         resume = (self.folder(name) / CONFIG_FILE).exists()
         if 'teachers' not in run:
@@ -257,52 +221,8 @@ class Trainings:
             values.update(teacher_checkpoint=None, teacher_logits=str(file))
         distill(DistillConfig(**values), resume=resume)
 
-    def average(self, name: str) -> None:
-        """Write the average of runs, with its logits adjusted, as far as it is not there yet: `best`, and metrics.json
-        with the results on the validation images."""
-        folder, run = self.folder(name), self.plan.runs[name]
-        record = {'average': run['average'], 'logit_adjustment': run.get('logit_adjustment')}
-        if folder.exists():
-            found = json.loads((folder / METRICS_FILE).read_text(encoding='utf-8'))
-            if {key: found[key] for key in record} != record:
-                raise ValueError(f"'{folder}' is of another average or adjustment: give another --output.")
-            return
-        images = EvalConfig(data_csv=str(self.csvs[1]), split='val', workers=0, bootstrap=0)
-        with new_folder(folder) as temporary:
-            sources = [self.network(each) / 'best' for each in run['average']]
-            average_models(sources, temporary / 'average', list(run['average'].values()))
-            best = temporary / 'average'
-            if record['logit_adjustment'] is not None:
-                best = temporary / 'adjusted'
-                adjust_model(temporary / 'average', best, images, record['logit_adjustment'])
-            best.rename(temporary / 'best')
-            shutil.rmtree(temporary / 'average', ignore_errors=True)
-            for file in (AVERAGE_FILE, ADJUSTMENT_FILE):  # they name this folder; metrics.json has what they say
-                (temporary / 'best' / file).unlink(missing_ok=True)
-            report, _ = evaluate_model(str(temporary / 'best'), images)
-            model, _ = load_model(temporary / 'best')
-            found = {'parameters': sum(p.numel() for p in model.parameters()), 'classes': report['classes']}
-            write_json({'name': 'model', **found, **record, 'val': report}, temporary / METRICS_FILE)
-        logging.getLogger('hdkd_timm').info(f"average '{folder}': val accuracy {report['accuracy']:.4f}")
-
-    def describe_average(self, name: str) -> Dict[str, Any]:
-        """As `describe`, of an average."""
-        found = json.loads((self.folder(name) / METRICS_FILE).read_text(encoding='utf-8'))
-        config = json.loads((self.folder(name) / 'best' / 'config.json').read_text(encoding='utf-8'))
-        return {
-            'run': name,
-            'model': config['architecture'],
-            'img_size': config['pretrained_cfg']['input_size'][-1],
-            'average': found['average'],
-            'logit_adjustment': found['logit_adjustment'],
-            'train_seconds': 0,
-            **{f'val_{key}': found['val'][key] for key in VAL_METRICS},
-        }
-
     def describe(self, name: str) -> Dict[str, Any]:
         """What a run did: size, epochs, the best of them, and its results on the validation images."""
-        if self.is_average(name):
-            return self.describe_average(name)
         network = self.results(name)
         config, best = read_yaml(network.run / CONFIG_FILE), network.epochs[network.metrics['epoch']]
         return {
@@ -313,7 +233,7 @@ class Trainings:
             'lr': config['lr'],
             'best_epoch': network.metrics['epoch'] + 1,
             'train_seconds': network.metrics['train_seconds'],
-            **{f'val_{key}': best[f'val_{key}'] for key in VAL_METRICS},
+            **{f'val_{key}': best[f'val_{key}'] for key in ('accuracy', 'balanced_accuracy', 'macro_auroc')},
         }
 
 
@@ -346,7 +266,9 @@ def describe_runs(plan: Plan, name: str, history: List[str], runs: List[Dict[str
             f'`{run["run"]}`',
             f'`{run["model"]}`',
             run['img_size'],
-            *(run.get(key, '–') for key in ('epochs', 'lr', 'best_epoch')),
+            run['epochs'],
+            run['lr'],
+            run['best_epoch'],
             f'{run["val_accuracy"]:.1%}',
             f'{run["val_balanced_accuracy"]:.1%}',
             f'{run["train_seconds"] / 60:.0f}',
@@ -363,12 +285,6 @@ def describe_runs(plan: Plan, name: str, history: List[str], runs: List[Dict[str
         if 'teachers' in settings:
             teachers = ' and '.join(f'`{teacher}`' for teacher in settings['teachers'])
             sentences.append(f'`{each}` is distilled from {teachers}.')
-        if 'average' in settings:
-            shares = ', '.join(f'{share:g} of `{of}`' for of, share in settings['average'].items())
-            sentences.append(f'`{each}` is an average of weights: {shares}.')
-        if settings.get('logit_adjustment'):
-            tau = settings['logit_adjustment']
-            sentences.append(f'Its logits are adjusted with a tau of {tau:g} for the classes of the training images.')
         if settings.get('pretrained'):
             tag = full_name(settings['model'])
             of = f'trained on {RELEASES[tag].data}' if tag else 'pretrained on ImageNet'
@@ -405,7 +321,7 @@ def effective_settings(trainings: Trainings, names: Sequence[str]) -> Dict[str, 
     elsewhere and what the plan says in its own words."""
     plan = trainings.plan
     kept: Dict[str, Dict[str, Any]] = {}
-    for name in (each for each in names if not trainings.is_average(each)):
+    for name in names:
         own = plan.runs[name]
         kept[name] = {
             key: list(value) if isinstance(value, tuple) else value
@@ -425,48 +341,38 @@ def effective_settings(trainings: Trainings, names: Sequence[str]) -> Dict[str, 
     return {
         'settings': {**splits, 'seed': plan.settings.get('seed', TrainConfig.seed), **shared},
         'runs': {
-            **{
-                name: {key: value for key, value in values.items() if key not in shared and value is not None}
-                for name, values in kept.items()
-            },
-            **{name: plan.runs[name] for name in names if trainings.is_average(name)},
+            name: {key: value for key, value in values.items() if key not in shared and value is not None}
+            for name, values in kept.items()
         },
     }
 
 
-def write_release(tag: str, trainings: Trainings, vals: Dict[int, float], metric: str, out: Path) -> None:
+def write_release(tag: str, trainings: Trainings, vals: Dict[int, float], out: Path) -> None:
     """The folder of released weights, in the Hub's layout: float16, and metrics of just this file."""
     plan = trainings.plan
     name = plan.releases[tag]
-    history = plan.needed([name])
+    run, history = trainings.results(name).run, plan.needed([name])
     names = [each for each in history if trainings.has_results(each)]
-    images = trainings.csvs[0]
     runs = [trainings.describe(each) for each in names]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'a CPU'
     cfg = timm.get_pretrained_cfg(tag)
-    # of an average those of a member: its table of runs tells in what they differ
-    trained_runs = [each for each in names if not trainings.is_average(each)]
-    if not trained_runs:
-        raise ValueError(f"'{tag}': no run behind it was trained here: --given takes too many.")
-    settings = read_yaml(trainings.results(trained_runs[-1]).run / CONFIG_FILE)
+    settings = read_yaml(run / CONFIG_FILE)
     # names, not where they were loaded from
-    shown: Dict[str, Any] = dict(model=tag.split('.')[0], teacher=None, teacher_logits=None)
-    if trainings.is_average(name):
-        shown.update(dict.fromkeys(('epochs', 'lr', 'class_weights', 'aug', 'sampler')))
+    shown = dict(model=tag.split('.')[0], teacher=None, teacher_logits=None)
     shown['teacher_checkpoint'] = plan.runs[name].get('teachers')
     with new_folder(out) as folder:
         config = write_weights(trainings.network(name) / 'best', tag, folder)
         report, _ = evaluate_model(
             str(folder),
-            EvalConfig(data_csv=str(images), split='test', batch_size=settings['batch_size'], workers=0),
+            EvalConfig(data_csv=str(run / IMAGES_FILE), split='test', batch_size=settings['batch_size'], workers=0),
         )
         trained = json.loads((trainings.network(name) / METRICS_FILE).read_text(encoding='utf-8'))
         metrics = {
             'name': tag,
             'classes': trained['classes'],
             'parameters': trained['parameters'],
-            'seed': trainings.seed_of(name),
-            f'val_{metric}_of_seeds': vals,
+            'seed': settings['seed'],
+            f'val_{settings["select_metric"]}_of_seeds': vals,
             'device': device,
             'stages': [each for each in runs if each['run'] in plan.lineage(name)],
             'train_seconds': sum(each['train_seconds'] for each in runs),
@@ -483,7 +389,7 @@ def write_release(tag: str, trainings: Trainings, vals: Dict[int, float], metric
             config,
             {**metrics, 'name': 'student' if 'teachers' in plan.runs[name] else trained['name']},
             {**settings, **shown},
-            count_images(images),
+            count_images(run / IMAGES_FILE),
             cfg.license,
             plan.data,
             tag,
@@ -569,11 +475,12 @@ def main() -> None:
         metric = plan.runs[run].get('select_metric', plan.settings.get('select_metric', 'balanced_accuracy'))
         vals, best = {}, None
         for trainings in of_seeds.values():
-            seed = trainings.seed_of(run)
-            vals[seed] = trainings.describe(run)[f'val_{metric}']
+            network = trainings.results(run)
+            seed = read_yaml(network.run / CONFIG_FILE)['seed']
+            vals[seed] = network.epochs[network.metrics['epoch']][f'val_{metric}']
             if best is None or vals[seed] == max(vals.values()):
                 best = trainings
-        write_release(tag, best, vals, metric, out)
+        write_release(tag, best, vals, out)
 
 
 if __name__ == '__main__':
