@@ -11,6 +11,7 @@ from ..data.samples import SampleDataset
 from ..models.averaging import Averageable, average_weights, check_shares, load_averageable
 from ..models.checkpoint import save_model
 from ..utils.files import PathLike, check_output_folder, new_folder, write_json
+from ..utils.image_size import to_height_width
 from .candidates import Candidate, choose, format_numbers, rank
 from .evaluate import EvalConfig, evaluate_model
 from .metrics import METRIC_NAMES
@@ -81,15 +82,17 @@ def average_models(
     else:
         record['shares'] = shares = list(shares) if shares is not None else [1 / len(names)] * len(names)
     with new_folder(folder) as temporary:
-        _save(models, shares, temporary)
+        _save(models, shares, temporary, config)
         write_json(record, temporary / AVERAGE_FILE)
     return record
 
 
-def _save(models: Averageable, shares: Sequence[float], folder: Path) -> None:
+def _save(models: Averageable, shares: Sequence[float], folder: Path, config: EvalConfig) -> None:
     """Write the model folder of an average."""
-    models.model.load_state_dict(average_weights(models.state_dicts, shares))
-    save_model(models.model, folder, models.label_names, models.model_args, problem=models.problem)
+    model = models.model
+    model.load_state_dict(average_weights(models.state_dicts, shares))
+    size = None if config.img_size is None else (model.in_chans, *to_height_width(config.img_size))
+    save_model(model, folder, models.label_names, models.model_args, size, problem=models.problem)
 
 
 # -- shares ------------------------------------------------------------------------------------------------------------
@@ -97,8 +100,8 @@ def _save(models: Averageable, shares: Sequence[float], folder: Path) -> None:
 
 def _try(names: Sequence[PathLike], models: Averageable, config: EvalConfig, select_metric: str) -> List[Candidate]:
     """The averages that were tried on the validation images, with their metrics."""
-    # an average's folder tells its architecture and size
-    config = dataclasses.replace(config, model=None, model_kwargs={}, img_size=None, bootstrap=0, calibrated=False)
+    # an average's folder tells its architecture
+    config = dataclasses.replace(config, model=None, model_kwargs={}, bootstrap=0, calibrated=False)
     candidates: List[Candidate] = []
     datasets, _ = create_datasets(
         dataclasses.replace(
@@ -111,7 +114,7 @@ def _try(names: Sequence[PathLike], models: Averageable, config: EvalConfig, sel
 
     def evaluate(shares: List[float]) -> Candidate:
         with tempfile.TemporaryDirectory() as parent:
-            _save(models, shares, Path(parent) / 'average')
+            _save(models, shares, Path(parent) / 'average', config)
             # the first one has read all images
             checked = dataclasses.replace(config, check_images=config.check_images and not candidates)
             report, _ = evaluate_model(str(Path(parent) / 'average'), checked)

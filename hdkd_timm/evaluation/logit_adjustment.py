@@ -20,6 +20,7 @@ from ..models.labels import match_label_names
 from ..models.logit_bias import add_logit_bias
 from ..utils.config import read_yaml
 from ..utils.files import PathLike, check_output_folder, new_folder, write_json
+from ..utils.image_size import to_height_width
 from ..utils.run_files import CONFIG_FILE
 from .candidates import Candidate, choose
 from .evaluate import EvalConfig, evaluate_model
@@ -70,8 +71,8 @@ def adjust_model(
         FileExistsError: if the folder exists.
         FileNotFoundError, ValueError: as `load_model`, `create_datasets`, `evaluate_model` and `add_logit_bias`; if
             images may have several labels, the source cannot be counted, a class of the model has no training image,
-            an image that chooses tau is a training image, `config.tta` is set,
-            tau is negative, or a metric is given beside it or is not one of `METRICS`.
+            an image that chooses tau is a training image, `config.tta` is set, tau is negative, or a metric is given
+            beside it or is not one of `METRICS`.
     """
     check_output_folder(folder, '--out-dir')
     check_changeable([name])
@@ -112,8 +113,9 @@ def adjust_model(
         _logger.warning('A tau of 0 changes nothing: the new model is the old one.')
     warn_of_calibration([name])
     add_logit_bias(model, (-tau * np.log(prior)).tolist(), f"Model '{name}'")
+    size = None if config.img_size is None else (model.in_chans, *to_height_width(config.img_size))
     with new_folder(folder) as temporary:
-        save_model(model, temporary, labels, model_args)
+        save_model(model, temporary, labels, model_args, size)
         write_json(record, temporary / ADJUSTMENT_FILE)
     return record
 

@@ -1,5 +1,6 @@
 """Averages of saved models."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -74,6 +75,20 @@ def test_validation_images_choose_the_shares_of_two(tmp_path, folders, config, m
     # the ends are the models themselves
     assert candidates[-1][metric] == pytest.approx(evaluate_model(str(folders[0]), config)[0][metric])
     assert candidates[0][metric] == pytest.approx(evaluate_model(str(folders[1]), config)[0][metric])
+
+
+def test_the_image_size_of_networks_of_any_size(tmp_path, config):
+    """The size at which the shares were chosen is that of the new model."""
+    for name in ('a', 'b'):
+        model = timm.create_model('resnet10t', num_classes=3)
+        save_model(model, tmp_path / name, label_names=list('abc'))
+    config = dataclasses.replace(config, img_size=48)
+    result = average_models([tmp_path / 'a', tmp_path / 'b'], tmp_path / 'average', config=config)
+    saved = json.loads((tmp_path / 'average' / 'config.json').read_text())
+    assert saved['pretrained_cfg']['input_size'] == [3, 48, 48]
+    report, _ = evaluate_model(str(tmp_path / 'average'), dataclasses.replace(config, img_size=None))
+    chosen = next(each for each in result['candidates'] if each['shares'] == result['shares'])
+    assert report['log_loss'] == pytest.approx(chosen['log_loss'])
 
 
 def test_a_greedy_soup_of_more_models(tmp_path, folders, config, monkeypatch):

@@ -1,6 +1,7 @@
 """Logit adjustment of a saved model."""
 
 import csv
+import dataclasses
 import json
 import logging
 import shutil
@@ -85,6 +86,17 @@ def test_validation_images_choose_tau(tmp_path, data_dir, model_dir, metric):
     assert len(set(values)) > 1
     assert result['tau'] == TAUS[values.index(min(values) if metric == 'log_loss' else max(values))]
     assert (result['split'], result['select_metric']) == ('val', metric or 'balanced_accuracy')
+
+
+def test_the_image_size_of_networks_of_any_size(tmp_path, data_dir):
+    save_model(timm.create_model('resnet10t', num_classes=3), tmp_path / 'model', label_names=list('abc'))
+    config = EvalConfig(data_dir=str(data_dir), split='val', img_size=(48, 32), workers=0, device='cpu')
+    result = adjust_model(tmp_path / 'model', tmp_path / 'new', config)
+    saved = json.loads((tmp_path / 'new' / 'config.json').read_text())
+    assert saved['pretrained_cfg']['input_size'] == [3, 48, 32]
+    report, _ = evaluate_model(str(tmp_path / 'new'), dataclasses.replace(config, img_size=None))
+    chosen = next(each for each in result['candidates'] if each['tau'] == result['tau'])
+    assert report['log_loss'] == pytest.approx(chosen['log_loss'], rel=1e-4)
 
 
 def test_classes_in_the_models_order(tmp_path, data_dir):
