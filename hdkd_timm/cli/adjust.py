@@ -10,10 +10,9 @@ from ..evaluation.evaluate import EvalConfig
 from ..evaluation.logit_adjustment import adjust_model
 from ..evaluation.metrics import METRICS
 from ..evaluation.run_results import find_run_data
-from .parser import MODEL, CommandParser, read_settings, refuse_given
+from .parser import LOADING, MODEL, CommandParser, read_settings, refuse_given
 
 DEFAULTS = dict(split='val')
-LOADING = ('model', 'model_kwargs', 'img_size', 'use_ema', 'label_names')  # settings that need no evaluation
 
 
 def add_arguments(parser: CommandParser) -> None:

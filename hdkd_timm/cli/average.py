@@ -6,10 +6,9 @@ from ..evaluation.average import average_models
 from ..evaluation.candidates import format_candidates, format_numbers
 from ..evaluation.evaluate import EvalConfig
 from ..evaluation.metrics import METRICS, MULTI_LABEL_METRICS
-from .parser import MODEL, CommandParser, read_settings, refuse_given
+from .parser import LOADING, MODEL, CommandParser, read_settings, refuse_given
 
 DEFAULTS = dict(split='val')
-LOADING = ('model', 'model_kwargs', 'img_size', 'use_ema', 'label_names')  # settings that need no images
 
 
 def add_arguments(parser: CommandParser) -> None:

@@ -11,6 +11,7 @@ from ..utils.image_size import join_image_sizes, parse_image_size
 ConfigT = TypeVar('ConfigT')
 
 MODEL = 'model folder, run, checkpoint file, name of released weights (hdkd_student.brain_mri), hf-hub:ORG/NAME'
+LOADING = ('model', 'model_kwargs', 'img_size', 'use_ema', 'label_names')  # settings that load a model, without images
 TITLES = (  # order of the groups of options
     'data',
     'model',

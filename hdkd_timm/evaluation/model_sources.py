@@ -59,6 +59,11 @@ def same_images(files: Iterable[str], others: Iterable[str]) -> Set[str]:
 def check_unseen(names: Sequence[PathLike], files: Sequence[str], split: str) -> None:
     """Check that no image is one that a model was trained on, as far as the models belong to runs.
 
+    Args:
+        names: The models.
+        files: Paths of the images, as they are written in their source.
+        split: Their split, for the message.
+
     Raises:
         ValueError: names the model, and one of the images.
     """

@@ -1,7 +1,7 @@
 """The average of the weights of networks that were fine-tuned from the same start.
 
-Between a network and its fine-tuned copies, or between several of these, averages of the weights are often better than
-the ends and cost no more to run: WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903) and model soups (Wortsman et al.
+Between a network and its fine-tuned copies, or between several of these, averages of the weights can be better than
+the ends, and cost no more to run: WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903) and model soups (Wortsman et al.
 2022, arXiv 2203.05482). Networks that started from different random weights have no such average.
 """
 
