@@ -115,11 +115,7 @@ def training_step(rows: Rows) -> str:
 
 
 def training_step_avx2(rows: Rows) -> str:
-    slowest = float(rows[0]['milliseconds'])
-    return to_markdown(
-        ['training step of HDKD, 8 images, AVX2', 'ms', 'speed-up'],
-        [[r['form'], f'{int(r["milliseconds"]):,}', f'{slowest / float(r["milliseconds"]):.2f} x'] for r in rows],
-    )
+    return training_step(rows)
 
 
 def training_step_avx512(rows: Rows) -> str:
@@ -172,6 +168,10 @@ def inference_profile(rows: Rows) -> str:
     return step_profile([{**r, 'network': f'`{r["network"]}`'} for r in rows])
 
 
+def inference_profile_avx2(rows: Rows) -> str:
+    return inference_profile(rows)
+
+
 def student_inference(rows: Rows) -> str:
     def cell(row: Dict[str, str], batch: int) -> str:
         speedup = row[f'speedup_{batch}']
@@ -199,6 +199,10 @@ def exported_files(rows: Rows) -> str:
             for r in rows
         ],
     )
+
+
+def exported_files_avx2(rows: Rows) -> str:
+    return exported_files(rows)
 
 
 def int8_accuracy(rows: Rows) -> str:
@@ -400,8 +404,8 @@ TABLES: Dict[str, Callable[[Rows], str]] = {
         *(all_images, breastmnist, chest_xray, multi_label),
         *(training_step, training_step_avx2, training_step_avx512),
         process_settings,
-        *(step_profile, step_profile_avx512, inference_profile),
-        *(student_inference, network_inference, exported_files, int8_accuracy),
+        *(step_profile, step_profile_avx512, inference_profile, inference_profile_avx2),
+        *(student_inference, network_inference, exported_files, exported_files_avx2, int8_accuracy),
         rare_classes,
         *(deployment, method_matrix, method_parity),
     )
