@@ -14,9 +14,9 @@ from torch import nn
 
 from .gelu import Gelu
 from .mean_max import mean_max, mean_max_exportable
-from .recompute import runs_plain
+from .recompute import is_pointwise, pointwise_backward, runs_plain
 
-__all__ = ['Cbam', 'ChannelAttention', 'SpatialAttention']
+__all__ = ['Cbam', 'ChannelAttention', 'SpatialAttention', 'cbam_conv']
 
 torch.fx.wrap('mean_max')
 
@@ -64,10 +64,12 @@ def _find_spatial_gate(
 
 
 class _GatedSum(torch.autograd.Function):
-    """x + y * spatial(y), where y = x * gate, which is computed again in the backward pass.
+    """x + y * spatial(y), where y = x * gate, and a 1x1 convolution of it if there is `conv_weight`. Of these maps only
+    x is kept, the others are computed again in the backward pass.
 
-    x (B, C, H, W) and gate (B, C, 1, 1) -> (B, C, H, W), and what `_find_spatial_gate` returns, not differentiable.
-    Equal maxima share the gradient, as in `amax`.
+    x (B, C, H, W), gate (B, C, 1, 1), weight of the spatial gate (1, 2, K, K), of the convolution (O, C, 1, 1) or None
+    -> (B, C, H, W) or (B, O, H, W), and what `_find_spatial_gate` returns, not differentiable. Equal maxima share the
+    gradient, as in `amax`.
     """
 
     generate_vmap_rule = True
@@ -77,30 +79,39 @@ class _GatedSum(torch.autograd.Function):
         x: torch.Tensor,
         gate: torch.Tensor,
         weight: torch.Tensor,
+        conv_weight: Optional[torch.Tensor],
         padding: Tuple[int, int],
         dilation: Tuple[int, int],
     ) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         y = x * gate
         pooled, spatial_gate = _find_spatial_gate(y, weight, padding, dilation)
-        return torch.addcmul(x, y, spatial_gate), pooled, spatial_gate
+        y = torch.addcmul(x, y, spatial_gate)
+        return y if conv_weight is None else F.conv2d(y, conv_weight), pooled, spatial_gate
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Tuple, output: Tuple) -> None:
-        x, gate, weight, ctx.padding, ctx.dilation = inputs
+        x, gate, weight, conv_weight, ctx.padding, ctx.dilation = inputs
         _, pooled, spatial_gate = output
         ctx.mark_non_differentiable(pooled, spatial_gate)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, gate, weight, pooled, spatial_gate)
+        ctx.save_for_backward(x, gate, weight, conv_weight, pooled, spatial_gate)
 
     @staticmethod
     def backward(ctx: Any, grad: Optional[torch.Tensor], *_: Any) -> Tuple[Optional[torch.Tensor], ...]:
-        x, gate, weight, pooled, spatial_gate = ctx.saved_tensors
+        x, gate, weight, conv_weight, pooled, spatial_gate = ctx.saved_tensors
         if grad is None:
-            return (None,) * 5
+            return (None,) * 6
         if torch.is_grad_enabled():  # the gradient is to be differentiated again
             function = partial(_gated_sum, padding=ctx.padding, dilation=ctx.dilation)
-            return *torch.func.vjp(function, x, gate, weight)[1](grad), None, None
+            weights = (weight,) if conv_weight is None else (weight, conv_weight)
+            grads = torch.func.vjp(function, x, gate, *weights)[1](grad)
+            return *grads, *(None,) * (6 - len(grads))
         y = x * gate
+        grad_conv = None
+        if conv_weight is not None:
+            z = torch.addcmul(x, y, spatial_gate)
+            grad, grad_conv = pointwise_backward(grad, z, conv_weight, (1, 1), ctx.needs_input_grad[3])
+            del z
         grad_pooled, grad_weight, _ = torch.ops.aten.convolution_backward(
             torch.ops.aten.sigmoid_backward((grad * y).sum(1, keepdim=True), spatial_gate),
             pooled,
@@ -120,15 +131,23 @@ class _GatedSum(torch.autograd.Function):
         del y, is_max
         grad_y = grad_y.add_(grad_mean / x.shape[1]).addcmul_(grad, spatial_gate)
         grad_x = torch.addcmul(grad, grad_y, gate)
-        return grad_x, grad_y.mul_(x).sum([2, 3], keepdim=True), grad_weight.to(weight.dtype), None, None
+        grad_gate = grad_y.mul_(x).sum([2, 3], keepdim=True)
+        return grad_x, grad_gate, grad_weight.to(weight.dtype), grad_conv, None, None
 
 
 def _gated_sum(
-    x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, padding: Tuple[int, int], dilation: Tuple[int, int]
+    x: torch.Tensor,
+    gate: torch.Tensor,
+    weight: torch.Tensor,
+    conv_weight: Optional[torch.Tensor] = None,
+    *,
+    padding: Tuple[int, int],
+    dilation: Tuple[int, int],
 ) -> torch.Tensor:
     """What `_GatedSum` computes, in operators that can be differentiated any number of times."""
     y = x * gate
-    return torch.addcmul(x, y, _find_spatial_gate(y, weight, padding, dilation)[1])
+    y = torch.addcmul(x, y, _find_spatial_gate(y, weight, padding, dilation)[1])
+    return y if conv_weight is None else F.conv2d(y, conv_weight.to(y.dtype))
 
 
 def _is_published(spatial: nn.Module) -> bool:
@@ -160,10 +179,25 @@ class Cbam(nn.Module):
         if not torch.jit.is_scripting():  # noqa: SIM102, TorchScript skips the branch in this form only
             if _is_published(self.spatial) and not runs_plain(x, self.spatial) and x.dtype == channel_gate.dtype:
                 conv = self.spatial.conv
-                return _GatedSum.apply(x, channel_gate, conv.weight, conv.padding, conv.dilation)[0]
+                return _GatedSum.apply(x, channel_gate, conv.weight, None, conv.padding, conv.dilation)[0]
         y = x * channel_gate
         gate = self.spatial(y)
         if not torch.jit.is_scripting():  # noqa: SIM102, TorchScript skips the branch in this form only
             if torch.jit.is_tracing() or torch.compiler.is_exporting():
                 return x + y * gate  # the same; Core ML has no addcmul
         return torch.addcmul(x, y, gate)
+
+
+def cbam_conv(x: torch.Tensor, attn: nn.Module, conv: nn.Module) -> torch.Tensor:
+    """`conv(attn(x))`. When a CBAM and a 1x1 convolution are trained on a CPU, the output of the former is not kept for
+    the backward pass but computed again.
+
+    (B, C, H, W) -> (B, O, H, W). The modules are called as such where something may depend on it, see `runs_plain`.
+    """
+    is_pair = type(attn) is Cbam and _is_published(attn.spatial) and is_pointwise(conv) and conv.stride == (1, 1)
+    if not is_pair or runs_plain(x, attn, conv):
+        return conv(attn(x))
+    gate, spatial = attn.channel(x), attn.spatial.conv
+    if x.dtype != gate.dtype:
+        return conv(attn(x))
+    return _GatedSum.apply(x, gate, spatial.weight, conv.weight, spatial.padding, spatial.dilation)[0]

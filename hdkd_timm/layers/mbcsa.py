@@ -4,9 +4,9 @@ import torch
 from timm.layers import DropPath, SEModule
 from torch import nn
 
-from .cbam import Cbam
+from .batch_norm import norm_conv, norm_gelu
+from .cbam import Cbam, cbam_conv
 from .gelu import Gelu
-from .norm_gelu import norm_gelu
 from .reparam import ReparamLayer, fold_batch_norms
 
 __all__ = ['Downsample', 'MbcsaBlock']
@@ -95,13 +95,12 @@ class MbcsaBlock(ReparamLayer):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self._check_mode()
         shortcut = self.shortcut(x)
-        x = self.pre_norm(x)
         if torch.jit.is_scripting():
-            x = self.act1(self.bn1(self.conv_pw(x)))
+            x = self.act1(self.bn1(self.conv_pw(self.pre_norm(x))))
             x = self.act2(self.bn2(self.conv_dw(x)))
+            x = self.conv_pwl(self.attn(x))
         else:  # the same in less memory
-            x = norm_gelu(self.conv_pw(x), self.bn1, self.act1)
+            x = norm_gelu(norm_conv(x, self.pre_norm, self.conv_pw), self.bn1, self.act1)
             x = norm_gelu(self.conv_dw(x), self.bn2, self.act2)
-        x = self.attn(x)
-        x = self.bn3(self.conv_pwl(x))
-        return shortcut + self.drop_path(x)
+            x = cbam_conv(x, self.attn, self.conv_pwl)
+        return shortcut + self.drop_path(self.bn3(x))

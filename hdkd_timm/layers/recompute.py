@@ -1,7 +1,7 @@
 """What is computed again in the backward pass instead of being kept: whole blocks, or parts of them on a CPU."""
 
 from contextlib import contextmanager, nullcontext
-from typing import Any, Iterator
+from typing import Any, Iterator, Optional, Tuple
 
 import torch
 from timm.models import checkpoint
@@ -9,7 +9,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
-__all__ = ['checkpoint_blocks', 'runs_plain']
+__all__ = ['checkpoint_blocks', 'is_pointwise', 'pointwise_backward', 'runs_plain']
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -64,3 +64,34 @@ def _has_hooks(module: nn.Module) -> bool:
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
+
+
+def is_pointwise(conv: nn.Module) -> bool:
+    """Whether a module is a 1x1 convolution without bias and nothing else: no adapter, no quantised layer."""
+    return (
+        type(conv) is nn.Conv2d
+        and conv.kernel_size == (1, 1)
+        and conv.padding == (0, 0)
+        and conv.groups == 1
+        and conv.bias is None
+    )
+
+
+def pointwise_backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: Tuple[int, int], needs_weight: bool
+) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """Gradients of x and, if needed, of the weight of a 1x1 convolution, in their own precisions."""
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad,
+        x.to(grad.dtype),
+        weight.to(grad.dtype),
+        None,
+        stride,
+        [0, 0],
+        [1, 1],
+        False,
+        [0, 0],
+        1,
+        [True, needs_weight, False],
+    )
+    return grad_x.to(x.dtype), grad_weight.to(weight.dtype) if needs_weight else None

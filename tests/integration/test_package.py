@@ -30,8 +30,8 @@ import hdkd_timm
 loaded = {m for m in set(sys.modules) - before}
 assert all(m.startswith('hdkd_timm') for m in loaded), loaded
 assert loaded == {
-    'hdkd_timm', 'hdkd_timm._compat', 'hdkd_timm.layers', 'hdkd_timm.layers.cbam', 'hdkd_timm.layers.gelu',
-    'hdkd_timm.layers.mbcsa', 'hdkd_timm.layers.mean_max', 'hdkd_timm.layers.norm_gelu', 'hdkd_timm.layers.patch_embed',
+    'hdkd_timm', 'hdkd_timm._compat', 'hdkd_timm.layers', 'hdkd_timm.layers.batch_norm', 'hdkd_timm.layers.cbam',
+    'hdkd_timm.layers.gelu', 'hdkd_timm.layers.mbcsa', 'hdkd_timm.layers.mean_max', 'hdkd_timm.layers.patch_embed',
     'hdkd_timm.layers.recompute', 'hdkd_timm.layers.reparam', 'hdkd_timm.models', 'hdkd_timm.models.hdkd',
     'hdkd_timm.models.pretrained', 'hdkd_timm.models.published', 'hdkd_timm.utils', 'hdkd_timm.utils.image_size',
     'hdkd_timm.version'}, loaded

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from hdkd_timm.layers.cbam import Cbam, ChannelAttention, SpatialAttention, _gated_sum, _GatedSum
+from hdkd_timm.layers.cbam import Cbam, ChannelAttention, SpatialAttention, _gated_sum, _GatedSum, cbam_conv
 
 
 def test_gates_by_hand():
@@ -47,24 +47,35 @@ def test_compiled_gradient_under_autocast():
     assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.99
 
 
-def pair(dtype, dilation=1):
+class WithConv(torch.nn.Module):
+    def __init__(self, dilation, dtype):
+        super().__init__()
+        self.attn = Cbam(32, dilation, dtype=dtype)
+        self.conv = torch.nn.Conv2d(32, 5, 1, bias=False, dtype=dtype)
+
+    def forward(self, x):
+        return cbam_conv(x, self.attn, self.conv)
+
+
+def pair(dtype, dilation=1, has_conv=False):
     """Two with the same weights; a hook makes one of them run its parts as such."""
     torch.manual_seed(0)
-    one = Cbam(32, dilation, dtype=dtype)
+    one = WithConv(dilation, dtype) if has_conv else Cbam(32, dilation, dtype=dtype)
     plain = copy.deepcopy(one)
-    plain.spatial.register_forward_hook(lambda *_: None)
+    (plain.attn if has_conv else plain).spatial.register_forward_hook(lambda *_: None)
     return plain, one
 
 
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
 @pytest.mark.parametrize('dilation', [1, 2])
-def test_less_is_kept_for_the_same_gradients(layout, dtype, dilation):
+@pytest.mark.parametrize('has_conv', [False, True])
+def test_less_is_kept_for_the_same_gradients(layout, dtype, dilation, has_conv):
     x = torch.randn(2, 32, 6, 7, dtype=torch.float64)
     x[0, :, 2] = x[0, 3, 2]  # equal maxima
     x = x.to(dtype).to(memory_format=layout).requires_grad_()
-    weights, results, sizes = torch.randn_like(x), [], []
-    for module in pair(dtype, dilation):
+    results, sizes = [], []
+    for module in pair(dtype, dilation, has_conv):
         kept = {}
 
         def pack(tensor, kept=kept):
@@ -74,50 +85,93 @@ def test_less_is_kept_for_the_same_gradients(layout, dtype, dilation):
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             output = module(x)
         sizes.append(sum(numel == x.numel() for numel in kept.values()))
-        results.append([output, *torch.autograd.grad(output, (x, *module.parameters()), weights)])
+        results.append([output, *torch.autograd.grad(output.pow(3).sum(), (x, *module.parameters()))])
     assert output.grad_fn.name().startswith('_GatedSum')
-    assert sizes == [2, 1]
+    assert sizes == [3 if has_conv else 2, 1]
     for expected, actual in zip(*results):
         torch.testing.assert_close(actual, expected)
         assert actual.stride() == expected.stride()
 
 
-def test_the_same_under_autocast():
+@pytest.mark.parametrize('has_conv', [False, True])
+def test_as_precise_under_autocast(has_conv):
+    torch.manual_seed(1)
     x = torch.randn(2, 32, 6, 7).bfloat16().requires_grad_()
-    results = []
-    for module in pair(torch.float32):
-        with torch.autocast('cpu', torch.bfloat16):
-            output = module(x)
-        results.append([output, *torch.autograd.grad(output.float().square().sum(), (x, *module.parameters()))])
-    assert output.grad_fn.name().startswith('_GatedSum')
-    for expected, actual in zip(*results):
-        assert actual.dtype == expected.dtype
-        assert (actual - expected).norm() < 0.01 * expected.norm()
+
+    def run(module, x):
+        output = module(x)
+        return [output, *torch.autograd.grad(output.to(torch.float64).square().sum(), (x, *module.parameters()))]
+
+    expected = run(pair(torch.float64, has_conv=has_conv)[0], x.detach().double().requires_grad_())
+    with torch.autocast('cpu', torch.bfloat16):
+        plain, one = (run(module.float(), x) for module in pair(torch.float64, has_conv=has_conv))
+    assert one[0].grad_fn.name().startswith('_GatedSum')
+    for p, q, value in zip(plain, one, expected):
+        assert q.dtype == p.dtype
+        assert (q - value).norm() < 1.2 * (p - value).norm() < 0.02 * value.norm()
 
 
-def test_derivatives_of_any_order():
+@pytest.mark.parametrize('has_conv', [False, True])
+def test_derivatives_of_any_order(has_conv):
     torch.manual_seed(0)
-    x, gate, weight = torch.randn(2, 4, 5, 5), torch.rand(2, 4, 1, 1), torch.randn(1, 2, 3, 3)
-    inputs = [value.double().requires_grad_() for value in (x, gate, weight)]
+    x, gate, weight, conv = (
+        torch.randn(2, 4, 5, 5),
+        torch.rand(2, 4, 1, 1),
+        torch.randn(1, 2, 3, 3),
+        torch.randn(4, 4, 1, 1),
+    )
+    inputs = [value.double().requires_grad_() for value in (x, gate, weight, *([conv] if has_conv else []))]
 
-    def one(*inputs):
-        return _GatedSum.apply(*inputs, (1, 1), (1, 1))[0]
+    def one(x, gate, weight, conv=None):
+        return _GatedSum.apply(x, gate, weight, conv, (1, 1), (1, 1))[0]
 
     def plain(*inputs):
-        return _gated_sum(*inputs, (1, 1), (1, 1))
+        return _gated_sum(*inputs, padding=(1, 1), dilation=(1, 1))
 
     assert torch.autograd.gradcheck(one, inputs)
     assert torch.autograd.gradgradcheck(one, inputs)
-    x, gate, weight = (value.detach() for value in inputs)
+    x, gate, *weights = (value.detach() for value in inputs)
     per_image = [
-        torch.func.vmap(torch.func.grad(lambda x, f=f: f(x[None], gate[:1], weight).pow(3).sum()))(x)
+        torch.func.vmap(torch.func.grad(lambda x, f=f: f(x[None], gate[:1], *weights).pow(3).sum()))(x)
         for f in (one, plain)
     ]
     torch.testing.assert_close(*per_image)
     x = torch.stack([x, x]).requires_grad_()[0]
     grads = torch.randn(3, 2, 4, 5, 5, dtype=torch.float64)
-    batched = [torch.autograd.grad(f(x, gate, weight), x, grads, is_grads_batched=True)[0] for f in (one, plain)]
+    batched = [torch.autograd.grad(f(x, gate, *weights), x, grads, is_grads_batched=True)[0] for f in (one, plain)]
     torch.testing.assert_close(*batched)
+
+
+def test_convolution_that_is_frozen():
+    plain, one = pair(torch.float64, has_conv=True)
+    x, results = torch.randn(2, 32, 6, 7, dtype=torch.float64, requires_grad=True), []
+    for module in (plain, one):
+        module.conv.weight.requires_grad_(False)
+        output = module(x)
+        results.append(torch.autograd.grad(output.pow(3).sum(), (x, *module.attn.parameters())))
+    assert output.grad_fn.name().startswith('_GatedSum')
+    assert module.conv.weight.grad is None
+    for expected, actual in zip(*results):
+        torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda m: m.conv.register_forward_hook(lambda *_: None) and None,
+        lambda m: m.attn.channel.fc1.register_forward_hook(lambda *_: None) and None,
+        lambda m: setattr(m, 'conv', torch.nn.Conv2d(32, 5, 1, stride=2, bias=False)),
+        lambda m: setattr(m, 'conv', torch.nn.Conv2d(32, 5, 1)),
+        lambda m: setattr(m, 'attn', torch.nn.Sigmoid()),
+    ],
+)
+def test_convolution_that_is_called(change):
+    _, module = pair(torch.float32, has_conv=True)
+    change(module)
+    x = torch.randn(2, 32, 6, 7, requires_grad=True)
+    output = module(x)
+    assert output.grad_fn.name() == 'ConvolutionBackward0'
+    torch.testing.assert_close(output, module.conv(module.attn(x)))
 
 
 def replaced(change):

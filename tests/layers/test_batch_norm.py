@@ -4,30 +4,42 @@ import pytest
 import torch
 from torch import fx, nn
 
+from hdkd_timm.layers.batch_norm import norm_conv, norm_gelu
 from hdkd_timm.layers.gelu import Gelu
-from hdkd_timm.layers.norm_gelu import norm_gelu
 from hdkd_timm.layers.recompute import runs_plain
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
+AFTER = ['gelu', 'conv of stride 1', 'conv of stride 2']
 
 
-class NormGelu(nn.Module):
-    def __init__(self, norm, plain=False):
+class Normed(nn.Module):
+    """A norm and a GELU or a convolution, called as such or at once."""
+
+    def __init__(self, norm, after, plain=False):
         super().__init__()
-        self.norm, self.act, self.plain = norm, Gelu(), plain
+        self.norm, self.after, self.plain = norm, after, plain
 
     def forward(self, x):
-        return self.act(self.norm(x)) if self.plain else norm_gelu(x, self.norm, self.act)
+        if self.plain:
+            return self.after(self.norm(x))
+        return (norm_gelu if isinstance(self.after, Gelu) else norm_conv)(x, self.norm, self.after)
 
 
-def pair(dtype=torch.float64, chs=3, **kwargs):
+def make_after(name, chs, dtype):
+    return Gelu() if name == 'gelu' else nn.Conv2d(chs, 5, 1, stride=int(name[-1]), bias=False, dtype=dtype)
+
+
+def pair(after='gelu', dtype=torch.float64, chs=3, **kwargs):
     """The two modules called as such, and at once, with the same weights."""
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(chs, dtype=dtype, **kwargs)
     if kwargs.get('affine', True):
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.normal_(norm.bias)
-    return NormGelu(copy.deepcopy(norm), plain=True), NormGelu(norm)
+    one = Normed(norm, make_after(after, chs, dtype))
+    plain = copy.deepcopy(one)
+    plain.plain = True
+    return plain, one
 
 
 def images(dtype=torch.float64, layout=torch.contiguous_format, shape=(2, 3, 4, 5)):
@@ -38,14 +50,17 @@ def images(dtype=torch.float64, layout=torch.contiguous_format, shape=(2, 3, 4, 
 
 
 def is_one(output):
-    return output.grad_fn.name().startswith('_NormGelu')
+    return output.grad_fn.name().startswith('_Normed')
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('momentum', [0.1, 0.0, None])
-def test_as_the_two_modules(layout, dtype, momentum):
-    plain, one = pair(torch.float32 if dtype == torch.bfloat16 else dtype, momentum=momentum)
+@pytest.mark.parametrize('after', AFTER)
+def test_as_the_two_modules(layout, dtype, momentum, after):
+    plain, one = pair(after, torch.float32 if dtype == torch.bfloat16 else dtype, momentum=momentum)
+    for module in (plain, one):
+        module.after.to(dtype)
     x = images(dtype, layout)
     for _ in range(2):  # the statistics of two batches
         outputs = [module(x) for module in (plain, one)]
@@ -62,9 +77,10 @@ def test_as_the_two_modules(layout, dtype, momentum):
         assert q.stride() == p.stride()
 
 
-def test_less_is_kept():
+@pytest.mark.parametrize('after', AFTER)
+def test_less_is_kept(after):
     x = images()
-    for module, number in zip(pair(), (2, 1)):
+    for module, number in zip(pair(after), (2, 1)):
         kept = {}
 
         def pack(tensor, kept=kept):
@@ -76,12 +92,16 @@ def test_less_is_kept():
         assert sum(numel == x.numel() for numel in kept.values()) == number
 
 
-@pytest.mark.parametrize('frozen', ['x', 'weight', 'bias'])
-def test_what_is_frozen_has_no_gradient(frozen):
-    x, (plain, one) = images(), pair()
+@pytest.mark.parametrize(
+    ('after', 'frozen'), [*((after, value) for after in AFTER for value in ('x', 'weight', 'bias')), (AFTER[1], 'conv')]
+)
+def test_what_is_frozen_has_no_gradient(after, frozen):
+    x, (plain, one) = images(), pair(after)
     gradients = []
     for module in (plain, one):
         inputs = dict(x=x.detach().requires_grad_(frozen != 'x'), **dict(module.norm.named_parameters()))
+        if after != 'gelu':
+            inputs['conv'] = module.after.weight
         inputs[frozen].requires_grad_(False)
         output = module(inputs['x'])
         output.square().sum().backward()
@@ -92,11 +112,12 @@ def test_what_is_frozen_has_no_gradient(frozen):
     assert sum(value is None for value in gradients[1]) == 1
 
 
-def test_forward_over_reverse():
+@pytest.mark.parametrize('after', AFTER)
+def test_forward_over_reverse(after):
     """A product with the Hessian."""
     x, v = images().detach(), torch.randn(2, 3, 4, 5, dtype=torch.float64)
     products = []
-    for module in pair(track_running_stats=False):
+    for module in pair(after, track_running_stats=False):
 
         def loss(x, module=module):
             return module(x).pow(3).sum()
@@ -128,13 +149,46 @@ def test_the_checks_of_the_norm(shape, message):
     assert one.norm.running_var.eq(1).all()
 
 
+@pytest.mark.parametrize('x_dtype', [torch.float32, torch.bfloat16])
+def test_the_same_under_autocast(x_dtype):
+    plain, one = pair(AFTER[1], torch.float32)
+    x, results = images(x_dtype), []
+    for module in (plain, one):
+        with torch.autocast('cpu', torch.bfloat16):
+            output = module(x)
+        results.append([output, *torch.autograd.grad(output.float().pow(3).sum(), (x, *module.parameters()))])
+    assert is_one(output)
+    for expected, actual in zip(*results):
+        assert actual.dtype == expected.dtype
+        assert (actual - expected).norm() < 0.01 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    'conv',
+    [
+        nn.Conv2d(3, 5, 1),
+        nn.Conv2d(3, 5, 3, bias=False),
+        nn.Conv2d(3, 5, 1, padding=1, bias=False),
+        nn.Conv2d(3, 3, 1, groups=3, bias=False),
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 5, 1, bias=False)),
+    ],
+)
+def test_other_convolutions_are_called(conv):
+    plain, one = pair()
+    plain.after = one.after = conv.double()
+    output = one(images())
+    assert not is_one(output)
+    torch.testing.assert_close(output, plain(images()))
+
+
 def test_no_images():
     plain, one = pair()
     assert one(images(shape=(2, 3, 4, 5))[:0]).shape == plain(images()[:0]).shape == (0, 3, 4, 5)
 
 
-def test_derivatives_of_any_order():
-    plain, one = pair(track_running_stats=False)
+@pytest.mark.parametrize('after', AFTER)
+def test_derivatives_of_any_order(after):
+    plain, one = pair(after, track_running_stats=False)
     x = images(shape=(2, 3, 3, 3)) + torch.randn(2, 3, 3, 3, dtype=torch.float64)
     weights = [value.detach().requires_grad_() for value in one.parameters()]
 
@@ -149,7 +203,7 @@ def test_derivatives_of_any_order():
     for module in (plain, one):
 
         def loss(weight, module=module):
-            return call(x.detach(), weight, weights[1], module=module).square().sum()
+            return call(x.detach(), weight, *weights[1:], module=module).square().sum()
 
         hessians.append(torch.func.jacrev(torch.func.grad(loss))(weights[0].detach()))
     torch.testing.assert_close(*hessians)
@@ -168,8 +222,9 @@ class NoGradient(torch.autograd.Function):
         return None
 
 
-def test_no_gradient_arrives():
-    _, one = pair()
+@pytest.mark.parametrize('after', AFTER)
+def test_no_gradient_arrives(after):
+    _, one = pair(after)
     x = images()
     (gradient,) = torch.autograd.grad(NoGradient.apply(one(x)).sum() + x.sum(), x)
     assert gradient.eq(1).all()
@@ -183,7 +238,7 @@ def test_global_hooks():
         assert not is_one(one(images()))
     finally:
         handle.remove()
-    assert calls == ['BatchNorm2d', 'Gelu', 'NormGelu']
+    assert calls == ['BatchNorm2d', 'Gelu', 'Normed']
     assert is_one(one(images()))
 
 
@@ -198,9 +253,9 @@ def test_modules_are_called_where_something_may_depend_on_it():
     calls = []
     for change in (
         lambda m: m.norm.register_forward_hook(lambda *_: calls.append('norm')) and None,
-        lambda m: m.act.register_forward_pre_hook(lambda *_: calls.append('act')) and None,
-        lambda m: m.act.register_full_backward_hook(lambda *_: calls.append('act backward')) and None,
-        lambda m: setattr(m, 'act', nn.ReLU()),
+        lambda m: m.after.register_forward_pre_hook(lambda *_: calls.append('act')) and None,
+        lambda m: m.after.register_full_backward_hook(lambda *_: calls.append('act backward')) and None,
+        lambda m: setattr(m, 'after', nn.ReLU()),
         lambda m: setattr(m, 'norm', nn.GroupNorm(1, 3).double()),
         lambda m: setattr(m, 'norm', nn.BatchNorm2d(3, affine=False).double()),
         lambda m: m.eval(),
@@ -216,15 +271,16 @@ def test_modules_are_called_where_something_may_depend_on_it():
     assert runs_plain(x.to('meta'), module)
 
 
-def test_transforms():
+@pytest.mark.parametrize('after', AFTER)
+def test_transforms(after):
     x = images()
-    plain, one = pair(track_running_stats=False)
+    plain, one = pair(after, track_running_stats=False)
     expected = plain(x)
     compiled = torch.compile(one, backend='aot_eager', fullgraph=True)(x)
     torch.testing.assert_close(compiled, expected)
     traced = torch.jit.trace(one, x)
     torch.testing.assert_close(traced(x), expected)
     assert 'PythonOp' not in str(traced.inlined_graph)
-    assert '^_NormGelu' not in str(traced.inlined_graph)
+    assert '^_Normed' not in str(traced.inlined_graph)
     graph = fx.symbolic_trace(nn.Sequential(one))
     torch.testing.assert_close(graph(x), expected)
