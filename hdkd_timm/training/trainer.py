@@ -38,6 +38,7 @@ from .run_folder import load_state, save_state
 _logger = logging.getLogger(__name__)
 
 MUCH_WAITING, LITTLE_WAITING = 0.3, 0.1  # shares of an epoch's time: worth a warning, and hardly any
+COLLAPSED_EPOCHS = 5  # in a row, with a single class for all validation images: worth a warning
 MAX_INITIAL_SHARE = 0.05  # of the first weights in a moving average; a larger one is warned of
 
 
@@ -57,6 +58,8 @@ class TrainState:
         best_metric: Its metric on val, negated where lower is better.
         thresholds: Of images with any number of labels, those that the validation images of the epoch that is kept
             choose, (K,); None without any.
+        single_class_epochs: Epochs since all validation images were given the same class, if they were not before.
+        tells_apart: Whether an epoch gave validation images different classes.
         lr: Largest learning rate at the start of the current epoch.
         seconds: Time spent in training steps.
     """
@@ -71,6 +74,8 @@ class TrainState:
     best_epoch: Optional[int] = None
     best_metric: Optional[float] = None
     thresholds: Optional[List[float]] = None
+    single_class_epochs: int = 0
+    tells_apart: bool = False
     lr: float = 0.0
     seconds: float = 0.0
 
@@ -483,6 +488,7 @@ class Trainer:
         metrics.update({f'val_{key}': value for key, value in scores.items()})
         for label, of_class in config.problem.per_class(probs, targets, self.context.classes).items():
             metrics.update({f'val_{key}_{label}': value for key, value in of_class.items()})
+        self.warn_of_collapse(probs, targets)
         name = config.select_metric or config.problem.select_metric
         if config.multi_label and math.isnan(scores[name]):
             raise ValueError(
@@ -497,6 +503,23 @@ class Trainer:
                 state.thresholds = choose_thresholds(probs, targets).tolist()
             self.save_best()
         return is_best
+
+    def warn_of_collapse(self, probs: np.ndarray, targets: np.ndarray) -> None:
+        """Warn if a network that told validation images apart has given all of them the same class for some epochs."""
+        state = self.state
+        if self.config.multi_label or len(np.unique(targets)) == 1:
+            return
+        given = np.unique(probs.argmax(axis=1))
+        if len(given) > 1:
+            state.single_class_epochs, state.tells_apart = 0, True
+            return
+        state.single_class_epochs += state.tells_apart
+        if state.single_class_epochs == COLLAPSED_EPOCHS and self.world.is_primary:
+            _logger.warning(
+                f'{self.name}  the last {COLLAPSED_EPOCHS} epochs gave all {len(targets)} validation images the class'
+                f" '{self.context.classes[given[0]]}': the training has collapsed. Try a lower learning rate or"
+                ' --clip-grad 1.'
+            )
 
     def evaluate(self, split: str, saves: bool = True) -> Tuple[np.ndarray, np.ndarray]:
         """Probabilities (N, K) and class indices (N,) of a split.

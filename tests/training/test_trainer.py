@@ -534,6 +534,56 @@ def test_waiting_for_images_is_told(make_trainer, device, epoch, waited, drained
     assert re.search(told, caplog.text) if told else not caplog.text
 
 
+def probs_of(*classes):
+    return np.eye(2)[list(classes)] * 0.5 + 0.25
+
+
+APART, SAME, OTHER = probs_of(0, 1, 1), probs_of(1, 1, 1), probs_of(0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ('epochs', 'told'),
+    [
+        ([APART, *[SAME] * 5], "all 3 validation images the class 'b'"),
+        ([APART, *[OTHER] * 9], "all 3 validation images the class 'a'"),  # once
+        ([APART, *[SAME] * 4, APART, *[SAME] * 4], None),
+        ([SAME] * 9, None),  # it has learned nothing yet, as in a warm-up
+        ([*[SAME] * 9, APART, *[SAME] * 5], "all 3 validation images the class 'b'"),
+    ],
+)
+def test_collapse_is_told(make_trainer, epochs, told, caplog):
+    trainer = make_trainer()
+    trainer.context.classes = ['a', 'b']
+    caplog.clear()
+    for probs in epochs:
+        trainer.warn_of_collapse(probs, np.array([0, 1, 1]))
+    assert len(caplog.records) == bool(told)
+    assert not told or f'net  the last 5 epochs gave {told}: the training has collapsed' in caplog.text
+
+
+def test_validation_images_of_one_class_show_no_collapse(make_trainer, caplog):
+    trainer = make_trainer()
+    caplog.clear()
+    for probs in [APART, *[SAME] * 9]:
+        trainer.warn_of_collapse(probs, np.array([1, 1, 1]))
+    assert not caplog.records
+
+
+def test_collapse_is_told_after_an_epoch_and_kept_with_the_state(make_trainer, monkeypatch, caplog):
+    trainer = make_trainer(val_fraction=0.25)
+    trainer.open_folder()
+    n, k = len(trainer.loaders['val'].dataset), len(trainer.context.classes)
+    outputs = iter([np.eye(k)[np.arange(n) % k], *[np.eye(k)[np.zeros(n, int)]] * 5])
+    monkeypatch.setattr(trainer, 'evaluate', lambda split: (next(outputs), np.arange(n) % k))
+    for _ in range(5):
+        trainer.validate({})
+        trainer.save()
+        trainer.state = TrainState(**load_state(trainer.folder / 'last.pth')['progress'][0])
+    assert (trainer.state.single_class_epochs, 'collapsed' in caplog.text) == (4, False)
+    trainer.validate({})
+    assert f"the class '{trainer.context.classes[0]}': the training has collapsed" in caplog.text
+
+
 def test_time_of_waiting_is_that_of_the_loader(make_trainer, monkeypatch):
     trainer = make_trainer()
     batches = trainer.read_batches()
