@@ -50,7 +50,10 @@ class _Normed(torch.autograd.Function):
         x, weight, bias, conv_weight, mean, rstd = ctx.saved_tensors
         if grad is None:
             return (None,) * 9
-        if torch.is_grad_enabled():  # the gradient is to be differentiated again
+        needs_conv = ctx.needs_input_grad[3]
+        if conv_weight is not None and not needs_conv:
+            normed = x  # only its shape counts
+        elif torch.is_grad_enabled():  # the gradient is to be differentiated again
             normed = F.batch_norm(x, None, None, weight, bias, True, 0.0, ctx.eps)
         else:  # the same from what is known
             var = (rstd.double() ** -2 - ctx.eps).to(rstd.dtype)
@@ -59,7 +62,7 @@ class _Normed(torch.autograd.Function):
         if conv_weight is None:
             grad = _gelu_backward(grad, normed)
         else:
-            grad, grad_conv = pointwise_backward(grad, normed, conv_weight, ctx.stride, ctx.needs_input_grad[3])
+            grad, grad_conv = pointwise_backward(grad, normed, conv_weight, ctx.stride, needs_conv)
         del normed
         grads = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, None, None, mean, rstd, True, ctx.eps, ctx.needs_input_grad[:3]
@@ -77,7 +80,7 @@ def _gelu_backward(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 def norm_gelu(x: torch.Tensor, norm: nn.Module, act: nn.Module) -> torch.Tensor:
     """`act(norm(x))`. When a BatchNorm and a GELU are trained on a CPU, the output of the former is not kept for the
-    backward pass but computed again, which adds about a tenth to the time of the two layers.
+    backward pass but computed again, which adds about a tenth to the time of these two layers.
 
     (B, C, H, W) -> (B, C, H, W). The modules are called as such where something may depend on it, see `runs_plain`.
     """
@@ -87,7 +90,8 @@ def norm_gelu(x: torch.Tensor, norm: nn.Module, act: nn.Module) -> torch.Tensor:
 
 
 def norm_conv(x: torch.Tensor, norm: nn.Module, conv: nn.Module) -> torch.Tensor:
-    """`conv(norm(x))`, a BatchNorm and a 1x1 convolution: as `norm_gelu`.
+    """`conv(norm(x))`, a BatchNorm and a 1x1 convolution, as `norm_gelu`; the norm's bias is kept too, and must not be
+    changed before the backward pass.
 
     (B, C, H, W) -> (B, O, ceil(H / stride), ceil(W / stride))
     """
@@ -100,11 +104,12 @@ def _apply(
     x: torch.Tensor, norm: nn.BatchNorm2d, conv_weight: Optional[torch.Tensor], stride: Tuple[int, int]
 ) -> torch.Tensor:
     """`_Normed` with the statistics of a BatchNorm, which it updates."""
-    statistics, momentum = (None, None), 0.0
-    if norm.track_running_stats and norm.running_mean is not None:
-        norm.num_batches_tracked.add_(1)
+    statistics, momentum = (None, None), norm.momentum or 0.0
+    if norm.track_running_stats:
         statistics = norm.running_mean, norm.running_var
-        momentum = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+            momentum = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
     return _Normed.apply(x, norm.weight, norm.bias, conv_weight, stride, *statistics, momentum, norm.eps)[0]
 
 

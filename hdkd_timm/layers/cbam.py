@@ -109,8 +109,9 @@ class _GatedSum(torch.autograd.Function):
         y = x * gate
         grad_conv = None
         if conv_weight is not None:
-            z = torch.addcmul(x, y, spatial_gate)
-            grad, grad_conv = pointwise_backward(grad, z, conv_weight, (1, 1), ctx.needs_input_grad[3])
+            needs_conv = ctx.needs_input_grad[3]
+            z = torch.addcmul(x, y, spatial_gate) if needs_conv else x
+            grad, grad_conv = pointwise_backward(grad, z, conv_weight, (1, 1), needs_conv)
             del z
         grad_pooled, grad_weight, _ = torch.ops.aten.convolution_backward(
             torch.ops.aten.sigmoid_backward((grad * y).sum(1, keepdim=True), spatial_gate),
@@ -175,7 +176,10 @@ class Cbam(nn.Module):
         self.spatial = SpatialAttention(dilation=dilation, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        channel_gate = self.channel(x)
+        return self.gate(x, self.channel(x))
+
+    def gate(self, x: torch.Tensor, channel_gate: torch.Tensor) -> torch.Tensor:
+        """What follows the channel gate (B, C, 1, 1)."""
         if not torch.jit.is_scripting():  # noqa: SIM102, TorchScript skips the branch in this form only
             if _is_published(self.spatial) and not runs_plain(x, self.spatial) and x.dtype == channel_gate.dtype:
                 conv = self.spatial.conv
@@ -199,5 +203,5 @@ def cbam_conv(x: torch.Tensor, attn: nn.Module, conv: nn.Module) -> torch.Tensor
         return conv(attn(x))
     gate, spatial = attn.channel(x), attn.spatial.conv
     if x.dtype != gate.dtype:
-        return conv(attn(x))
+        return conv(attn.gate(x, gate))
     return _GatedSum.apply(x, gate, spatial.weight, conv.weight, spatial.padding, spatial.dilation)[0]

@@ -44,8 +44,8 @@ def runs_plain(x: Any, *modules: nn.Module) -> bool:
     """Whether modules are to be called one by one on x, so that all that the backward pass needs is kept.
 
     That is so on other devices than CPUs; if x has no gradient; in forward-mode differentiation, for which there are no
-    formulas; for a compiler, which decides itself what to keep; in a trace; and if a hook waits for one of the modules,
-    or of their parts, to be called.
+    formulas; for a compiler, which decides itself what to keep; in a trace; and if a hook, or another `forward` than
+    that of its class, waits for one of the modules, or of their parts, to be called.
     """
     return (
         not isinstance(x, torch.Tensor)  # a node of a symbolic trace
@@ -62,7 +62,11 @@ def runs_plain(x: Any, *modules: nn.Module) -> bool:
 
 def _has_hooks(module: nn.Module) -> bool:
     return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        'forward' in vars(module)  # accelerate's hooks replace it
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
     )
 
 
@@ -80,7 +84,8 @@ def is_pointwise(conv: nn.Module) -> bool:
 def pointwise_backward(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, stride: Tuple[int, int], needs_weight: bool
 ) -> Tuple[torch.Tensor, Optional[torch.Tensor]]:
-    """Gradients of x and, if needed, of the weight of a 1x1 convolution, in their own precisions."""
+    """Gradients of x and, if needed, of the weight of a 1x1 convolution, in their own precisions. Without the latter,
+    only the shape of x counts."""
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
         grad,
         x.to(grad.dtype),

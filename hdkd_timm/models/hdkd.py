@@ -45,9 +45,9 @@ from timm.layers import (
 )
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from .._compat import ADAPTS_FIRST_CONV, adapt_first_conv, record_model_args, update_model_input_size
+from ..layers.batch_norm import norm_gelu
 from ..layers.gelu import Gelu
 from ..layers.mbcsa import MbcsaBlock
-from ..layers.batch_norm import norm_gelu
 from ..layers.patch_embed import PatchEmbed
 from ..layers.recompute import checkpoint_blocks
 from ..layers.reparam import ReparamLayer, fold_batch_norms

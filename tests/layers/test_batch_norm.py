@@ -3,10 +3,11 @@ import copy
 import pytest
 import torch
 from torch import fx, nn
+from torch.nn import functional as F
 
 from hdkd_timm.layers.batch_norm import norm_conv, norm_gelu
 from hdkd_timm.layers.gelu import Gelu
-from hdkd_timm.layers.recompute import runs_plain
+from hdkd_timm.layers.recompute import pointwise_backward, runs_plain
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 AFTER = ['gelu', 'conv of stride 1', 'conv of stride 2']
@@ -181,9 +182,34 @@ def test_other_convolutions_are_called(conv):
     torch.testing.assert_close(output, plain(images()))
 
 
-def test_no_images():
-    plain, one = pair()
-    assert one(images(shape=(2, 3, 4, 5))[:0]).shape == plain(images()[:0]).shape == (0, 3, 4, 5)
+@pytest.mark.parametrize('after', AFTER)
+def test_no_images(after):
+    plain, one = pair(after)
+    assert one(images()[:0]).shape == plain(images()[:0]).shape == (0, *plain(images()).shape[1:])
+
+
+def test_frozen_convolution_needs_no_norm(monkeypatch):
+    _, one = pair(AFTER[1])
+    one.after.weight.requires_grad_(False)
+    x, masks = images(), []
+
+    def spy(*args):
+        masks.append(args[-1])
+        assert args[1].data_ptr() == x.data_ptr()
+        return pointwise_backward(*args)
+
+    monkeypatch.setattr('hdkd_timm.layers.batch_norm.pointwise_backward', spy)
+    one(x).sum().backward()
+    assert masks == [False]
+
+
+@pytest.mark.parametrize('momentum', [0.1, None])
+def test_norm_that_counts_no_batches(momentum):
+    plain, one = pair(momentum=momentum)
+    for module in (plain, one):
+        module.norm.num_batches_tracked = None
+    assert torch.equal(one(images()), plain(images()))
+    assert all(torch.equal(p, q) for p, q in zip(plain.buffers(), one.buffers()))
 
 
 @pytest.mark.parametrize('after', AFTER)
@@ -258,13 +284,16 @@ def test_modules_are_called_where_something_may_depend_on_it():
         lambda m: setattr(m, 'after', nn.ReLU()),
         lambda m: setattr(m, 'norm', nn.GroupNorm(1, 3).double()),
         lambda m: setattr(m, 'norm', nn.BatchNorm2d(3, affine=False).double()),
+        lambda m: setattr(
+            m.norm, 'forward', lambda x: calls.append('norm again') or F.batch_norm(x, None, None, training=True)
+        ),
         lambda m: m.eval(),
     ):
         module = changed(change)
         output = module(x)
         assert not is_one(output)
         output.sum().backward()
-    assert calls == ['norm', 'act', 'act backward']
+    assert calls == ['norm', 'act', 'act backward', 'norm again']
     _, module = pair()
     with torch.no_grad():
         assert module(x).grad_fn is None

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hdkd_timm.layers.cbam import Cbam, ChannelAttention, SpatialAttention, _gated_sum, _GatedSum, cbam_conv
+from hdkd_timm.layers.recompute import pointwise_backward
 
 
 def test_gates_by_hand():
@@ -142,15 +143,23 @@ def test_derivatives_of_any_order(has_conv):
     torch.testing.assert_close(*batched)
 
 
-def test_convolution_that_is_frozen():
+def test_convolution_that_is_frozen(monkeypatch):
     plain, one = pair(torch.float64, has_conv=True)
     x, results = torch.randn(2, 32, 6, 7, dtype=torch.float64, requires_grad=True), []
+    masks = []
+
+    def spy(*args):
+        masks.append(args[-1])
+        assert args[1].untyped_storage().data_ptr() == x.untyped_storage().data_ptr()  # nothing was computed again
+        return pointwise_backward(*args)
+
+    monkeypatch.setattr('hdkd_timm.layers.cbam.pointwise_backward', spy)
     for module in (plain, one):
         module.conv.weight.requires_grad_(False)
         output = module(x)
         results.append(torch.autograd.grad(output.pow(3).sum(), (x, *module.attn.parameters())))
     assert output.grad_fn.name().startswith('_GatedSum')
-    assert module.conv.weight.grad is None
+    assert masks == [False]
     for expected, actual in zip(*results):
         torch.testing.assert_close(actual, expected)
 
@@ -163,6 +172,9 @@ def test_convolution_that_is_frozen():
         lambda m: setattr(m, 'conv', torch.nn.Conv2d(32, 5, 1, stride=2, bias=False)),
         lambda m: setattr(m, 'conv', torch.nn.Conv2d(32, 5, 1)),
         lambda m: setattr(m, 'attn', torch.nn.Sigmoid()),
+        lambda m: setattr(m.attn.spatial, 'conv', torch.nn.Conv2d(2, 1, 7, padding=3)),
+        lambda m: setattr(m.conv, 'forward', lambda x: m.conv._conv_forward(x, 2 * m.conv.weight, None)),
+        lambda m: setattr(m.attn, 'forward', lambda x: x.sigmoid()),
     ],
 )
 def test_convolution_that_is_called(change):
@@ -172,6 +184,19 @@ def test_convolution_that_is_called(change):
     output = module(x)
     assert output.grad_fn.name() == 'ConvolutionBackward0'
     torch.testing.assert_close(output, module.conv(module.attn(x)))
+
+
+def test_gate_of_another_precision(monkeypatch):
+    _, module = pair(torch.float32, has_conv=True)
+    x, calls = torch.randn(2, 32, 6, 7, requires_grad=True), []
+    forward = ChannelAttention.forward
+    monkeypatch.setattr(ChannelAttention, 'forward', lambda self, x: calls.append(x.dtype) or forward(self, x))
+    with torch.autocast('cpu', torch.bfloat16):
+        output = module(x)
+        assert calls == [torch.float32]  # once
+        expected = module.conv(module.attn(x))
+    assert not output.grad_fn.name().startswith('_GatedSum')
+    torch.testing.assert_close(output, expected)
 
 
 def replaced(change):
