@@ -517,8 +517,8 @@ class Trainer:
         if state.single_class_epochs == COLLAPSED_EPOCHS and self.world.is_primary:
             _logger.warning(
                 f'{self.name}  the last {COLLAPSED_EPOCHS} epochs gave all {len(targets)} validation images the class'
-                f" '{self.context.classes[given[0]]}': the training has collapsed. Try a lower learning rate or"
-                ' --clip-grad 1.'
+                f" '{self.context.classes[given[0]]}': the training has collapsed. Try a lower learning rate"
+                f' than {self.config.lr:g}.'
             )
 
     def evaluate(self, split: str, saves: bool = True) -> Tuple[np.ndarray, np.ndarray]:
