@@ -517,7 +517,7 @@ class Trainer:
         if state.single_class_epochs == COLLAPSED_EPOCHS and self.world.is_primary:
             _logger.warning(
                 f'{self.name}  the last {COLLAPSED_EPOCHS} epochs gave all {len(targets)} validation images the class'
-                f" '{self.context.classes[given[0]]}': the training has collapsed. Try a lower learning rate"
+                f" '{self.context.classes[given[0]]}': the training may have collapsed. Try a lower learning rate"
                 f' than {self.config.lr:g}.'
             )
 
