@@ -38,7 +38,7 @@ from .run_folder import load_state, save_state
 _logger = logging.getLogger(__name__)
 
 MUCH_WAITING, LITTLE_WAITING = 0.3, 0.1  # shares of an epoch's time: worth a warning, and hardly any
-COLLAPSED_EPOCHS = 5  # in a row, with a single class for all validation images: worth a warning
+UNSTABLE_EPOCHS = 4  # with a single class for all validation images, after one with several: worth a warning
 MAX_INITIAL_SHARE = 0.05  # of the first weights in a moving average; a larger one is warned of
 
 
@@ -58,7 +58,7 @@ class TrainState:
         best_metric: Its metric on val, negated where lower is better.
         thresholds: Of images with any number of labels, those that the validation images of the epoch that is kept
             choose, (K,); None without any.
-        single_class_epochs: Epochs since all validation images were given the same class, if they were not before.
+        single_class_epochs: Epochs that gave all validation images the same class, after one that did not.
         tells_apart: Whether an epoch gave validation images different classes.
         lr: Largest learning rate at the start of the current epoch.
         seconds: Time spent in training steps.
@@ -505,20 +505,20 @@ class Trainer:
         return is_best
 
     def warn_of_collapse(self, probs: np.ndarray, targets: np.ndarray) -> None:
-        """Warn if a network that told validation images apart has given all of them the same class for some epochs."""
+        """Warn if a network that told validation images apart gives all of them one class in several later epochs."""
         state = self.state
         if self.config.multi_label or len(np.unique(targets)) == 1:
             return
         given = np.unique(probs.argmax(axis=1))
         if len(given) > 1:
-            state.single_class_epochs, state.tells_apart = 0, True
+            state.tells_apart = True
             return
         state.single_class_epochs += state.tells_apart
-        if state.single_class_epochs == COLLAPSED_EPOCHS and self.world.is_primary:
+        if state.single_class_epochs == UNSTABLE_EPOCHS and self.world.is_primary:
             _logger.warning(
-                f'{self.name}  the last {COLLAPSED_EPOCHS} epochs gave all {len(targets)} validation images the class'
-                f" '{self.context.classes[given[0]]}': the training may have collapsed. Try a lower learning rate"
-                f' than {self.config.lr:g}.'
+                f'{self.name}  {UNSTABLE_EPOCHS} epochs so far gave all {len(targets)} validation images one class'
+                f" (now '{self.context.classes[given[0]]}'), after one that told them apart: the training may be"
+                f' unstable, or have collapsed. Try a lower learning rate than {self.config.lr:g}.'
             )
 
     def evaluate(self, split: str, saves: bool = True) -> Tuple[np.ndarray, np.ndarray]:

@@ -544,11 +544,12 @@ APART, SAME, OTHER = probs_of(0, 1, 1), probs_of(1, 1, 1), probs_of(0, 0, 0)
 @pytest.mark.parametrize(
     ('epochs', 'told'),
     [
-        ([APART, *[SAME] * 5], "all 3 validation images the class 'b'"),
-        ([APART, *[OTHER] * 9], "all 3 validation images the class 'a'"),  # once
-        ([APART, *[SAME] * 4, APART, *[SAME] * 4], None),
+        ([APART, *[SAME] * 4], 'b'),
+        ([APART, *[OTHER] * 9], 'a'),  # once
+        ([APART, SAME, APART, *[SAME] * 2, APART, OTHER], 'a'),  # not in a row
+        ([APART, *[SAME] * 3, APART, APART], None),
         ([SAME] * 9, None),  # it has learned nothing yet, as in a warm-up
-        ([*[SAME] * 9, APART, *[SAME] * 5], "all 3 validation images the class 'b'"),
+        ([*[SAME] * 9, APART, *[SAME] * 4], 'b'),
     ],
 )
 def test_collapse_is_told(make_trainer, epochs, told, caplog):
@@ -558,7 +559,8 @@ def test_collapse_is_told(make_trainer, epochs, told, caplog):
     for probs in epochs:
         trainer.warn_of_collapse(probs, np.array([0, 1, 1]))
     assert len(caplog.records) == bool(told)
-    assert not told or f'net  the last 5 epochs gave {told}: the training may have collapsed' in caplog.text
+    message = f"net  4 epochs so far gave all 3 validation images one class (now '{told}')"
+    assert not told or message in caplog.text
 
 
 def test_validation_images_of_one_class_show_no_collapse(make_trainer, caplog):
@@ -573,15 +575,15 @@ def test_collapse_is_told_after_an_epoch_and_kept_with_the_state(make_trainer, m
     trainer = make_trainer(val_fraction=0.25)
     trainer.open_folder()
     n, k = len(trainer.loaders['val'].dataset), len(trainer.context.classes)
-    outputs = iter([np.eye(k)[np.arange(n) % k], *[np.eye(k)[np.zeros(n, int)]] * 5])
+    outputs = iter([np.eye(k)[np.arange(n) % k], *[np.eye(k)[np.zeros(n, int)]] * 4])
     monkeypatch.setattr(trainer, 'evaluate', lambda split: (next(outputs), np.arange(n) % k))
-    for _ in range(5):
+    for _ in range(4):
         trainer.validate({})
         trainer.save()
         trainer.state = TrainState(**load_state(trainer.folder / 'last.pth')['progress'][0])
-    assert (trainer.state.single_class_epochs, 'collapsed' in caplog.text) == (4, False)
+    assert (trainer.state.single_class_epochs, 'collapsed' in caplog.text) == (3, False)
     trainer.validate({})
-    assert f"the class '{trainer.context.classes[0]}': the training may have collapsed" in caplog.text
+    assert f"one class (now '{trainer.context.classes[0]}'), after one that told them apart" in caplog.text
 
 
 def test_time_of_waiting_is_that_of_the_loader(make_trainer, monkeypatch):
