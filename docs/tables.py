@@ -66,17 +66,34 @@ def chest_xray(rows: Rows) -> str:
     return to_markdown(COLUMNS, [*found, *_list_published(rows)])
 
 
-def breastmnist(rows: Rows) -> str:
-    """The arms of the study, means with standard deviations over the seeds, then the published rows."""
-    with open(DOCS / 'studies' / 'breastmnist' / 'results.csv', encoding='utf-8', newline='') as file:
+def _list_arms(study: str, names: Dict[str, str]) -> List[List[str]]:
+    """Arms of a study from random weights: means with standard deviations over the seeds."""
+    folder = DOCS / 'studies' / study
+    size = str(yaml.safe_load((folder / 'study.yaml').read_text(encoding='utf-8'))['img_size'])
+    with open(folder / 'results.csv', encoding='utf-8', newline='') as file:
         arms = {r['arm']: r for r in csv.DictReader(file)}
-    names = {'hdkd': '`hdkd_student`, HDKD', 'alone': '`hdkd_student` alone'}
     found = []
     for arm, name in names.items():
         metrics = ('accuracy', 'macro_auroc')
         values = [(float(arms[arm][f'test_{metric}']), float(arms[arm][f'test_{metric}_sd'])) for metric in metrics]
-        found.append([name, STARTS['random'], '28', *(f'{mean:.3f} ± {sd:.3f}' for mean, sd in values), 'this page'])
-    return to_markdown(COLUMNS, [*found, *_list_published(rows)])
+        found.append([name, STARTS['random'], size, *(f'{mean:.3f} ± {sd:.3f}' for mean, sd in values), 'this page'])
+    return found
+
+
+def breastmnist(rows: Rows) -> str:
+    """The arms of the study, then the published rows."""
+    names = {
+        'hdkd': '`hdkd_student`, HDKD',
+        'alone': '`hdkd_student` alone',
+        'alone-lr3e-4': '`hdkd_student` alone, 3e-4',
+    }
+    return to_markdown(COLUMNS, [*_list_arms('breastmnist', names), *_list_published(rows)])
+
+
+def busi(rows: Rows) -> str:
+    """The arms of the study, then the published rows."""
+    names = {'alone-lr3e-4': '`hdkd_student` alone, 3e-4', 'alone': '`hdkd_student` alone, 1e-3'}
+    return to_markdown(COLUMNS, [*_list_arms('busi', names), *_list_published(rows)])
 
 
 def multi_label(rows: Rows) -> str:
@@ -401,7 +418,7 @@ def write_peers(folder: Path) -> str:
 TABLES: Dict[str, Callable[[Rows], str]] = {
     f.__name__: f
     for f in (
-        *(all_images, breastmnist, chest_xray, multi_label),
+        *(all_images, breastmnist, busi, chest_xray, multi_label),
         *(training_step, training_step_avx2, training_step_avx512),
         process_settings,
         *(step_profile, step_profile_avx512, inference_profile, inference_profile_avx2),
